@@ -1,0 +1,74 @@
+package hubcache
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/hubcache/hubcache/"
+
+// floors names, for each room of the house, the rooms it may look into.
+// Arrows point down (docs/design.md, "Floor plan"): a change that needs a new arrow
+// moves a wall first, in a commit of its own.
+var floors = map[string][]string{
+	"lru":          {},
+	"storage":      {"lru"},
+	"auth":         {},
+	"registry":     {"auth", "storage"},
+	"admin":        {"registry", "storage"},
+	"prune":        {},
+	"cmd/hubcache": {"admin", "auth", "prune", "registry", "storage"},
+}
+
+// TestFloorPlan fails when a package imports one that it must not know.
+// Tests may reach for the fakes in integration/, and for nothing else above their floor.
+func TestFloorPlan(t *testing.T) {
+	seen := map[string]bool{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != "." || d.Name() == "integration" || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || filepath.Dir(path) == "." {
+			return nil
+		}
+		room := filepath.ToSlash(filepath.Dir(path))
+		below, ok := floors[room]
+		if !ok {
+			t.Errorf("%s: package %q is not on the floor plan", path, room)
+			return nil
+		}
+		seen[room] = true
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range file.Imports {
+			name := strings.Trim(spec.Path.Value, `"`)
+			other, ours := strings.CutPrefix(name, module)
+			if !ours || other == room || slices.Contains(below, other) {
+				continue
+			}
+			if strings.HasSuffix(path, "_test.go") && strings.HasPrefix(other, "integration/") {
+				continue
+			}
+			t.Errorf("%s imports %s; %s may import only %v", path, other, room, below)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for room := range floors {
+		if !seen[room] {
+			t.Errorf("the floor plan names %q, and there is no such package", room)
+		}
+	}
+}
