@@ -195,13 +195,14 @@ func (c *Cache[K, V]) LetGo(e *Entry[K, V]) (last bool) {
 // Held reports whether somebody holds e.
 func (e *Entry[K, V]) Held() bool { return e.holders > 0 }
 
-// Victims picks entries that make room for n more bytes: unfinished ones first, then
-// those that were used the longest ago and that nobody holds. It returns nil when
-// that would not be enough, for then nothing should leave in vain.
+// Victims picks entries that make room for n more bytes, and at least atLeast bytes
+// of them: unfinished ones first, then those that were used the longest ago and that
+// nobody holds. It returns nil when that would not be enough, for then nothing should
+// leave in vain.
 //
 // What it returns is out of the cache, and counted until Gone.
-func (c *Cache[K, V]) Victims(n int64) []*Entry[K, V] {
-	need := c.used + c.reserved + n - c.max
+func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
+	need := max(c.used+c.reserved+n-c.max, atLeast)
 	partBytes := int64(0)
 	for _, e := range c.partial.Values() {
 		partBytes += e.Size

@@ -45,7 +45,7 @@ func run(t *testing.T, ops []byte) {
 				t.Fatalf("Reserve(%d) = %v, model says %v", n, ok, want)
 			}
 			if !ok {
-				for _, e := range c.Victims(n) {
+				for _, e := range c.Victims(n, 0) {
 					leave(t, m, e, evicted)
 				}
 				m.sweep(c)
@@ -203,13 +203,13 @@ func TestVictimsRefusesInVain(t *testing.T) {
 		c.Commit(4, &entry{Key: k, Size: 4})
 	}
 	c.Hold(c.Peek(0))
-	if v := c.Victims(8); v != nil {
+	if v := c.Victims(8, 0); v != nil {
 		t.Errorf("Victims(8) = %d entries although only 6 bytes can be had", len(v))
 	}
-	if v := c.Victims(11); v != nil {
+	if v := c.Victims(11, 0); v != nil {
 		t.Error("victims for something larger than the budget")
 	}
-	if v := c.Victims(6); len(v) != 1 || v[0].Key != 1 {
+	if v := c.Victims(6, 0); len(v) != 1 || v[0].Key != 1 {
 		t.Errorf("Victims(6) = %v", v)
 	}
 }
@@ -221,7 +221,7 @@ func BenchmarkEvict(b *testing.B) {
 	}
 	k := 1 << 20
 	for b.Loop() {
-		for _, e := range c.Victims(1) {
+		for _, e := range c.Victims(1, 0) {
 			c.Gone(e)
 		}
 		c.Reserve(1)

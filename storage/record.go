@@ -1,0 +1,245 @@
+package storage
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// What the index holds. Every value ends in a checksum over key and value, so that a
+// damaged index is found when it is read and not believed.
+
+var errDamaged = errors.New("damaged index record")
+
+func seal(key, value []byte) []byte {
+	sum := crc32.Update(crc32.ChecksumIEEE(key), crc32.IEEETable, value)
+	return binary.LittleEndian.AppendUint32(value, sum)
+}
+
+func unseal(key, sealed []byte) ([]byte, error) {
+	n := len(sealed) - 4
+	if n < 0 {
+		return nil, errDamaged
+	}
+	sum := crc32.Update(crc32.ChecksumIEEE(key), crc32.IEEETable, sealed[:n])
+	if binary.LittleEndian.Uint32(sealed[n:]) != sum {
+		return nil, errDamaged
+	}
+	return sealed[:n], nil
+}
+
+// fileID is what fstat said of a blob's file when it was committed.
+type fileID struct {
+	size  int64
+	ino   uint64
+	mtime int64 // Unix nanoseconds
+}
+
+// record describes a committed blob.
+type record struct {
+	fileID
+	private   bool   // came through a repository that isn't public
+	manifest  bool   // mediaType and children are set
+	mediaType string // as upstream sent it
+	children  []Child
+}
+
+const (
+	flagPrivate = 1 << iota
+	flagManifest
+)
+
+func (r *record) flags() (f byte) {
+	if r.private {
+		f |= flagPrivate
+	}
+	if r.manifest {
+		f |= flagManifest
+	}
+	return f
+}
+
+// recordHead is the length of what every record begins with: flags, size, inode, mtime.
+const recordHead = 1 + 3*8
+
+func (r *record) encode() []byte {
+	b := make([]byte, 0, recordHead+len(r.mediaType)+80*len(r.children)+8)
+	b = append(b, r.flags())
+	b = binary.LittleEndian.AppendUint64(b, uint64(r.size))
+	b = binary.LittleEndian.AppendUint64(b, r.ino)
+	b = binary.LittleEndian.AppendUint64(b, uint64(r.mtime))
+	if !r.manifest {
+		return b
+	}
+	b = appendString(b, r.mediaType)
+	b = binary.AppendUvarint(b, uint64(len(r.children)))
+	for _, c := range r.children {
+		b = append(b, byte(c.Role))
+		b = binary.AppendUvarint(b, uint64(c.Size))
+		b = appendString(b, string(c.Digest))
+	}
+	return b
+}
+
+// decodeHead decodes all but media type and children.
+func decodeHead(b []byte) (r record, rest []byte, err error) {
+	if len(b) < recordHead || b[0]&^(flagPrivate|flagManifest) != 0 {
+		return r, nil, errDamaged
+	}
+	r.private, r.manifest = b[0]&flagPrivate != 0, b[0]&flagManifest != 0
+	r.size = int64(binary.LittleEndian.Uint64(b[1:]))
+	r.ino = binary.LittleEndian.Uint64(b[9:])
+	r.mtime = int64(binary.LittleEndian.Uint64(b[17:]))
+	if r.size < 0 {
+		return r, nil, errDamaged
+	}
+	return r, b[recordHead:], nil
+}
+
+func decodeRecord(b []byte) (record, error) {
+	r, b, err := decodeHead(b)
+	if err != nil || !r.manifest {
+		return r, err
+	}
+	d := decoder{b: b}
+	r.mediaType = d.string()
+	for range d.uint(maxChildren) {
+		c := Child{Role: Role(d.byte()), Size: int64(d.uint(1 << 62)), Digest: digest.Digest(d.string())}
+		r.children = append(r.children, c)
+	}
+	return r, d.end()
+}
+
+// Link says that a repository has a blob.
+type Link struct {
+	// Confirmed: upstream itself served or answered for the blob under this repository.
+	// Otherwise one of the repository's manifests named it.
+	Confirmed bool
+	Size      int64 // bytes, as named or seen; -1 when unknown
+}
+
+func (l Link) encode() []byte {
+	b := []byte{0}
+	if l.Confirmed {
+		b[0] = 1
+	}
+	return binary.AppendVarint(b, l.Size)
+}
+
+func decodeLink(b []byte) (Link, error) {
+	d := decoder{b: b}
+	l := Link{Confirmed: d.byte() == 1, Size: d.int()}
+	return l, d.end()
+}
+
+// Tag is what a tag last resolved to.
+type Tag struct {
+	Digest    digest.Digest
+	MediaType string
+	Size      int64     // of the manifest, in bytes
+	Checked   time.Time // when upstream last said so
+}
+
+func (t Tag) encode() []byte {
+	b := binary.AppendVarint(nil, t.Checked.UnixNano())
+	b = binary.AppendVarint(b, t.Size)
+	b = appendString(b, string(t.Digest))
+	return appendString(b, t.MediaType)
+}
+
+func decodeTag(b []byte) (Tag, error) {
+	d := decoder{b: b}
+	t := Tag{Checked: time.Unix(0, d.int()), Size: d.int(), Digest: digest.Digest(d.string()), MediaType: d.string()}
+	return t, d.end()
+}
+
+// Verdict says whether anybody may read a repository.
+type Verdict struct {
+	Public bool
+	At     time.Time // when it was reached
+}
+
+func (v Verdict) encode() []byte {
+	b := []byte{0}
+	if v.Public {
+		b[0] = 1
+	}
+	return binary.AppendVarint(b, v.At.UnixNano())
+}
+
+func decodeVerdict(b []byte) (Verdict, error) {
+	d := decoder{b: b}
+	v := Verdict{Public: d.byte() == 1, At: time.Unix(0, d.int())}
+	return v, d.end()
+}
+
+func encodeTime(t time.Time) []byte { return binary.AppendVarint(nil, t.UnixNano()) }
+
+func decodeTime(b []byte) (int64, error) {
+	d := decoder{b: b}
+	return d.int(), d.end()
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+// decoder reads what the encoders above wrote. After a fault everything is zero and
+// end returns errDamaged.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) fail() { d.b, d.bad = nil, true }
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.fail()
+		return 0
+	}
+	c := d.b[0]
+	d.b = d.b[1:]
+	return c
+}
+
+func (d *decoder) uint(limit uint64) uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 || v > limit {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) int() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) string() string {
+	n := d.uint(uint64(len(d.b)))
+	if n > uint64(len(d.b)) {
+		d.fail()
+		return ""
+	}
+	s := string(d.b[:n])
+	d.b = d.b[n:]
+	return s
+}
+
+func (d *decoder) end() error {
+	if d.bad || len(d.b) > 0 {
+		return errDamaged
+	}
+	return nil
+}
