@@ -1,0 +1,2 @@
+// Package fakehub is a Docker Hub for tests: a registry, a token service and a CDN.
+package fakehub
