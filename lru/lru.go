@@ -48,6 +48,7 @@ const (
 	out     place = iota // not in the cache, or leaving: counted until Gone
 	inWhole              // committed
 	inPart               // idle and unfinished
+	inHand               // unfinished, and reserved again
 )
 
 // New returns an empty cache with a budget of max bytes.
@@ -110,8 +111,17 @@ func (c *Cache[K, V]) Unpark(k K) *Entry[K, V] {
 	}
 	c.drop(e)
 	c.Gone(e)
+	e.place = inHand
 	c.reserved += e.Size
 	return e
+}
+
+// Doom turns the reservation of n bytes into an entry that has left already: its file
+// is unlinked, and counts until Gone.
+func (c *Cache[K, V]) Doom(n int64, e *Entry[K, V]) {
+	c.reserved -= n
+	c.used += e.Size
+	c.leaving += e.Size
 }
 
 // Load adds an entry that is on disk already, as the most recently used one.

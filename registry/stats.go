@@ -32,7 +32,6 @@ type Stats struct {
 	// Counters that explain failures; all since the start.
 	Resumes          int64 // broken or stalled upstream bodies that were continued by Range
 	DigestMismatches int64 // upstream bodies whose digest or length was wrong
-	WriteErrors      int64 // disk errors while caching; the clients were served all the same
 
 	Upstreams []UpstreamStats
 	Inflight  []Inflight

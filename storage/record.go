@@ -41,15 +41,17 @@ type fileID struct {
 // record describes a committed blob.
 type record struct {
 	fileID
-	private   bool   // came through a repository that isn't public
-	manifest  bool   // mediaType and children are set
-	mediaType string // as upstream sent it
-	children  []Child
+	private    bool   // came through a repository that isn't public
+	unverified bool   // found on disk without a record: hashed before it is served
+	manifest   bool   // mediaType and children are set
+	mediaType  string // as upstream sent it
+	children   []Child
 }
 
 const (
 	flagPrivate = 1 << iota
 	flagManifest
+	flagUnverified
 )
 
 func (r *record) flags() (f byte) {
@@ -58,6 +60,9 @@ func (r *record) flags() (f byte) {
 	}
 	if r.manifest {
 		f |= flagManifest
+	}
+	if r.unverified {
+		f |= flagUnverified
 	}
 	return f
 }
@@ -86,10 +91,10 @@ func (r *record) encode() []byte {
 
 // decodeHead decodes all but media type and children.
 func decodeHead(b []byte) (r record, rest []byte, err error) {
-	if len(b) < recordHead || b[0]&^(flagPrivate|flagManifest) != 0 {
+	if len(b) < recordHead || b[0]&^(flagPrivate|flagManifest|flagUnverified) != 0 {
 		return r, nil, errDamaged
 	}
-	r.private, r.manifest = b[0]&flagPrivate != 0, b[0]&flagManifest != 0
+	r.private, r.manifest, r.unverified = b[0]&flagPrivate != 0, b[0]&flagManifest != 0, b[0]&flagUnverified != 0
 	r.size = int64(binary.LittleEndian.Uint64(b[1:]))
 	r.ino = binary.LittleEndian.Uint64(b[9:])
 	r.mtime = int64(binary.LittleEndian.Uint64(b[17:]))

@@ -16,5 +16,6 @@ type Stats struct {
 
 	Evictions    int64
 	EvictedBytes int64
+	WriteErrors  int64     // disk errors; the clients were served all the same
 	OldestUse    time.Time // last use of the next victim; zero when the store is empty
 }

@@ -1,7 +1,29 @@
 // Package storage keeps content-addressed blobs in a directory, within a byte budget.
+//
+// The directory is the truth. index.db knows sizes, uses, tags and which repository has
+// what, and is rebuilt from the files when it is lost (docs/disk-format.md).
+//
+// A blob comes in through an Ingest, which many readers can follow while it grows, and
+// is served from a Blob. What is not there is an error that is fs.ErrNotExist.
 package storage
 
-import "log/slog"
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/lru"
+)
 
 // Options is what Open needs. Dir must be set.
 type Options struct {
@@ -12,18 +34,303 @@ type Options struct {
 }
 
 // Store is the cache on disk. All methods are safe for concurrent use.
-type Store struct{}
+//
+// A crash loses at most the uses of the last seconds and unfinished downloads' newest
+// bytes; what a method has committed stays.
+type Store struct {
+	layout  layout
+	log     *slog.Logger
+	index   *index
+	minFree atomic.Int64
+
+	// making serializes those who make room, so that each sees the room the one before
+	// left. Held during unlinks; taken before mu.
+	making sync.Mutex
+
+	// mu guards what follows. It is never held during I/O, and taken before an
+	// Ingest's mu.
+	mu        sync.Mutex
+	lru       *lru.Cache[digest.Digest, info]
+	ingests   map[digest.Digest]*Ingest
+	unlinking map[digest.Digest]chan struct{} // closed when the old file is off its name
+	manifests int64                           // among the entries of lru
+	evictions int64
+	evicted   int64           // bytes
+	changed   map[string]bool // repositories whose file is behind the index
+
+	tags        atomic.Int64
+	writeErrors atomic.Int64
+	diskLogged  atomic.Int64 // Unix seconds of the last log line about a failing disk
+
+	stop    chan struct{}
+	stopped sync.WaitGroup
+}
+
+type entry = lru.Entry[digest.Digest, info]
+
+// info is what is known of a committed blob without asking disk or index.
+type info struct {
+	ino   uint64
+	mtime int64 // Unix nanoseconds
+	used  int64 // the same
+	bits  bits
+}
+
+type bits uint8
+
+const (
+	isManifest bits = 1 << iota
+	isPartial
+	isPrivate  // came through a repository that isn't public
+	unverified // found on disk without a record: hashed before it is served
+)
+
+func (i *info) has(b bits) bool { return i.bits&b != 0 }
 
 // Open opens or creates the store in o.Dir. A damaged index is set aside and rebuilt.
 // Errors: the directory can't be created or written, or another process has it open.
-func Open(o Options) (*Store, error) { return &Store{}, nil }
+func Open(o Options) (*Store, error) {
+	s := &Store{
+		layout:    layout(o.Dir),
+		log:       cmp.Or(o.Log, slog.Default()),
+		lru:       lru.New[digest.Digest, info](o.Budget),
+		ingests:   map[digest.Digest]*Ingest{},
+		unlinking: map[digest.Digest]chan struct{}{},
+		changed:   map[string]bool{},
+		stop:      make(chan struct{}),
+	}
+	s.minFree.Store(o.MinFree)
+	for _, dir := range []string{o.Dir, s.layout.blobs(), s.layout.ingest(), s.layout.repos()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	s.shrink()
+	s.stopped.Go(s.keepHouse)
+	return s, nil
+}
 
-// SetLimits changes the budget and the free space to keep. When they shrink,
-// what is too much leaves before SetLimits returns, as far as it isn't being read.
-func (s *Store) SetLimits(budget, minFree int64) {}
+// Close writes what is only in memory and closes the index. Ingests must have ended.
+func (s *Store) Close() error {
+	close(s.stop)
+	s.stopped.Wait()
+	s.writeRepos()
+	return s.index.close()
+}
+
+// SetLimits changes the budget and the free space to keep. When they shrink, what is too
+// much leaves before SetLimits returns; what is being read leaves when its readers do.
+func (s *Store) SetLimits(budget, minFree int64) {
+	s.minFree.Store(minFree)
+	s.mu.Lock()
+	s.lru.SetMax(budget)
+	s.mu.Unlock()
+	s.shrink()
+}
 
 // Stats returns a snapshot.
-func (s *Store) Stats() Stats { return Stats{} }
+func (s *Store) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	inFiles := int64(0)
+	for _, in := range s.ingests {
+		inFiles += in.fileBytes()
+	}
+	st := Stats{
+		Bytes:         s.lru.Used() + inFiles,
+		ReservedBytes: s.lru.Reserved() - inFiles,
+		BudgetBytes:   s.lru.Max(),
+		IndexBytes:    s.index.size(),
+		Manifests:     s.manifests,
+		Blobs:         int64(s.lru.Len()) - s.manifests,
+		Tags:          s.tags.Load(),
+		Evictions:     s.evictions,
+		EvictedBytes:  s.evicted,
+		WriteErrors:   s.writeErrors.Load(),
+	}
+	if e := s.lru.Oldest(); e != nil {
+		st.OldestUse = time.Unix(0, e.Value.used)
+	}
+	return st
+}
 
-// Close writes what is only in memory and closes the index.
-func (s *Store) Close() error { return nil }
+// missing is a miss with its reason.
+type missing struct{ why string }
+
+func (m missing) Error() string        { return m.why }
+func (m missing) Is(target error) bool { return target == fs.ErrNotExist }
+
+// Blob is a committed blob, open for reading. Close it.
+type Blob struct {
+	*os.File // for sendfile; its offset is the caller's
+	Digest   digest.Digest
+	Size     int64 // bytes
+	Private  bool  // came through a repository that isn't public
+	s        *Store
+	e        *entry
+}
+
+// Close ends the reading.
+func (b *Blob) Close() error {
+	b.s.letGo(b.e)
+	return b.File.Close()
+}
+
+// Open opens the blob d. It is not a use: Touch says that.
+// Errors: fs.ErrNotExist with the reason when it isn't there, which includes a file that
+// was deleted, truncated or replaced behind the store's back; others when it can't be told.
+func (s *Store) Open(d digest.Digest) (*Blob, error) {
+	s.mu.Lock()
+	e := s.lru.Peek(d)
+	if e == nil {
+		s.mu.Unlock()
+		return nil, missing{"not cached"}
+	}
+	s.lru.Hold(e)
+	was := e.Value
+	s.mu.Unlock()
+
+	f, why, err := s.open(e, was)
+	if why == "" && err == nil {
+		return &Blob{f, d, e.Size, was.has(isPrivate), s, e}, nil
+	}
+	if why != "" {
+		s.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
+		s.Remove(d)
+		err = missing{why}
+	}
+	s.letGo(e)
+	return nil, err
+}
+
+// open opens the file of e and compares it with what was committed. why says how it differs.
+func (s *Store) open(e *entry, was info) (f *os.File, why string, err error) {
+	f, err = os.Open(s.layout.blob(e.Key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "its file is gone", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	id, err := identify(f)
+	switch {
+	case err != nil:
+	case id.size != e.Size:
+		why = fmt.Sprintf("its file has %d bytes instead of %d", id.size, e.Size)
+	case id.ino != was.ino || id.mtime != was.mtime:
+		why = "its file was replaced"
+	case was.has(unverified):
+		why, err = s.settle(e, f)
+	}
+	if why != "" || err != nil {
+		f.Close()
+		return nil, why, err
+	}
+	return f, "", nil
+}
+
+// settle hashes a file that was found without a record.
+func (s *Store) settle(e *entry, f *os.File) (why string, err error) {
+	h := e.Key.Algorithm().Hash()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	if digest.NewDigest(e.Key.Algorithm(), h) != e.Key {
+		return "its bytes have another digest", nil
+	}
+	s.mu.Lock()
+	e.Value.bits &^= unverified
+	s.mu.Unlock()
+	s.amend(e.Key, func(r *record) { r.unverified = false })
+	_, err = f.Seek(0, io.SeekStart)
+	return "", err
+}
+
+// Has reports the size of blob d without opening it; ok is false when it isn't there.
+func (s *Store) Has(d digest.Digest) (size int64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.lru.Peek(d); e != nil {
+		return e.Size, true
+	}
+	return 0, false
+}
+
+func (s *Store) hold(e *entry) {
+	s.mu.Lock()
+	s.lru.Hold(e)
+	s.mu.Unlock()
+}
+
+func (s *Store) letGo(e *entry) {
+	s.mu.Lock()
+	if s.lru.LetGo(e) {
+		s.lru.Gone(e)
+	}
+	s.mu.Unlock()
+}
+
+// Touch says that blob d is used now; a manifest with all of its closure that is here, so
+// that the layers of images in use don't age because clients have them already.
+// Uses within the same second are one.
+func (s *Store) Touch(d digest.Digest) { s.touch(d, time.Now().UnixNano(), 0) }
+
+// maxDepth ends the descent into indexes that name indexes, or themselves: real ones
+// are two deep.
+const maxDepth = 4
+
+func (s *Store) touch(d digest.Digest, now int64, depth int) {
+	s.mu.Lock()
+	e := s.lru.Get(d)
+	fresh := e != nil && now-e.Value.used < int64(time.Second)
+	if e != nil && !fresh {
+		e.Value.used = now
+		s.index.set(bucketUses, []byte(d), encodeTime(time.Unix(0, now)))
+	}
+	s.mu.Unlock()
+	if e == nil || fresh || !e.Value.has(isManifest) || depth == maxDepth {
+		return
+	}
+	r, err := s.record(d)
+	if err != nil {
+		return // the manifest itself is younger now, and that is all that can be done
+	}
+	for _, c := range r.children {
+		s.touch(c.Digest, now, depth+1)
+	}
+}
+
+func (s *Store) record(d digest.Digest) (record, error) {
+	v, err := s.index.get(bucketBlobs, []byte(d))
+	if err != nil {
+		return record{}, err
+	}
+	if v == nil {
+		return record{}, missing{"not in the index"}
+	}
+	return decodeRecord(v)
+}
+
+// diskFailed counts and logs, at most once a minute: a full disk fails many times a second.
+func (s *Store) diskFailed(err error) {
+	s.writeErrors.Add(1)
+	now, last := time.Now().Unix(), s.diskLogged.Load()
+	if now-last >= 60 && s.diskLogged.CompareAndSwap(last, now) {
+		s.log.Error("the cache disk fails; clients are served past it", "error", err, "dir", string(s.layout))
+	}
+}
+
+// identify returns what fstat says of f.
+func identify(f *os.File) (fileID, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return fileID{}, err
+	}
+	return fileIDOf(fi), nil
+}
+
+// Dir returns the data directory.
+func (s *Store) Dir() string { return filepath.Clean(string(s.layout)) }

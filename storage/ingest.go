@@ -1,0 +1,486 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Errors of an ingest.
+var (
+	// ErrNoRoom: the budget, or the free space to keep, has no room for it now.
+	// What is fetched has to bypass the store.
+	ErrNoRoom = errors.New("no room in the cache")
+
+	// ErrDigest: all bytes are there and they are the wrong ones.
+	ErrDigest = errors.New("digest does not match")
+
+	// ErrBusy: somebody else is ingesting the same digest.
+	ErrBusy = errors.New("already being ingested")
+
+	// ErrDisk: the disk failed. What is fetched has to bypass the store.
+	ErrDisk = errors.New("cache disk failed")
+)
+
+const (
+	// VerifyFirst is the size up to which no byte of a blob is handed out before all of
+	// it is verified: configs and other small things that clients parse at once.
+	VerifyFirst = 1 << 20
+
+	// growStep is what is reserved at a time for a blob of unknown size.
+	growStep = 8 << 20
+
+	// hashPiece is how much the hasher reads at a time: beyond 64 KiB it makes no
+	// difference to SHA-NI, and the buffer should stay in the second-level cache.
+	hashPiece = 256 << 10
+
+	// stateEvery is how many bytes, and stateAfter how much time, may pass before the
+	// state of a partial is written: what a killed process fetches again at most.
+	stateEvery = 16 << 20
+	stateAfter = time.Second
+)
+
+// Ingest is a blob on its way into the store: a growing file that any number of readers
+// follow. Its bytes may be written in any order; they are hashed in theirs. The last
+// byte, or all of a small blob, is held back from readers until the digest is right.
+//
+// One caller owns it and ends it with Commit or Abort. All methods are safe for
+// concurrent use.
+//
+// A crash loses the bytes written in the last second, or 16 MiB; the rest is taken up again.
+type Ingest struct {
+	s      *Store
+	digest digest.Digest
+	from   Origin
+	f      *os.File
+
+	manifest *Manifest // set when it is one
+
+	mu       sync.Mutex // guards what follows; never held during I/O
+	size     int64      // -1: not known yet
+	reserved int64      // bytes of the budget held
+	inFile   int64      // the part of them that the file has
+	have     spans
+	hasher   hash.Hash // of the bytes before hashed
+	hashed   int64
+	phase    phase
+	err      error         // why the phase is failed
+	wake     chan struct{} // closed at the next progress; nil while nobody waits
+	readers  int
+	closed   bool // the owner is done with f: the last reader closes it
+	entry    *entry
+
+	stateAt    time.Time // when the state file was last due, and
+	stateBytes int64     // how many bytes it named
+
+	hashing sync.WaitGroup // the hasher
+	stating sync.Mutex     // held while the state file is written
+}
+
+// Origin is under which repository a blob comes in, and whether that is a private one.
+type Origin struct {
+	Repository string
+	Private    bool
+}
+
+type phase uint8
+
+const (
+	running  phase = iota
+	verified       // length and digest are right: the last byte is out
+	failed
+)
+
+// Begin starts, or takes up again, the ingest of a blob of size bytes, -1 when unknown.
+// Room is made first: by what was used the longest ago, if nobody reads it.
+//
+// Errors: ErrNoRoom; ErrBusy; ErrDisk; fs.ErrExist when the blob is there already.
+func (s *Store) Begin(from Origin, d digest.Digest, size int64) (*Ingest, error) {
+	return s.begin(&Ingest{digest: d, from: from, size: size})
+}
+
+func (s *Store) begin(in *Ingest) (*Ingest, error) {
+	if err := in.digest.Validate(); err != nil {
+		return nil, err
+	}
+	in.s, in.hasher = s, in.digest.Algorithm().Hash()
+	if err := s.claim(in); err != nil {
+		return nil, err
+	}
+	if err := in.open(); err != nil {
+		in.release()
+		if !errors.Is(err, ErrNoRoom) {
+			err = fmt.Errorf("%w: %w", ErrDisk, err)
+			s.diskFailed(err)
+		}
+		return nil, err
+	}
+	in.hashing.Add(1)
+	go in.hash()
+	return in, nil
+}
+
+// open finds or makes the file. The claim on the digest is held.
+func (in *Ingest) open() error {
+	if in.resume() {
+		return nil
+	}
+	want := in.size
+	if want < 0 {
+		want = growStep
+	}
+	if err := in.s.reserve(want); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.reserved = want
+	in.mu.Unlock()
+	path := in.s.layout.partial(in.digest)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	in.f = f
+	if in.size > 0 {
+		// Allocating now finds a full disk before the first byte is promised.
+		if err := allocate(f, in.size); err != nil {
+			return err
+		}
+		in.mu.Lock()
+		in.inFile = in.size
+		in.mu.Unlock()
+	}
+	return in.writeState()
+}
+
+// allocate gives f its full size, on disk where the file system can.
+func allocate(f *os.File, size int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return f.Truncate(size)
+	}
+	return err
+}
+
+// release gives back claim, reservation and file after an open that failed.
+func (in *Ingest) release() {
+	if in.f != nil {
+		in.f.Close()
+		in.remove()
+	}
+	in.s.unclaim(in, func() { in.s.lru.Release(in.reserved) })
+}
+
+// remove unlinks the partial and its state.
+func (in *Ingest) remove() {
+	os.Remove(in.s.layout.partialState(in.digest))
+	os.Remove(in.s.layout.partial(in.digest))
+}
+
+// Digest, Origin and Size say what is ingested; Size is -1 until it is known.
+func (in *Ingest) Digest() digest.Digest { return in.digest }
+func (in *Ingest) Origin() Origin        { return in.from }
+func (in *Ingest) Size() int64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.size
+}
+
+// Received returns how many bytes have arrived.
+func (in *Ingest) Received() int64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.have.bytes()
+}
+
+// fileBytes returns how many bytes of the budget are in the file already.
+func (in *Ingest) fileBytes() int64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.inFile
+}
+
+// Missing returns what is still to be written; with an unknown size, from what is there on.
+func (in *Ingest) Missing() []Span {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.size < 0 {
+		return []Span{{in.have.end(0), -1}}
+	}
+	return in.have.missing(in.size)
+}
+
+// SetSize says how long the blob is, or, after bytes of unknown size, that it ends here.
+// Errors: ErrNoRoom, ErrDisk, or that more has been written already.
+func (in *Ingest) SetSize(size int64) error {
+	in.mu.Lock()
+	known, held, have := in.size, in.reserved, in.have
+	in.mu.Unlock()
+	if known == size {
+		return nil
+	}
+	if n := len(have); n > 0 && have[n-1].To > size {
+		return fmt.Errorf("%d bytes have arrived of a blob of %d", have[n-1].To, size)
+	}
+	if size > held {
+		if err := in.s.reserve(size - held); err != nil {
+			return err
+		}
+	} else {
+		in.s.giveBack(held - size)
+	}
+	in.mu.Lock()
+	in.reserved = size
+	in.mu.Unlock()
+	var err error
+	if size < known || size == have.end(0) {
+		err = in.f.Truncate(size)
+	} else {
+		err = allocate(in.f, size)
+	}
+	if err != nil {
+		return in.diskError(err)
+	}
+	in.mu.Lock()
+	in.size, in.inFile = size, size
+	in.progress()
+	in.mu.Unlock()
+	in.writeState() // as in WriteAt
+	return nil
+}
+
+// WriteAt writes p at off and shows it to readers and hasher. It takes any number of
+// concurrent calls for different places.
+// Errors: ErrDisk; ErrNoRoom when the blob has no known size and the room has come to
+// an end; that the blob is longer than its size.
+func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
+	end := off + int64(len(p))
+	in.mu.Lock()
+	size, held, err := in.size, in.reserved, in.err
+	in.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if size >= 0 && end > size {
+		return 0, fmt.Errorf("more than the %d bytes that were announced", size)
+	}
+	if end > held { // only of unknown size, and then one caller writes
+		step := max(growStep, end-held)
+		if err := in.s.reserve(step); err != nil {
+			return 0, err
+		}
+		in.mu.Lock()
+		in.reserved += step
+		in.mu.Unlock()
+	}
+	if n, err := in.f.WriteAt(p, off); err != nil {
+		return n, in.diskError(err)
+	}
+	in.mu.Lock()
+	in.have = in.have.add(Span{off, end})
+	in.inFile = max(in.inFile, end)
+	in.progress()
+	due := in.have.bytes()-in.stateBytes >= stateEvery || time.Since(in.stateAt) >= stateAfter
+	if due {
+		in.stateAt = time.Now() // only one writer sees it due
+	}
+	in.mu.Unlock()
+	if due {
+		in.writeState() // without it a killed process fetches more again, nothing worse
+	}
+	return len(p), nil
+}
+
+func (in *Ingest) diskError(err error) error {
+	err = fmt.Errorf("%w: %w", ErrDisk, err)
+	in.s.diskFailed(err)
+	return err
+}
+
+// progress wakes those who wait for more. mu is held.
+func (in *Ingest) progress() {
+	if in.wake != nil {
+		close(in.wake)
+		in.wake = nil
+	}
+}
+
+// waiting returns what progress closes. mu is held.
+func (in *Ingest) waiting() <-chan struct{} {
+	if in.wake == nil {
+		in.wake = make(chan struct{})
+	}
+	return in.wake
+}
+
+// hashBuffers are shared by all ingests.
+var hashBuffers = sync.Pool{New: func() any { return new([hashPiece]byte) }}
+
+// hash follows the write head through the page cache until all is hashed or the ingest ends.
+func (in *Ingest) hash() {
+	defer in.hashing.Done()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for in.phase == running && in.hashed != in.size {
+		end := in.have.end(in.hashed)
+		if end == in.hashed {
+			wake := in.waiting()
+			in.mu.Unlock()
+			<-wake
+			in.mu.Lock()
+			continue
+		}
+		at := in.hashed
+		in.mu.Unlock()
+		buf := hashBuffers.Get().(*[hashPiece]byte)
+		p := buf[:min(end-at, hashPiece)]
+		_, err := in.f.ReadAt(p, at)
+		if err == nil {
+			in.hasher.Write(p)
+		}
+		hashBuffers.Put(buf)
+		if err != nil {
+			in.fail(in.diskError(err))
+		}
+		in.mu.Lock()
+		if err != nil {
+			return
+		}
+		in.hashed += int64(len(p))
+		if in.hashed == in.size {
+			in.progress()
+		}
+	}
+}
+
+// verify waits for the hasher and compares.
+func (in *Ingest) verify() error {
+	if in.Size() < 0 {
+		return errors.New("the end of the blob has not been seen")
+	}
+	in.mu.Lock()
+	if gaps := in.have.missing(in.size); len(gaps) > 0 {
+		in.mu.Unlock()
+		return fmt.Errorf("bytes %d to %d are missing: %w", gaps[0].From, gaps[0].To, io.ErrUnexpectedEOF)
+	}
+	in.progress() // an empty blob has nothing else to wake the hasher
+	in.mu.Unlock()
+	in.hashing.Wait()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.phase == failed {
+		return in.err
+	}
+	if got := digest.NewDigest(in.digest.Algorithm(), in.hasher); got != in.digest {
+		return fmt.Errorf("%w: got %s for %s", ErrDigest, got, in.digest)
+	}
+	in.phase = verified
+	in.progress()
+	return nil
+}
+
+// Commit verifies length and digest, lets readers have the last byte, and makes the file
+// a blob of the store: fsync, rename, fsync of the directory, index. When it fails it
+// has called Abort; readers of a blob that was verified get all of it nevertheless.
+//
+// Errors: ErrDigest, io.ErrUnexpectedEOF, ErrDisk.
+func (in *Ingest) Commit() error {
+	if err := in.verify(); err != nil {
+		in.Abort(err)
+		return err
+	}
+	if err := in.s.commit(in); err != nil {
+		err = in.diskError(err)
+		in.Abort(err)
+		return err
+	}
+	in.finish()
+	return nil
+}
+
+// Abort ends the ingest: readers get what is there, and then err. What has arrived is
+// kept to be taken up again, unless err is ErrDigest or ErrDisk or there is nothing.
+func (in *Ingest) Abort(err error) {
+	in.fail(err)
+	in.hashing.Wait()
+	keep := !errors.Is(err, ErrDigest) && !errors.Is(err, ErrDisk) && !errors.Is(err, ErrNoRoom)
+	in.mu.Lock()
+	keep = keep && in.size > VerifyFirst && len(in.have) > 0 && in.phase == failed
+	size, reserved := in.size, in.reserved
+	in.mu.Unlock()
+	if keep {
+		keep = in.writeState() == nil
+	}
+	e := &entry{Key: in.digest, Size: size, Value: info{bits: isPartial}}
+	if !keep {
+		in.remove()
+		e.Size = in.fileSize()
+	}
+	in.s.unclaim(in, func() {
+		if keep {
+			in.s.lru.Park(reserved, e)
+		} else {
+			in.s.lru.Doom(reserved, e)
+		}
+		in.become(e)
+	})
+	in.finish()
+}
+
+func (in *Ingest) fileSize() int64 {
+	fi, err := in.f.Stat()
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}
+
+func (in *Ingest) fail(err error) {
+	in.mu.Lock()
+	if in.phase == running {
+		in.phase, in.err = failed, err
+	}
+	in.progress()
+	in.mu.Unlock()
+}
+
+// Wait blocks until the blob is verified, or returns why it will not be, or ctx's error.
+func (in *Ingest) Wait(ctx context.Context) error {
+	return in.until(ctx, func() bool { return in.phase == verified })
+}
+
+// WaitSize blocks until the size is known, as Wait does.
+func (in *Ingest) WaitSize(ctx context.Context) (int64, error) {
+	err := in.until(ctx, func() bool { return in.size >= 0 })
+	return in.Size(), err
+}
+
+// until blocks until done, called with mu held, is true.
+func (in *Ingest) until(ctx context.Context, done func() bool) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for !done() {
+		if in.phase == failed {
+			return in.err
+		}
+		wake := in.waiting()
+		in.mu.Unlock()
+		select {
+		case <-wake:
+		case <-ctx.Done():
+		}
+		in.mu.Lock()
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,370 @@
+package storage
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func fileIDOf(fi fs.FileInfo) fileID {
+	id := fileID{size: fi.Size(), mtime: fi.ModTime().UnixNano()}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		id.ino = st.Ino
+	}
+	return id
+}
+
+// load opens the index and fills the lru from it; a damaged one is set aside and rebuilt.
+func (s *Store) load() error {
+	entries, err := s.loadIndex()
+	if errors.Is(err, errDamaged) {
+		s.log.Error("the index is damaged: set aside and rebuilt from the files", "error", err)
+		if err = s.setAside(); err != nil {
+			return err
+		}
+		entries, err = s.loadIndex()
+	}
+	if err != nil {
+		return err
+	}
+	// Least recently used first.
+	slices.SortFunc(entries, func(a, b *entry) int {
+		switch {
+		case a.Value.used < b.Value.used:
+			return -1
+		case a.Value.used > b.Value.used:
+			return 1
+		}
+		return 0
+	})
+	for _, e := range entries {
+		s.loadEntry(e)
+	}
+	s.loadPartials()
+	if built, err := s.index.get(bucketMeta, keyBuilt); err != nil || built != nil {
+		return err
+	}
+	return s.rebuild()
+}
+
+func (s *Store) loadEntry(e *entry) {
+	s.lru.Load(e)
+	if e.Value.has(isManifest) {
+		s.manifests++
+	}
+}
+
+// setAside renames the damaged index; one such file is kept to look at.
+func (s *Store) setAside() error {
+	path := s.layout.index()
+	if s.index != nil {
+		s.index.db.Close()
+		s.index = nil
+	}
+	os.Remove(path + ".damaged")
+	return os.Rename(path, path+".bad")
+}
+
+// loadIndex opens the index and reads all of it, so that damage shows now.
+func (s *Store) loadIndex() (entries []*entry, err error) {
+	if s.index, err = openIndex(s.layout.index()); err != nil {
+		return nil, err
+	}
+	uses := map[string]int64{}
+	err = s.index.each(bucketUses, nil, func(k, v []byte) error {
+		t, err := decodeTime(v)
+		uses[string(k)] = t
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.index.each(bucketBlobs, nil, func(k, v []byte) error {
+		r, _, err := decodeHead(v)
+		if err != nil {
+			return err
+		}
+		d := digest.Digest(k)
+		entries = append(entries, r.entry(d, uses[string(k)]))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	tags := int64(0)
+	err = s.index.each(bucketTags, nil, func(_, v []byte) error {
+		tags++
+		_, err := decodeTag(v)
+		return err
+	})
+	s.tags.Store(tags)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range [][]byte{bucketLinks, bucketVerdicts} {
+		if err := s.index.each(b, nil, func(_, _ []byte) error { return nil }); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+// loadPartials books the unfinished downloads that can be gone on with, and removes
+// the others.
+func (s *Store) loadPartials() {
+	files, err := os.ReadDir(s.layout.ingest())
+	if err != nil {
+		s.diskFailed(err)
+		return
+	}
+	for _, file := range files {
+		path := filepath.Join(s.layout.ingest(), file.Name())
+		name, isState := strings.CutSuffix(file.Name(), ".json")
+		if isState {
+			if _, err := os.Stat(filepath.Join(s.layout.ingest(), name)); err != nil {
+				os.Remove(path)
+			}
+			continue
+		}
+		algorithm, hex, _ := strings.Cut(name, "-")
+		d, ok := digestOf(algorithm, hex)
+		st, resumable := readState(path + ".json")
+		fi, err := file.Info()
+		if !ok || !resumable || err != nil || fi.Size() != st.Size || s.lru.Peek(d) != nil {
+			os.Remove(path)
+			os.Remove(path + ".json")
+			continue
+		}
+		s.lru.LoadPartial(&entry{Key: d, Size: st.Size, Value: info{bits: isPartial}})
+	}
+}
+
+// keepHouse writes what is batched, evicts for the free space to keep, and once, at the
+// start, compares the index with the files.
+func (s *Store) keepHouse() {
+	s.reconcile()
+	tick := time.NewTicker(houseEvery)
+	defer tick.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+		s.writeRepos()
+		if n%usesEvery == 0 {
+			s.flush()
+			s.shrink()
+		}
+	}
+}
+
+const (
+	// houseEvery is how far repos/ may be behind the index.
+	houseEvery = time.Second
+	// usesEvery times that long, last uses wait to be written together: a synced
+	// transaction per hit would be the slowest part of it.
+	usesEvery = 10
+)
+
+// reconcile makes the books equal to the files: a blob whose file is gone is forgotten, a
+// file that isn't in the index is adopted, others' files in our folders are left alone.
+func (s *Store) reconcile() {
+	onDisk := map[digest.Digest]bool{}
+	err := s.walkBlobs(func(d digest.Digest, fi fs.FileInfo) {
+		onDisk[d] = true
+		if _, known := s.Has(d); !known {
+			s.adopt(d, fi)
+		}
+	})
+	if err != nil {
+		s.log.Error("can't read the blobs' folder", "error", err)
+		return
+	}
+	var lost []digest.Digest
+	s.mu.Lock()
+	s.lru.All(func(e *entry) {
+		if !onDisk[e.Key] {
+			lost = append(lost, e.Key)
+		}
+	})
+	s.mu.Unlock()
+	for _, d := range lost {
+		if _, err := os.Lstat(s.layout.blob(d)); errors.Is(err, fs.ErrNotExist) {
+			s.Remove(d)
+		}
+	}
+	s.flush()
+	s.shrink()
+}
+
+// walkBlobs calls f for every file under blobs/ that has a digest's name.
+func (s *Store) walkBlobs(f func(digest.Digest, fs.FileInfo)) error {
+	return filepath.WalkDir(s.layout.blobs(), func(path string, file fs.DirEntry, err error) error {
+		select {
+		case <-s.stop:
+			return fs.SkipAll
+		default:
+		}
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		if !file.Type().IsRegular() {
+			return nil
+		}
+		d, ok := digestOf(filepath.Base(filepath.Dir(filepath.Dir(path))), file.Name())
+		if fi, err := file.Info(); ok && err == nil {
+			f(d, fi)
+		}
+		return nil
+	})
+}
+
+// adopt books a file that the index doesn't know. Its digest is checked when it is first
+// asked for.
+func (s *Store) adopt(d digest.Digest, fi fs.FileInfo) {
+	r := record{fileID: fileIDOf(fi), unverified: true}
+	e := r.entry(d, r.mtime)
+	s.mu.Lock()
+	// Not what is being committed at this moment, or has been meanwhile.
+	known := s.ingests[d] != nil || s.lru.Peek(d) != nil || s.unlinking[d] != nil
+	if !known {
+		s.loadEntry(e)
+	}
+	s.mu.Unlock()
+	if !known {
+		s.index.set(bucketBlobs, []byte(d), r.encode())
+	}
+}
+
+// rebuild makes a new index from the files: blobs, then what the repositories' files say.
+// Lost are last uses (the files' times stand in), links that upstream had confirmed for
+// blobs that no cached manifest names, and the newest second of tags and verdicts.
+func (s *Store) rebuild() error {
+	start := time.Now()
+	type found struct {
+		d  digest.Digest
+		fi fs.FileInfo
+	}
+	var blobs []found
+	if err := s.walkBlobs(func(d digest.Digest, fi fs.FileInfo) { blobs = append(blobs, found{d, fi}) }); err != nil {
+		return err
+	}
+	slices.SortFunc(blobs, func(a, b found) int { return a.fi.ModTime().Compare(b.fi.ModTime()) })
+	for _, b := range blobs {
+		s.adopt(b.d, b.fi)
+	}
+	repos := 0
+	err := filepath.WalkDir(s.layout.repos(), func(path string, file fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case strings.HasPrefix(file.Name(), tempPrefix):
+			os.Remove(path)
+		case file.Type().IsRegular():
+			repo, err := readRepo(path)
+			if err != nil {
+				s.log.Warn("a repository's file can't be read; its tags are lost", "error", err)
+				return nil
+			}
+			repos++
+			s.restore(repo)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.index.set(bucketMeta, keyBuilt, []byte{1})
+	s.flush()
+	if len(blobs) > 0 || repos > 0 {
+		s.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond))
+	}
+	return nil
+}
+
+// restore puts what a repository's file says back into the index.
+func (s *Store) restore(repo repoFile) {
+	name := repo.Repository
+	if repo.Public != nil {
+		s.index.set(bucketVerdicts, []byte(name), Verdict{*repo.Public, repo.VerdictAt}.encode())
+	}
+	for d, mediaType := range repo.Manifests {
+		s.restoreManifest(name, d, mediaType, repo.Private)
+	}
+	for tag, t := range repo.Tags {
+		if t.Digest.Validate() == nil {
+			s.index.set(bucketTags, pair(name, tag), Tag{t.Digest, t.Type, t.Size, t.Checked}.encode())
+			s.tags.Add(1)
+		}
+	}
+}
+
+func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType string, private bool) {
+	if d.Validate() != nil {
+		return
+	}
+	body, err := os.ReadFile(s.layout.blob(d))
+	if err != nil || d.Algorithm().FromBytes(body) != d {
+		return // gone or damaged: found out by Open
+	}
+	s.mu.Lock()
+	e := s.lru.Peek(d)
+	if e != nil {
+		if !e.Value.has(isManifest) {
+			s.manifests++
+		}
+		e.Value.bits = e.Value.bits&^unverified | isManifest
+		if private {
+			e.Value.bits |= isPrivate
+		}
+	}
+	s.mu.Unlock()
+	if e == nil {
+		return
+	}
+	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: private, manifest: true, mediaType: mediaType, children: Children(body)}
+	s.index.set(bucketBlobs, []byte(d), r.encode())
+	s.link(repository, d, Link{true, e.Size})
+	for _, c := range r.children {
+		s.name(repository, c)
+		if private {
+			s.markPrivate(c.Digest)
+		}
+	}
+}
+
+// markPrivate says of a blob that it may have come through a private repository: the safe
+// side, at the price of one HEAD for each public repository that has it too.
+func (s *Store) markPrivate(d digest.Digest) {
+	s.mu.Lock()
+	e := s.lru.Peek(d)
+	if e != nil {
+		e.Value.bits |= isPrivate
+	}
+	s.mu.Unlock()
+	if e == nil {
+		return
+	}
+	s.amend(d, func(r *record) { r.private = true })
+}
+
+// amend changes the record of d.
+func (s *Store) amend(d digest.Digest, f func(*record)) {
+	r, err := s.record(d)
+	if err != nil {
+		return
+	}
+	f(&r)
+	s.index.set(bucketBlobs, []byte(d), r.encode())
+}

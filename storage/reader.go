@@ -1,0 +1,147 @@
+package storage
+
+import (
+	"context"
+	"hash"
+	"io"
+)
+
+// Reader reads an ingest behind its write head. Not safe for concurrent use.
+type Reader struct{ in *Ingest }
+
+// Reader returns a reader of the blob, from its first byte on if need be: what came before
+// is in the file. It works on after Commit, Abort and eviction. Close it.
+// ok is false when the ingest has ended meanwhile and its last reader has left.
+func (in *Ingest) Reader() (r *Reader, ok bool) {
+	in.mu.Lock()
+	if in.closed && in.readers == 0 {
+		in.mu.Unlock()
+		return nil, false
+	}
+	in.readers++
+	e := in.entry
+	in.mu.Unlock()
+	if e != nil {
+		in.s.hold(e)
+	}
+	return &Reader{in}, true
+}
+
+// Readers returns how many readers are open.
+func (in *Ingest) Readers() int {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.readers
+}
+
+// ReadAt reads what there is at off, at most len(p) bytes, and waits until there is
+// something or ctx is done. At the end of the blob it returns io.EOF. When the ingest has
+// failed it reads what arrived before, and then returns the reason.
+func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	in := r.in
+	var end int64
+	err := in.until(ctx, func() bool {
+		end = in.shown(off)
+		return end > off || in.phase == verified
+	})
+	if end <= off {
+		if err == nil {
+			err = io.EOF
+		}
+		return 0, err
+	}
+	return in.f.ReadAt(p[:min(int64(len(p)), end-off)], off)
+}
+
+// shown returns up to where readers at off may see. mu is held.
+func (in *Ingest) shown(off int64) int64 {
+	end := in.have.end(off)
+	switch {
+	case in.phase == verified:
+	case in.size >= 0 && in.size <= VerifyFirst:
+		return off
+	case in.size < 0 && end <= VerifyFirst:
+		return off // it may yet turn out to be a small one
+	case in.size < 0 || end == in.size:
+		end-- // the last byte, for all we know
+	}
+	return end
+}
+
+// Spill is from where on a blob that can't be kept has to come from elsewhere: the file
+// has the bytes before At, and Hash their digest so far.
+type Spill struct {
+	At   int64
+	Hash hash.Hash
+}
+
+// Spill returns where the readers of a failed ingest have to go on by themselves.
+// ok is false when it hasn't failed, when the blob's size isn't known, or when what is
+// there can't be read again: then they can't be given more.
+func (in *Ingest) Spill() (s Spill, ok bool) {
+	in.mu.Lock()
+	ok = in.phase == failed && in.size >= 0
+	in.mu.Unlock()
+	if !ok {
+		return s, false
+	}
+	in.hashing.Wait()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	// Readers may be ahead of the hasher. It is a rare way to go: the lock may be held.
+	rest := io.NewSectionReader(in.f, in.hashed, in.have.end(0)-in.hashed)
+	n, err := io.Copy(in.hasher, rest)
+	in.hashed += n
+	if err != nil {
+		return s, false
+	}
+	c, ok := in.hasher.(hash.Cloner)
+	if !ok {
+		return s, false
+	}
+	h, err := c.Clone()
+	return Spill{At: in.hashed, Hash: h}, err == nil
+}
+
+// Close ends the reading.
+func (r *Reader) Close() error {
+	in := r.in
+	in.mu.Lock()
+	in.readers--
+	e, last := in.entry, in.readers == 0 && in.closed
+	in.mu.Unlock()
+	if e != nil {
+		in.s.letGo(e)
+	}
+	if last {
+		return in.f.Close()
+	}
+	return nil
+}
+
+// become makes the readers of the ingest holders of e, into which it has turned: a
+// committed blob, an idle partial, or an unlinked file. It is called once, with the
+// store's mu held.
+func (in *Ingest) become(e *entry) {
+	in.s.lru.Hold(e)
+	in.mu.Lock()
+	in.entry = e
+	for range in.readers {
+		in.s.lru.Hold(e)
+	}
+	in.mu.Unlock()
+	if in.s.lru.LetGo(e) {
+		in.s.lru.Gone(e)
+	}
+}
+
+// finish is the owner's goodbye to the file.
+func (in *Ingest) finish() {
+	in.mu.Lock()
+	in.closed = true
+	last := in.readers == 0
+	in.mu.Unlock()
+	if last {
+		in.f.Close()
+	}
+}

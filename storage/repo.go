@@ -1,0 +1,290 @@
+package storage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A repository's name, here as everywhere in this package, begins with its registry:
+// "docker.io/library/redis".
+
+// Manifest is a manifest's bytes and what they say.
+type Manifest struct {
+	Digest    digest.Digest
+	MediaType string // as upstream sent it
+	Body      []byte
+	Children  []Child
+	Private   bool // came through a repository that isn't public
+}
+
+// PutManifest keeps a manifest, whose children it links to the repository as named.
+// Errors: ErrDigest, ErrNoRoom, ErrDisk, ErrBusy; nil when it is there already.
+func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body []byte) error {
+	m := &Manifest{MediaType: mediaType, Children: Children(body)}
+	in, err := s.begin(&Ingest{digest: d, from: from, size: int64(len(body)), manifest: m})
+	if errors.Is(err, fs.ErrExist) {
+		s.link(from.Repository, d, Link{true, int64(len(body))})
+		for _, c := range m.Children {
+			s.name(from.Repository, c)
+		}
+		s.flush()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := in.WriteAt(body, 0); err != nil {
+		in.Abort(err)
+		return err
+	}
+	if err := in.Commit(); err != nil {
+		return err
+	}
+	s.repoChanged(from.Repository)
+	return nil
+}
+
+// Manifest reads a manifest. It is not a use.
+// Errors: fs.ErrNotExist when it isn't there, or is no manifest.
+func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
+	b, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	r, err := s.record(d)
+	if err != nil {
+		return nil, err
+	}
+	if !r.manifest {
+		return nil, missing{"a blob, not a manifest"}
+	}
+	body := make([]byte, b.Size)
+	if _, err := io.ReadFull(b, body); err != nil {
+		return nil, err
+	}
+	if d.Algorithm().FromBytes(body) != d { // it is small; and a wrong manifest spoils a whole image
+		s.Remove(d)
+		return nil, missing{"its bytes have another digest"}
+	}
+	return &Manifest{d, r.mediaType, body, r.children, b.Private}, nil
+}
+
+// Link returns what links blob d to the repository.
+// Errors: fs.ErrNotExist when nothing does.
+func (s *Store) Link(repository string, d digest.Digest) (Link, error) {
+	v, err := s.index.get(bucketLinks, pair(repository, string(d)))
+	if err != nil {
+		return Link{}, err
+	}
+	if v == nil {
+		return Link{}, missing{"not linked to " + repository}
+	}
+	return decodeLink(v)
+}
+
+// Confirm links blob d to the repository because upstream answered for it there.
+func (s *Store) Confirm(repository string, d digest.Digest, size int64) {
+	s.link(repository, d, Link{true, size})
+	s.flush()
+}
+
+func (s *Store) link(repository string, d digest.Digest, l Link) {
+	s.index.set(bucketLinks, pair(repository, string(d)), l.encode())
+}
+
+// name links a manifest's child, unless there is a better link.
+func (s *Store) name(repository string, c Child) {
+	if l, err := s.Link(repository, c.Digest); err == nil && l.Confirmed {
+		return
+	}
+	s.link(repository, c.Digest, Link{false, c.Size})
+}
+
+// Tag returns what a tag last resolved to; its manifest need not be there.
+// Errors: fs.ErrNotExist.
+func (s *Store) Tag(repository, tag string) (Tag, error) {
+	v, err := s.index.get(bucketTags, pair(repository, tag))
+	if err != nil {
+		return Tag{}, err
+	}
+	if v == nil {
+		return Tag{}, missing{"no such tag cached"}
+	}
+	return decodeTag(v)
+}
+
+// SetTag keeps what a tag resolves to.
+func (s *Store) SetTag(repository, tag string, t Tag) {
+	old, err := s.Tag(repository, tag)
+	s.index.set(bucketTags, pair(repository, tag), t.encode())
+	if err == nil && old.Digest == t.Digest {
+		return // only the time of the check is new: written with the next batch
+	}
+	if err != nil {
+		s.tags.Add(1)
+	}
+	s.flush()
+	s.repoChanged(repository)
+}
+
+// DeleteTag forgets a tag; its manifest stays until it is evicted.
+func (s *Store) DeleteTag(repository, tag string) {
+	if _, err := s.Tag(repository, tag); err != nil {
+		return
+	}
+	s.index.delete(bucketTags, pair(repository, tag))
+	s.tags.Add(-1)
+	s.flush()
+	s.repoChanged(repository)
+}
+
+// Verdict returns whether the repository is public. Errors: fs.ErrNotExist.
+func (s *Store) Verdict(repository string) (Verdict, error) {
+	v, err := s.index.get(bucketVerdicts, []byte(repository))
+	if err != nil {
+		return Verdict{}, err
+	}
+	if v == nil {
+		return Verdict{}, missing{"no verdict"}
+	}
+	return decodeVerdict(v)
+}
+
+// SetVerdict keeps whether the repository is public.
+func (s *Store) SetVerdict(repository string, v Verdict) {
+	s.index.set(bucketVerdicts, []byte(repository), v.encode())
+	s.repoChanged(repository)
+}
+
+// Repositories returns the names, sorted, of those under a registry ("docker.io") with a
+// cached tag whose manifest is here.
+func (s *Store) Repositories(registry string) ([]string, error) {
+	s.flush()
+	var names []string
+	err := s.index.each(bucketTags, []byte(registry+"/"), func(k, v []byte) error {
+		name, _ := unpair(k)
+		if len(names) > 0 && names[len(names)-1] == name {
+			return nil
+		}
+		t, err := decodeTag(v)
+		if _, ok := s.Has(t.Digest); ok {
+			names = append(names, name)
+		}
+		return err
+	})
+	slices.Sort(names) // \0 sorts before what a name may go on with, but - and . come before /
+	return names, err
+}
+
+func (s *Store) repoChanged(repository string) {
+	s.mu.Lock()
+	s.changed[repository] = true
+	s.mu.Unlock()
+}
+
+// repoFile is the file of a repository: what a lost index can't find in the blobs.
+type repoFile struct {
+	Schema     int                      `json:"schema"`
+	Repository string                   `json:"repository"`
+	Public     *bool                    `json:"public,omitempty"`
+	VerdictAt  time.Time                `json:"verdict_at,omitzero"`
+	Tags       map[string]tagInFile     `json:"tags,omitempty"`
+	Manifests  map[digest.Digest]string `json:"manifests,omitempty"` // media types
+	Private    bool                     `json:"private,omitempty"`   // some of its blobs came through here unseen by the public
+}
+
+type tagInFile struct {
+	Digest  digest.Digest `json:"digest"`
+	Size    int64         `json:"size"`
+	Type    string        `json:"media_type"`
+	Checked time.Time     `json:"checked"`
+}
+
+// writeRepos brings the files of changed repositories up to date with the index.
+func (s *Store) writeRepos() {
+	s.mu.Lock()
+	changed := s.changed
+	s.changed = map[string]bool{}
+	s.mu.Unlock()
+	if len(changed) > 0 {
+		s.flush()
+	}
+	for name := range changed {
+		if err := s.writeRepo(name); err != nil {
+			s.diskFailed(err)
+			s.repoChanged(name)
+		}
+	}
+}
+
+func (s *Store) writeRepo(name string) error {
+	file := repoFile{Schema: 1, Repository: name, Tags: map[string]tagInFile{}, Manifests: map[digest.Digest]string{}}
+	if v, err := s.Verdict(name); err == nil {
+		file.Public, file.VerdictAt = &v.Public, v.At
+	}
+	prefix := pair(name, "")
+	err := s.index.each(bucketTags, prefix, func(k, v []byte) error {
+		_, tag := unpair(k)
+		t, err := decodeTag(v)
+		file.Tags[tag] = tagInFile{t.Digest, t.Size, t.MediaType, t.Checked}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = s.index.each(bucketLinks, prefix, func(k, _ []byte) error {
+		_, d := unpair(k)
+		s.mu.Lock()
+		e := s.lru.Peek(digest.Digest(d))
+		s.mu.Unlock()
+		if e == nil || !e.Value.has(isManifest) {
+			return nil
+		}
+		r, err := s.record(digest.Digest(d))
+		if err == nil {
+			file.Manifests[digest.Digest(d)] = r.mediaType
+			file.Private = file.Private || r.private
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(file.Tags) == 0 && len(file.Manifests) == 0 && file.Public == nil {
+		err := os.Remove(s.layout.repo(name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	b, err := json.MarshalIndent(file, "", " ")
+	if err != nil {
+		return err
+	}
+	return writeFile(s.layout.repo(name), append(b, '\n'))
+}
+
+// readRepo reads the file of a repository. Errors: it can't be read, or isn't one.
+func readRepo(path string) (file repoFile, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return file, err
+	}
+	if err := json.Unmarshal(b, &file); err != nil {
+		return file, err
+	}
+	if file.Schema != 1 || strings.ContainsRune(file.Repository, 0) {
+		return file, fmt.Errorf("%s: not a repository's file of schema 1", path)
+	}
+	return file, nil
+}

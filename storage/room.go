@@ -1,0 +1,250 @@
+package storage
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// claim makes in the one ingest of its digest.
+func (s *Store) claim(in *Ingest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch old := s.unlinking[in.digest]; {
+		case old != nil:
+			// A file of that name is about to go, and must not take the new one along.
+			s.mu.Unlock()
+			<-old
+			s.mu.Lock()
+		case s.ingests[in.digest] != nil:
+			return ErrBusy
+		case s.lru.Peek(in.digest) != nil:
+			return fs.ErrExist
+		default:
+			s.ingests[in.digest] = in
+			return nil
+		}
+	}
+}
+
+// unclaim ends the claim; last is called with mu held and does the accounting.
+func (s *Store) unclaim(in *Ingest, last func()) {
+	s.mu.Lock()
+	last()
+	delete(s.ingests, in.digest)
+	s.mu.Unlock()
+}
+
+// reserve promises n bytes, for which room is made when it can be had at once.
+// Errors: ErrNoRoom.
+func (s *Store) reserve(n int64) error {
+	if s.shortOfSpace(n) <= 0 && s.reserveNow(n) {
+		return nil
+	}
+	s.making.Lock()
+	defer s.making.Unlock()
+	for {
+		short := s.shortOfSpace(n)
+		if short <= 0 && s.reserveNow(n) {
+			return nil
+		}
+		s.mu.Lock()
+		victims := s.pick(s.lru.Victims(n, short))
+		s.mu.Unlock()
+		if len(victims) == 0 {
+			return ErrNoRoom
+		}
+		s.unlink(victims)
+	}
+}
+
+func (s *Store) reserveNow(n int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lru.Reserve(n)
+}
+
+// giveBack returns n reserved bytes.
+func (s *Store) giveBack(n int64) {
+	s.mu.Lock()
+	s.lru.Release(n)
+	s.mu.Unlock()
+}
+
+// shortOfSpace returns how many bytes have to leave the file system so that n more fit
+// and the free space to keep is kept; 0 or less when none.
+func (s *Store) shortOfSpace(n int64) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(string(s.layout), &st) != nil {
+		return -1
+	}
+	free := int64(st.Bavail) * st.Bsize
+	return n + s.minFree.Load() - free
+}
+
+// shrink evicts what is over the budget and what has to go for the free space to keep.
+func (s *Store) shrink() {
+	s.making.Lock()
+	defer s.making.Unlock()
+	short := s.shortOfSpace(0)
+	s.mu.Lock()
+	victims := s.pick(s.lru.Shed(max(s.lru.Excess(), short)))
+	s.mu.Unlock()
+	s.unlink(victims)
+}
+
+// pick books entries as victims of eviction. mu is held.
+func (s *Store) pick(victims []*entry) []*entry {
+	for _, e := range victims {
+		s.evictions++
+		s.evicted += e.Size
+		s.leave(e)
+	}
+	return victims
+}
+
+// leave books that e is out of the lru and about to be unlinked. mu is held.
+func (s *Store) leave(e *entry) {
+	if e.Value.has(isManifest) {
+		s.manifests--
+	}
+	s.unlinking[e.Key] = make(chan struct{})
+}
+
+// unlink removes the files of entries that leave. making is held, mu is not.
+func (s *Store) unlink(victims []*entry) {
+	for _, e := range victims {
+		if e.Value.has(isPartial) {
+			s.removeFile(s.layout.partialState(e.Key))
+			s.removeFile(s.layout.partial(e.Key))
+		} else {
+			s.removeFile(s.layout.blob(e.Key))
+			s.index.delete(bucketBlobs, []byte(e.Key))
+			s.index.delete(bucketUses, []byte(e.Key))
+		}
+		s.mu.Lock()
+		close(s.unlinking[e.Key])
+		delete(s.unlinking, e.Key)
+		if !e.Held() {
+			s.lru.Gone(e)
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (s *Store) removeFile(path string) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.diskFailed(err)
+	}
+}
+
+// Remove drops blob d, if it is there. Its readers go on.
+func (s *Store) Remove(d digest.Digest) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	s.mu.Lock()
+	e := s.lru.Remove(d)
+	if e != nil {
+		s.leave(e)
+	}
+	s.mu.Unlock()
+	if e != nil {
+		s.unlink([]*entry{e})
+	}
+}
+
+// commit makes a verified ingest a blob: chmod, fsync, rename, fsync of the folder, index.
+func (s *Store) commit(in *Ingest) error {
+	if err := in.f.Chmod(0o400); err != nil {
+		return err
+	}
+	if err := in.f.Sync(); err != nil {
+		return err
+	}
+	id, err := identify(in.f)
+	if err != nil {
+		return err
+	}
+	if err := place(s.layout.partial(in.digest), s.layout.blob(in.digest)); err != nil {
+		return err
+	}
+	os.Remove(s.layout.partialState(in.digest))
+	r := record{fileID: id, private: in.from.Private}
+	links := []Child{}
+	if in.manifest != nil {
+		r.manifest, r.mediaType, r.children = true, in.manifest.MediaType, in.manifest.Children
+		links = r.children
+	}
+	s.admit(in, r)
+	s.link(in.from.Repository, in.digest, Link{true, id.size})
+	for _, c := range links {
+		s.name(in.from.Repository, c)
+	}
+	s.flush()
+	return nil
+}
+
+// admit books a committed ingest as an entry, under one lock, so that it is never neither.
+func (s *Store) admit(in *Ingest, r record) {
+	now := time.Now()
+	s.index.set(bucketBlobs, []byte(in.digest), r.encode())
+	s.index.set(bucketUses, []byte(in.digest), encodeTime(now))
+	e := r.entry(in.digest, now.UnixNano())
+	s.unclaim(in, func() {
+		s.lru.Commit(in.reserved, e)
+		if r.manifest {
+			s.manifests++
+		}
+		in.become(e)
+	})
+}
+
+// entry returns what the lru keeps of r.
+func (r *record) entry(d digest.Digest, used int64) *entry {
+	e := &entry{Key: d, Size: r.size, Value: info{ino: r.ino, mtime: r.mtime, used: used}}
+	if r.manifest {
+		e.Value.bits |= isManifest
+	}
+	if r.private {
+		e.Value.bits |= isPrivate
+	}
+	if r.unverified {
+		e.Value.bits |= unverified
+	}
+	return e
+}
+
+// flush writes the index; when that fails it is tried again by keepHouse.
+func (s *Store) flush() {
+	if err := s.index.flush(); err != nil {
+		s.diskFailed(err)
+	}
+}
+
+// place renames a finished file to where it belongs, durably.
+func place(from, to string) error {
+	dir := filepath.Dir(to)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	// Some file systems can't sync a folder, and need it no more than that.
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return nil
+}
