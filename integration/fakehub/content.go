@@ -169,11 +169,11 @@ func (h *Hub) blob(repository, d string) *io.SectionReader {
 	return h.content.blobs[digest.Digest(d)]
 }
 
-// tags returns the repository's tags in order.
+// tags returns the repository's tags in no order; there may be none, but never nil.
 func (h *Hub) tags(repository string) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Sorted(maps.Keys(h.content.repo(repository).tags))
+	return slices.AppendSeq([]string{}, maps.Keys(h.content.repo(repository).tags))
 }
 
 // referrers lists the manifests of the repository whose subject is d.

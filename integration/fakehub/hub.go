@@ -1,6 +1,7 @@
 package fakehub
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -134,10 +136,15 @@ func New(o Options) *Hub {
 	return h
 }
 
-// quiet swallows what net/http has to say about clients that were cut off on purpose.
+// quiet swallows what net/http has to say about its clients, but not our own panics.
 type quiet struct{}
 
-func (quiet) Write(p []byte) (int, error) { return len(p), nil }
+func (quiet) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("panic")) {
+		return os.Stderr.Write(p)
+	}
+	return len(p), nil
+}
 
 // Start opens the three listeners. It fails when an address can't be listened on, or the
 // Hub has been started or closed before.
@@ -202,8 +209,8 @@ func (h *Hub) Wait(ctx context.Context) error {
 func (h *Hub) Set(change func(*Options)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.opts.Accounts = slices.Clone(h.opts.Accounts) // requests under way read the old ones
 	change(&h.opts)
-	h.opts.Accounts = slices.Clone(h.opts.Accounts)
 }
 
 func (h *Hub) options() Options {

@@ -38,10 +38,7 @@ func (h *Hub) TransportFrom(ip string) *http.Transport {
 func (h *Hub) dial(ip, addr string) (net.Conn, error) {
 	face, ok := h.faceAt(addr)
 	if !ok {
-		host, _, _ := net.SplitHostPort(addr)
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{
-			Err: "no such host", Name: host, IsNotFound: true,
-		}}
+		return nil, noSuchHost(addr)
 	}
 	client, server := net.Pipe()
 	broken := new(atomic.Bool)
@@ -53,6 +50,24 @@ func (h *Hub) dial(ip, addr string) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: remote, Err: syscall.ECONNREFUSED}
 	}
 	return &memConn{client, local, remote, broken}, nil
+}
+
+// DialContext connects to the socket of the face that a name or address belongs to, and to
+// nothing else: for clients that are to reach a started Hub under Docker Hub's own names.
+func (h *Hub) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	face, ok := h.faceAt(addr)
+	h.mu.Lock()
+	l := h.listeners[face]
+	h.mu.Unlock()
+	if !ok || l == nil {
+		return nil, noSuchHost(addr)
+	}
+	return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
+}
+
+func noSuchHost(addr string) error {
+	host, _, _ := net.SplitHostPort(addr)
+	return &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}}
 }
 
 func (h *Hub) faceAt(addr string) (Face, bool) {

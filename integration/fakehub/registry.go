@@ -165,6 +165,7 @@ func badDigest(s string) *reply {
 // tagList pages by n and last, with a Link to the rest.
 func (x *exchange) tagList() *reply {
 	tags := x.hub.tags(x.target.repository)
+	slices.Sort(tags)
 	query := x.r.URL.Query()
 	if last := query.Get("last"); last != "" {
 		i, found := slices.BinarySearch(tags, last)

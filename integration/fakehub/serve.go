@@ -220,6 +220,9 @@ func (x *exchange) sendBody(rep *reply) {
 			continue // a stall that was released
 		}
 		x.fill(rep, buf[:n], sent)
+		if len(pace) > 0 {
+			x.flush() // the piece before: each leaves when its time has come
+		}
 		if !x.pause(pace, n) {
 			panic(http.ErrAbortHandler)
 		}
@@ -236,8 +239,9 @@ func (x *exchange) sendBody(rep *reply) {
 func (x *exchange) step(rep *reply, sent, most int64) int64 {
 	n := rep.size - sent
 	if n > tail {
-		n = min(n-tail, most)
+		n -= tail
 	}
+	n = min(n, most)
 	if c := x.tricks.cutAt; c != nil && *c < rep.size {
 		if sent >= *c {
 			x.flush()

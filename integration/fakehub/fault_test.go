@@ -1,0 +1,236 @@
+package fakehub_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+const faultyRepo = "library/faulty"
+
+// outcome is what a client makes of a blob under a fault.
+type outcome struct {
+	answer
+	err  error
+	want []byte // the blob as it should be
+	took time.Duration
+}
+
+// faults is each kind of fault with what a plain client sees of it.
+var faults = map[string]struct {
+	match  fakehub.Match
+	faults []fakehub.Fault
+	header string
+	check  func(outcome) bool
+}{
+	"delay": {faults: one(fakehub.Delay(50 * time.Millisecond)),
+		check: func(o outcome) bool { return o.whole() && o.took >= 50*time.Millisecond }},
+	"status": {faults: one(fakehub.Status(503, "no\n", "Retry-After: 7")),
+		check: func(o outcome) bool {
+			return o.StatusCode == 503 && string(o.body) == "no\n" && o.Header.Get("Retry-After") == "7"
+		}},
+	"429 without Retry-After": {faults: one(fakehub.TooManyRequests()),
+		check: func(o outcome) bool {
+			return o.StatusCode == 429 && o.Header.Get("Retry-After") == "" && strings.Contains(string(o.body), "TOOMANYREQUESTS")
+		}},
+	"HAP429": {faults: one(fakehub.HAP429()),
+		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "malformed MIME header") }},
+	"HTML": {faults: one(fakehub.HTML()),
+		check: func(o outcome) bool { return o.StatusCode == 200 && bytes.HasPrefix(o.body, []byte("<!DOCTYPE html>")) }},
+	"reset": {faults: one(fakehub.Reset()),
+		check: func(o outcome) bool { return errors.Is(o.err, syscall.ECONNRESET) }},
+	"drop": {faults: one(fakehub.Drop()),
+		check: func(o outcome) bool { return errors.Is(o.err, io.EOF) }},
+	"cut": {faults: one(fakehub.CutAfter(50_000)),
+		check: func(o outcome) bool { return o.broken(50_000, io.ErrUnexpectedEOF) }},
+	"cut at nothing": {faults: one(fakehub.CutAfter(0)),
+		check: func(o outcome) bool { return o.broken(0, io.ErrUnexpectedEOF) }},
+	"cut without length": {faults: []fakehub.Fault{fakehub.Chunked(), fakehub.CutAfter(50_000)},
+		check: func(o outcome) bool { return o.ContentLength == -1 && o.broken(50_000, io.ErrUnexpectedEOF) }},
+	"reset in the body": {faults: one(fakehub.ResetAfter(50_000)),
+		check: func(o outcome) bool { return len(o.body) <= 50_000 && errors.Is(o.answer.err, syscall.ECONNRESET) }},
+	"wrong byte": {faults: one(fakehub.FlipByte(70_000)),
+		check: func(o outcome) bool {
+			o.want[70_000] ^= 0xff
+			return o.whole()
+		}},
+	"wrong byte in a range": {faults: one(fakehub.FlipByte(70_000)), header: "Range: bytes=60000-79999",
+		check: func(o outcome) bool {
+			o.want[70_000] ^= 0xff
+			return o.StatusCode == 206 && bytes.Equal(o.body, o.want[60_000:80_000])
+		}},
+	"shorter": {faults: one(fakehub.Shorter(10)),
+		check: func(o outcome) bool {
+			return o.answer.err == nil && o.ContentLength == 99_990 && bytes.Equal(o.body, o.want[:99_990])
+		}},
+	"shorter without length": {faults: []fakehub.Fault{fakehub.Shorter(10), fakehub.Chunked()},
+		check: func(o outcome) bool {
+			return o.answer.err == nil && o.ContentLength == -1 && bytes.Equal(o.body, o.want[:99_990])
+		}},
+	"longer": {faults: one(fakehub.Longer(10)),
+		check: func(o outcome) bool {
+			return o.answer.err == nil && o.ContentLength == 100_010 && bytes.Equal(o.body[:100_000], o.want)
+		}},
+	"no length": {faults: one(fakehub.Chunked()),
+		check: func(o outcome) bool { return o.ContentLength == -1 && o.whole() }},
+	"range ignored": {faults: one(fakehub.IgnoreRange()), header: "Range: bytes=5-",
+		check: func(o outcome) bool { return o.whole() }},
+	"expired at the CDN": {faults: one(fakehub.ExpiredURL()),
+		check: func(o outcome) bool { return o.StatusCode == 403 }},
+	"expired at the registry": {match: fakehub.Match{Face: fakehub.Registry}, faults: one(fakehub.ExpiredURL()),
+		check: func(o outcome) bool { return o.StatusCode == 403 }},
+	"redirect loop": {faults: one(fakehub.RedirectLoop()),
+		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "too many redirects") }},
+	"redirect elsewhere": {match: fakehub.Match{Face: fakehub.Registry}, faults: one(fakehub.RedirectTo("ftp://elsewhere.invalid/x")),
+		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "ftp") }},
+	"redirect with credentials": {match: fakehub.Match{Face: fakehub.Registry},
+		faults: one(fakehub.EditRedirect(func(u *url.URL) { u.User = url.UserPassword("u", "p") })),
+		// net/http makes Authorization of it, which the CDN refuses
+		check: func(o outcome) bool { return o.StatusCode == 400 }},
+}
+
+func one(f fakehub.Fault) []fakehub.Fault { return []fakehub.Fault{f} }
+
+// whole reports whether all of the blob came, with 200.
+func (o outcome) whole() bool {
+	return o.err == nil && o.answer.err == nil && o.StatusCode == 200 && bytes.Equal(o.body, o.want)
+}
+
+// broken reports whether n right bytes and then err came.
+func (o outcome) broken(n int, err error) bool {
+	return o.err == nil && errors.Is(o.answer.err, err) && bytes.Equal(o.body, o.want[:n])
+}
+
+// TestFaults plays every kind of fault to a plain client, once over sockets and once in
+// memory, and expects the same of both; the request after it goes well.
+func TestFaults(t *testing.T) {
+	for name, row := range faults {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+				c, path, want := faulty(t, hub, rt)
+				m := row.match
+				m.Method, m.Kind = "GET", "blobs"
+				if m.Face == "" {
+					m.Face = fakehub.CDN
+				}
+				if name != "redirect loop" {
+					m.Times = 1
+				}
+				rule := hub.Inject(m, row.faults...)
+
+				start := time.Now()
+				var header []string
+				if row.header != "" {
+					header = append(header, row.header)
+				}
+				a, err := c.tryGet("GET", faultyRepo, path, header...)
+				o := outcome{answer: a, err: err, want: bytes.Clone(want), took: time.Since(start)}
+				if !row.check(o) {
+					t.Errorf("error %v, response %v, %d bytes, body error %v", o.err, o.Response, len(o.body), o.answer.err)
+				}
+				if rule.Hits() == 0 {
+					t.Error("the rule never fired")
+				}
+				rule.Remove()
+				if a := c.get("GET", faultyRepo, path); !bytes.Equal(a.body, want) {
+					t.Errorf("once the fault is gone: %d, %d bytes", a.StatusCode, len(a.body))
+				}
+			})
+		})
+	}
+}
+
+// faulty makes a hub with one blob of 100,000 bytes and a client that has a token for it.
+func faulty(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) (c *client, path string, want []byte) {
+	img := hub.AddImage(faultyRepo, "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 100_000)})
+	layer := img.Manifests[0].Layers[0].Digest
+	want, err := io.ReadAll(hub.Blob(layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = newClient(t, hub.RegistryURL(), rt)
+	c.login(faultyRepo)
+	return c, "blobs/" + layer.String(), want
+}
+
+// TestHangAndStall checks the faults that last: until the client gives up, and until they
+// are released.
+func TestHangAndStall(t *testing.T) {
+	for name, fault := range map[string]fakehub.Fault{"hang": fakehub.Hang(), "stall": fakehub.StallAfter(50_000)} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+				c, path, want := faulty(t, hub, rt)
+				rule := hub.Inject(fakehub.Match{Face: fakehub.CDN}, fault)
+
+				c.http.Timeout = 100 * time.Millisecond
+				start := time.Now()
+				a, err := c.tryGet("GET", faultyRepo, path)
+				if err == nil {
+					err = a.err
+				}
+				if !errors.Is(err, context.DeadlineExceeded) || name == "stall" && !bytes.Equal(a.body, want[:50_000]) {
+					t.Errorf("%v and %d bytes after %v", err, len(a.body), time.Since(start))
+				}
+				if err := hub.Wait(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+
+				c.http.Timeout = 10 * time.Second
+				time.AfterFunc(50*time.Millisecond, rule.Release)
+				if a := c.get("GET", faultyRepo, path); !bytes.Equal(a.body, want) {
+					t.Errorf("released: %d, %d bytes, %v", a.StatusCode, len(a.body), a.err)
+				}
+			})
+		})
+	}
+}
+
+// TestCloseEndsHangs checks that Close does not wait for a fault to end.
+func TestCloseEndsHangs(t *testing.T) {
+	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+		c, path, _ := faulty(t, hub, rt)
+		hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Hang())
+		done := make(chan error)
+		go func() {
+			_, err := c.tryGet("GET", faultyRepo, path)
+			done <- err
+		}()
+		time.Sleep(20 * time.Millisecond)
+		hub.Close()
+		if err := <-done; err == nil {
+			t.Error("a request survived Close")
+		}
+	})
+}
+
+// TestMatch checks which of several requests a rule fires for.
+func TestMatch(t *testing.T) {
+	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+		c, path, _ := faulty(t, hub, rt)
+		hub.Inject(fakehub.Match{Face: fakehub.CDN, Repository: "library/*", Skip: 1, Times: 2}, fakehub.Status(500, ""))
+		hub.Inject(fakehub.Match{Face: fakehub.CDN, Repository: "other/*"}, fakehub.Status(501, ""))
+		hub.Inject(fakehub.Match{Path: "*/data", Ranged: true}, fakehub.Status(502, ""))
+		var got []int
+		for range 4 {
+			got = append(got, c.get("GET", faultyRepo, path).StatusCode)
+		}
+		got = append(got, c.get("GET", faultyRepo, path, "Range: bytes=0-").StatusCode)
+		hub.ClearFaults()
+		got = append(got, c.get("GET", faultyRepo, path, "Range: bytes=0-").StatusCode)
+		for i, want := range []int{200, 500, 500, 200, 502, 206} {
+			if got[i] != want {
+				t.Errorf("statuses %v", got)
+				break
+			}
+		}
+	})
+}
