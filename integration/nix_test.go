@@ -1,0 +1,467 @@
+//go:build integration
+
+package integration
+
+import (
+	"encoding/json"
+	"flag"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+var nixUpdate = flag.Bool("nix.update", false, "write the golden units that the NixOS module renders")
+
+// nixRoot is the repository, seen from this directory.
+const nixRoot = ".."
+
+// nixProgram finds a program that a test cannot do without.
+func nixProgram(t *testing.T, name, debianPackage string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("%s is missing: apt-get install %s", name, debianPackage)
+	}
+	return path
+}
+
+// nixCommand is one of Nix's programs with a store of its own: no daemon, no build
+// users, nothing left behind.
+func nixCommand(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(nixProgram(t, name, "nix-bin"), args...)
+	dir := t.TempDir()
+	// What is copied into a store is read-only, directories too.
+	t.Cleanup(func() {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				return os.Chmod(path, 0o700)
+			}
+			return nil
+		})
+	})
+	cmd.Env = append(os.Environ(),
+		"NIX_CONFIG=build-users-group =\nexperimental-features = nix-command flakes",
+		"NIX_STORE_DIR="+dir+"/store", "NIX_STATE_DIR="+dir+"/state", "NIX_LOG_DIR="+dir+"/log",
+		"HOME="+dir, "XDG_CACHE_HOME="+dir+"/cache")
+	return cmd
+}
+
+// nixRun runs a command to its end and returns what it wrote to its standard output.
+func nixRun(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s%s", strings.Join(cmd.Args, " "), err, out, stderr.String())
+	}
+	return string(out)
+}
+
+// nixEvaluation is what testdata/nix/harness.nix says of one configuration.
+type nixEvaluation struct {
+	Check    string
+	Warnings []string
+	Refusals []string
+	Units    map[string]string
+	Settings json.RawMessage
+	Tmpfiles map[string]map[string]map[string]struct{ Mode, User, Group string }
+	Ports    []int
+	Users    []string
+	Groups   []string
+	Docker   struct {
+		Mirrors []string `json:"registry-mirrors"`
+	}
+}
+
+// nixLibs are the libraries that the module is evaluated with, by name: the stub, and
+// nixpkgs' own where HUBCACHE_NIXPKGS_LIB is the lib directory of a checkout.
+func nixLibs() map[string]string {
+	libs := map[string]string{"stub": "null"}
+	if dir := os.Getenv("HUBCACHE_NIXPKGS_LIB"); dir != "" {
+		libs["nixpkgs"] = dir
+	}
+	return libs
+}
+
+// nixEvaluate evaluates one configuration of testdata/nix/cases.nix. The error is what
+// Nix said when it does not evaluate.
+func nixEvaluate(t *testing.T, lib, name string) (nixEvaluation, error) {
+	t.Helper()
+	cmd := nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json",
+		"--arg", "nixpkgs", lib, "-A", name, "testdata/nix/harness.nix")
+	out, err := cmd.Output()
+	if err != nil {
+		return nixEvaluation{}, err
+	}
+	var e nixEvaluation
+	if err := json.Unmarshal(out, &e); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+	return e, nil
+}
+
+// mustNixEvaluate is nixEvaluate, with the stub, of a configuration that evaluates.
+func mustNixEvaluate(t *testing.T, name string) nixEvaluation {
+	t.Helper()
+	e, err := nixEvaluate(t, "null", name)
+	if err != nil {
+		t.Fatalf("%s: %v", name, nixComplaint(err))
+	}
+	return e
+}
+
+// nixComplaint is an error with what the program wrote about it.
+func nixComplaint(err error) string {
+	if exit, ok := err.(*exec.ExitError); ok {
+		return string(exit.Stderr)
+	}
+	return err.Error()
+}
+
+func TestNixParses(t *testing.T) {
+	var files []string
+	for _, dir := range []string{"nix", "packaging", "integration/testdata/nix"} {
+		err := filepath.WalkDir(filepath.Join(nixRoot, dir), func(path string, _ fs.DirEntry, err error) error {
+			if strings.HasSuffix(path, ".nix") {
+				files = append(files, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	files = append(files, filepath.Join(nixRoot, "flake.nix"))
+	if len(files) < 10 {
+		t.Fatalf("only %d .nix files found", len(files))
+	}
+	for _, file := range files {
+		if out, err := nixCommand(t, "nix-instantiate", "--parse", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %s", file, out)
+		}
+	}
+}
+
+// TestNixModule states, for configurations as users write them, what the module makes of
+// them besides units (which TestNixUnits compares).
+func TestNixModule(t *testing.T) {
+	type want struct {
+		refusal, warning, failure string // a phrase; "" is none
+		mirrors                   []string
+		ports                     []int
+		users                     []string
+	}
+	loopback := []string{"http://127.0.0.1:5000"}
+	cases := map[string]want{
+		"off":            {},
+		"minimal":        {},
+		"docker":         {mirrors: loopback},
+		"noMirror":       {},
+		"full":           {mirrors: []string{"http://192.168.1.10:5005", "http://other.lan:5000"}, ports: []int{5005}, users: []string{"hubcache"}},
+		"everywhere":     {mirrors: []string{"http://[::1]:5000"}},
+		"ownListen":      {mirrors: loopback},
+		"privilegedPort": {mirrors: []string{"http://127.0.0.1:80"}},
+		"credential":     {},
+		"prune":          {mirrors: loopback},
+
+		"pruneAndAutoPrune":   {warning: "autoPrune removes", mirrors: loopback},
+		"firewallForLoopback": {warning: "listens on 127.0.0.1 alone", ports: []int{5000}},
+
+		"halfCredential":     {refusal: "both username and passwordFile"},
+		"namedAddress":       {refusal: "must be numeric"},
+		"dataInHome":         {refusal: "cannot keep files there", users: []string{"hubcache"}},
+		"portTaken":          {refusal: "both want port 5000"},
+		"pruneWithoutDocker": {refusal: "needs virtualisation.docker.enable"},
+
+		"credentialInStore": {failure: "not in the Nix store"},
+		"portTooHigh":       {failure: "between 0 and 65535"},
+		"unknownOption":     {failure: "does not exist"},
+	}
+	for name, lib := range nixLibs() {
+		for c, want := range cases {
+			t.Run(name+"/"+c, func(t *testing.T) {
+				e, err := nixEvaluate(t, lib, c)
+				if want.failure != "" {
+					if err == nil || !strings.Contains(nixComplaint(err), want.failure) {
+						t.Fatalf("evaluation should fail with %q: %v", want.failure, err)
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(nixComplaint(err))
+				}
+				nixPhrase(t, "refusals", e.Refusals, want.refusal)
+				nixPhrase(t, "warnings", e.Warnings, want.warning)
+				if !slices.Equal(e.Docker.Mirrors, want.mirrors) {
+					t.Errorf("registry-mirrors %v, want %v", e.Docker.Mirrors, want.mirrors)
+				}
+				if !slices.Equal(e.Ports, want.ports) {
+					t.Errorf("open ports %v, want %v", e.Ports, want.ports)
+				}
+				if !slices.Equal(e.Users, want.users) {
+					t.Errorf("users %v, want %v", e.Users, want.users)
+				}
+			})
+		}
+	}
+}
+
+// nixPhrase checks that texts is one text with the phrase, or none for "".
+func nixPhrase(t *testing.T, what string, texts []string, phrase string) {
+	t.Helper()
+	if phrase == "" {
+		if len(texts) != 0 {
+			t.Errorf("unexpected %s: %q", what, texts)
+		}
+		return
+	}
+	if len(texts) != 1 || !strings.Contains(texts[0], phrase) {
+		t.Errorf("%s %q, want one with %q", what, texts, phrase)
+	}
+}
+
+// TestNixSettingsChecked runs what the module runs when a system is built: a wrong
+// setting stops the build with its name.
+func TestNixSettingsChecked(t *testing.T) {
+	for name, complaint := range map[string]string{
+		"minimal": "", "full": "", "credential": "", "ownListen": "",
+		"unknownSetting": "max_stail",
+		"badBudget":      "budget",
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := nixCheckSettings(t, mustNixEvaluate(t, name))
+			if complaint == "" && err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if complaint != "" && (err == nil || !strings.Contains(out, complaint)) {
+				t.Fatalf("want a complaint about %s, got %v\n%s", complaint, err, out)
+			}
+		})
+	}
+}
+
+// nixCheckSettings runs the module's build step in a shell, with the real program and
+// the real settings in the places of the store paths that it names.
+func nixCheckSettings(t *testing.T, e nixEvaluation) (string, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, e.Settings, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const stored = "/nix/store/00000000000000000000000000000000-hubcache-config.yaml"
+	if !strings.Contains(e.Check, stored) || !strings.Contains(e.Check, nixStubProgram) {
+		t.Fatalf("the build step checks something else:\n%s", e.Check)
+	}
+	script := strings.NewReplacer(nixStubProgram, nixHubcache(t), stored, file).Replace(e.Check)
+	cmd := exec.Command("bash", "-euc", script)
+	cmd.Env = append(os.Environ(), "out="+file+".checked")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// nixStubProgram is where testdata/nix/harness.nix says that hubcache is.
+const nixStubProgram = "/hubcache/bin/hubcache"
+
+var nixBuild = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "hubcache-nix")
+	if err != nil {
+		return "", err
+	}
+	// Another user runs it.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "hubcache"), "./cmd/hubcache")
+	cmd.Dir = nixRoot
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", &exec.Error{Name: "go build: " + string(out), Err: err}
+	}
+	return filepath.Join(dir, "hubcache"), nil
+})
+
+// nixHubcache is the program, built once for all tests.
+func nixHubcache(t *testing.T) string {
+	t.Helper()
+	path, err := nixBuild()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestNixUnits compares the rendered units with testdata/nix/golden. After a change that
+// is meant: go test -tags integration ./integration -run TestNixUnits -nix.update
+func TestNixUnits(t *testing.T) {
+	for name, lib := range nixLibs() {
+		for _, c := range []string{"minimal", "full", "prune"} {
+			t.Run(name+"/"+c, func(t *testing.T) {
+				e, err := nixEvaluate(t, lib, c)
+				if err != nil {
+					t.Fatal(nixComplaint(err))
+				}
+				dir := filepath.Join("testdata/nix/golden", c)
+				if *nixUpdate && name == "stub" {
+					nixWriteUnits(t, dir, e.Units)
+				}
+				nixCompareUnits(t, dir, e.Units)
+			})
+		}
+	}
+}
+
+// nixWriteUnits makes dir hold the units and nothing else.
+func nixWriteUnits(t *testing.T, dir string, units map[string]string) {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range units {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func nixCompareUnits(t *testing.T, dir string, units map[string]string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if _, ok := units[entry.Name()]; !ok {
+			t.Errorf("%s is no longer rendered", filepath.Join(dir, entry.Name()))
+		}
+	}
+	for name, text := range units {
+		golden, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Errorf("%v", err)
+		} else if string(golden) != text {
+			t.Errorf("%s differs from what is rendered now:\n%s", filepath.Join(dir, name), text)
+		}
+	}
+}
+
+// TestNixPackagingUnits fails when packaging/systemd is not what nix/units.nix says; then
+// run nix/render-units.
+func TestNixPackagingUnits(t *testing.T) {
+	var units map[string]string
+	out := nixRun(t, nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json", filepath.Join(nixRoot, "nix/packaging.nix")))
+	if err := json.Unmarshal([]byte(out), &units); err != nil {
+		t.Fatal(err)
+	}
+	nixCompareUnits(t, filepath.Join(nixRoot, "packaging/systemd"), units)
+}
+
+// TestNixHolds checks that a member of the group can hold off a prune and nobody else can.
+func TestNixHolds(t *testing.T) {
+	e := mustNixEvaluate(t, "prune")
+	hold := e.Tmpfiles["hubcache"]["/run/hubcache/hold"]["d"]
+	if hold.Mode != "2770" || hold.User != "root" || hold.Group != "hubcache" || !slices.Contains(e.Groups, "hubcache") {
+		t.Errorf("hold directory %+v, groups %v", hold, e.Groups)
+	}
+}
+
+// TestNixSystemdAccepts has systemd read the units, and grade the service's isolation.
+func TestNixSystemdAccepts(t *testing.T) {
+	analyze := nixProgram(t, "systemd-analyze", "systemd")
+	for _, c := range []string{"minimal", "full", "prune", "credential"} {
+		t.Run(c, func(t *testing.T) {
+			e := mustNixEvaluate(t, c)
+			dir := t.TempDir()
+			args := []string{"verify", "--man=no", "--recursive-errors=no"}
+			for name, text := range e.Units {
+				file := filepath.Join(dir, name)
+				// systemd wants the command to exist.
+				text = strings.ReplaceAll(text, nixStubProgram, "/bin/true")
+				if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				args = append(args, file)
+			}
+			out, err := exec.Command(analyze, args...).CombinedOutput()
+			if err != nil || len(out) > 0 {
+				t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+			}
+			// The threshold is in tenths.
+			out, err = exec.Command(analyze, "security", "--offline=true", "--threshold=15", filepath.Join(dir, "hubcache.service")).CombinedOutput()
+			if err != nil {
+				t.Errorf("systemd-analyze security: %v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestNixFlake evaluates every output of the flake against the stub of nixpkgs.
+func TestNixFlake(t *testing.T) {
+	root, err := filepath.Abs(nixRoot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := nixFlakeSource(t, root)
+	stub := "path:" + filepath.Join(src, "integration/testdata/nix/stub")
+	override := []string{"--no-write-lock-file", "--override-input", "nixpkgs", stub}
+	show := nixRun(t, nixCommand(t, "nix", append([]string{"flake", "show", "--json", "path:" + src}, override...)...))
+	for _, output := range []string{`"packages"`, `"overlays"`, `"nixosModules"`, `"checks"`, `"devShells"`, `"formatter"`} {
+		if !strings.Contains(show, output) {
+			t.Errorf("flake show does not list %s:\n%s", output, show)
+		}
+	}
+	nixRun(t, nixCommand(t, "nix", append([]string{"flake", "check", "--no-build", "path:" + src}, override...)...))
+}
+
+// nixFlakeSource copies what the flake reads into a directory of its own: Nix copies
+// a path whole into its store, and a working tree may be changing and large.
+func nixFlakeSource(t *testing.T, root string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"flake.nix", "go.mod", "go.sum"} {
+		b, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"nix", "integration/testdata/nix"} {
+		if err := os.CopyFS(filepath.Join(dir, name), os.DirFS(filepath.Join(root, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The packages that nix/package.nix names have to be there.
+	for _, name := range []string{"admin", "auth", "cmd", "lru", "prune", "registry", "storage"} {
+		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// TestNixVendorHash fails when go.mod has changed since nix/update-vendor-hash was run.
+func TestNixVendorHash(t *testing.T) {
+	nixProgram(t, "nix", "nix-bin")
+	hash := strings.TrimSpace(nixRun(t, exec.Command(filepath.Join(nixRoot, "nix/update-vendor-hash"), "--print")))
+	b, err := os.ReadFile(filepath.Join(nixRoot, "nix/package.nix"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(hash, "sha256-") || !strings.Contains(string(b), `vendorHash = "`+hash+`";`) {
+		t.Errorf("vendorHash in nix/package.nix is not %s; run nix/update-vendor-hash", hash)
+	}
+}

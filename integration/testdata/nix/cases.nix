@@ -1,0 +1,56 @@
+# The configurations that the module is evaluated for, as a user would write them.
+let
+  docker = { virtualisation.docker.enable = true; };
+in
+{
+  off = { };
+  minimal = { services.hubcache.enable = true; };
+  docker = docker // { services.hubcache.enable = true; };
+  full = {
+    services.hubcache = {
+      enable = true;
+      listenAddress = "192.168.1.10";
+      port = 5005;
+      openFirewall = true;
+      budget = "200GiB";
+      dataDir = "/srv/hubcache";
+      credentials = { username = "jane"; passwordFile = "/run/secrets/dockerhub-pat"; };
+      dockerPrune = { enable = true; dates = "hourly"; randomizedDelaySec = "5min"; };
+      settings = {
+        admin.listen = "127.0.0.1:5006";
+        tags.max_stale = "336h";
+        docker.prune = { min_age = "48h"; keep = [ "docker.io/library/*:*" ]; };
+      };
+    };
+    networking.proxy.envVars = { https_proxy = "http://proxy.lan:3128"; };
+    virtualisation.docker = {
+      enable = true;
+      daemon.settings.registry-mirrors = [ "http://other.lan:5000" ];
+    };
+  };
+  noMirror = docker // { services.hubcache = { enable = true; registryMirror = false; }; };
+  everywhere = docker // { services.hubcache = { enable = true; listenAddress = "::"; }; };
+  ownListen = docker // { services.hubcache = { enable = true; settings.listen = [ ":5000" "unix:/run/hubcache/pull.sock" ]; }; };
+  privilegedPort = docker // { services.hubcache = { enable = true; port = 80; }; };
+  credential = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "/run/secrets/dockerhub-pat"; }; }; };
+  prune = docker // { services.hubcache = { enable = true; dockerPrune.enable = true; }; };
+
+  pruneAndAutoPrune = {
+    services.hubcache = { enable = true; dockerPrune.enable = true; };
+    virtualisation.docker = { enable = true; autoPrune.enable = true; };
+  };
+  firewallForLoopback = { services.hubcache = { enable = true; openFirewall = true; }; };
+
+  halfCredential = { services.hubcache = { enable = true; credentials.username = "jane"; }; };
+  namedAddress = { services.hubcache = { enable = true; listenAddress = "localhost"; }; };
+  dataInHome = { services.hubcache = { enable = true; dataDir = "/home/jane/cache"; }; };
+  portTaken = { services.hubcache.enable = true; services.dockerRegistry.enable = true; };
+  pruneWithoutDocker = { services.hubcache = { enable = true; dockerPrune.enable = true; }; };
+  unknownSetting = { services.hubcache = { enable = true; settings.tags.max_stail = "1h"; }; };
+  badBudget = { services.hubcache = { enable = true; budget = "plenty"; }; };
+
+  # These do not evaluate at all.
+  credentialInStore = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "${builtins.storeDir}/abc-pat"; }; }; };
+  portTooHigh = { services.hubcache = { enable = true; port = 70000; }; };
+  unknownOption = { services.hubcache = { enable = true; bugdet = "20GiB"; }; };
+}

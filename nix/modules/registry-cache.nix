@@ -1,0 +1,282 @@
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.hubcache;
+  docker = config.virtualisation.docker;
+  format = pkgs.formats.yaml { };
+
+  defaultDataDir = "/var/lib/hubcache";
+  configPath = "/etc/hubcache/config.yaml";
+  adminSocket = "/run/hubcache/admin.sock";
+
+  # What the credential is called in $CREDENTIALS_DIRECTORY.
+  credential = "dockerhub-pat";
+
+  hostPort =
+    address: port:
+    if lib.hasInfix ":" address then
+      "[${address}]:${toString port}"
+    else
+      "${address}:${toString port}";
+  isAny = address: address == "0.0.0.0" || address == "::";
+  isLoopback = address: address == "::1" || lib.hasPrefix "127." address;
+
+  # What Docker on this host calls the cache.
+  mirrorHost =
+    if cfg.listenAddress == "::" then
+      "::1"
+    else if isAny cfg.listenAddress then
+      "127.0.0.1"
+    else
+      cfg.listenAddress;
+  mirror = "http://${hostPort mirrorHost cfg.port}";
+
+  # ":5000", every address, is a bare port to systemd.
+  stream = address: lib.removePrefix ":" (lib.removePrefix "unix:" address);
+
+  settings = lib.filterAttrsRecursive (_: v: v != null) cfg.settings;
+  unchecked = format.generate "hubcache-config.yaml" settings;
+  # A typo stops the build, not the service at three in the morning.
+  configFile = pkgs.runCommand "hubcache.yaml" { } ''
+    ${lib.getExe cfg.package} config check --config ${unchecked}
+    cp ${unchecked} $out
+  '';
+
+  units = import ../units.nix {
+    program = lib.getExe cfg.package;
+    kill = lib.getExe' pkgs.coreutils "kill";
+    config = configPath;
+    pull = map stream (lib.toList cfg.settings.listen);
+    admin = lib.unique [
+      adminSocket
+      (stream cfg.settings.admin.listen)
+    ];
+    credential =
+      if cfg.credentials.passwordFile == null then
+        null
+      else
+        # toString: an interpolated path literal would be copied into the store.
+        "${credential}:${toString cfg.credentials.passwordFile}";
+    inherit (cfg) dataDir;
+    inherit (cfg.dockerPrune) dates randomizedDelaySec;
+  };
+in
+{
+  options.services.hubcache = {
+    enable = lib.mkEnableOption "hubcache, a pull-through cache for Docker Hub";
+
+    package = lib.mkPackageOption pkgs "hubcache" { };
+
+    listenAddress = lib.mkOption {
+      type = lib.types.str;
+      default = "127.0.0.1";
+      example = "192.168.1.10";
+      description = ''
+        Numeric address on which images are served, to Docker and to whoever else can
+        reach it. There is no login: what hubcache serves, everybody who can connect may
+        read, which is what an anonymous client of Docker Hub may read anyway.
+      '';
+    };
+
+    port = lib.mkOption {
+      type = lib.types.port;
+      default = 5000;
+      description = "Port on which images are served. systemd opens it, so one below 1024 needs no privilege.";
+    };
+
+    openFirewall = lib.mkOption {
+      type = lib.types.bool;
+      default = false;
+      description = "Whether to open {option}`services.hubcache.port` in the firewall.";
+    };
+
+    budget = lib.mkOption {
+      type = lib.types.str;
+      default = "20GiB";
+      example = "30%";
+      description = ''
+        How much disk the cache may use, as a size or as a share of the file system. It is
+        kept at every moment, not once a day.
+      '';
+    };
+
+    dataDir = lib.mkOption {
+      type = lib.types.path;
+      default = defaultDataDir;
+      example = "/srv/hubcache";
+      description = ''
+        Where the cache is kept. It is no part of the system closure and no backup needs
+        it. With any other value than the default the service runs as the static user
+        `hubcache`, so that a large cache is not given a new owner, file by file.
+      '';
+    };
+
+    credentials.username = lib.mkOption {
+      type = lib.types.nullOr lib.types.nonEmptyStr;
+      default = null;
+      example = "jane";
+      description = "Docker Hub account to pull with. Without one pulls are anonymous, and limited per address.";
+    };
+
+    credentials.passwordFile = lib.mkOption {
+      type = lib.types.nullOr lib.types.externalPath;
+      default = null;
+      example = lib.literalExpression "config.sops.secrets.dockerhub-pat.path";
+      description = ''
+        File with that account's access token (read-only is enough) and nothing else. It is
+        read by systemd, as root, when the service starts, and must not be in the Nix store,
+        which everybody on the host can read. Restart the service when its content changes.
+      '';
+    };
+
+    registryMirror = lib.mkOption {
+      type = lib.types.bool;
+      default = true;
+      example = false;
+      description = ''
+        Whether Docker on this host pulls through the cache, where
+        {option}`virtualisation.docker.enable` is set. Turning it on or off restarts Docker.
+      '';
+    };
+
+    dockerPrune = {
+      enable = lib.mkEnableOption ''
+        the removal of Docker images that nothing has used for long, when the disk is
+        nearly full and nobody holds it off (see {manpage}`hubcache(1)`, `docker prune`).
+        Thresholds and images to keep are in {option}`services.hubcache.settings`,
+        `docker.prune`'';
+
+      dates = lib.mkOption {
+        type = lib.types.str;
+        default = "*:0/15";
+        example = "hourly";
+        description = "When to look at the disk, see {manpage}`systemd.time(7)`.";
+      };
+
+      randomizedDelaySec = lib.mkOption {
+        type = lib.types.str;
+        default = "2min";
+        description = "Up to how much later than {option}`services.hubcache.dockerPrune.dates`.";
+      };
+    };
+
+    settings = lib.mkOption {
+      type = lib.types.submodule {
+        freeformType = format.type;
+        options = { };
+      };
+      default = { };
+      example = lib.literalExpression ''
+        {
+          tags.max_stale = "336h";
+          docker.prune.keep = [ "docker.io/library/*:*" ];
+        }
+      '';
+      description = ''
+        Everything else that {file}`config.yaml` takes; `hubcache config show` lists it. It
+        is checked when the system is built. No secret belongs here.
+      '';
+    };
+  };
+
+  config = lib.mkIf cfg.enable (
+    lib.mkMerge [
+      {
+        services.hubcache.settings = {
+          listen = lib.mkDefault [ (hostPort cfg.listenAddress cfg.port) ];
+          admin.listen = lib.mkDefault "127.0.0.1:5001";
+          data_dir = cfg.dataDir;
+          budget = lib.mkDefault cfg.budget;
+          upstream = lib.mkIf (cfg.credentials.passwordFile != null) {
+            username = cfg.credentials.username;
+            password_file = credential;
+          };
+          docker.admin = lib.mkDefault "unix:${adminSocket}";
+        };
+
+        assertions = [
+          {
+            assertion = (cfg.credentials.username == null) == (cfg.credentials.passwordFile == null);
+            message = "services.hubcache.credentials needs both username and passwordFile, or neither.";
+          }
+          {
+            assertion = isAny cfg.listenAddress || lib.hasInfix ":" cfg.listenAddress || builtins.match "[0-9.]+" cfg.listenAddress != null;
+            message = "services.hubcache.listenAddress must be numeric (such as 127.0.0.1), not the name ${cfg.listenAddress}: systemd opens the socket before names resolve.";
+          }
+          {
+            assertion = !(lib.any (dir: lib.hasPrefix "${dir}/" "${toString cfg.dataDir}/") [ "/home" "/root" "/run" "/tmp" "/var/tmp" builtins.storeDir ]);
+            message = "services.hubcache.dataDir is ${toString cfg.dataDir}; the service cannot keep files there. Choose a directory such as /srv/hubcache.";
+          }
+          {
+            assertion = !(config.services.dockerRegistry.enable && config.services.dockerRegistry.port == cfg.port);
+            message = "services.dockerRegistry and services.hubcache both want port ${toString cfg.port}. If hubcache replaces that registry's proxy mode, remove services.dockerRegistry (and revoke the token in its extraConfig: the Nix store shows it to everybody on this host); else change one port.";
+          }
+          {
+            assertion = cfg.dockerPrune.enable -> docker.enable;
+            message = "services.hubcache.dockerPrune.enable needs virtualisation.docker.enable: there are no Docker images to prune.";
+          }
+        ];
+
+        warnings =
+          lib.optional (cfg.openFirewall && isLoopback cfg.listenAddress)
+            "services.hubcache.openFirewall opens port ${toString cfg.port}, but hubcache listens on ${cfg.listenAddress} alone. Set services.hubcache.listenAddress.";
+
+        environment.etc."hubcache/config.yaml".source = configFile;
+        networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
+
+        systemd.tmpfiles.settings.hubcache = units.tmpfiles;
+        systemd.sockets = units.sockets;
+        systemd.services.hubcache = lib.mkMerge [
+          units.services.hubcache
+          {
+            environment = config.networking.proxy.envVars;
+            reloadTriggers = [ configFile ];
+            # The service goes when a socket does: systemd does not start a socket whose
+            # service runs.
+            restartTriggers = lib.concatMap (socket: socket.listenStreams) (lib.attrValues units.sockets);
+            # Restart, not stop and start with the sockets closed in between.
+            stopIfChanged = false;
+          }
+        ];
+
+        # Who may change the cache (its admin socket) and hold off a prune.
+        users.groups.${units.group} = { };
+      }
+
+      (lib.mkIf (toString cfg.dataDir != defaultDataDir) {
+        users.users.hubcache = {
+          isSystemUser = true;
+          group = units.group;
+          description = "hubcache";
+        };
+        systemd.tmpfiles.settings.hubcache.${toString cfg.dataDir}.d = {
+          mode = "0700";
+          user = "hubcache";
+          group = units.group;
+        };
+      })
+
+      (lib.mkIf (cfg.registryMirror && docker.enable) {
+        virtualisation.docker.daemon.settings.registry-mirrors = [ mirror ];
+      })
+
+      (lib.mkIf cfg.dockerPrune.enable {
+        systemd.services = {
+          inherit (units.services) hubcache-docker-watch;
+          # Activating a new configuration never starts or ends a prune.
+          hubcache-docker-prune = units.services.hubcache-docker-prune // {
+            restartIfChanged = false;
+          };
+        };
+        systemd.timers = units.timers;
+        warnings = lib.optional docker.autoPrune.enable "virtualisation.docker.autoPrune removes what services.hubcache.dockerPrune means to keep: stopped containers, unused networks, images that a service update would roll back to. It knows no holds. Turn one of them off.";
+      })
+    ]
+  );
+
+  meta.maintainers = [ ];
+}

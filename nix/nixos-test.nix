@@ -1,0 +1,4 @@
+{ hubcacheModule }:
+{
+  name = "hubcache";
+}

@@ -1,0 +1,65 @@
+{
+  lib,
+  stdenv,
+  buildGoModule,
+  installShellFiles,
+  versionCheckHook,
+  # The flake says which revision it was built from.
+  version ? "0-unstable",
+}:
+buildGoModule (finalAttrs: {
+  pname = "hubcache";
+  inherit version;
+
+  # What Go reads and nothing else, so that a new sentence in the documentation is no
+  # new program. All of what `go mod vendor` looks at is here: vendorHash depends on it.
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../go.mod
+      ../go.sum
+      ../admin
+      ../auth
+      ../cmd
+      ../integration
+      ../lru
+      ../prune
+      ../registry
+      ../storage
+    ];
+  };
+
+  # Written by nix/update-vendor-hash.
+  vendorHash = "sha256-bKYzPNTwp8DBKUMt3fHIYPmvMLsyheAZNG1Vl/p5XkI=";
+
+  env.CGO_ENABLED = 0;
+  # Needs root and a Docker daemon; the other packages' tests are content with loopback.
+  excludedPackages = [ "integration" ];
+  ldflags = [
+    "-s"
+    "-X main.version=${finalAttrs.version}"
+  ];
+
+  nativeBuildInputs = [ installShellFiles ];
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    for shell in bash zsh fish; do
+      $out/bin/hubcache completion $shell >hubcache.$shell
+    done
+    installShellCompletion --cmd hubcache hubcache.{bash,zsh,fish}
+    $out/bin/hubcache man man
+    installManPage man/*
+  '';
+
+  nativeInstallCheckInputs = [ versionCheckHook ];
+  versionCheckProgramArg = "version";
+  doInstallCheck = true;
+
+  meta = {
+    description = "Pull-through cache for Docker Hub with a byte budget";
+    homepage = "https://github.com/hubcache/hubcache";
+    license = lib.licenses.asl20;
+    platforms = lib.platforms.linux;
+    mainProgram = "hubcache";
+    maintainers = [ ];
+  };
+})
