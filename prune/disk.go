@@ -1,0 +1,89 @@
+package prune
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/moby/api/types/system"
+	"golang.org/x/sys/unix"
+)
+
+// defaultContainerdRoot is where a containerd that the daemon didn't start itself keeps
+// its content and snapshots, unless its own configuration says otherwise.
+const defaultContainerdRoot = "/var/lib/containerd"
+
+// Disk is how full one file system is.
+type Disk struct {
+	Path       string `json:"path"`
+	Total      int64  `json:"total_bytes"` // what can be used: without the blocks kept for root
+	Used       int64  `json:"used_bytes"`
+	Inodes     int64  `json:"inodes"` // 0: the file system has no fixed number
+	InodesUsed int64  `json:"inodes_used"`
+}
+
+// Full is the larger of the shares of space and inodes that are used, 0 to 1.
+func (d Disk) Full() float64 { return max(share(d.Used, d.Total), share(d.InodesUsed, d.Inodes)) }
+
+// Above returns how many bytes would have to go for the space to be at most low.
+func (d Disk) Above(low float64) int64 { return max(0, d.Used-int64(low*float64(d.Total))) }
+
+func share(part, whole int64) float64 {
+	if whole <= 0 {
+		return 0
+	}
+	return float64(part) / float64(whole)
+}
+
+// statDisk asks the kernel about the file system that holds path.
+func statDisk(path string) (Disk, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return Disk{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	return Disk{
+		Path:       path,
+		Used:       used,
+		Total:      used + int64(st.Bavail)*st.Bsize, // as df counts
+		Inodes:     int64(st.Files),
+		InodesUsed: int64(st.Files - st.Ffree),
+	}, nil
+}
+
+// diskPaths are the directories whose file systems hold images, one for each file system.
+func diskPaths(info system.Info) ([]string, error) {
+	if info.DockerRootDir == "" {
+		return nil, fmt.Errorf("the engine doesn't say where its data root is")
+	}
+	paths := []string{info.DockerRootDir}
+	if containerdStore(info) {
+		paths = append(paths, filepath.Join(info.DockerRootDir, "containerd"), defaultContainerdRoot)
+	}
+	var out []string
+	seen := map[uint64]bool{}
+	for i, path := range paths {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			if i > 0 && os.IsNotExist(err) {
+				continue
+			}
+			return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if !seen[st.Dev] {
+			seen[st.Dev] = true
+			out = append(out, path)
+		}
+	}
+	return out, nil
+}
+
+// containerdStore reports whether the engine keeps its images in containerd.
+func containerdStore(info system.Info) bool {
+	for _, kv := range info.DriverStatus {
+		if kv[0] == "driver-type" && kv[1] == "io.containerd.snapshotter.v1" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,185 @@
+package prune
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/client"
+)
+
+// Engine is what prune asks of the Docker Engine. [*client.Client] is one.
+type Engine interface {
+	Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error)
+	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
+	ImageInspect(context.Context, string, ...client.ImageInspectOption) (client.ImageInspectResult, error)
+	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
+	ContainerList(context.Context, client.ContainerListOptions) (client.ContainerListResult, error)
+	ContainerInspect(context.Context, string, client.ContainerInspectOptions) (client.ContainerInspectResult, error)
+	ServiceList(context.Context, client.ServiceListOptions) (client.ServiceListResult, error)
+	TaskList(context.Context, client.TaskListOptions) (client.TaskListResult, error)
+	Events(context.Context, client.EventsListOptions) client.EventsResult
+}
+
+// Image is one of the host's images.
+type Image struct {
+	ID        string    // sha256:…
+	Parent    string    // ID of the image that it was built on here; "" for most
+	Tags      []string  // as the Engine lists them: redis:7
+	Digests   []string  // redis@sha256:…
+	Manifests []string  // digests of what an index holds (containerd image store)
+	Size      int64     // bytes, shared layers included
+	Unique    int64     // bytes that no other image has; Size where the Engine doesn't tell
+	Built     time.Time // when its author built it: says nothing about this host
+	Tagged    time.Time // when it was last tagged here; zero if unknown
+}
+
+// Use says what an image is used for now.
+type Use string
+
+// The uses that keep an image.
+const (
+	UseContainer Use = "container"     // a container in any state
+	UseMount     Use = "image-mount"   // mounted into a container or service
+	UseService   Use = "service"       // a service's current spec
+	UseRollback  Use = "previous-spec" // what a service would roll back to
+)
+
+// User is a container or service that uses an image.
+type User struct {
+	Use  Use
+	Name string // of the container or service, for people
+	Ref  string // the image: ID, name or digest
+}
+
+// Activity is something that a deploy or build does.
+type Activity struct {
+	At   time.Time `json:"at"`
+	What string    `json:"what"` // for people: "container web was started"
+}
+
+// Snapshot is what the Engine said at one time.
+type Snapshot struct {
+	Images []Image
+	Users  []User
+	// Worker is set on a swarm node that isn't a manager: which services use an image
+	// is not known here.
+	Worker bool
+	// Busy says, for people, what swarm is doing just now; empty when it rests.
+	Busy []string
+	// Latest is the last activity that containers and images themselves show.
+	Latest Activity
+}
+
+// Look asks the Engine for everything that [Decide] needs. Any error but the absence of
+// what was there a moment ago is returned: then nothing may be deleted.
+func Look(ctx context.Context, e Engine) (Snapshot, error) {
+	var s Snapshot
+	// Images first: one that arrives later isn't in the plan at all.
+	if err := s.lookAtImages(ctx, e); err != nil {
+		return Snapshot{}, err
+	}
+	if err := s.lookAtUsers(ctx, e); err != nil {
+		return Snapshot{}, err
+	}
+	return s, nil
+}
+
+func (s *Snapshot) lookAtImages(ctx context.Context, e Engine) error {
+	list, err := e.ImageList(ctx, client.ImageListOptions{All: true, SharedSize: true, Manifests: true})
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	for _, item := range list.Items {
+		img := Image{
+			ID: item.ID, Parent: item.ParentID, Size: item.Size, Unique: item.Size,
+			Tags: named(item.RepoTags), Digests: named(item.RepoDigests),
+			Built: time.Unix(item.Created, 0),
+		}
+		if item.SharedSize > 0 { // -1: not computed
+			img.Unique = max(0, item.Size-item.SharedSize)
+		}
+		if item.Descriptor != nil {
+			img.Manifests = append(img.Manifests, item.Descriptor.Digest.String())
+		}
+		for _, m := range item.Manifests {
+			img.Manifests = append(img.Manifests, m.Descriptor.Digest.String())
+		}
+		details, err := e.ImageInspect(ctx, item.ID)
+		if err != nil && !cerrdefs.IsNotFound(err) {
+			return fmt.Errorf("inspect image %s: %w", item.ID, err)
+		}
+		img.Tagged = details.Metadata.LastTagTime
+		s.saw(img.Tagged, "image "+label(img)+" was tagged")
+		s.Images = append(s.Images, img)
+	}
+	return nil
+}
+
+// lookAtUsers fills in everything but the images.
+func (s *Snapshot) lookAtUsers(ctx context.Context, e Engine) error {
+	info, err := e.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return fmt.Errorf("ask the engine about itself: %w", err)
+	}
+	if err := s.lookAtContainers(ctx, e); err != nil {
+		return err
+	}
+	switch state := info.Info.Swarm.LocalNodeState; {
+	case info.Info.Swarm.ControlAvailable:
+		return s.lookAtSwarm(ctx, e)
+	case state == swarm.LocalNodeStateInactive || state == "":
+		return nil
+	case state == swarm.LocalNodeStateActive:
+		s.Worker = true
+		return nil
+	default:
+		return fmt.Errorf("the swarm is %s: which images its services use is not known", state)
+	}
+}
+
+func (s *Snapshot) lookAtContainers(ctx context.Context, e Engine) error {
+	list, err := e.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, item := range list.Items {
+		name := containerName(item.Names, item.ID)
+		use := func(kind Use, ref string) { s.Users = append(s.Users, User{kind, name, ref}) }
+		use(UseContainer, item.ImageID)
+		use(UseContainer, item.Image)
+		if item.ImageManifestDescriptor != nil {
+			use(UseContainer, item.ImageManifestDescriptor.Digest.String())
+		}
+		s.saw(time.Unix(item.Created, 0), "container "+name+" was created")
+		// Only inspect knows the image mounts of a container that never ran.
+		details, err := e.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
+		if cerrdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("inspect container %s: %w", name, err)
+		}
+		c := details.Container
+		if c.HostConfig != nil {
+			for _, ref := range mountedImages(c.HostConfig.Mounts) {
+				use(UseMount, ref)
+			}
+		}
+		for _, m := range c.Mounts {
+			if m.Type == mount.TypeImage {
+				use(UseMount, m.Name)
+				use(UseMount, m.Source)
+			}
+		}
+		if c.State != nil {
+			if at, err := time.Parse(time.RFC3339Nano, c.State.StartedAt); err == nil {
+				s.saw(at, "container "+name+" was started")
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,343 @@
+package prune
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+)
+
+const (
+	// flushEvery bounds what a crash of the watcher loses, and it loses only what the
+	// daemon has forgotten by the next start.
+	flushEvery = time.Second
+	// heartbeat is how often the watcher says that it is alive. It costs one fsync.
+	heartbeat = 30 * time.Second
+	// reconnectAfter is the pause before the daemon is asked again.
+	reconnectAfter = time.Second
+)
+
+// Watcher records uses of images from the daemon's events. Set the fields before Run.
+type Watcher struct {
+	Engine Engine
+	Uses   Uses
+	// Logger gets gaps, lost connections and locked records; nil is silent.
+	Logger *slog.Logger
+	// Ready, if not nil, is called every time that recording begins: at the start, and
+	// again after a lost connection.
+	Ready func()
+}
+
+// eventMark tells one event from all others.
+type eventMark struct {
+	Nano   int64         `json:"nano"`
+	Type   events.Type   `json:"type"`
+	Action events.Action `json:"action"`
+	Actor  string        `json:"actor"`
+}
+
+func markOf(m events.Message) eventMark {
+	return eventMark{eventTime(m).UnixNano(), m.Type, m.Action, m.Actor.ID}
+}
+
+// Run records until ctx is done, and then returns nil. A lost connection is tried again
+// for ever. What may have happened in between is settled on reconnecting: if the daemon
+// still remembers the last event on record, nothing was missed and the rest is replayed;
+// if it doesn't, every image counts as used.
+func (w *Watcher) Run(ctx context.Context) error {
+	for {
+		err := w.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		w.log().Warn("watching the daemon was interrupted and is tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(reconnectAfter):
+		}
+	}
+}
+
+// session is one connection's time.
+func (w *Watcher) session(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b := batch{engine: w.Engine, images: map[string][]string{}, used: map[string]time.Time{}}
+	if err := w.Uses.update(func(r *records) (err error) { b.state, err = r.watch(); return err }); err != nil {
+		return err
+	}
+	now, since := time.Now(), time.Now()
+	if last := b.state.Event; last.Nano != 0 {
+		since = time.Unix(0, last.Nano)
+	}
+	// Connect first, then look: what happens in between is in the stream.
+	stream := w.Engine.Events(ctx, client.EventsListOptions{Since: stamp(since)})
+	queue := drain(ctx, stream)
+	if err := b.begin(ctx, since, now); err != nil {
+		return err
+	}
+	if err := w.flush(&b); err != nil {
+		return err
+	}
+	if w.Ready != nil {
+		w.Ready()
+	}
+	err := w.record(ctx, queue, &b)
+	if err := w.flush(&b); err != nil {
+		w.log().Warn("uses of images are not recorded yet", "error", err)
+	}
+	return err
+}
+
+// record applies events as they come. The records may be locked for a while: then the
+// batch grows.
+func (w *Watcher) record(ctx context.Context, queue <-chan []item, b *batch) error {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case items := <-queue:
+			for _, it := range items {
+				if it.err != nil {
+					return it.err
+				}
+				if err := b.apply(ctx, it.event); err != nil {
+					return err
+				}
+			}
+		case <-tick.C:
+			if !b.dirty() && time.Since(b.state.Alive) < heartbeat {
+				continue
+			}
+			if err := w.flush(b); err != nil {
+				w.log().Warn("uses of images are not recorded yet", "error", err)
+			}
+		}
+	}
+}
+
+// flush writes the batch; when it fails the batch stays for the next try.
+func (w *Watcher) flush(b *batch) error {
+	state := b.state
+	state.Alive = time.Now()
+	err := w.Uses.update(func(r *records) error {
+		if !b.gap.IsZero() {
+			if err := r.useAll(b.gap); err != nil {
+				return err
+			}
+		}
+		for id, at := range b.used {
+			if err := r.use(id, at); err != nil {
+				return err
+			}
+		}
+		return r.setWatch(state)
+	})
+	if err != nil {
+		return err
+	}
+	if !b.gap.IsZero() {
+		w.log().Info("the daemon's events have a gap: every image counts as used", "until", b.gap)
+	}
+	b.state, b.gap, b.saved = state, time.Time{}, state.Event
+	clear(b.used)
+	return nil
+}
+
+func (w *Watcher) log() *slog.Logger {
+	if w.Logger != nil {
+		return w.Logger
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// batch is what has been seen and is not on record yet.
+type batch struct {
+	engine Engine
+	state  watchState
+	saved  eventMark            // state.Event on record
+	images map[string][]string  // container ID → the images that it runs or mounts
+	used   map[string]time.Time // image ID → last use
+	gap    time.Time            // until when events are missing; zero: none are
+}
+
+func (b *batch) dirty() bool { return len(b.used) > 0 || !b.gap.IsZero() || b.saved != b.state.Event }
+
+// begin learns which container runs which image, and whether events are missing.
+func (b *batch) begin(ctx context.Context, since, now time.Time) error {
+	b.saved = b.state.Event
+	missing := b.state.Event.Nano == 0
+	if !missing {
+		known, err := replay(ctx, b.engine, since, now, nil)
+		if err != nil {
+			return err
+		}
+		missing = !slices.ContainsFunc(known, func(m events.Message) bool { return markOf(m) == b.state.Event })
+	}
+	s, err := Look(ctx, b.engine)
+	if err != nil {
+		return err
+	}
+	c := newCatalog(s.Images)
+	for _, u := range s.Users {
+		for _, i := range c.find(u.Ref) {
+			b.use(s.Images[i].ID, now)
+		}
+	}
+	if missing {
+		b.gap = now
+		for _, img := range s.Images {
+			b.use(img.ID, now)
+		}
+	}
+	list, err := b.engine.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, item := range list.Items {
+		if _, err := b.imagesOf(ctx, item.ID, item.ImageID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *batch) use(id string, at time.Time) {
+	if at.After(b.used[id]) {
+		b.used[id] = at
+	}
+}
+
+// apply notes what an event says about images. An error is the Engine's; the event is
+// then not on record, and comes again after the next connection.
+func (b *batch) apply(ctx context.Context, m events.Message) error {
+	at := eventTime(m)
+	var ids []string
+	var err error
+	switch {
+	case m.Type == events.ContainerEventType && containerUse[m.Action]:
+		if ids, err = b.imagesOf(ctx, m.Actor.ID, m.Actor.Attributes["image"]); err != nil {
+			return err
+		}
+		if len(ids) == 0 { // came and went before it could be looked at
+			b.gap = at
+		}
+		if m.Action == events.ActionDestroy {
+			delete(b.images, m.Actor.ID)
+		}
+	case m.Type == events.ImageEventType && !imageGone[m.Action]:
+		if ids, err = b.imageID(ctx, m.Actor.ID); err != nil {
+			return err
+		}
+	}
+	for _, id := range ids {
+		b.use(id, at)
+	}
+	if deploying[m.Type][m.Action] && at.After(b.state.Activity.At) {
+		b.state.Activity = Activity{at, describe(m)}
+	}
+	b.state.Event = markOf(m)
+	return nil
+}
+
+// containerUse are the container events that mean its image is in use, or was until now.
+var containerUse = map[events.Action]bool{
+	events.ActionCreate: true, events.ActionStart: true, events.ActionRestart: true, events.ActionUnPause: true,
+	events.ActionDie: true, events.ActionDestroy: true, events.ActionCommit: true,
+}
+
+// imageGone are the image events that are not uses.
+var imageGone = map[events.Action]bool{
+	events.ActionUnTag: true, events.ActionDelete: true, events.ActionPrune: true,
+}
+
+// imagesOf returns the IDs of the images that a container runs or mounts. A container
+// that has gone is known by what was seen of it before, else by its image's name.
+func (b *batch) imagesOf(ctx context.Context, container, name string) ([]string, error) {
+	if ids, ok := b.images[container]; ok {
+		return ids, nil
+	}
+	details, err := b.engine.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
+	if cerrdefs.IsNotFound(err) {
+		return b.imageID(ctx, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect container %s: %w", container, err)
+	}
+	ids := []string{details.Container.Image}
+	if h := details.Container.HostConfig; h != nil {
+		for _, ref := range mountedImages(h.Mounts) {
+			mounted, err := b.imageID(ctx, ref)
+			if err != nil {
+				return nil, err
+			}
+			ids = append(ids, mounted...)
+		}
+	}
+	b.images[container] = ids
+	return ids, nil
+}
+
+// imageID finds an image by ID or name; none if there is none any more.
+func (b *batch) imageID(ctx context.Context, ref string) ([]string, error) {
+	if ref == "" {
+		return nil, nil
+	}
+	details, err := b.engine.ImageInspect(ctx, ref)
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsInvalidArgument(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect image %s: %w", ref, err)
+	}
+	return []string{details.ID}, nil
+}
+
+// item is an event, or the stream's end.
+type item struct {
+	event events.Message
+	err   error
+}
+
+var errStreamEnded = errors.New("the daemon ended the event stream")
+
+// drain reads the stream as fast as it comes: the daemon drops events, without a word,
+// for a reader that is a tenth of a second late. The channel gets all that has come since
+// it was last read from.
+func drain(ctx context.Context, stream client.EventsResult) <-chan []item {
+	out := make(chan []item)
+	go func() {
+		var pending []item
+		in, end := stream.Messages, stream.Err
+		for {
+			var send chan []item
+			if len(pending) > 0 {
+				send = out
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case m := <-in:
+				pending = append(pending, item{event: m})
+			case err := <-end:
+				if err == nil {
+					err = errStreamEnded
+				}
+				pending = append(pending, item{err: err})
+				in, end = nil, nil
+			case send <- pending:
+				pending = nil
+			}
+		}
+	}()
+	return out
+}
