@@ -1,0 +1,189 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestFile(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	write(t, filepath.Join(dir, "plain"), "s3cr3t")
+	write(t, filepath.Join(dir, "newline"), "s3cr3t\n")
+	write(t, filepath.Join(dir, "crlf"), "s3cr3t\r\n")
+	write(t, filepath.Join(dir, "empty"), "\n")
+	write(t, filepath.Join(dir, "longest"), strings.Repeat("x", maxSecret))
+	write(t, filepath.Join(dir, "long"), strings.Repeat("x", maxSecret+1))
+	if err := os.Symlink("plain", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, wrong := range map[string]string{
+		"plain": "", "newline": "", "crlf": "", "link": "", filepath.Join(dir, "plain"): "", "longest": "",
+		"empty": "is empty", "long": "64 KiB", "none": "no such file", "fifo": "not a regular file", ".": "not a regular file",
+	} {
+		c, err := NewFile("someone", path).Credential()
+		switch {
+		case wrong == "":
+			if err != nil || c.Version != 1 || path != "longest" && c.basic() != basicOf("s3cr3t") {
+				t.Errorf("%s: %v, %v", path, c, err)
+			}
+		case err == nil || !strings.Contains(err.Error(), wrong) || !strings.Contains(err.Error(), filepath.Join(dir, path)):
+			t.Errorf("%s: %v; want %q and the file's name", path, err, wrong)
+		case c != Credential{}:
+			t.Errorf("%s: a credential beside the error", path)
+		}
+	}
+	if _, err := NewFile("some:one", "plain").Credential(); err == nil {
+		t.Error("a colon in the user name")
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	if _, err := NewFile("someone", "plain").Credential(); err == nil || !strings.Contains(err.Error(), "CREDENTIALS_DIRECTORY") {
+		t.Errorf("no directory: %v", err)
+	}
+}
+
+func TestFileChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, path := secretFile(t, "one")
+		has := func(secret string, version uint64) {
+			t.Helper()
+			c, err := f.Credential()
+			if err != nil || c.basic() != basicOf(secret) || c.Version != version || f.Version() != version {
+				t.Fatalf("version %d, %v; want %q, version %d", c.Version, err, secret, version)
+			}
+		}
+		replace := func(secret string) {
+			t.Helper()
+			write(t, path+".new", secret)
+			if err := os.Rename(path+".new", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		has("one", 1)
+		replace("two")
+		has("one", 1) // looked at less than 5 s ago
+		time.Sleep(recheck)
+		has("two", 2)
+		replace("two") // another file, the same secret
+		time.Sleep(recheck)
+		has("two", 2)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(recheck)
+		has("two", 2)
+		if err := f.Reload(); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("Reload without the file: %v", err)
+		}
+		has("two", 2)
+		replace("six")
+		if err := f.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		has("six", 3)
+		replace("") // half replaced
+		time.Sleep(recheck)
+		has("six", 3)
+
+		// A link that is turned to another file, as secret managers do it.
+		dir := filepath.Dir(path)
+		write(t, filepath.Join(dir, "a"), "aaa")
+		write(t, filepath.Join(dir, "b"), "bbb")
+		link := filepath.Join(dir, "link")
+		turn := func(to string) {
+			t.Helper()
+			if err := errors.Join(os.Symlink(to, link+".new"), os.Rename(link+".new", link)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		turn("a")
+		f = NewFile("someone", link)
+		has("aaa", 1)
+		turn("b")
+		time.Sleep(recheck)
+		has("bbb", 2)
+	})
+}
+
+// TestFileFirstMissing: the service may be started before its secret is there.
+func TestFileFirstMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "pat")
+		f := NewFile("someone", path)
+		if _, err := f.Credential(); err == nil {
+			t.Fatal("no error")
+		}
+		write(t, path, "late")
+		time.Sleep(recheck)
+		if c, err := f.Credential(); err != nil || c.Version != 1 {
+			t.Errorf("%v, %v", c, err)
+		}
+	})
+}
+
+// TestSecretStaysSecret prints everything in every way, through a refusal, a cool-down,
+// a failure and a success.
+func TestSecretStaysSecret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		show := func(values ...any) {
+			for _, v := range values {
+				for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+					fmt.Fprintf(&out, verb+"\n", v)
+				}
+				if b, err := json.Marshal(v); err == nil {
+					out.Write(b)
+				}
+				log.Info("value", "v", v)
+			}
+		}
+		f, _ := secretFile(t, secretText)
+		c, err := f.Credential()
+		if err != nil {
+			t.Fatal(err)
+		}
+		show(c, &c, f, Credential{}, []Credential{c}, map[string]Credential{"k": c}, struct{ c Credential }{c}, struct{ C Credential }{c})
+		w := newWorld()
+		tr, logged := transport(w, f)
+		for _, answer := range []func(*http.Request) *http.Response{
+			func(r *http.Request) *http.Response { return w.issue(r) },
+			func(*http.Request) *http.Response { return grantOf("topsecret token", "") },
+			always(200, "topsecret"), always(500, "topsecret"), always(429, "topsecret"), always(401, "topsecret"),
+		} {
+			w.tokens = answer
+			_, err := get(t, tr, fmt.Sprintf("/v2/r%p/manifests/1", &err))
+			synctest.Wait()
+			tr.Base = nil // w knows the secrets, being the other side
+			show(err, tr, tr.Stats())
+			tr.Base = w
+			for e := err; e != nil; e = errors.Unwrap(e) {
+				show(e.Error())
+			}
+			time.Sleep(2 * time.Minute)
+		}
+		out.WriteString(logged.String())
+		if !strings.Contains(out.String(), "ERROR") || !strings.Contains(out.String(), "[hidden]") {
+			t.Fatal("the refusal was not logged: this test looks at nothing")
+		}
+		for _, secret := range []string{secretText, basicOf(secretText)[len("Basic "):], fmt.Sprintf("%x", secretText), "opaque-", "topsecret", "Authorization", "scope="} {
+			if i := strings.Index(out.String(), secret); i >= 0 {
+				t.Errorf("%q is in the output: …%s", secret, out.String()[max(0, i-200):min(out.Len(), i+60)])
+			}
+		}
+	})
+}
