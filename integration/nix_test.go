@@ -365,12 +365,23 @@ func TestNixPackagingUnits(t *testing.T) {
 	nixCompareUnits(t, filepath.Join(nixRoot, "packaging/systemd"), units)
 }
 
-// TestNixHolds checks that a member of the group can hold off a prune and nobody else can.
+// TestNixHolds checks that a member of the group can hold off a prune, that nobody else
+// can, and that no member can replace the lock that others wait for.
 func TestNixHolds(t *testing.T) {
 	e := mustNixEvaluate(t, "prune")
-	hold := e.Tmpfiles["hubcache"]["/run/hubcache/hold"]["d"]
-	if hold.Mode != "2770" || hold.User != "root" || hold.Group != "hubcache" || !slices.Contains(e.Groups, "hubcache") {
-		t.Errorf("hold directory %+v, groups %v", hold, e.Groups)
+	if !slices.Contains(e.Groups, "hubcache") {
+		t.Errorf("no group hubcache in %v", e.Groups)
+	}
+	for path, mode := range map[string]string{"": "0750", "/gate": "0640", "/run": "0640"} {
+		path = "/run/hubcache/hold" + path
+		for _, rule := range e.Tmpfiles["hubcache"][path] {
+			if rule.Mode != mode || rule.User != "root" || rule.Group != "hubcache" {
+				t.Errorf("%s: %+v", path, rule)
+			}
+		}
+		if len(e.Tmpfiles["hubcache"][path]) != 1 {
+			t.Errorf("%s is not made", path)
+		}
 	}
 }
 

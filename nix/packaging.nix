@@ -15,7 +15,13 @@ let
   };
   inherit (builtins) attrNames concatStringsSep listToAttrs map;
   files = kind: set: map (name: { name = "${name}.${kind}"; value = import ./render.nix set.${name}; }) (attrNames set);
-  tmpfile = path: let d = units.tmpfiles.${path}.d; in "d ${path} ${d.mode} ${d.user} ${d.group} -\n";
+  tmpfile =
+    path:
+    concatStringsSep "" (
+      map (
+        kind: let rule = units.tmpfiles.${path}.${kind}; in "${kind} ${path} ${rule.mode} ${rule.user} ${rule.group} -\n"
+      ) (attrNames units.tmpfiles.${path})
+    );
 in
 listToAttrs (
   files "service" units.services

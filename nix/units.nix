@@ -86,6 +86,12 @@ let
     IPAddressDeny = "any";
   };
 
+  lock = {
+    mode = "0640";
+    user = "root";
+    inherit group;
+  };
+
   socketOf = name: streams: {
     wantedBy = [ "sockets.target" ];
     listenStreams = streams;
@@ -186,7 +192,6 @@ in
       ExecStart = "${program} docker prune --config ${config}";
       # 75: a hold is in force or the host is busy; the timer comes again.
       SuccessExitStatus = 75;
-      ReadWritePaths = [ "-${holdDir}" ];
       CPUSchedulingPolicy = "idle";
       IOSchedulingClass = "idle";
     };
@@ -209,11 +214,14 @@ in
       user = "root";
       group = "root";
     };
-    # Set-group-ID: whoever creates a hold, the group can wait for it.
+    # Reading a lock file is enough to lock it. They are made here, where the group gets
+    # them, and not by the first service that comes along, whose umask would keep it out.
     ${holdDir}.d = {
-      mode = "2770";
+      mode = "0750";
       user = "root";
       inherit group;
     };
+    "${holdDir}/gate".f = lock;
+    "${holdDir}/run".f = lock;
   };
 }
