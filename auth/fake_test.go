@@ -3,7 +3,6 @@ package auth
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -236,9 +235,4 @@ func (w *world) requests(t *testing.T, prefix string, exactly ...string) {
 	if got := w.saw(prefix); !slices.Equal(got, exactly) {
 		t.Fatalf("requests %s…: %q; want %q", prefix, got, exactly)
 	}
-}
-
-func toJSON(v any) string {
-	b, _ := json.Marshal(v)
-	return string(b)
 }

@@ -107,13 +107,6 @@ func (f *File) Reload() error {
 	return f.err
 }
 
-// Version is the Version of the credential last read; it does not look at the file.
-func (f *File) Version() uint64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.cred.Version
-}
-
 // Path is where the secret is looked for.
 func (f *File) Path() string {
 	if filepath.IsAbs(f.path) {

@@ -34,17 +34,12 @@ func trusted(registry, realm *url.URL) bool {
 	if a == b {
 		return true
 	}
-	if isIP(a) || isIP(b) {
+	if _, err := netip.ParseAddr(a); err == nil {
 		return false
 	}
 	da, errA := publicsuffix.EffectiveTLDPlusOne(a)
 	db, errB := publicsuffix.EffectiveTLDPlusOne(b)
 	return errA == nil && errB == nil && da == db
-}
-
-func isIP(host string) bool {
-	_, err := netip.ParseAddr(host)
-	return err == nil
 }
 
 func hostname(u *url.URL) string {

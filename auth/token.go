@@ -78,7 +78,9 @@ func (t *Transport) token(ctx context.Context, n need) (k *token, fresh bool, er
 		}
 		k, err := t.fetch(n)
 		if err == nil {
-			t.keep(key, k)
+			t.mu.Lock()
+			t.tokens.Add(key, k)
+			t.mu.Unlock()
 		}
 		return k, err
 	})
@@ -101,12 +103,6 @@ func (t *Transport) cached(key string) *token {
 	defer t.mu.Unlock()
 	k, _ := t.tokens.Get(key)
 	return k
-}
-
-func (t *Transport) keep(key string, k *token) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.tokens.Add(key, k)
 }
 
 // drop forgets k, unless another token has taken its place.
@@ -140,19 +136,25 @@ func (t *Transport) fetch(n need) (*token, error) {
 		return nil, err
 	}
 	k, err := t.ask(ctx, n)
-	switch {
-	case err == nil && k.value == "":
-		t.stats.denied.Add(1)
-	case err == nil:
-		t.stats.ok.Add(1)
-		t.mu.Lock()
-		t.cooldown.next = 0 // not until: this answer may be older than the 429
-		t.mu.Unlock()
-		if n.cred.Version != 0 {
-			t.accept(n.cred)
+	if err == nil && k.value != "" && n.cred.Version != 0 {
+		t.accept(n.cred)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch err.(type) {
+	case nil:
+		if k.value == "" {
+			t.stats.Denied++
+			break
 		}
+		t.stats.OK++
+		t.cooldown.next = 0 // not until: this answer may be older than the 429
+	case *RefusedError:
+		t.stats.Denied++
+	case *ThrottledError:
+		t.stats.Throttled++
 	default:
-		t.stats.count(err)
+		t.stats.Error++
 	}
 	return k, err
 }

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"net/url"
 	"regexp"
 	"sync"
-	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sync/singleflight"
@@ -29,13 +27,13 @@ type Transport struct {
 	once    sync.Once
 	flights singleflight.Group // token fetches and access verdicts, by key
 	alone   chan struct{}      // held by the one request that tries a credential of unknown worth
-	stats   counters
 
 	mu        sync.Mutex // guards what follows
 	challenge *Challenge // the registry's, once it has sent one; never changed in place
 	tokens    *simplelru.LRU[string, *token]
 	login     login
 	cooldown  cooldown
+	stats     Stats
 	warned    string // the last realm that got no credential
 }
 
@@ -48,22 +46,11 @@ type Stats struct {
 	Error     uint64 // no usable answer
 }
 
-type counters struct{ ok, denied, throttled, failed atomic.Uint64 }
-
-func (c *counters) count(err error) {
-	if _, ok := errors.AsType[*RefusedError](err); ok {
-		c.denied.Add(1)
-	} else if _, ok := errors.AsType[*ThrottledError](err); ok {
-		c.throttled.Add(1)
-	} else {
-		c.failed.Add(1)
-	}
-}
-
 // Stats returns the counts since the Transport's first use.
 func (t *Transport) Stats() Stats {
-	c := &t.stats
-	return Stats{OK: c.ok.Load(), Denied: c.denied.Load(), Throttled: c.throttled.Load(), Error: c.failed.Load()}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stats
 }
 
 // RoundTrip sends a clone of req with what the registry wants to see. The first 401
