@@ -199,8 +199,12 @@ func (h *Hub) referrers(repository, d string) []ocispec.Descriptor {
 	return found
 }
 
+// mustJSON is compact without an indent.
 func mustJSON(v any, indent string) []byte {
-	b, err := json.MarshalIndent(v, "", indent)
+	b, err := json.Marshal(v)
+	if indent != "" {
+		b, err = json.MarshalIndent(v, "", indent)
+	}
 	if err != nil {
 		panic(fmt.Sprintf("fakehub: %v", err)) // only types of our own come here
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -98,6 +99,7 @@ type Hub struct {
 	mu         sync.Mutex // guards all below
 	opts       Options
 	listeners  map[Face]net.Listener
+	hosts      map[string]*http.Server // of AddHost
 	isClosed   bool
 	content    content
 	tokens     map[string]grant
@@ -116,6 +118,7 @@ func New(o Options) *Hub {
 		key:     []byte(rand.Text()),
 		closed:  make(chan struct{}),
 		servers: map[Face]*http.Server{},
+		hosts:   map[string]*http.Server{},
 		opts:    o,
 		content: newContent(),
 		tokens:  map[string]grant{},
@@ -185,7 +188,10 @@ func (h *Hub) Close() {
 	if first {
 		close(h.closed)
 	}
-	for _, s := range h.servers {
+	h.mu.Lock()
+	servers := slices.AppendSeq(slices.Collect(maps.Values(h.servers)), maps.Values(h.hosts))
+	h.mu.Unlock()
+	for _, s := range servers {
 		s.Close()
 	}
 	h.serving.Wait()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -14,7 +15,7 @@ import (
 // Transport reaches the three faces without a socket: real HTTP/1.1 over pipes in memory,
 // with the same handlers, latencies and faults. It may be used inside a testing/synctest
 // bubble, where waiting for the Hub is durably blocking and takes no real time. Host names
-// are those of the URLs; any other is an error like a failed look-up. With Options.TLS the
+// are those of the URLs and of AddHost; any other is an error like a failed look-up. With Options.TLS the
 // URLs are https, but nothing is encrypted.
 //
 // Each call returns a transport of its own, which opens a connection per request and leaves
@@ -36,8 +37,8 @@ func (h *Hub) TransportFrom(ip string) *http.Transport {
 
 // dial makes a connection to the face that the address belongs to.
 func (h *Hub) dial(ip, addr string) (net.Conn, error) {
-	face, ok := h.faceAt(addr)
-	if !ok {
+	srv := h.serverAt(addr)
+	if srv == nil {
 		return nil, noSuchHost(addr)
 	}
 	client, server := net.Pipe()
@@ -45,11 +46,30 @@ func (h *Hub) dial(ip, addr string) (net.Conn, error) {
 	local := &net.TCPAddr{IP: net.ParseIP(ip), Port: 49152}
 	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 254), Port: 443}
 	l := &oneConn{conn: &memConn{server, remote, local, broken}}
-	if err := h.servers[face].Serve(l); errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(l); errors.Is(err, http.ErrServerClosed) {
 		client.Close()
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: remote, Err: syscall.ECONNREFUSED}
 	}
 	return &memConn{client, local, remote, broken}, nil
+}
+
+// AddHost makes Transport reach a handler under one more host name or IP address: a place
+// outside the Hub that a redirect or a token realm leads to. Its requests are in no ledger,
+// and it takes no faults. Sockets know nothing of it.
+func (h *Hub) AddHost(host string, handler http.Handler) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hosts[host] = &http.Server{Handler: handler, ErrorLog: log.New(quiet{}, "", 0)}
+}
+
+func (h *Hub) serverAt(addr string) *http.Server {
+	if face, ok := h.faceAt(addr); ok {
+		return h.servers[face]
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.hosts[host]
 }
 
 // DialContext connects to the socket of the face that a name or address belongs to, and to

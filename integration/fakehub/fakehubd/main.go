@@ -1,0 +1,212 @@
+// Fakehubd is a Docker Hub of one's own, to try hubcache without the real one.
+//
+//	fakehubd --username alice --password-file pat --bandwidth 20MB --image library/big:1=4x64MiB
+//
+// It serves on three loopback ports (registry, token service, CDN), prints how to point
+// hubcache at it, and shows every request it got at GET /ledger of the registry port.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/docker/go-units"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "fakehubd:", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage is a wrong command line, which the flag package has complained about already.
+var errUsage = errors.New("wrong usage")
+
+// settings is what the flags say.
+type settings struct {
+	hub          fakehub.Options
+	username     string
+	passwordFile string
+	caFile       string
+	private      []string
+	images       []imageFlag
+}
+
+// imageFlag is one --image: layers synthetic layers of size bytes each.
+type imageFlag struct {
+	repository, tag string
+	layers          int
+	size            int64
+}
+
+func parseFlags(args []string, stderr io.Writer) (settings, error) {
+	s := settings{hub: fakehub.Options{LedgerPage: true}}
+	o := &s.hub
+	f := flag.NewFlagSet("fakehubd", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.StringVar(&o.RegistryAddr, "registry", "127.0.0.1:5100", "listen `address` of the registry")
+	f.StringVar(&o.TokenAddr, "token", "127.0.0.1:5101", "listen `address` of the token service")
+	f.StringVar(&o.CDNAddr, "cdn", "127.0.0.1:5102", "listen `address` of the CDN")
+	f.StringVar(&o.RegistryName, "registry-name", "", "host `name` of the registry, for URLs and certificate")
+	f.StringVar(&o.TokenName, "token-name", "", "host `name` of the token service")
+	f.StringVar(&o.CDNName, "cdn-name", "", "host `name` of the CDN")
+	f.BoolVar(&o.TLS, "tls", false, "serve https, with a certificate by an authority made for this run")
+	f.StringVar(&s.caFile, "ca-file", "", "write that authority's certificate to this `file`")
+	f.StringVar(&s.username, "username", "", "the one account's `name`; without it, anonymous only")
+	f.StringVar(&s.passwordFile, "password-file", "", "`file` with that account's access token")
+	f.IntVar(&o.AnonymousLimit, "anonymous-limit", 100, "manifest GETs per window and address; -1: no limit")
+	f.IntVar(&o.AccountLimit, "account-limit", 200, "manifest GETs per window of the account; -1: no limit")
+	f.DurationVar(&o.Window, "window", 6*time.Hour, "window of the limits")
+	f.DurationVar(&o.Latency, "latency", 0, "before every answer")
+	f.DurationVar(&o.ConnLatency, "conn-latency", 0, "before the first answer on a connection, on top")
+	f.Func("bandwidth", "bytes a second per CDN connection, such as 20MB", size(&o.Bandwidth))
+	f.Func("total-bandwidth", "bytes a second of the whole CDN", size(&o.TotalBandwidth))
+	f.Uint64Var(&o.Seed, "seed", 0, "another number makes other layers")
+	f.Func("private", "`repository` that only the account may read (repeatable)", func(v string) error {
+		s.private = append(s.private, v)
+		return nil
+	})
+	f.Func("image", "image to serve, `name:tag=layers x size`, such as library/big:1=4x64MiB (repeatable)", func(v string) error {
+		img, err := parseImage(v)
+		s.images = append(s.images, img)
+		return err
+	})
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return s, err
+		}
+		return s, errUsage
+	}
+	if f.NArg() > 0 || (s.username == "") != (s.passwordFile == "") || s.caFile != "" && !o.TLS {
+		fmt.Fprintln(stderr, "fakehubd takes flags only; --username goes with --password-file, --ca-file with --tls")
+		return s, errUsage
+	}
+	if o.AnonymousLimit == 0 || o.AccountLimit == 0 {
+		fmt.Fprintln(stderr, "a limit is at least 1, or -1 for none")
+		return s, errUsage
+	}
+	return s, nil
+}
+
+func size(to *int64) func(string) error {
+	return func(v string) error {
+		n, err := units.RAMInBytes(v)
+		*to = n
+		return err
+	}
+}
+
+// parseImage understands name:tag=layers x size, with or without the spaces. A name of one
+// component means library/name.
+func parseImage(v string) (imageFlag, error) {
+	name, amount, ok := strings.Cut(v, "=")
+	repository, tag, tagged := strings.Cut(name, ":")
+	layers, each, sized := strings.Cut(strings.ReplaceAll(amount, " ", ""), "x")
+	n, err := strconv.Atoi(layers)
+	if !ok || !tagged || !sized || err != nil || n < 0 || repository == "" || tag == "" {
+		return imageFlag{}, fmt.Errorf("%q is not name:tag=layers x size", v)
+	}
+	bytes, err := units.RAMInBytes(each)
+	if !strings.Contains(repository, "/") {
+		repository = "library/" + repository
+	}
+	return imageFlag{repository, tag, n, bytes}, err
+}
+
+// run serves until the context ends.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	s, err := parseFlags(args, stderr)
+	if err != nil {
+		return err
+	}
+	if s.username != "" {
+		pat, err := os.ReadFile(s.passwordFile)
+		if err != nil {
+			return err
+		}
+		s.hub.Accounts = []fakehub.Account{{Username: s.username, PAT: strings.TrimSpace(string(pat)), Private: s.private}}
+	}
+	hub := fakehub.New(s.hub)
+	for _, repository := range s.private {
+		hub.SetPrivate(repository, true)
+	}
+	images := addImages(hub, s, stderr)
+	if err := hub.Start(); err != nil {
+		return err
+	}
+	defer hub.Close()
+	if s.caFile != "" {
+		pem, _ := hub.CA()
+		if err := os.WriteFile(s.caFile, pem, 0o644); err != nil {
+			return err
+		}
+	}
+	explain(stdout, hub, s, images)
+	<-ctx.Done()
+	return nil
+}
+
+// addImages adds busybox, some samples of other shapes, and what --image asked for.
+func addImages(hub *fakehub.Hub, s settings, stderr io.Writer) []*fakehub.Image {
+	base, err := fakehub.Busybox()
+	if err != nil {
+		fmt.Fprintf(stderr, "%v; library/busybox is synthetic and can't be run\n", err)
+		base = fakehub.Layer{Size: 1 << 20}
+	}
+	shell := ocispec.ImageConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}
+	motd := fakehub.Layer{Tar: fakehub.Tar(map[string]string{"etc/motd": "Hello from the fake Hub.\n"})}
+	images := []*fakehub.Image{
+		hub.AddImage("library/busybox", "latest", fakehub.ImageSpec{
+			Layers: []fakehub.Layer{base, motd}, Config: shell, Attestations: true,
+		}),
+		hub.AddImage("library/busybox", "docker", fakehub.ImageSpec{
+			Layers: []fakehub.Layer{base, motd}, Config: shell, Docker: true,
+		}),
+		hub.AddImage("library/sample", "1", fakehub.ImageSpec{
+			Layers: fakehub.Layers(4, 8<<20), Platforms: []string{"linux/amd64", "linux/arm64"},
+		}),
+	}
+	for _, i := range s.images {
+		images = append(images, hub.AddImage(i.repository, i.tag, fakehub.ImageSpec{Layers: fakehub.Layers(i.layers, i.size)}))
+	}
+	for _, repository := range s.private {
+		images = append(images, hub.AddImage(repository, "latest", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)}))
+	}
+	return images
+}
+
+func explain(w io.Writer, hub *fakehub.Hub, s settings, images []*fakehub.Image) {
+	fmt.Fprintf(w, "registry  %s\ntoken     %s/token\nCDN       %s\n\n", hub.RegistryURL(), hub.TokenURL(), hub.CDNURL())
+	for _, i := range images {
+		fmt.Fprintf(w, "%-32s %9s  %s\n", i.Repository+":"+i.Tag, units.BytesSize(float64(i.Size())), fakehub.Short(i.Digest.String()))
+	}
+	command := "hubcache serve --upstream " + hub.RegistryURL()
+	if s.username != "" {
+		command += " --username " + s.username + " --password-file " + s.passwordFile
+	}
+	if s.caFile != "" {
+		command += " --upstream-ca-file " + s.caFile
+	}
+	fmt.Fprintf(w, "\nPoint hubcache at it:\n  %s\nWhat it was asked:\n  curl %s/ledger    (?json for all, -X DELETE to start anew)\nStop with Ctrl-C.\n",
+		command, hub.RegistryURL())
+}
