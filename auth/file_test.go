@@ -99,6 +99,25 @@ func TestFileChanges(t *testing.T) {
 		time.Sleep(recheck)
 		has("six", 3)
 
+		// Rewritten in place, as long as before: its time tells.
+		f, path = secretFile(t, "one")
+		has("one", 1)
+		at := time.Now().Add(time.Hour)
+		write(t, path, "two")
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(recheck)
+		has("two", 2)
+		write(t, path, "six")
+		if err := os.Chtimes(path, at, at); err != nil { // nothing tells, but Reload does not ask
+			t.Fatal(err)
+		}
+		if err := f.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		has("six", 3)
+
 		// A link that is turned to another file, as secret managers do it.
 		dir := filepath.Dir(path)
 		write(t, filepath.Join(dir, "a"), "aaa")

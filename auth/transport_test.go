@@ -363,6 +363,17 @@ func TestCooldownDoublesAndSuccessResets(t *testing.T) {
 		if te, _ := errors.AsType[*ThrottledError](ask()); te == nil || te.RetryAfter != time.Minute {
 			t.Errorf("after a success: %v; want a minute", te)
 		}
+		// Those under way together are one: it doubles once.
+		time.Sleep(time.Minute)
+		w.latency = time.Second
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() { get(t, tr, fmt.Sprintf("/v2/library/s%d/manifests/1", i)) })
+		}
+		wg.Wait()
+		if te, _ := errors.AsType[*ThrottledError](ask()); te == nil || te.RetryAfter != 2*time.Minute {
+			t.Errorf("after ten 429s at once: %v; want two minutes", te)
+		}
 	})
 }
 
