@@ -75,6 +75,7 @@ type nixEvaluation struct {
 	Ports    []int
 	Users    []string
 	Groups   []string
+	Hosts    string
 	Docker   struct {
 		Mirrors []string `json:"registry-mirrors"`
 	}
@@ -202,6 +203,7 @@ func TestNixModule(t *testing.T) {
 				if !slices.Equal(e.Docker.Mirrors, want.mirrors) {
 					t.Errorf("registry-mirrors %v, want %v", e.Docker.Mirrors, want.mirrors)
 				}
+				nixHosts(t, e)
 				if !slices.Equal(e.Ports, want.ports) {
 					t.Errorf("open ports %v, want %v", e.Ports, want.ports)
 				}
@@ -210,6 +212,17 @@ func TestNixModule(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// nixHosts checks that a loopback mirror is named in hosts.toml too, without which newer
+// daemons don't verify Docker Hub's certificate, and that no other is: the file makes
+// them ignore other mirrors.
+func nixHosts(t *testing.T, e nixEvaluation) {
+	t.Helper()
+	loopback := len(e.Docker.Mirrors) > 0 && (strings.Contains(e.Docker.Mirrors[0], "//127.") || strings.Contains(e.Docker.Mirrors[0], "//[::1]"))
+	if named := loopback && strings.Contains(e.Hosts, `[host."`+e.Docker.Mirrors[0]+`"]`); named != loopback || !loopback && e.Hosts != "" {
+		t.Errorf("mirrors %v, hosts.toml %q", e.Docker.Mirrors, e.Hosts)
 	}
 }
 

@@ -262,6 +262,19 @@ in
 
       (lib.mkIf (cfg.registryMirror && docker.enable) {
         virtualisation.docker.daemon.settings.registry-mirrors = [ mirror ];
+
+        # Docker 28 and later with the containerd image store stop verifying Docker Hub's
+        # own certificate when registry-mirrors names a loopback address: mirror and Hub
+        # share one HTTP client there. They don't when the mirror is named here, and older
+        # daemons don't read this file.
+        environment.etc."docker/certs.d/docker.io/hosts.toml" = lib.mkIf (isLoopback mirrorHost) {
+          text = lib.mkDefault ''
+            server = "https://registry-1.docker.io"
+
+            [host."${mirror}"]
+              capabilities = ["pull", "resolve"]
+          '';
+        };
       })
 
       (lib.mkIf cfg.dockerPrune.enable {

@@ -32,7 +32,8 @@ let
       refusals = map (a: a.message) (filter (a: !a.assertion) config.assertions);
       units = listToAttrs (files "service" config.systemd.services ++ files "socket" config.systemd.sockets ++ files "timer" config.systemd.timers);
       settings = lib.filterAttrsRecursive (_: v: v != null) config.services.hubcache.settings;
-      check = if config.environment.etc == { } then "" else config.environment.etc."hubcache/config.yaml".source.script;
+      check = if config.environment.etc ? "hubcache/config.yaml" then config.environment.etc."hubcache/config.yaml".source.script else "";
+      hosts = if config.environment.etc ? "docker/certs.d/docker.io/hosts.toml" then config.environment.etc."docker/certs.d/docker.io/hosts.toml".text else "";
       tmpfiles = config.systemd.tmpfiles.settings;
       ports = config.networking.firewall.allowedTCPPorts;
       users = attrNames config.users.users;
