@@ -97,6 +97,13 @@ func (f *File) Credential() (Credential, error) {
 	return f.cred, nil
 }
 
+// Version looks at the file as Credential does, and returns the version of the secret in
+// force: it rises whenever the secret changes. 0 means that none was read yet.
+func (f *File) Version() uint64 {
+	c, _ := f.Credential() // without one its Version is 0
+	return c.Version
+}
+
 // Reload reads the file now, whatever its times say: what SIGHUP is for. The error, a
 // *FileError, is what is wrong with the file even while an earlier secret stays in force.
 func (f *File) Reload() error {

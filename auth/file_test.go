@@ -61,6 +61,9 @@ func TestFileChanges(t *testing.T) {
 		f, path := secretFile(t, "one")
 		has := func(secret string, version uint64) {
 			t.Helper()
+			if v := f.Version(); v != version { // asked first: it must look by itself
+				t.Fatalf("version %d; want %d", v, version)
+			}
 			c, err := f.Credential()
 			if err != nil || c.basic() != basicOf(secret) || c.Version != version {
 				t.Fatalf("version %d, %v; want %q, version %d", c.Version, err, secret, version)
