@@ -172,7 +172,7 @@ func Status(status int, body string, headers ...string) Fault {
 // among the headers.
 func TooManyRequests(headers ...string) Fault {
 	return Status(http.StatusTooManyRequests,
-		`{"errors":[{"code":"TOOMANYREQUESTS","message":"`+pullLimitMessage+`"}]}`,
+		`{"errors":[{"code":"TOOMANYREQUESTS","message":"`+pullLimit("")+`"}]}`,
 		append([]string{"Content-Type: application/json"}, headers...)...)
 }
 

@@ -7,9 +7,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hubcache/hubcache/integration/fakehub"
@@ -231,6 +233,47 @@ func TestMatch(t *testing.T) {
 				t.Errorf("statuses %v", got)
 				break
 			}
+		}
+	})
+}
+
+// TestChance checks that a rule fires for about its share, and the same ones on every run.
+func TestChance(t *testing.T) {
+	hits := func() []int {
+		var statuses []int
+		synctest.Test(t, func(t *testing.T) {
+			hub := fakehub.New(fakehub.Options{Seed: 7})
+			defer hub.Close()
+			hub.Inject(fakehub.Match{Kind: "ping", Chance: 0.3}, fakehub.Status(500, ""))
+			c := newClient(t, "", hub.Transport())
+			for range 100 {
+				statuses = append(statuses, c.do("GET", hub.RegistryURL()+"/v2/").StatusCode)
+			}
+		})
+		return statuses
+	}
+	first := hits()
+	n := 0
+	for _, status := range first {
+		if status == 500 {
+			n++
+		}
+	}
+	if n < 15 || n > 45 || !slices.Equal(first, hits()) {
+		t.Errorf("%d of 100, %v", n, first)
+	}
+}
+
+// TestClockSkew checks that the Hub's dates are off while its tokens work.
+func TestClockSkew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := fakehub.New(fakehub.Options{ClockSkew: -time.Hour})
+		defer hub.Close()
+		c, path, want := faulty(t, hub, hub.Transport())
+		a := c.get("GET", faultyRepo, path)
+		date, err := http.ParseTime(a.Header.Get("Date"))
+		if err != nil || time.Since(date) != time.Hour || !bytes.Equal(a.body, want) {
+			t.Errorf("%v, %v old, status %d", err, time.Since(date), a.StatusCode)
 		}
 	})
 }

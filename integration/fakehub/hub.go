@@ -212,6 +212,7 @@ func (h *Hub) Wait(ctx context.Context) error {
 }
 
 // Set changes the options while the Hub runs. Requests that are being answered keep theirs.
+// change must not call the Hub.
 func (h *Hub) Set(change func(*Options)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

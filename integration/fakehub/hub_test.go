@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -338,6 +339,58 @@ func TestUnknownHost(t *testing.T) {
 			t.Error("a closed Hub answered")
 		}
 	})
+}
+
+func TestAddHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := fakehub.New(fakehub.Options{})
+		defer hub.Close()
+		var got http.Header
+		hub.AddHost("evil.test", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header }))
+		c, path, _ := faulty(t, hub, hub.Transport())
+		hub.Inject(fakehub.Match{Face: fakehub.Registry}, fakehub.RedirectTo("https://evil.test/x"))
+		if a := c.get("GET", faultyRepo, path); a.StatusCode != 200 || got == nil {
+			t.Errorf("%d, headers %v", a.StatusCode, got)
+		}
+	})
+}
+
+// TestConcurrentUse does everything at once, for the race detector, and checks that Close
+// leaves no goroutine behind.
+func TestConcurrentUse(t *testing.T) {
+	before := runtime.NumGoroutine()
+	hub := fakehub.New(fakehub.Options{TotalBandwidth: 50 << 20})
+	if err := hub.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	rt := &http.Transport{}
+	c, path, want := faulty(t, hub, rt)
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for range 5 {
+				if a := c.get("GET", faultyRepo, path); len(a.body) != len(want) {
+					t.Errorf("%d bytes, %v", len(a.body), a.err)
+				}
+				hub.AddImage("library/other", fmt.Sprint(i), fakehub.ImageSpec{Layers: fakehub.Layers(1, 100)})
+				hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Hang()).Remove()
+				hub.Set(func(o *fakehub.Options) { o.Latency = time.Microsecond })
+				_ = hub.Ledger().BlobBytes() + int64(hub.Used(""))
+			}
+		})
+	}
+	wg.Wait()
+	if n := hub.Ledger().BlobBytes(); n != int64(16*5*len(want)) {
+		t.Errorf("%d bytes in the ledger", n)
+	}
+	rt.CloseIdleConnections()
+	hub.Close()
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, and there were %d", runtime.NumGoroutine(), before)
+		}
+	}
 }
 
 // TestTLS pulls under the real names, whose addresses only the dialer knows.

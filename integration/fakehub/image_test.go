@@ -242,3 +242,22 @@ func FuzzLayerReadAt(f *testing.F) {
 		}
 	})
 }
+
+// TestGzip checks that a manifest is compressed only when allowed and asked for.
+func TestGzip(t *testing.T) {
+	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+		img := hub.AddImage("a/b", "1", fakehub.ImageSpec{})
+		c := newClient(t, hub.RegistryURL(), rt)
+		c.login("a/b")
+		for _, allowed := range []bool{false, true} {
+			hub.Set(func(o *fakehub.Options) { o.Gzip = allowed })
+			for _, accept := range []string{"identity", "gzip"} {
+				a := c.get("GET", "a/b", "manifests/1", "Accept-Encoding: "+accept)
+				plain := bytes.Equal(a.body, img.Bytes) && a.Header.Get("Content-Encoding") == ""
+				if plain == (allowed && accept == "gzip") {
+					t.Errorf("allowed %v, accepting %s: %v", allowed, accept, a.Header)
+				}
+			}
+		}
+	})
+}

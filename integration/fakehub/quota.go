@@ -10,7 +10,14 @@ import (
 	"time"
 )
 
-const pullLimitMessage = "You have reached your unauthenticated pull rate limit. https://www.docker.com/increase-rate-limit"
+// pullLimit is the error's message for an account, or for anonymous clients.
+func pullLimit(account string) string {
+	who := ""
+	if account == "" {
+		who = "unauthenticated "
+	}
+	return "You have reached your " + who + "pull rate limit. https://www.docker.com/increase-rate-limit"
+}
 
 // usage is what one source has used of its window.
 type usage struct {

@@ -99,11 +99,9 @@ func (x *exchange) challenge(problem string) *reply {
 }
 
 func (x *exchange) manifest() *reply {
-	rateLimit, ok := x.hub.spend(x, 0)
+	limit, ok := x.hub.spend(x, 0)
 	if !ok {
-		rep := errorReply(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimitMessage, nil)
-		rateLimit.set(rep.header)
-		return rep
+		return x.overLimit(limit)
 	}
 	d, m, found := x.hub.manifest(x.target.repository, x.target.reference)
 	if !found {
@@ -111,19 +109,23 @@ func (x *exchange) manifest() *reply {
 			map[string]string{"unknown": x.target.reference})
 	}
 	if x.r.Method == http.MethodGet {
-		if rateLimit, ok = x.hub.spend(x, 1); !ok {
-			rep := errorReply(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimitMessage, nil)
-			rateLimit.set(rep.header)
-			return rep
+		if limit, ok = x.hub.spend(x, 1); !ok {
+			return x.overLimit(limit)
 		}
 	}
 	rep := textReply(http.StatusOK, m.mediaType, string(m.bytes))
 	rep.header.Set("Docker-Content-Digest", d.String())
 	rep.header.Set("Etag", `"`+d.String()+`"`)
-	rateLimit.set(rep.header)
+	limit.set(rep.header)
 	if x.opts.Gzip && strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
 		compress(rep, m.bytes)
 	}
+	return rep
+}
+
+func (x *exchange) overLimit(limit rateLimit) *reply {
+	rep := errorReply(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimit(x.grant.account), nil)
+	limit.set(rep.header)
 	return rep
 }
 

@@ -117,7 +117,7 @@ func (c *client) tryGet(method, repository, what string, header ...string) (answ
 	return c.try(method, c.base+"/v2/"+repository+"/"+what, header...)
 }
 
-// onSockets and inMemory run a test over both transports.
+// onBoth runs a test over sockets and, in a bubble, in memory.
 func onBoth(t *testing.T, o fakehub.Options, test func(*testing.T, *fakehub.Hub, http.RoundTripper)) {
 	t.Run("sockets", func(t *testing.T) {
 		hub := fakehub.New(o)

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -47,6 +48,8 @@ type settings struct {
 	hub          fakehub.Options
 	username     string
 	passwordFile string
+	certFile     string
+	keyFile      string
 	caFile       string
 	private      []string
 	images       []imageFlag
@@ -71,6 +74,8 @@ func parseFlags(args []string, stderr io.Writer) (settings, error) {
 	f.StringVar(&o.TokenName, "token-name", "", "host `name` of the token service")
 	f.StringVar(&o.CDNName, "cdn-name", "", "host `name` of the CDN")
 	f.BoolVar(&o.TLS, "tls", false, "serve https, with a certificate by an authority made for this run")
+	f.StringVar(&s.certFile, "tls-cert-file", "", "with --tls, this certificate `file` instead")
+	f.StringVar(&s.keyFile, "tls-key-file", "", "its key `file`")
 	f.StringVar(&s.caFile, "ca-file", "", "write that authority's certificate to this `file`")
 	f.StringVar(&s.username, "username", "", "the one account's `name`; without it, anonymous only")
 	f.StringVar(&s.passwordFile, "password-file", "", "`file` with that account's access token")
@@ -97,15 +102,32 @@ func parseFlags(args []string, stderr io.Writer) (settings, error) {
 		}
 		return s, errUsage
 	}
-	if f.NArg() > 0 || (s.username == "") != (s.passwordFile == "") || s.caFile != "" && !o.TLS {
-		fmt.Fprintln(stderr, "fakehubd takes flags only; --username goes with --password-file, --ca-file with --tls")
+	if f.NArg() > 0 {
+		fmt.Fprintf(stderr, "fakehubd takes no arguments, and there is %q\n", f.Arg(0))
 		return s, errUsage
 	}
-	if o.AnonymousLimit == 0 || o.AccountLimit == 0 {
-		fmt.Fprintln(stderr, "a limit is at least 1, or -1 for none")
+	if complaint := s.complaint(); complaint != "" {
+		fmt.Fprintln(stderr, complaint)
 		return s, errUsage
 	}
 	return s, nil
+}
+
+// complaint says which flags don't go together.
+func (s settings) complaint() string {
+	switch {
+	case (s.username == "") != (s.passwordFile == ""):
+		return "--username and --password-file go together"
+	case (s.certFile == "") != (s.keyFile == ""):
+		return "--tls-cert-file and --tls-key-file go together"
+	case !s.hub.TLS && s.caFile+s.certFile != "":
+		return "--ca-file and --tls-cert-file need --tls"
+	case s.caFile != "" && s.certFile != "":
+		return "--ca-file is for the authority made when there is no --tls-cert-file"
+	case s.hub.AnonymousLimit == 0 || s.hub.AccountLimit == 0:
+		return "a limit is at least 1, or -1 for none"
+	}
+	return ""
 }
 
 func size(to *int64) func(string) error {
@@ -145,6 +167,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		s.hub.Accounts = []fakehub.Account{{Username: s.username, PAT: strings.TrimSpace(string(pat)), Private: s.private}}
+	}
+	if s.certFile != "" {
+		cert, err := tls.LoadX509KeyPair(s.certFile, s.keyFile)
+		if err != nil {
+			return err
+		}
+		s.hub.Certificate = &cert
 	}
 	hub := fakehub.New(s.hub)
 	for _, repository := range s.private {
