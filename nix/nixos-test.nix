@@ -27,11 +27,12 @@ in
         5101
         5102
       ];
+      # What is in the image that it serves.
+      systemd.tmpfiles.settings.fakehubd."/bin/busybox"."L+".argument =
+        "${pkgs.pkgsStatic.busybox}/bin/busybox";
       systemd.services.fakehubd = {
         wantedBy = [ "multi-user.target" ];
         after = [ "network.target" ];
-        # The root file system of the image that it serves.
-        path = [ pkgs.pkgsStatic.busybox ];
         serviceConfig.ExecStart = builtins.concatStringsSep " " [
           "${fakehubd}/bin/fakehubd"
           "--registry 0.0.0.0:5100 --token 0.0.0.0:5101 --cdn 0.0.0.0:5102"

@@ -1,0 +1,31 @@
+# The configuration of the container image.
+{
+	architecture: $arch,
+	os: "linux",
+	created: $created,
+	config: {
+		User: $user,
+		Env: ["PATH=/usr/bin", "HUBCACHE_DATA_DIR=/var/lib/hubcache"],
+		Entrypoint: ["/usr/bin/hubcache"],
+		Cmd: ["serve", "--listen", "0.0.0.0:5000"],
+		ExposedPorts: {"5000/tcp": {}},
+		Volumes: {"/var/lib/hubcache": {}},
+		WorkingDir: "/",
+		# In nanoseconds. The admin listener is asked, inside the container.
+		Healthcheck: {
+			Test: ["CMD", "/usr/bin/hubcache", "stats", "--json"],
+			Interval: 30000000000,
+			Timeout: 5000000000,
+			StartPeriod: 10000000000,
+			Retries: 3
+		},
+		Labels: {
+			"org.opencontainers.image.title": "hubcache",
+			"org.opencontainers.image.description": "Pull-through cache for Docker Hub",
+			"org.opencontainers.image.licenses": "Apache-2.0",
+			"org.opencontainers.image.version": $version
+		}
+	},
+	rootfs: {type: "layers", diff_ids: [$layer]},
+	history: [{created: $created, created_by: "packaging/dist"}]
+}
