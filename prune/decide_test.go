@@ -1,0 +1,197 @@
+package prune
+
+import (
+	"testing"
+	"time"
+)
+
+var now = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+
+func daysAgo(n float64) time.Time { return now.Add(-time.Duration(n * 24 * float64(time.Hour))) }
+
+// id makes an image ID of one hex digit.
+func id(digit string) string {
+	s := "sha256:"
+	for range 64 {
+		s += digit
+	}
+	return s
+}
+
+func digestRef(repo, digit string) string { return repo + "@" + id(digit) }
+
+// orphan is an image that nothing keeps: no name, built and seen long ago.
+func orphan(digit string) Image {
+	return Image{ID: id(digit), Built: daysAgo(1000), Size: 10, Unique: 10}
+}
+
+func old(images ...Image) map[string]Record {
+	uses := map[string]Record{}
+	for _, img := range images {
+		uses[img.ID] = Record{FirstSeen: daysAgo(30), LastUsed: daysAgo(20)}
+	}
+	return uses
+}
+
+// verdictOf decides with a copy of the default policy changed by edit.
+func verdictOf(t *testing.T, digit string, s Snapshot, uses map[string]Record, edit func(*Policy)) Verdict {
+	t.Helper()
+	p := DefaultPolicy()
+	if edit != nil {
+		edit(&p)
+	}
+	for _, v := range Decide(s, p, uses, now) {
+		if v.Image.ID == id(digit) {
+			return v
+		}
+	}
+	t.Fatalf("no verdict about image %s", digit)
+	return Verdict{}
+}
+
+// TestKeepRules has one case for each rule: an image that only that rule keeps, and that
+// goes without it.
+func TestKeepRules(t *testing.T) {
+	bare := orphan("a")
+	tagged := orphan("a")
+	tagged.Tags = []string{"redis:7"}
+	pulled := orphan("a") // as swarm pulls: by digest only
+	pulled.Digests = []string{digestRef("redis", "d")}
+	newer := orphan("b")
+	newer.Tags, newer.Built = []string{"redis:8"}, daysAgo(1)
+	multi := orphan("a")
+	multi.Manifests = []string{id("e")}
+	child := orphan("c")
+	child.Parent = id("a")
+	recentTag := orphan("a")
+	recentTag.Tagged = daysAgo(1)
+	withTags := func(p *Policy) { p.Tagged = true }
+
+	tests := []struct {
+		name    string
+		image   Image
+		others  []Image
+		user    *User
+		worker  bool
+		policy  func(*Policy)
+		record  *Record // of the image; nil: seen and used long ago
+		want    Rule
+		without func(*Policy) // how the policy differs when the rule is switched off
+		beside  []Image       // the others, with the rule switched off; nil: none
+	}{
+		{name: "a container by image ID", image: bare, user: &User{UseContainer, "web", id("a")}, want: Rule(UseContainer)},
+		{name: "a container by manifest", image: multi, user: &User{UseContainer, "web", id("e")}, want: Rule(UseContainer)},
+		{name: "an image mount by name", image: tagged, others: []Image{newer}, beside: []Image{newer}, policy: withTags, user: &User{UseMount, "web", "redis:7"}, want: Rule(UseMount)},
+		{name: "an image mount by short ID", image: bare, user: &User{UseMount, "web", "aaaaaaaaaaaa"}, want: Rule(UseMount)},
+		{name: "a service by digest", image: pulled, others: []Image{newer}, beside: []Image{newer}, user: &User{UseService, "db", "redis:7@" + id("d")}, want: Rule(UseService)},
+		{name: "a service by tag", image: tagged, others: []Image{newer}, beside: []Image{newer}, policy: withTags, user: &User{UseService, "db", "docker.io/library/redis:7"}, want: Rule(UseService)},
+		{name: "a service's rollback", image: pulled, others: []Image{newer}, beside: []Image{newer}, user: &User{UseRollback, "db", digestRef("redis", "d")}, want: Rule(UseRollback)},
+		{name: "the keep list by tag", image: tagged, others: []Image{newer}, beside: []Image{newer}, policy: func(p *Policy) { p.Tagged, p.Keep = true, []string{"redis:7"} }, without: withTags, want: RuleKeepList},
+		{name: "the keep list by glob", image: tagged, others: []Image{newer}, beside: []Image{newer}, policy: func(p *Policy) { p.Tagged, p.Keep = true, []string{"library/*:7*"} }, without: withTags, want: RuleKeepList},
+		{name: "the keep list, tag not known", image: pulled, others: []Image{newer}, beside: []Image{newer}, policy: func(p *Policy) { p.Keep = []string{"redis:7"} }, without: func(*Policy) {}, want: RuleKeepList},
+		{name: "children", image: bare, others: []Image{child}, want: RuleChildren},
+		{name: "a tag", image: tagged, others: []Image{newer}, beside: []Image{newer}, without: withTags, want: RuleTag},
+		{name: "a swarm worker", image: pulled, others: []Image{newer}, beside: []Image{newer}, worker: true, want: RuleWorker},
+		{name: "newest by digest", image: pulled, want: RuleNewest, beside: []Image{newer}},
+		{name: "newest by tag", image: tagged, policy: withTags, want: RuleNewest, beside: []Image{newer}},
+		{name: "unknown", image: bare, record: &Record{}, want: RuleUnknown},
+		{name: "used lately", image: bare, record: &Record{daysAgo(30), daysAgo(2)}, want: RuleUsed},
+		{name: "first seen lately", image: bare, record: &Record{daysAgo(2), daysAgo(2)}, want: RuleArrived},
+		{name: "the clock was set back", image: bare, record: &Record{daysAgo(30), daysAgo(-2)}, want: RuleUsed},
+		{name: "tagged lately", image: recentTag, want: RuleTagged, policy: nil, without: func(p *Policy) { p.MinAge = time.Hour }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := Snapshot{Images: append([]Image{test.image}, test.others...), Worker: test.worker}
+			if test.user != nil {
+				s.Users = []User{*test.user}
+			}
+			uses := old(s.Images...)
+			if test.record != nil && *test.record == (Record{}) {
+				delete(uses, test.image.ID)
+			} else if test.record != nil {
+				uses[test.image.ID] = *test.record
+			}
+			if v := verdictOf(t, "a", s, uses, test.policy); v.Action != Keep || v.Rule != test.want {
+				t.Errorf("with the rule: %s by %s (%s), want keep by %s", v.Action, v.Rule, v.Why, test.want)
+			} else if v.Why == "" {
+				t.Error("kept without a reason in words")
+			}
+			without := test.policy
+			if test.without != nil {
+				without = test.without
+			}
+			bare := Snapshot{Images: append([]Image{test.image}, test.beside...)}
+			if v := verdictOf(t, "a", bare, old(bare.Images...), without); v.Action != Delete {
+				t.Errorf("without the rule: %s by %s (%s), want delete", v.Action, v.Rule, v.Why)
+			}
+		})
+	}
+}
+
+// TestOrder: least recently used first, whatever the build date; of the same age, the
+// largest first.
+func TestOrder(t *testing.T) {
+	images := []Image{orphan("a"), orphan("b"), orphan("c"), orphan("d")}
+	images[0].Built = daysAgo(5000)
+	images[3].Unique = 99
+	uses := old(images...)
+	uses[id("a")] = Record{daysAgo(40), daysAgo(5)}
+	uses[id("b")] = Record{daysAgo(40), daysAgo(30)}
+	var got string
+	for _, v := range Decide(Snapshot{Images: images}, DefaultPolicy(), uses, now) {
+		got += v.Image.ID[7:8]
+	}
+	if got != "bdca" {
+		t.Errorf("order %s, want bdca", got)
+	}
+}
+
+// TestBuildDateIsNotAge: an image built years ago and pulled a minute ago stays.
+func TestBuildDateIsNotAge(t *testing.T) {
+	img := orphan("a")
+	uses := map[string]Record{img.ID: {now.Add(-time.Minute), now.Add(-time.Minute)}}
+	if v := verdictOf(t, "a", Snapshot{Images: []Image{img}}, uses, nil); v.Action != Keep {
+		t.Errorf("%s by %s", v.Action, v.Rule)
+	}
+}
+
+// TestNewestIsPerRepository: of three images of one repository two may go, and the only
+// one of another stays; an image without a name belongs to none.
+func TestNewestIsPerRepository(t *testing.T) {
+	a, b, c, d, e := orphan("a"), orphan("b"), orphan("c"), orphan("d"), orphan("e")
+	a.Digests = []string{digestRef("redis", "1")}
+	b.Digests, b.Built = []string{digestRef("redis", "2")}, daysAgo(1)
+	c.Digests = []string{digestRef("docker.io/library/redis", "3")}
+	d.Digests = []string{digestRef("ghcr.io/x/redis", "4")}
+	s := Snapshot{Images: []Image{a, b, c, d, e}}
+	want := map[string]Action{"a": Delete, "b": Keep, "c": Delete, "d": Keep, "e": Delete}
+	for digit, action := range want {
+		if v := verdictOf(t, digit, s, old(s.Images...), nil); v.Action != action {
+			t.Errorf("image %s: %s by %s, want %s", digit, v.Action, v.Rule, action)
+		}
+	}
+}
+
+func TestPolicyValidate(t *testing.T) {
+	if err := DefaultPolicy().Validate(); err != nil {
+		t.Errorf("the default policy: %v", err)
+	}
+	for name, edit := range map[string]func(*Policy){
+		"low above high":      func(p *Policy) { p.Low = 0.9 },
+		"high above critical": func(p *Policy) { p.High = 0.99 },
+		"critical above 1":    func(p *Policy) { p.Critical = 1.1 },
+		"no watermark":        func(p *Policy) { p.Low = 0 },
+		"negative age":        func(p *Policy) { p.MinAge = -1 },
+		"negative quiet":      func(p *Policy) { p.Quiet = -1 },
+		"negative wait":       func(p *Policy) { p.MaxWait = -1 },
+		"broken glob":         func(p *Policy) { p.Keep = []string{"[redis"} },
+		"empty glob":          func(p *Policy) { p.Keep = []string{""} },
+	} {
+		p := DefaultPolicy()
+		edit(&p)
+		if p.Validate() == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

@@ -1,0 +1,323 @@
+package prune
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/client"
+)
+
+// engine is a fake Docker Engine on a unix socket, asked through the real client. Its
+// disk shrinks as images go.
+type engine struct {
+	mu         sync.Mutex
+	version    string // API version
+	images     []image.Summary
+	tagTimes   map[string]time.Time
+	containers []container.InspectResponse
+	services   []swarm.Service
+	tasks      []swarm.Task
+	info       system.Info
+	ring       []events.Message // what it remembers
+	listeners  map[chan events.Message]bool
+	fail       map[string]int // "GET /images/json" → status
+	requests   []string
+	before     func(request string) // called, unlocked, before a request is answered
+	used       int64                // bytes of a disk of 1000
+}
+
+// newEngine starts one with a disk that is 90 % full.
+func newEngine(t *testing.T, version string) (*engine, *client.Client) {
+	t.Helper()
+	e := &engine{version: version, used: 900, tagTimes: map[string]time.Time{}, fail: map[string]int{},
+		listeners: map[chan events.Message]bool{}, info: system.Info{DockerRootDir: t.TempDir()}}
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(e)
+	server.Listener.Close()
+	server.Listener = listener
+	server.Start()
+	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
+	c, err := client.New(client.WithHost("unix://" + listener.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return e, c
+}
+
+func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	if rest, ok := strings.CutPrefix(path, "/v"+e.version); ok {
+		path = rest
+	} else if path != "/_ping" {
+		http.Error(w, "this engine speaks "+e.version+" only", http.StatusBadRequest)
+		return
+	}
+	request := r.Method + " " + path
+	e.mu.Lock()
+	before := e.before
+	e.mu.Unlock()
+	if before != nil {
+		before(request)
+	}
+	e.mu.Lock()
+	e.requests = append(e.requests, request+"?"+r.URL.RawQuery)
+	status := e.fail[request]
+	e.mu.Unlock()
+	if status != 0 {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		fmt.Fprintf(w, `{"message": "the test says %d"}`, status)
+		return
+	}
+	if path == "/events" {
+		e.serveEvents(w, r)
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case path == "/_ping":
+		w.Header().Set("API-Version", e.version)
+	case path == "/info":
+		reply(w, e.info)
+	case path == "/images/json":
+		reply(w, e.images)
+	case path == "/containers/json":
+		reply(w, e.summaries())
+	case path == "/services":
+		reply(w, e.services)
+	case path == "/tasks":
+		reply(w, e.tasks)
+	case strings.HasPrefix(path, "/containers/"):
+		e.serveContainer(w, strings.TrimSuffix(strings.TrimPrefix(path, "/containers/"), "/json"))
+	case strings.HasPrefix(path, "/images/") && r.Method == http.MethodDelete:
+		e.serveRemove(w, strings.TrimPrefix(path, "/images/"))
+	case strings.HasPrefix(path, "/images/"):
+		e.serveImage(w, strings.TrimSuffix(strings.TrimPrefix(path, "/images/"), "/json"))
+	default:
+		http.Error(w, "no such endpoint in this fake: "+request, http.StatusNotImplemented)
+	}
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func notFound(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusNotFound)
+	fmt.Fprint(w, `{"message": "no such thing"}`)
+}
+
+func (e *engine) summaries() []container.Summary {
+	var out []container.Summary
+	for _, c := range e.containers {
+		created, _ := time.Parse(time.RFC3339Nano, c.Created)
+		out = append(out, container.Summary{ID: c.ID, Names: []string{c.Name}, Image: c.Config.Image, ImageID: c.Image, Created: created.Unix()})
+	}
+	return out
+}
+
+func (e *engine) serveContainer(w http.ResponseWriter, id string) {
+	for _, c := range e.containers {
+		if c.ID == id {
+			reply(w, c)
+			return
+		}
+	}
+	notFound(w)
+}
+
+// index finds an image by ID or name.
+func (e *engine) index(ref string) int {
+	return slices.IndexFunc(e.images, func(s image.Summary) bool {
+		return s.ID == ref || slices.Contains(s.RepoTags, ref) || slices.Contains(s.RepoDigests, ref)
+	})
+}
+
+func (e *engine) serveImage(w http.ResponseWriter, ref string) {
+	i := e.index(ref)
+	if i < 0 {
+		notFound(w)
+		return
+	}
+	s := e.images[i]
+	reply(w, image.InspectResponse{ID: s.ID, RepoTags: s.RepoTags, RepoDigests: s.RepoDigests,
+		Metadata: image.Metadata{LastTagTime: e.tagTimes[s.ID]}})
+}
+
+// serveRemove deletes as the graphdriver store does: the image goes with its last name,
+// and the last tag takes its repository's digests along.
+func (e *engine) serveRemove(w http.ResponseWriter, ref string) {
+	i := e.index(ref)
+	if i < 0 {
+		notFound(w)
+		return
+	}
+	s := &e.images[i]
+	if slices.ContainsFunc(e.containers, func(c container.InspectResponse) bool { return c.Image == s.ID }) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusConflict)
+		fmt.Fprint(w, `{"message": "a container uses it"}`)
+		return
+	}
+	is := func(name string) bool { return name == ref }
+	tagged := slices.ContainsFunc(s.RepoTags, is)
+	s.RepoTags = slices.DeleteFunc(slices.Clone(s.RepoTags), is)
+	s.RepoDigests = slices.DeleteFunc(slices.Clone(s.RepoDigests), is)
+	if len(named(s.RepoTags)) == 0 && (tagged || len(named(s.RepoDigests)) == 0 || ref == s.ID) {
+		e.used -= s.Size
+		e.images = slices.Delete(e.images, i, i+1)
+	}
+	reply(w, []image.DeleteResponse{{Untagged: ref}})
+}
+
+// send publishes an event, as the daemon does.
+func (e *engine) send(m events.Message) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if m.TimeNano == 0 {
+		m.TimeNano = time.Now().UnixNano()
+	}
+	m.Time = m.TimeNano / 1e9
+	e.ring = append(e.ring, m)
+	e.ring = e.ring[max(0, len(e.ring)-256):]
+	for l := range e.listeners {
+		l <- m
+	}
+}
+
+func (e *engine) serveEvents(w http.ResponseWriter, r *http.Request) {
+	at := func(key string) int64 {
+		var sec, nano int64
+		if _, err := fmt.Sscanf(r.URL.Query().Get(key), "%d.%d", &sec, &nano); err != nil {
+			return 0
+		}
+		return sec*1e9 + nano
+	}
+	live := make(chan events.Message, 1000)
+	e.mu.Lock()
+	replayed := slices.Clone(e.ring)
+	e.listeners[live] = true
+	e.mu.Unlock()
+	defer func() { e.mu.Lock(); delete(e.listeners, live); e.mu.Unlock() }()
+	w.Header().Set("Content-Type", "application/json")
+	out := json.NewEncoder(w)
+	for _, m := range replayed {
+		if since := at("since"); since != 0 && m.TimeNano >= since && (at("until") == 0 || m.TimeNano <= at("until")) {
+			_ = out.Encode(m)
+		}
+	}
+	w.(http.Flusher).Flush()
+	for at("until") == 0 {
+		select {
+		case <-r.Context().Done():
+			return
+		case m, ok := <-live:
+			if !ok {
+				return
+			}
+			_ = out.Encode(m)
+			w.(http.Flusher).Flush()
+		}
+	}
+}
+
+// add puts an image of 100 bytes into the engine.
+func (e *engine) add(digit string, tags, digests []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.images = append(e.images, image.Summary{ID: id(digit), RepoTags: tags, RepoDigests: digests, Size: 100, SharedSize: -1, Containers: -1})
+}
+
+// runContainer puts a container of that image into the engine.
+func (e *engine) runContainer(name, imageDigit string, started time.Time, mounts ...string) {
+	c := container.InspectResponse{ID: name, Name: "/" + name, Image: id(imageDigit), Config: &container.Config{Image: id(imageDigit)},
+		Created: started.Format(time.RFC3339Nano), State: &container.State{StartedAt: started.Format(time.RFC3339Nano)}, HostConfig: &container.HostConfig{}}
+	for _, ref := range mounts {
+		c.HostConfig.Mounts = append(c.HostConfig.Mounts, mount.Mount{Type: mount.TypeImage, Source: ref, Target: "/m"})
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.containers = append(e.containers, c)
+}
+
+// left are the digits of the images that are there.
+func (e *engine) left() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var s string
+	for _, img := range e.images {
+		s += img.ID[7:8]
+	}
+	return s
+}
+
+// log are the requests that begin with prefix.
+func (e *engine) log(prefix string) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(e.requests), func(s string) bool { return !strings.HasPrefix(s, prefix) })
+}
+
+func (e *engine) disk(path string) (Disk, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Disk{Path: path, Total: 1000, Used: e.used}, nil
+}
+
+// newPruner is a pruner of the fake, with the default policy, and with records that say
+// that every image was last used long ago.
+func newPruner(t *testing.T, e *engine, c *client.Client) *Pruner {
+	t.Helper()
+	p := &Pruner{Engine: c, Policy: DefaultPolicy(), Holds: Holds{t.TempDir()}, Uses: Uses{filepath.Join(t.TempDir(), "uses.db")}, stat: e.disk}
+	p.age(t, e, 30*24*time.Hour)
+	return p
+}
+
+// age makes every image on record older.
+func (p *Pruner) age(t *testing.T, e *engine, by time.Duration) {
+	t.Helper()
+	err := p.Uses.update(func(r *records) error {
+		for i, img := range e.images {
+			at := time.Now().Add(-by).Add(time.Duration(i) * time.Minute)
+			if err := r.put(img.ID, Record{at, at}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hangUp ends every event stream, as a daemon that restarts does.
+func (e *engine) hangUp() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for l := range e.listeners {
+		delete(e.listeners, l)
+		close(l)
+	}
+}
