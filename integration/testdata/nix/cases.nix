@@ -49,6 +49,21 @@ in
   unknownSetting = { services.hubcache = { enable = true; settings.tags.max_stail = "1h"; }; };
   badBudget = { services.hubcache = { enable = true; budget = "plenty"; }; };
 
+  # What nixos_test.go boots: nix/nixos-test.nix's client, with Hub on the same host.
+  boot = docker // {
+    services.hubcache = {
+      enable = true;
+      budget = "1GiB";
+      credentials = { username = "jane"; passwordFile = "/etc/secrets/dockerhub-pat"; };
+      # The disk counts as full, and an image as old, at once; the timer keeps out.
+      dockerPrune = { enable = true; dates = "2100-01-01"; };
+      settings = {
+        upstream.url = "http://127.0.0.1:5100";
+        docker.prune = { high_watermark = "1%"; low_watermark = "0%"; min_age = "0s"; quiet = "0s"; tagged = true; };
+      };
+    };
+  };
+
   # These do not evaluate at all.
   credentialInStore = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "${builtins.storeDir}/abc-pat"; }; }; };
   portTooHigh = { services.hubcache = { enable = true; port = 70000; }; };

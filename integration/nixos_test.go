@@ -1,0 +1,138 @@
+//go:build integration
+
+package integration
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// TestNixBoot boots a host with the units, configuration and files that the module
+// renders for the case "boot", and does with it what nix/nixos-test.nix does with the
+// machines that can't be booted without nixpkgs.
+func TestNixBoot(t *testing.T) {
+	const token = "dckr_pat_of_the_test"
+	h := nixBoot(t, nixPrograms(t))
+	h.serveHub(token, "3x4MiB")
+	nixDeploy(t, h, mustNixEvaluate(t, "boot"), token)
+
+	h.run("systemctl", "start", "docker.service")
+	for _, unit := range []string{"hubcache.service", "hubcache-pull.socket", "hubcache-admin.socket", "hubcache-docker-watch.service"} {
+		h.run("systemctl", "is-active", unit)
+	}
+
+	t.Run("a pull goes through the cache, with the account", func(t *testing.T) {
+		h.run("docker", "pull", "--quiet", "busybox:latest")
+		if ledger := h.ledger(); !strings.Contains(ledger, "jane") {
+			t.Errorf("Hub did not see the account: %s", ledger)
+		}
+	})
+	t.Run("no pull fails while the service restarts", func(t *testing.T) {
+		h.pullThroughRestarts("big:1")
+	})
+	t.Run("with Hub gone, a removed image comes back from the cache", func(t *testing.T) {
+		h.run("systemctl", "stop", "hub.service")
+		h.run("docker", "image", "rm", "busybox:latest")
+		h.run("docker", "pull", "--quiet", "busybox:latest")
+		h.run("docker", "run", "--rm", "--network=none", "busybox:latest", "true")
+	})
+	t.Run("a hold keeps prune away, and nothing else does", func(t *testing.T) {
+		h.run("useradd", "--groups=hubcache", "ci")
+		h.run("systemd-run", "--unit=hold", "--uid=ci", nixShare+"/hubcache", "docker", "hold", "--", "sleep", "infinity")
+		h.eventually("bash", "-c", "! flock -n /run/hubcache/hold/run true")
+		h.run("systemctl", "start", "hubcache-docker-prune.service")
+		h.run("docker", "image", "inspect", "busybox:latest")
+		h.run("systemctl", "stop", "hold.service")
+		_, _ = h.try("systemctl", "start", "hubcache-docker-prune.service") // 3: the disk is as full as before
+		if out, err := h.try("docker", "image", "inspect", "busybox:latest"); err == nil {
+			t.Errorf("prune kept an image that nothing uses: %s", out)
+		}
+	})
+	t.Run("the socket of the administration is for its group", func(t *testing.T) {
+		if out := h.run("stat", "-c", "%A %U %G", "/run/hubcache/admin.sock"); out != "srw-rw---- root hubcache\n" {
+			t.Errorf("admin socket: %s", out)
+		}
+		purge := []string{nixShare + "/hubcache", "purge", "busybox:latest", "--dry-run", "--admin", "unix:/run/hubcache/admin.sock"}
+		h.run(append([]string{"setpriv", "--reuid=ci", "--init-groups"}, purge...)...)
+		if out, err := h.try(append([]string{"setpriv", "--reuid=nobody", "--clear-groups"}, purge...)...); err == nil {
+			t.Errorf("a stranger reached the admin socket: %s", out)
+		}
+	})
+	t.Run("the service has no more rights than it needs", func(t *testing.T) {
+		status := h.run("cat", "/proc/"+h.mainPID()+"/status")
+		for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("no %q in its status:\n%s", want, status)
+			}
+		}
+		if owner := h.run("stat", "-c", "%U", "/var/lib/private/hubcache"); owner == "root\n" {
+			t.Error("the cache belongs to root")
+		}
+		if out, err := h.try("setpriv", "--reuid=ci", "--init-groups", "ls", "/var/lib/hubcache/"); err == nil {
+			t.Errorf("another user reads the cache: %s", out)
+		}
+	})
+	t.Run("the token reaches the service and nobody else", func(t *testing.T) {
+		where := "/run/credentials/hubcache.service/dockerhub-pat"
+		if got := h.run("cat", where); got != token {
+			t.Errorf("credential %q", got)
+		}
+		if out, err := h.try("setpriv", "--reuid=ci", "--init-groups", "cat", where); err == nil {
+			t.Errorf("another user reads the token: %s", out)
+		}
+		if leak, err := h.try("grep", "--recursive", "--files-with-matches", token, "/proc/"+h.mainPID()+"/environ", "/proc/"+h.mainPID()+"/cmdline", "/etc/hubcache", "/etc/systemd/system"); err == nil {
+			t.Errorf("the token is in %s", leak)
+		}
+		if log := h.run("journalctl", "--no-pager", "--unit=hubcache.service"); strings.Contains(log, token) {
+			t.Error("the token is in the log")
+		}
+	})
+	t.Run("a reload and the watchdog find it alive", func(t *testing.T) {
+		pid := h.mainPID()
+		h.run("systemctl", "reload", "hubcache.service")
+		h.run("systemctl", "is-active", "hubcache.service")
+		if h.mainPID() != pid {
+			t.Error("a reload restarted the service")
+		}
+		if out := h.run("systemctl", "show", "--property=WatchdogTimestamp", "--value", "hubcache.service"); strings.TrimSpace(out) == "" {
+			t.Error("no watchdog message was ever sent")
+		}
+	})
+}
+
+// nixDeploy does what NixOS's activation would with an evaluated configuration.
+func nixDeploy(t *testing.T, h *nixHost, e nixEvaluation, token string) {
+	t.Helper()
+	h.write("/etc/secrets/dockerhub-pat", "0400", token)
+	h.write("/etc/hubcache/config.yaml", "0644", string(e.Settings))
+	for _, group := range e.Groups {
+		h.run("groupadd", "--system", group)
+	}
+	var rules strings.Builder
+	for path, kinds := range e.Tmpfiles["hubcache"] {
+		for kind, rule := range kinds {
+			rules.WriteString(strings.Join([]string{kind, path, rule.Mode, rule.User, rule.Group, "-\n"}, " "))
+		}
+	}
+	h.write("/etc/tmpfiles.d/hubcache.conf", "0644", rules.String())
+	h.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/hubcache.conf")
+
+	// Its own rules and bridge need modules and a network that this host hasn't.
+	daemon, err := json.Marshal(map[string]any{"registry-mirrors": e.Docker.Mirrors, "iptables": false, "bridge": "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.write("/etc/docker/daemon.json", "0644", string(daemon))
+	h.write("/etc/docker/certs.d/docker.io/hosts.toml", "0644", e.Hosts)
+
+	enable := []string{"systemctl", "enable", "--now", "--quiet"}
+	for name, text := range e.Units {
+		h.write("/etc/systemd/system/"+name, "0644", strings.ReplaceAll(text, nixStubProgram, nixShare+"/hubcache"))
+		if strings.Contains(text, "[Install]") {
+			enable = append(enable, name)
+		}
+	}
+	h.run("systemctl", "daemon-reload")
+	h.run(enable...)
+}
