@@ -158,6 +158,9 @@ func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
 	return e
 }
 
+// HasPartial reports whether k is an idle unfinished entry.
+func (c *Cache[K, V]) HasPartial(k K) bool { return c.partial.Contains(k) }
+
 // Oldest returns the entry that was used the longest ago, or nil.
 func (c *Cache[K, V]) Oldest() *Entry[K, V] {
 	_, e, _ := c.whole.GetOldest()

@@ -3,6 +3,7 @@ package registry
 import (
 	"crypto/x509"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"time"
 
@@ -25,6 +26,10 @@ type Upstream struct {
 	URL        *url.URL
 	Credential *auth.File     // nil: anonymous
 	RootCAs    *x509.CertPool // nil: the system's
+
+	// Transport carries all requests when set; then RootCAs and the environment's proxy
+	// are its business.
+	Transport http.RoundTripper
 }
 
 // Policy is what an operator may change while the server runs (Registry.SetPolicy).

@@ -94,6 +94,9 @@ func (s *Store) Link(repository string, d digest.Digest) (Link, error) {
 
 // Confirm links blob d to the repository because upstream answered for it there.
 func (s *Store) Confirm(repository string, d digest.Digest, size int64) {
+	if l, err := s.Link(repository, d); err == nil && l.Confirmed {
+		return
+	}
 	s.link(repository, d, Link{true, size})
 	s.flush()
 }

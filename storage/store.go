@@ -131,6 +131,29 @@ func (s *Store) SetLimits(budget, minFree int64) {
 	s.shrink()
 }
 
+// Budget returns the budget in bytes.
+func (s *Store) Budget() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lru.Max()
+}
+
+// Partial returns the size of an unfinished blob that Begin would take up again, and what
+// it lacks; nothing when there is none.
+func (s *Store) Partial(d digest.Digest) (size int64, missing []Span) {
+	s.mu.Lock()
+	known := s.lru.HasPartial(d)
+	s.mu.Unlock()
+	if !known {
+		return 0, nil
+	}
+	st, ok := readState(s.layout.partialState(d))
+	if !ok {
+		return 0, nil
+	}
+	return st.Size, st.Ranges.missing(st.Size)
+}
+
 // Stats returns a snapshot.
 func (s *Store) Stats() Stats {
 	s.mu.Lock()

@@ -1,0 +1,112 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/storage"
+)
+
+// full is a repository's name in the store.
+func (r *Registry) full(name string) string { return r.up.name + "/" + name }
+
+// admit decides whether the repository may be served at all: the operator lets it, and it
+// is public, or named in upstream.private. Without a credential everything that upstream
+// serves is public.
+//
+// With one, the first request for a repository waits for the verdict. Later ones never
+// do: an old verdict is renewed in the background, and the last one stays in force while
+// none can be had.
+func (r *Registry) admit(ctx context.Context, name string) error {
+	p := r.policy.Load()
+	if !p.allowed(name) {
+		return &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "not allowed by this cache's settings"}
+	}
+	if r.up.cred == nil || p.private.match(name) {
+		return nil
+	}
+	v, err := r.store.Verdict(r.full(name))
+	if err != nil {
+		if v, err = r.judge(ctx, name); err != nil {
+			return err
+		}
+	} else if time.Since(v.At) > verdictAge {
+		r.background(func(ctx context.Context) { r.judge(ctx, name) })
+	}
+	if !v.Public {
+		return privateRepository
+	}
+	return nil
+}
+
+var privateRepository = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown,
+	detail: "unknown, or private and not named in upstream.private"}
+
+// judge asks upstream whether the repository is public, once for all who wait.
+func (r *Registry) judge(ctx context.Context, name string) (storage.Verdict, error) {
+	return share(ctx, &r.once, "verdict "+name, func(ctx context.Context) (storage.Verdict, error) {
+		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
+		defer cancel()
+		access, err := r.up.auth.Access(ctx, name)
+		if err != nil {
+			e := classify(r.up.base.Host, err)
+			return storage.Verdict{}, &upstreamError{cause: noVerdict, host: e.host, status: e.status, retryAfter: e.retryAfter, err: err}
+		}
+		v := storage.Verdict{Public: access == auth.Public, At: time.Now()}
+		if old, err := r.store.Verdict(r.full(name)); err == nil && old.Public != v.Public {
+			r.hot.clear()
+		}
+		r.store.SetVerdict(r.full(name), v)
+		return v, nil
+	})
+}
+
+// origin says under which repository something comes in. What is in upstream.private
+// counts as private, whatever it is.
+func (r *Registry) origin(name string) storage.Origin {
+	return storage.Origin{Repository: r.full(name), Private: r.up.cred != nil && r.policy.Load().private.match(name)}
+}
+
+// linked reports whether the repository has the blob, which came through a private
+// repository or not. That one of its manifests names a private blob proves nothing: who
+// knows a digest can write it into a manifest.
+func (r *Registry) linked(name string, d digest.Digest, private bool) (bool, error) {
+	l, err := r.store.Link(r.full(name), d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && (l.Confirmed || !private), err
+}
+
+// confirm asks upstream whether the repository has the blob or manifest d, and links it.
+// A redirect of the registry's is a yes and isn't followed.
+func (r *Registry) confirm(ctx context.Context, q request, size int64) error {
+	_, err := share(ctx, &r.once, "confirm "+q.name+"@"+q.ref, func(ctx context.Context) (struct{}, error) {
+		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
+		defer cancel()
+		path, m := "/blobs/", plain
+		header := http.Header{}
+		if q.kind == manifest {
+			path, m = "/manifests/", pulls
+			header.Set("Accept", acceptManifest)
+		}
+		resp, err := r.up.get(ctx, http.MethodHead, r.up.url(q.name+path+q.ref), header, m)
+		if err != nil {
+			return struct{}{}, err
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 300 && resp.StatusCode != http.StatusTemporaryRedirect {
+			return struct{}{}, &upstreamError{cause: broken, host: r.up.base.Host, status: resp.StatusCode}
+		}
+		r.store.Confirm(r.full(q.name), q.digest, size)
+		return struct{}{}, nil
+	})
+	return err
+}

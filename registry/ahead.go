@@ -1,0 +1,185 @@
+package registry
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
+)
+
+// Read-ahead: when a client asks for the first layer of an image whose manifest it has got
+// here, the other layers are fetched too, ahead of it. Who only reads manifests causes
+// nothing, and no layer of another platform is ever fetched.
+
+const (
+	// aheadImages is how many images' layers are remembered between manifest and first
+	// layer, which follow each other within seconds.
+	aheadImages = 256
+
+	// aheadWithin is how long a layer that was read ahead may wait for its client until
+	// it counts as fetched in vain.
+	aheadWithin = 10 * time.Minute
+)
+
+// ahead knows the layers of the images whose manifests were handed out lately, and which
+// blobs were read ahead and not asked for yet.
+type ahead struct {
+	mu     sync.Mutex // guards what follows
+	images *simplelru.LRU[digest.Digest, *image]
+	layers map[digest.Digest]*image // each layer of images; the newest wins
+	idle   map[digest.Digest]*unasked
+	unused int64 // bytes
+}
+
+type image struct {
+	layers  []storage.Child
+	started bool
+}
+
+type unasked struct {
+	size  int64
+	timer *time.Timer
+}
+
+func newAhead() *ahead {
+	a := &ahead{layers: map[digest.Digest]*image{}, idle: map[digest.Digest]*unasked{}}
+	a.images, _ = simplelru.NewLRU(aheadImages, func(_ digest.Digest, img *image) {
+		for _, l := range img.layers {
+			if a.layers[l.Digest] == img {
+				delete(a.layers, l.Digest)
+			}
+		}
+	})
+	return a
+}
+
+// handedOut remembers a manifest that a client has got.
+func (a *ahead) handedOut(d digest.Digest, children []storage.Child) {
+	var layers []storage.Child
+	for _, c := range children {
+		if c.Role == storage.RoleLayer {
+			layers = append(layers, c)
+		}
+	}
+	if len(layers) < 2 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	img := &image{layers: layers}
+	a.images.Remove(d)
+	a.images.Add(d, img)
+	for _, l := range layers {
+		a.layers[l.Digest] = img
+	}
+}
+
+// take returns the layers to fetch ahead because a client asks for d: those of its image,
+// once.
+func (a *ahead) take(d digest.Digest) []storage.Child {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	img := a.layers[d]
+	if img == nil || img.started {
+		return nil
+	}
+	img.started = true
+	return img.layers
+}
+
+// landed says that a blob came in that nobody has asked for yet.
+func (a *ahead) landed(d digest.Digest, size int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u := &unasked{size: size}
+	u.timer = time.AfterFunc(aheadWithin, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.idle[d] == u {
+			delete(a.idle, d)
+			a.unused += size
+		}
+	})
+	a.idle[d] = u
+}
+
+// asked says that a client asks for d.
+func (a *ahead) asked(d digest.Digest) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u := a.idle[d]; u != nil {
+		u.timer.Stop()
+		delete(a.idle, d)
+	}
+}
+
+func (a *ahead) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for d, u := range a.idle {
+		u.timer.Stop()
+		delete(a.idle, d)
+	}
+}
+
+func (a *ahead) unusedBytes() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unused
+}
+
+// readAhead starts the downloads of the image that blob q belongs to, as many at a time as
+// limits.orphans, until all are here or one fails.
+func (r *Registry) readAhead(q request) {
+	if !r.policy.Load().ReadAhead {
+		return
+	}
+	layers := r.ahead.take(q.digest)
+	if len(layers) == 0 {
+		return
+	}
+	r.flights.mu.Lock()
+	defer r.flights.mu.Unlock()
+	if r.flights.closed {
+		return
+	}
+	next := make(chan storage.Child, len(layers))
+	for _, l := range layers {
+		if l.Digest != q.digest {
+			next <- l
+		}
+	}
+	close(next)
+	for range min(len(layers)-1, r.policy.Load().Limits.Orphans) {
+		r.flights.wait.Go(func() {
+			for l := range next {
+				if !r.fetchAhead(q.name, l) {
+					return
+				}
+			}
+		})
+	}
+}
+
+// fetchAhead fetches one layer and reports whether to go on.
+func (r *Registry) fetchAhead(name string, l storage.Child) bool {
+	if _, ok := r.store.Has(l.Digest); ok {
+		return true
+	}
+	if r.up.cool.down() != nil || r.failed.has(name+"@"+string(l.Digest)) {
+		return false
+	}
+	f, first := r.join(name, l.Digest, l.Size, seat{takeOff: true})
+	if f == nil {
+		return false
+	}
+	if !first {
+		return true // a client is ahead of us
+	}
+	<-f.landed
+	_, ok := r.store.Has(l.Digest)
+	return ok
+}

@@ -1,0 +1,222 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
+)
+
+// octets is the media type of every blob: what it really is, its manifest says.
+const octets = "application/octet-stream"
+
+// result is how a request ended, for log and counters.
+type result struct {
+	status  int
+	sent    int64 // body bytes
+	outcome Outcome
+	err     error
+}
+
+// serveBlob answers a GET or HEAD of a blob.
+func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, q request) result {
+	ctx := req.Context()
+	if err := r.admit(ctx, q.name); err != nil {
+		return result{err: err}
+	}
+	if req.Method == http.MethodGet {
+		r.ahead.asked(q.digest)
+	}
+	// A blob may land, or be evicted, between two looks; more than a few times in a
+	// row it does not.
+	for range 5 {
+		b, err := r.store.Open(q.digest)
+		if err == nil {
+			return r.serveHit(w, req, q, b)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			r.log.Error("a cached blob can't be read", "digest", q.digest, "error", err)
+		}
+		res := r.serveFlight(w, req, q)
+		if !errors.Is(res.err, errLanded) {
+			return res
+		}
+	}
+	return result{err: errLanded}
+}
+
+// serveHit sends a blob of the store, once the repository is known to have it.
+func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request, b *storage.Blob) result {
+	defer b.Close()
+	ok, err := r.linked(q.name, q.digest, b.Private)
+	if err == nil && !ok {
+		err = r.confirm(req.Context(), q, b.Size)
+	}
+	if err != nil {
+		return result{err: err}
+	}
+	if req.Method == http.MethodGet {
+		r.store.Touch(q.digest)
+	}
+	o := object{string(q.digest), octets, b.Size, OutcomeHit}
+	status, sent, err := o.send(w, req, sendFile(b.File))
+	return result{status, sent, OutcomeHit, err}
+}
+
+// serveFlight sends a blob while it arrives, or passes it by.
+func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q request) result {
+	ctx := req.Context()
+	link, err := r.store.Link(r.full(q.name), q.digest)
+	if err != nil {
+		link.Size = -1
+	}
+	if f := r.aboard(q.digest); f != nil && f.name != q.name {
+		if ok, err := r.linked(q.name, q.digest, f.origin.Private); err != nil || !ok {
+			if err := r.confirm(ctx, q, link.Size); err != nil {
+				return result{err: err}
+			}
+		}
+	} else if f == nil {
+		if v, ok := r.failed.get(q.name + "@" + q.ref); ok {
+			return result{err: v.err}
+		}
+		if req.Method == http.MethodHead {
+			return r.headBlob(w, req, q, link)
+		}
+	}
+	if req.Method == http.MethodGet {
+		r.readAhead(q)
+	}
+	f, first := r.join(q.name, q.digest, link.Size, seat{take: true, takeOff: req.Method == http.MethodGet})
+	if f == nil {
+		return result{err: errLanded}
+	}
+	defer f.leave()
+	if f.name != q.name && f.origin.Private {
+		// It took off between our look and our boarding: ask, as above.
+		if err := r.confirm(ctx, q, link.Size); err != nil {
+			return result{err: err}
+		}
+	}
+	outcome := OutcomeShared
+	if first {
+		outcome = OutcomeMiss
+	}
+	rd, err := f.board(ctx)
+	if errors.Is(err, errBypass) || errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk) {
+		return r.serveBypass(w, req, q, link.Size)
+	}
+	if err != nil {
+		return result{err: err}
+	}
+	defer rd.Close()
+	size := f.in.Size()
+	o := object{string(q.digest), octets, size, outcome}
+	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
+		sent, err := pump(w, off, n, func(p []byte, off int64) (int, error) { return rd.ReadAt(ctx, p, off) })
+		if (errors.Is(err, storage.ErrDisk) || errors.Is(err, storage.ErrNoRoom)) && n >= 0 {
+			more, err := r.spill(ctx, w, f, off+sent, n-sent)
+			return sent + more, err
+		}
+		return sent, err
+	})
+	return result{status, sent, outcome, err}
+}
+
+// headBlob is one upstream HEAD. What a manifest said of the size saves the way to the CDN.
+func (r *Registry) headBlob(w http.ResponseWriter, req *http.Request, q request, link storage.Link) result {
+	ctx, cancel := context.WithTimeout(req.Context(), manifestDeadline)
+	defer cancel()
+	size := link.Size
+	if size < 0 {
+		resp, host, err := r.up.follow(ctx, http.MethodHead, r.up.url(q.name+"/blobs/"+q.ref), http.Header{}, plain)
+		if err != nil {
+			return result{err: err}
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return result{err: &upstreamError{cause: broken, host: host.Host, status: resp.StatusCode}}
+		}
+		size = resp.ContentLength
+	} else if err := r.confirm(ctx, q, size); err != nil {
+		return result{err: err}
+	}
+	o := object{string(q.digest), octets, size, OutcomeMiss}
+	status, _, err := o.send(w, req, nil)
+	return result{status, 0, OutcomeMiss, err}
+}
+
+// source returns the blob upstream.
+func (r *Registry) source(name string, d digest.Digest) *source {
+	return &source{up: r.up, name: name, digest: d, resumes: func() { r.resumes.Add(1) }}
+}
+
+// serveBypass passes a blob by: too large for the budget, or the disk fails. Each reader
+// has an upstream request of its own.
+func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q request, size int64) result {
+	ctx := req.Context()
+	slots := r.bypasses.Load()
+	wait, cancel := context.WithTimeout(ctx, slotDeadline)
+	err := slots.Acquire(wait, 1)
+	cancel()
+	if err != nil {
+		return result{err: errTooMany}
+	}
+	defer slots.Release(1)
+	t := &tap{source: r.source(q.name, q.digest), ctx: ctx, end: size, size: size}
+	defer t.Close()
+	// A closed range that ends before the blob does is asked for as it is; anything
+	// else from the start, so that its digest can be known by the end.
+	part := false
+	if field := req.Header.Get("Range"); field != "" && size >= 0 {
+		from, n, v := parseRange(field, size)
+		if part = v == rangePart && from+n < size; part {
+			t.at, t.end = from, from+n
+		}
+	}
+	if req.Method == http.MethodGet {
+		if err := t.connect(firstDeadline); err != nil {
+			return result{err: err}
+		}
+	}
+	o := object{string(q.digest), octets, t.size, OutcomeBypass}
+	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
+		if part {
+			return pump(w, off, n, func(p []byte, _ int64) (int, error) { return t.Read(p) })
+		}
+		c := &checked{tap: t, hash: q.digest.Algorithm().Hash(), digest: q.digest}
+		return c.send(w, off, n)
+	})
+	if errors.Is(err, storage.ErrDigest) {
+		r.mismatches.Add(1)
+	}
+	return result{status, sent, OutcomeBypass, err}
+}
+
+// spill goes on for a reader whose flight has failed on the disk: what the file still has,
+// and then from upstream, with the digest of what went before.
+func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, off, n int64) (int64, error) {
+	s, ok := f.in.Spill()
+	if !ok || off > s.At {
+		return 0, errAborted
+	}
+	slots := r.bypasses.Load()
+	wait, cancel := context.WithTimeout(ctx, slotDeadline)
+	err := slots.Acquire(wait, 1)
+	cancel()
+	if err != nil {
+		return 0, err
+	}
+	defer slots.Release(1)
+	t := &tap{source: r.source(f.name, f.digest), ctx: ctx, at: s.At, end: f.in.Size(), size: f.in.Size()}
+	defer t.Close()
+	if err := t.connect(firstDeadline); err != nil {
+		return 0, err
+	}
+	c := &checked{tap: t, hash: s.Hash, digest: f.digest}
+	return c.send(w, off, n)
+}

@@ -1,0 +1,123 @@
+package registry
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"time"
+)
+
+// staleAfter is how long a cached tag waits for a Hub that is merely slow.
+const staleAfter = 1500 * time.Millisecond
+
+// defaultTTL is the TTL of official images, which are rebuilt a few times a month. All
+// others are asked for every time: people push and deploy at once.
+const defaultTTL = time.Minute
+
+// verdictAge is how long a verdict stands before it is asked for again.
+const verdictAge = 24 * time.Hour
+
+// policy is a checked Policy.
+type policy struct {
+	Policy
+	private, allow, deny globs
+}
+
+func newPolicy(p Policy) (*policy, error) {
+	q := &policy{Policy: p}
+	for _, g := range []struct {
+		name string
+		from []string
+		to   *globs
+	}{{"upstream.private", p.Private, &q.private}, {"allow", p.Allow, &q.allow}, {"deny", p.Deny, &q.deny}} {
+		for _, pattern := range g.from {
+			if _, err := path.Match(pattern, ""); err != nil {
+				return nil, fmt.Errorf("%s: %q is not a pattern", g.name, pattern)
+			}
+			*g.to = append(*g.to, whole(pattern))
+		}
+	}
+	for _, rule := range p.Tags {
+		if _, err := path.Match(rule.Match, ""); err != nil {
+			return nil, fmt.Errorf("tags.rules: %q is not a pattern", rule.Match)
+		}
+	}
+	fill := func(n *int, standard int) {
+		if *n <= 0 {
+			*n = standard
+		}
+	}
+	fill(&q.Limits.Transfers, DefaultLimits.Transfers)
+	fill(&q.Limits.Orphans, DefaultLimits.Orphans)
+	fill(&q.Limits.Ranges, DefaultLimits.Ranges)
+	fill(&q.Limits.Bypass, DefaultLimits.Bypass)
+	return q, nil
+}
+
+// whole gives a pattern for an official image its folder, as names have it. A registry's
+// name in front may be written.
+func whole(pattern string) string {
+	pattern = strings.TrimPrefix(pattern, "docker.io/")
+	if !strings.Contains(pattern, "/") && pattern != "*" {
+		return "library/" + pattern
+	}
+	return pattern
+}
+
+// globs are patterns for repositories in which * crosses no slash; "*" alone and a
+// trailing "/**" match everything below.
+type globs []string
+
+func (g globs) match(name string) bool {
+	for _, pattern := range g {
+		if glob(pattern, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func glob(pattern, s string) bool {
+	if pattern == "*" || pattern == "**" {
+		return true
+	}
+	if prefix, ok := strings.CutSuffix(pattern, "/**"); ok {
+		return strings.HasPrefix(s, prefix+"/")
+	}
+	ok, _ := path.Match(pattern, s)
+	return ok
+}
+
+// allowed reports whether the operator lets the repository through at all.
+func (p *policy) allowed(name string) bool {
+	return !p.deny.match(name) && (len(p.allow) == 0 || p.allow.match(name))
+}
+
+// tagSettings are what holds for one tag.
+type tagSettings struct {
+	ttl, maxStale time.Duration
+	refresh       bool
+}
+
+func (p *policy) tag(name, tag string) tagSettings {
+	s := tagSettings{maxStale: p.MaxStale}
+	if p.TagTTL != nil {
+		s.ttl = *p.TagTTL
+	} else if strings.HasPrefix(name, "library/") {
+		s.ttl = defaultTTL
+	}
+	for _, rule := range p.Tags {
+		if ok, _ := path.Match(whole(rule.Match), name+":"+tag); !ok {
+			continue
+		}
+		if rule.TTL != nil {
+			s.ttl = *rule.TTL
+		}
+		if rule.MaxStale != nil {
+			s.maxStale = *rule.MaxStale
+		}
+		s.refresh = rule.Refresh
+		break
+	}
+	return s
+}

@@ -1,0 +1,252 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+// lab is a fake Hub with a registry before it, all in memory but for the files.
+type lab struct {
+	t     *testing.T
+	hub   *fakehub.Hub
+	store *storage.Store
+	reg   *registry.Registry
+	log   *bytes.Buffer
+	opts  labOptions
+	dir   string
+	cred  *auth.File
+}
+
+type labOptions struct {
+	hub       fakehub.Options
+	anonymous bool
+	budget    int64 // 0: 1 GiB
+	policy    func(*registry.Policy)
+}
+
+const (
+	username = "ci-bot"
+	pat      = "dckr_pat_fakefakefakefakefakefake"
+)
+
+// newLab makes a lab. Call it inside a synctest bubble.
+func newLab(t *testing.T, o labOptions) *lab {
+	t.Helper()
+	if o.hub.Accounts == nil {
+		o.hub.Accounts = []fakehub.Account{{Username: username, PAT: pat, Private: []string{"*"}, Limit: fakehub.Unlimited}}
+	}
+	if o.budget == 0 {
+		o.budget = 1 << 30
+	}
+	l := &lab{t: t, hub: fakehub.New(o.hub), opts: o, dir: t.TempDir(), log: &bytes.Buffer{}}
+	if !o.anonymous {
+		path := filepath.Join(l.dir, "pat")
+		if err := os.WriteFile(path, []byte(pat+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.cred = auth.NewFile(username, path)
+	}
+	l.start()
+	t.Cleanup(func() {
+		l.stop()
+		l.hub.Close()
+	})
+	return l
+}
+
+func (l *lab) start() {
+	log := slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var err error
+	if l.store, err = storage.Open(storage.Options{Dir: filepath.Join(l.dir, "data"), Budget: l.opts.budget, Log: log}); err != nil {
+		l.t.Fatal(err)
+	}
+	up, _ := url.Parse(l.hub.RegistryURL())
+	p := registry.Policy{MaxStale: 168 * time.Hour, NegativeTTL: 10 * time.Second}
+	if l.opts.policy != nil {
+		l.opts.policy(&p)
+	}
+	l.reg, err = registry.New(registry.Options{
+		Store: l.store, Policy: p, Log: log,
+		Upstream: registry.Upstream{URL: up, Credential: l.cred, Transport: l.hub.Transport()},
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) stop() {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := l.reg.Close(ctx); err != nil {
+		l.t.Error(err)
+	}
+	if err := l.store.Close(); err != nil {
+		l.t.Error(err)
+	}
+}
+
+// ask sends a request through net/http's own server, over a pipe.
+func (l *lab) ask(ctx context.Context, method, path string, header ...string) (*http.Response, error) {
+	client, server := net.Pipe()
+	srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	ln := &oneConn{conn: server, done: make(chan struct{})}
+	go srv.Serve(ln)
+	t := &http.Transport{DisableCompression: true, DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return client, nil }}
+	req, err := http.NewRequestWithContext(ctx, method, "http://cache.test"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		srv.Close()
+		ln.Close()
+		return nil, err
+	}
+	resp.Body = &closing{resp.Body, func() { srv.Close(); ln.Close() }}
+	return resp, nil
+}
+
+type closing struct {
+	io.ReadCloser
+	then func()
+}
+
+func (c *closing) Close() error { err := c.ReadCloser.Close(); c.then(); return err }
+
+type oneConn struct {
+	conn net.Conn
+	done chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if c := l.conn; c != nil {
+		l.conn = nil
+		return c, nil
+	}
+	<-l.done
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error {
+	select {
+	case <-l.done:
+	default:
+		close(l.done)
+	}
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
+
+// reply is a response with its body read.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	err    error // of the body
+}
+
+func (l *lab) do(method, path string, header ...string) reply {
+	l.t.Helper()
+	resp, err := l.ask(context.Background(), method, path, header...)
+	if err != nil {
+		return reply{err: err}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return reply{resp.StatusCode, resp.Header, b, err}
+}
+
+func (l *lab) get(path string, header ...string) reply {
+	l.t.Helper()
+	return l.do("GET", path, header...)
+}
+
+// pull pulls an image as dockerd does, and checks every byte.
+func (l *lab) pull(img *fakehub.Image) {
+	l.t.Helper()
+	if r := l.do("HEAD", "/v2/"+img.Repository+"/manifests/"+img.Tag); r.status != 200 || r.header.Get("Docker-Content-Digest") != string(img.Digest) {
+		l.t.Fatalf("HEAD of the tag: %d %v\n%s", r.status, r.header, l.log)
+	}
+	l.pullDigest(img)
+}
+
+func (l *lab) pullDigest(img *fakehub.Image) {
+	l.t.Helper()
+	r := l.get("/v2/" + img.Repository + "/manifests/" + string(img.Digest))
+	if r.status != 200 || !bytes.Equal(r.body, img.Bytes) || r.header.Get("Content-Type") != img.MediaType {
+		l.t.Fatalf("manifest: %d %v %v\n%s", r.status, r.header, r.err, l.log)
+	}
+	m := img.Manifests[0]
+	if img.IsIndex {
+		if r := l.get("/v2/" + img.Repository + "/manifests/" + string(m.Digest)); r.status != 200 || !bytes.Equal(r.body, m.Bytes) {
+			l.t.Fatalf("platform manifest: %d", r.status)
+		}
+	}
+	for _, d := range append(m.Layers, m.Config) {
+		l.blob(img.Repository, string(d.Digest))
+	}
+}
+
+// blob gets a blob and checks every byte.
+func (l *lab) blob(repository, d string) reply {
+	l.t.Helper()
+	r := l.get("/v2/" + repository + "/blobs/" + d)
+	if r.status != 200 || r.err != nil {
+		l.t.Fatalf("blob %s: %d, %d bytes, %v\n%s", d, r.status, len(r.body), r.err, l.log)
+	}
+	l.same(d, 0, r.body)
+	return r
+}
+
+func TestColdThenWarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(4, 3<<20), Index: true, Attestations: true})
+		l.pull(img)
+		cold := l.hub.Ledger()
+		if cold.ManifestHEADs() != 1 || cold.ManifestGETs() != 2 || cold.BlobGETs() != 5 {
+			t.Errorf("cold pull:\n%s", cold)
+		}
+		l.hub.ResetLedger()
+		l.pull(img)
+		if warm := l.hub.Ledger(); len(warm) != 0 {
+			t.Errorf("warm pull:\n%s", warm)
+		}
+		if v := l.hub.Violations(); len(v) > 0 {
+			t.Error(v)
+		}
+	})
+}
+
+func (l *lab) same(d string, off int64, body []byte) {
+	l.t.Helper()
+	want := make([]byte, len(body))
+	if _, err := l.hub.Blob(digest.Digest(d)).ReadAt(want, off); err != nil && err != io.EOF {
+		l.t.Fatal(err)
+	}
+	if !bytes.Equal(want, body) {
+		l.t.Fatalf("blob %s has wrong bytes", d)
+	}
+}

@@ -1,0 +1,193 @@
+package registry
+
+import (
+	_ "crypto/sha512" // sha512 digests are as good as sha256 ones
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
+)
+
+// kind is what a request is about.
+type kind uint8
+
+const (
+	ping kind = iota
+	manifest
+	blob
+	tags
+	referrers
+	catalog
+)
+
+func (k kind) String() string {
+	return [...]string{"ping", "manifest", "blob", "tags", "referrers", "catalog"}[k]
+}
+
+// request is a parsed pull request.
+type request struct {
+	kind   kind
+	name   string        // repository, at least two components: "library/redis"
+	ref    string        // manifest: tag or digest; blob, referrers: digest
+	digest digest.Digest // ref, when it is one
+}
+
+// maxName is the length of a repository's name with its registry, as in
+// distribution/reference. File names are made of it.
+const maxName = 255 - len("docker.io/")
+
+// parse reads the path of a request. It is written by hand, and not a gorilla/mux router
+// such as registry/api/v2 builds, because it stands before every cached answer; a test
+// holds it against that router. referrers, which the router lacks, is a route of the
+// OCI distribution-spec 1.1.
+//
+// Errors are *failure: 404 for what is no path of the API, NAME_INVALID, TAG_INVALID,
+// DIGEST_INVALID.
+func parse(path string) (request, error) {
+	rest, ok := strings.CutPrefix(path, "/v2/")
+	switch {
+	case path == "/v2" || ok && rest == "":
+		return request{kind: ping}, nil
+	case rest == "_catalog":
+		return request{kind: catalog}, nil
+	case !ok:
+		return request{}, notFound
+	}
+	if name, ok := strings.CutSuffix(rest, "/tags/list"); ok {
+		return finish(request{kind: tags, name: name})
+	}
+	rest, ref, _ := cutLast(rest)
+	name, route, _ := cutLast(rest)
+	q := request{name: name, ref: ref}
+	switch route {
+	case "manifests":
+		q.kind = manifest
+		if !strings.Contains(ref, ":") {
+			if !validTag(ref) {
+				return q, invalid(errcode.ErrorCodeTagInvalid, ref)
+			}
+			return finish(q)
+		}
+	case "blobs":
+		q.kind = blob
+	case "referrers":
+		q.kind = referrers
+	default:
+		return q, notFound
+	}
+	q.digest = digest.Digest(ref)
+	if !validDigest(ref) {
+		return q, invalid(errcode.ErrorCodeDigestInvalid, ref)
+	}
+	return finish(q)
+}
+
+// finish checks the name and makes it whole.
+func finish(q request) (request, error) {
+	if !strings.Contains(q.name, "/") && q.name != "" {
+		q.name = "library/" + q.name
+	}
+	if !validName(q.name) {
+		return q, invalid(errcode.ErrorCodeNameInvalid, q.name)
+	}
+	return q, nil
+}
+
+func cutLast(s string) (before, after string, ok bool) {
+	i := strings.LastIndexByte(s, '/')
+	if i < 0 {
+		return "", s, false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// validDigest reports whether s is a sha256 or sha512 digest as OCI writes it.
+func validDigest(s string) bool {
+	algorithm, hex, _ := strings.Cut(s, ":")
+	if !(algorithm == "sha256" && len(hex) == 64 || algorithm == "sha512" && len(hex) == 128) {
+		return false
+	}
+	for i := range len(hex) {
+		if c := hex[i]; !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// validTag follows the spec: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}.
+func validTag(s string) bool {
+	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if !(alnum(c) || c >= 'A' && c <= 'Z' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+func alnum(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
+
+// validName follows the spec: components of [a-z0-9]+((\.|_|__|-+)[a-z0-9]+)* with
+// slashes between them.
+func validName(s string) bool {
+	if len(s) > maxName {
+		return false
+	}
+	for component := range strings.SplitSeq(s, "/") {
+		if component == "" || !alnum(component[0]) || !alnum(component[len(component)-1]) {
+			return false
+		}
+		for i := 1; i < len(component)-1; i++ {
+			c := component[i]
+			if alnum(c) {
+				continue
+			}
+			run := i
+			for component[i+1] == c {
+				i++
+			}
+			switch n := i - run + 1; {
+			case c == '-', c == '.' && n == 1, c == '_' && n <= 2:
+			default:
+				return false
+			}
+			if !alnum(component[i+1]) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// namespaces are the values of the ns parameter that mean the upstream, Docker Hub.
+var namespaces = map[string]bool{"docker.io": true, "index.docker.io": true, "registry-1.docker.io": true}
+
+// foreign reports the ns parameter of containerd when it names another registry than
+// Docker Hub; asked is whether there is one at all.
+func foreign(u *url.URL) (ns string, asked, other bool) {
+	if u.RawQuery == "" {
+		return "", false, false
+	}
+	q := u.Query()
+	if !q.Has("ns") {
+		return "", false, false
+	}
+	ns = q.Get("ns")
+	return ns, true, !namespaces[ns]
+}
+
+func invalid(code errcode.ErrorCode, what string) *failure {
+	if len(what) > 200 {
+		what = what[:200] + "…"
+	}
+	return &failure{status: http.StatusBadRequest, code: code, detail: fmt.Sprintf("%q", what)}
+}
+
+var notFound = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeUnsupported, detail: "no such path in the pull API"}
