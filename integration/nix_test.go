@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 )
 
@@ -171,6 +170,9 @@ func TestNixModule(t *testing.T) {
 		"privilegedPort": {mirrors: []string{"http://127.0.0.1:80"}},
 		"credential":     {},
 		"prune":          {mirrors: loopback},
+		"boot":           {mirrors: loopback},
+		"sops":           {mirrors: loopback},
+		"agenix":         {mirrors: loopback},
 
 		"pruneAndAutoPrune":   {warning: "autoPrune removes", mirrors: loopback},
 		"firewallForLoopback": {warning: "listens on 127.0.0.1 alone", ports: []int{5000}},
@@ -240,16 +242,33 @@ func nixPhrase(t *testing.T, what string, texts []string, phrase string) {
 	}
 }
 
+// TestNixExamples checks that both examples hand the token to systemd, and that a new one
+// restarts the service in agenix's (sops-nix does it by restartUnits).
+func TestNixExamples(t *testing.T) {
+	for name, want := range map[string][]string{
+		"sops":   {"LoadCredential=dockerhub-pat:/run/secrets/dockerhub-pat"},
+		"agenix": {"LoadCredential=dockerhub-pat:/run/agenix/dockerhub-pat", "dockerhub-pat.age"},
+	} {
+		unit := mustNixEvaluate(t, name).Units["hubcache.service"]
+		for _, line := range want {
+			if !strings.Contains(unit, line) {
+				t.Errorf("%s: no %q in\n%s", name, line, unit)
+			}
+		}
+	}
+}
+
 // TestNixSettingsChecked runs what the module runs when a system is built: a wrong
 // setting stops the build with its name.
 func TestNixSettingsChecked(t *testing.T) {
+	program := nixHubcache(t)
 	for name, complaint := range map[string]string{
 		"minimal": "", "full": "", "credential": "", "ownListen": "",
 		"unknownSetting": "max_stail",
 		"badBudget":      "budget",
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := nixCheckSettings(t, mustNixEvaluate(t, name))
+			out, err := nixCheckSettings(t, program, mustNixEvaluate(t, name))
 			if complaint == "" && err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
@@ -262,7 +281,7 @@ func TestNixSettingsChecked(t *testing.T) {
 
 // nixCheckSettings runs the module's build step in a shell, with the real program and
 // the real settings in the places of the store paths that it names.
-func nixCheckSettings(t *testing.T, e nixEvaluation) (string, error) {
+func nixCheckSettings(t *testing.T, program string, e nixEvaluation) (string, error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, e.Settings, 0o644); err != nil {
@@ -272,7 +291,7 @@ func nixCheckSettings(t *testing.T, e nixEvaluation) (string, error) {
 	if !strings.Contains(e.Check, stored) || !strings.Contains(e.Check, nixStubProgram) {
 		t.Fatalf("the build step checks something else:\n%s", e.Check)
 	}
-	script := strings.NewReplacer(nixStubProgram, nixHubcache(t), stored, file).Replace(e.Check)
+	script := strings.NewReplacer(nixStubProgram, program, stored, file).Replace(e.Check)
 	cmd := exec.Command("bash", "-euc", script)
 	cmd.Env = append(os.Environ(), "out="+file+".checked")
 	out, err := cmd.CombinedOutput()
@@ -282,31 +301,14 @@ func nixCheckSettings(t *testing.T, e nixEvaluation) (string, error) {
 // nixStubProgram is where testdata/nix/harness.nix says that hubcache is.
 const nixStubProgram = "/hubcache/bin/hubcache"
 
-var nixBuild = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "hubcache-nix")
-	if err != nil {
-		return "", err
-	}
-	// Another user runs it.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "hubcache"), "./cmd/hubcache")
-	cmd.Dir = nixRoot
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", &exec.Error{Name: "go build: " + string(out), Err: err}
-	}
-	return filepath.Join(dir, "hubcache"), nil
-})
-
-// nixHubcache is the program, built once for all tests.
+// nixHubcache builds the program.
 func nixHubcache(t *testing.T) string {
 	t.Helper()
-	path, err := nixBuild()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := filepath.Join(t.TempDir(), "hubcache")
+	cmd := exec.Command("go", "build", "-o", path, "./cmd/hubcache")
+	cmd.Dir = nixRoot
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	nixRun(t, cmd)
 	return path
 }
 
@@ -425,67 +427,5 @@ func TestNixSystemdAccepts(t *testing.T) {
 				t.Errorf("systemd-analyze security: %v\n%s", err, out)
 			}
 		})
-	}
-}
-
-// TestNixFlake evaluates every output of the flake against the stub of nixpkgs.
-func TestNixFlake(t *testing.T) {
-	root, err := filepath.Abs(nixRoot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	src := nixFlakeSource(t, root)
-	stub := "path:" + filepath.Join(src, "integration/testdata/nix/stub")
-	override := []string{"--no-write-lock-file", "--override-input", "nixpkgs", stub}
-	show := nixRun(t, nixCommand(t, "nix", append([]string{"flake", "show", "--json", "path:" + src}, override...)...))
-	for _, output := range []string{`"packages"`, `"overlays"`, `"nixosModules"`, `"checks"`, `"devShells"`, `"formatter"`} {
-		if !strings.Contains(show, output) {
-			t.Errorf("flake show does not list %s:\n%s", output, show)
-		}
-	}
-	nixRun(t, nixCommand(t, "nix", append([]string{"flake", "check", "--no-build", "path:" + src}, override...)...))
-}
-
-// nixFlakeSource copies what the flake reads into a directory of its own: Nix copies
-// a path whole into its store, and a working tree may be changing and large.
-func nixFlakeSource(t *testing.T, root string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for _, name := range []string{"flake.nix", "go.mod", "go.sum"} {
-		b, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"nix", "integration/testdata/nix"} {
-		if err := os.CopyFS(filepath.Join(dir, name), os.DirFS(filepath.Join(root, name))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The packages that nix/package.nix names have to be there.
-	for _, name := range []string{"admin", "auth", "cmd", "lru", "prune", "registry", "storage"} {
-		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
-// TestNixVendorHash fails when go.mod has changed since nix/update-vendor-hash was run.
-func TestNixVendorHash(t *testing.T) {
-	nixProgram(t, "nix", "nix-bin")
-	hash := strings.TrimSpace(nixRun(t, exec.Command(filepath.Join(nixRoot, "nix/update-vendor-hash"), "--print")))
-	b, err := os.ReadFile(filepath.Join(nixRoot, "nix/package.nix"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.HasPrefix(hash, "sha256-") || !strings.Contains(string(b), `vendorHash = "`+hash+`";`) {
-		t.Errorf("vendorHash in nix/package.nix is not %s; run nix/update-vendor-hash", hash)
 	}
 }

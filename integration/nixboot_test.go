@@ -221,15 +221,10 @@ func (h *nixHost) mainPID() string {
 // nixPrograms is a directory with hubcache and fakehubd.
 func nixPrograms(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
-	if err := nixCopy(filepath.Join(dir, "hubcache"), nixHubcache(t)); err != nil {
-		t.Fatal(err)
-	}
+	dir := filepath.Dir(nixHubcache(t))
 	build := exec.Command("go", "build", "-o", filepath.Join(dir, "fakehubd"), "./fakehub/fakehubd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build fakehubd: %v\n%s", err, out)
-	}
+	nixRun(t, build)
 	// Other users than root run them.
 	for up := dir; up != "/" && up != os.TempDir(); up = filepath.Dir(up) {
 		if err := os.Chmod(up, 0o755); err != nil {

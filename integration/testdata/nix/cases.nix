@@ -1,6 +1,14 @@
 # The configurations that the module is evaluated for, as a user would write them.
 let
   docker = { virtualisation.docker.enable = true; };
+  examples = ../../../nix/examples;
+  # The options of sops-nix and agenix that the examples set, and what they make of them.
+  secrets = { lib, ... }: {
+    options = {
+      sops = lib.mkOption { type = lib.types.attrsOf lib.types.anything; apply = lib.mapAttrs (n: v: if n == "secrets" then lib.mapAttrs (name: s: s // { path = "/run/secrets/${name}"; }) v else v); };
+      age = lib.mkOption { type = lib.types.attrsOf lib.types.anything; apply = lib.mapAttrs (_: lib.mapAttrs (name: s: s // { path = "/run/agenix/${name}"; })); };
+    };
+  };
 in
 {
   off = { };
@@ -34,6 +42,9 @@ in
   privilegedPort = docker // { services.hubcache = { enable = true; port = 80; }; };
   credential = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "/run/secrets/dockerhub-pat"; }; }; };
   prune = docker // { services.hubcache = { enable = true; dockerPrune.enable = true; }; };
+
+  sops = { imports = [ secrets (examples + "/hubcache.nix") (examples + "/sops.nix") ]; };
+  agenix = { imports = [ secrets (examples + "/hubcache.nix") (examples + "/agenix.nix") ]; };
 
   pruneAndAutoPrune = {
     services.hubcache = { enable = true; dockerPrune.enable = true; };

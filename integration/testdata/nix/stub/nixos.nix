@@ -8,7 +8,6 @@ let
   flag = default: mkOption { type = types.bool; inherit default; };
   scalar = types.oneOf [ types.bool types.int types.str types.path types.package ];
   section = mkOption { type = types.attrsOf (types.either scalar (types.listOf scalar)); default = { }; };
-  anything = mkOption { type = types.attrsOf types.anything; default = { }; };
   triggers = mkOption { type = types.listOf scalar; default = [ ]; };
   unit = {
     description = string;
@@ -56,7 +55,8 @@ in
     users.users = mkOption { type = types.attrsOf (types.submodule {
       options = { isSystemUser = flag false; group = string; description = string; };
     }); default = { }; };
-    users.groups = anything;
+    users.groups = mkOption { type = types.attrsOf (types.submodule { options.members = strings; }); default = { }; };
+    environment.systemPackages = mkOption { type = types.listOf types.package; default = [ ]; };
     services.dockerRegistry.enable = flag false;
     services.dockerRegistry.port = mkOption { type = types.port; default = 5000; };
     virtualisation.docker.enable = flag false;

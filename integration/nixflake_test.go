@@ -1,0 +1,73 @@
+//go:build integration
+
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestNixFlake evaluates every output of the flake against the stub of nixpkgs.
+func TestNixFlake(t *testing.T) {
+	root, err := filepath.Abs(nixRoot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := nixFlakeSource(t, root)
+	stub := "path:" + filepath.Join(src, "integration/testdata/nix/stub")
+	override := []string{"--no-write-lock-file", "--override-input", "nixpkgs", stub}
+	show := nixRun(t, nixCommand(t, "nix", append([]string{"flake", "show", "--json", "path:" + src}, override...)...))
+	for _, output := range []string{`"packages"`, `"overlays"`, `"nixosModules"`, `"checks"`, `"devShells"`, `"formatter"`} {
+		if !strings.Contains(show, output) {
+			t.Errorf("flake show does not list %s:\n%s", output, show)
+		}
+	}
+	nixRun(t, nixCommand(t, "nix", append([]string{"flake", "check", "--no-build", "path:" + src}, override...)...))
+}
+
+// nixFlakeSource copies what the flake reads into a directory of its own: Nix copies
+// a path whole into its store, and a working tree may be changing and large.
+func nixFlakeSource(t *testing.T, root string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"flake.nix", "go.mod", "go.sum"} {
+		b, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"nix", "integration/testdata/nix"} {
+		if err := os.CopyFS(filepath.Join(dir, name), os.DirFS(filepath.Join(root, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The packages that nix/package.nix names have to be there.
+	for _, name := range []string{"admin", "auth", "cmd", "lru", "prune", "registry", "storage"} {
+		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// TestNixVendorHash fails when go.mod has changed since nix/update-vendor-hash was run.
+func TestNixVendorHash(t *testing.T) {
+	nixProgram(t, "nix", "nix-bin")
+	hash := strings.TrimSpace(nixRun(t, exec.Command(filepath.Join(nixRoot, "nix/update-vendor-hash"), "--print")))
+	b, err := os.ReadFile(filepath.Join(nixRoot, "nix/package.nix"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(hash, "sha256-") || !strings.Contains(string(b), `vendorHash = "`+hash+`";`) {
+		t.Errorf("vendorHash in nix/package.nix is not %s; run nix/update-vendor-hash", hash)
+	}
+}

@@ -1,0 +1,258 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"github.com/hubcache/hubcache/integration/dockertest"
+)
+
+// packagingVersion is the version that the tests build.
+const packagingVersion = "1.2.3"
+
+// TestPackaging builds what `make dist` does, once, and looks at each part.
+func TestPackaging(t *testing.T) {
+	for program, debianPackage := range map[string]string{
+		"dpkg-deb": "dpkg", "jq": "jq", "git": "git", "tar": "tar", "xz": "xz-utils", "update-ca-certificates": "ca-certificates",
+	} {
+		nixProgram(t, program, debianPackage)
+	}
+	dist := t.TempDir()
+	packagingDist(t, dist)
+	name := filepath.Join(dist, "hubcache_"+packagingVersion)
+	t.Run("reproducible", func(t *testing.T) { packagingAgain(t, dist) })
+	t.Run("deb", func(t *testing.T) { packagingDeb(t, name+"_"+runtime.GOARCH+".deb") })
+	t.Run("sbom", func(t *testing.T) { packagingSBOM(t, name+".cdx.json") })
+	t.Run("image", func(t *testing.T) { packagingImage(t, name+"_"+runtime.GOARCH+".image.tar") })
+	t.Run("boot", func(t *testing.T) { packagingBoot(t, name+"_"+runtime.GOARCH+".deb") })
+}
+
+// packagingDist runs packaging/dist for this machine's architecture.
+func packagingDist(t *testing.T, dir string) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(nixRoot, "packaging/dist"), runtime.GOARCH)
+	cmd.Env = append(os.Environ(), "VERSION=v"+packagingVersion, "DIST="+dir)
+	nixRun(t, cmd)
+}
+
+// packagingAgain checks that building again gives the same, and that there are checksums
+// of everything.
+func packagingAgain(t *testing.T, dist string) {
+	again := t.TempDir()
+	packagingDist(t, again)
+	sums := exec.Command("sha256sum", "--check", "--strict", filepath.Join(dist, "SHA256SUMS"))
+	sums.Dir = again
+	out, err := sums.CombinedOutput()
+	if err != nil {
+		t.Errorf("a second build is not the first: %s", out)
+	}
+	if files := strings.Count(string(out), ": OK"); files != 4 {
+		t.Errorf("checksums of %d files, want archive, package, image and SBOM:\n%s", files, out)
+	}
+}
+
+// packagingDeb looks into the Debian package.
+func packagingDeb(t *testing.T, deb string) {
+	root := t.TempDir()
+	nixRun(t, exec.Command("dpkg-deb", "--raw-extract", deb, root))
+	for _, file := range []string{
+		"usr/bin/hubcache", "etc/hubcache/config.yaml", "lib/systemd/system/hubcache.service", "lib/systemd/system/hubcache-pull.socket",
+		"lib/systemd/system/hubcache-docker-prune.timer", "usr/lib/sysusers.d/hubcache.conf", "usr/lib/tmpfiles.d/hubcache.conf",
+		"usr/share/bash-completion/completions/hubcache", "usr/share/man/man1/hubcache.1.gz", "DEBIAN/postinst",
+	} {
+		if info, err := os.Stat(filepath.Join(root, file)); err != nil || info.Size() == 0 {
+			t.Errorf("%s is missing or empty: %v", file, err)
+		}
+	}
+	program := filepath.Join(root, "usr/bin/hubcache")
+	if out := nixRun(t, exec.Command(program, "version")); !strings.Contains(out, packagingVersion) {
+		t.Errorf("the packaged program is version %q", out)
+	}
+	binary, err := elf.Open(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer binary.Close()
+	for _, part := range binary.Progs {
+		if part.Type == elf.PT_INTERP {
+			t.Error("the packaged program is not static")
+		}
+	}
+	nixRun(t, exec.Command(program, "config", "check", "--config", filepath.Join(root, "etc/hubcache/config.yaml")))
+}
+
+// packagingSBOM checks that the SBOM names, in the version that go.mod has, what is
+// linked in, and nothing that isn't.
+func packagingSBOM(t *testing.T, file string) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sbom struct {
+		BOMFormat string
+		Metadata  struct {
+			Component struct{ Name, Version string }
+		}
+		Components []struct{ Name, Version string }
+	}
+	if err := json.Unmarshal(b, &sbom); err != nil {
+		t.Fatal(err)
+	}
+	if sbom.BOMFormat != "CycloneDX" || !strings.Contains(sbom.Metadata.Component.Name, "hubcache") || sbom.Metadata.Component.Version != "v"+packagingVersion {
+		t.Errorf("%s of %+v", sbom.BOMFormat, sbom.Metadata.Component)
+	}
+	have := map[string]string{}
+	for _, c := range sbom.Components {
+		have[c.Name] = c.Version
+	}
+	list := exec.Command("go", "list", "-m", "-f", "{{.Version}}", "go.etcd.io/bbolt")
+	list.Dir = nixRoot
+	if want := strings.TrimSpace(nixRun(t, list)); have["go.etcd.io/bbolt"] != want {
+		t.Errorf("bbolt %q, want %s", have["go.etcd.io/bbolt"], want)
+	}
+	// A module of the tests.
+	if version, ok := have["github.com/rogpeppe/go-internal"]; ok {
+		t.Errorf("go-internal %s is named and not linked in", version)
+	}
+}
+
+// packagingImage loads the image into Docker and runs it as the compose file does:
+// not root, nothing writable but the cache, no capability, and healthy.
+func packagingImage(t *testing.T, archive string) {
+	d := dockertest.Start(t, dockertest.Options{})
+	d.Docker("load", "--quiet", "--input", archive)
+	service := packagingCompose(t)
+	if image := service.Image; d.Docker("image", "inspect", "--format", "{{.Config.User}}", image) != "65532:65532" {
+		t.Errorf("%s runs as somebody else than nonroot", image)
+	}
+
+	args := []string{"run", "--detach", "--name", "hubcache", "--network", "none", "--health-interval", "1s", "--volume", "cache:/var/lib/hubcache"}
+	if service.ReadOnly {
+		args = append(args, "--read-only")
+	}
+	for _, c := range service.CapDrop {
+		args = append(args, "--cap-drop", c)
+	}
+	for _, o := range service.SecurityOpt {
+		args = append(args, "--security-opt", o)
+	}
+	for name, value := range service.Environment {
+		args = append(args, "--env", name+"="+*value)
+	}
+	d.Docker(append(args, service.Image)...)
+	var health string
+	for range 60 {
+		if health = d.Docker("inspect", "--format", "{{.State.Health.Status}}", "hubcache"); health == "healthy" {
+			break
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	if health != "healthy" {
+		t.Errorf("the container is %s\n%s", health, d.Docker("inspect", "--format", "{{json .State}}", "hubcache"))
+	}
+	// The budget of the compose file has reached the program.
+	if stats := d.Docker("exec", "hubcache", "hubcache", "stats", "--json"); !strings.Contains(stats, "21474836480") {
+		t.Errorf("stats do not show a budget of %s: %s", *service.Environment["HUBCACHE_BUDGET"], stats)
+	}
+
+	d.Docker("cp", "hubcache:/etc", t.TempDir()) // whoever can't resolve /etc can't do this either
+	passwd := exec.Command("tar", "--extract", "--to-stdout", "--wildcards", "--file", archive, "*.tar")
+	list := exec.Command("tar", "--list", "--verbose")
+	pipe, err := passwd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list.Stdin = pipe
+	if err := passwd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	files := strings.Split(nixRun(t, list), "\n")
+	for _, file := range []string{"./etc/passwd", "./etc/group", "./etc/ssl/certs/ca-certificates.crt"} {
+		regular := func(line string) bool { return strings.HasPrefix(line, "-") && strings.HasSuffix(line, " "+file) }
+		if !slices.ContainsFunc(files, regular) {
+			t.Errorf("%s is not a regular file of the image:\n%s", file, strings.Join(files, "\n"))
+		}
+	}
+	if err := passwd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// packagingCompose is the one service of packaging/compose.yaml.
+func packagingCompose(t *testing.T) types.ServiceConfig {
+	t.Helper()
+	options, err := cli.NewProjectOptions([]string{filepath.Join(nixRoot, "packaging/compose.yaml")}, cli.WithName("hubcache"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := options.LoadProject(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	service, err := project.GetService("hubcache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return service
+}
+
+// packagingBoot installs the Debian package on a booted host, upgrades it under a
+// pull, and purges it.
+func packagingBoot(t *testing.T, deb string) {
+	const token = "dckr_pat_of_the_test"
+	programs := nixPrograms(t)
+	if err := nixCopy(filepath.Join(programs, "hubcache.deb"), deb); err != nil {
+		t.Fatal(err)
+	}
+	h := nixBoot(t, programs)
+	h.serveHub(token, "3x4MiB")
+	h.run("dpkg", "--install", nixShare+"/hubcache.deb")
+	h.run("systemctl", "is-active", "hubcache.service", "hubcache-pull.socket", "hubcache-admin.socket")
+	if out, err := h.try("systemctl", "is-enabled", "hubcache-docker-prune.timer"); err == nil {
+		t.Errorf("prune is on without having been asked for: %s", out)
+	}
+
+	// As the comments in config.yaml say.
+	h.write("/etc/credstore/dockerhub-pat", "0600", token)
+	h.shell(`sed -i 's/^#//; s/^upstream:/&\n  url: "http:\/\/127.0.0.1:5100"/' /etc/hubcache/config.yaml; sed -i '/^ [A-Za-z]/d; /^$/d' /etc/hubcache/config.yaml`)
+	h.run("hubcache", "config", "check")
+	h.run("systemctl", "restart", "hubcache.service")
+	h.write("/etc/docker/daemon.json", "0644", `{"registry-mirrors": ["http://127.0.0.1:5000"], "iptables": false, "bridge": "none"}`)
+	h.run("systemctl", "start", "docker.service")
+	h.run("docker", "pull", "--quiet", "busybox:latest")
+	if ledger := h.ledger(); !strings.Contains(ledger, "jane") {
+		t.Errorf("Hub did not see the account: %s", ledger)
+	}
+	h.pullThroughRestarts("big:1")
+
+	pid := h.mainPID()
+	h.run("dpkg", "--install", nixShare+"/hubcache.deb")
+	if h.mainPID() == pid {
+		t.Error("an upgrade left the old program running")
+	}
+	h.run("docker", "image", "rm", "busybox:latest")
+	h.run("docker", "pull", "--quiet", "busybox:latest")
+
+	h.run("dpkg", "--purge", "hubcache")
+	left := h.shell("ls -d /etc/hubcache /var/lib/hubcache* /var/lib/private/hubcache* /etc/systemd/system/*/hubcache* 2>/dev/null || true")
+	if left != "" {
+		t.Errorf("purged, and left behind:\n%s", left)
+	}
+	if out, err := h.try("curl", "-sS", "http://127.0.0.1:5000/v2/"); err == nil {
+		t.Errorf("purged, and still answering: %s", out)
+	}
+}
