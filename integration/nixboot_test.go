@@ -38,7 +38,7 @@ mkdir "$dir"/upper "$dir"/work "$dir"/root
 mount -t overlay overlay -o lowerdir=/,upperdir="$dir"/upper,workdir="$dir"/work "$dir"/root
 cd "$dir"/root
 # Nothing that this machine has enabled or been told.
-rm -rf etc/systemd/system etc/docker etc/hubcache etc/machine-id
+rm -rf etc/systemd/system etc/docker etc/hubcache etc/machine-id usr/sbin/policy-rc.d
 mkdir -p etc/systemd/system etc/docker ."$3"
 touch etc/machine-id
 systemd-nspawn --quiet --directory=. --boot --register=no --keep-unit --private-network --console=pipe \
@@ -69,7 +69,7 @@ func nixBoot(t *testing.T, programs string) *nixHost {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, _ := h.try("journalctl", "--no-pager", "--lines=80", "--unit=hubcache*", "--unit=docker*")
+			out, _ := h.try("journalctl", "--no-pager", "--lines=60", "--unit=hubcache*")
 			t.Logf("the end of the host's journal:\n%s", out)
 		}
 		leash.Close()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestNixBoot boots a host with the units, configuration and files that the module
@@ -88,16 +89,34 @@ func TestNixBoot(t *testing.T) {
 			t.Error("the token is in the log")
 		}
 	})
-	t.Run("a reload and the watchdog find it alive", func(t *testing.T) {
+	t.Run("a reload keeps the process", func(t *testing.T) {
 		pid := h.mainPID()
 		h.run("systemctl", "reload", "hubcache.service")
 		h.run("systemctl", "is-active", "hubcache.service")
 		if h.mainPID() != pid {
 			t.Error("a reload restarted the service")
 		}
-		if out := h.run("systemctl", "show", "--property=WatchdogTimestamp", "--value", "hubcache.service"); strings.TrimSpace(out) == "" {
-			t.Error("no watchdog message was ever sent")
+	})
+	t.Run("a service that hangs is replaced", func(t *testing.T) {
+		h.write("/run/systemd/system/hubcache.service.d/watchdog.conf", "0644", "[Service]\nWatchdogSec=3s\n")
+		h.run("systemctl", "daemon-reload")
+		h.run("systemctl", "restart", "hubcache.service")
+		pid := h.mainPID()
+		time.Sleep(7 * time.Second) // twice the limit: it does send its messages
+		if h.mainPID() != pid {
+			t.Fatal("the watchdog ended a healthy service")
 		}
+		h.run("kill", "-STOP", pid)
+		h.eventually("bash", "-c", `new=$(systemctl show --property=MainPID --value hubcache.service); test "$new" != 0 && test "$new" != `+pid)
+		h.eventually("systemctl", "is-active", "hubcache.service")
+	})
+	t.Run("a changed port, in the order in which NixOS switches", func(t *testing.T) {
+		h.run("systemctl", "stop", "hubcache-pull.socket")
+		h.run("sed", "-i", "s/127.0.0.1:5000/127.0.0.1:5005/", "/etc/systemd/system/hubcache-pull.socket", "/etc/hubcache/config.yaml")
+		h.run("systemctl", "daemon-reload")
+		h.run("systemctl", "restart", "hubcache.service")
+		h.run("systemctl", "start", "hubcache-pull.socket")
+		h.run("curl", "-fsS", "http://127.0.0.1:5005/v2/")
 	})
 }
 

@@ -290,6 +290,4 @@ in
       })
     ]
   );
-
-  meta.maintainers = [ ];
 }
