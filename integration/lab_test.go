@@ -1,0 +1,306 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+// The account that hubcache has at the fake Hub. The token is looked for in whatever
+// hubcache writes, so it looks like nothing else.
+const (
+	labUser = "alice"
+	labPAT  = "dckr_pat_Zx81-Integration-qT7w"
+)
+
+// labDir is the directory that lasts as long as the tests: of the built programs.
+var labDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if labDir, err = os.MkdirTemp("", "hubcache-lab"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(labDir)
+	os.Exit(code)
+}
+
+// program finds a program, in sbin too, or fails the test with the Debian package that
+// has it.
+func program(t testing.TB, name, debianPackage string) string {
+	t.Helper()
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("%s is missing: apt-get install %s", name, debianPackage)
+	return ""
+}
+
+var buildHubcache = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("HUBCACHE_PROGRAM"); path != "" {
+		return path, nil
+	}
+	path := filepath.Join(labDir, "hubcache")
+	cmd := exec.Command("go", "build", "-o", path, "../cmd/hubcache")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build ./cmd/hubcache: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// hubcacheProgram is the real program, built once for all tests; HUBCACHE_PROGRAM names
+// another one to test.
+func hubcacheProgram(t testing.TB) string {
+	t.Helper()
+	path, err := buildHubcache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// startHub starts a fake Hub on loopback sockets, where labUser has an account unless the
+// options name others. It ends with the test, and fails it when a client did what none
+// may do.
+func startHub(t testing.TB, o fakehub.Options) *fakehub.Hub {
+	t.Helper()
+	if o.Accounts == nil {
+		o.Accounts = []fakehub.Account{{Username: labUser, PAT: labPAT, Private: []string{"*"}}}
+	}
+	hub := fakehub.New(o)
+	if err := hub.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		hub.Close()
+		for _, v := range hub.Violations() {
+			t.Errorf("at the Hub: %s", v)
+		}
+	})
+	return hub
+}
+
+// serverOptions says how a server is started. Hub or Upstream must be set.
+type serverOptions struct {
+	Hub       *fakehub.Hub
+	Upstream  string   // URL; "" is the Hub's
+	Host      string   // address that the pull listener is on; "" is 127.0.0.1
+	Data      string   // data directory; "" is a temporary one
+	Anonymous bool     // without the account
+	Args      []string // more flags of serve; a later flag wins
+	Env       []string // more environment
+}
+
+// server is a `hubcache serve` in a process of its own. Its methods are for the test's
+// goroutine.
+type server struct {
+	Addr  string // host:port of the pull listener; the same after a restart
+	URL   string // of the pull listener, without a slash at the end
+	Admin string // host:port of the admin listener
+	Data  string // data directory
+	PID   int    // of the process, while it runs
+
+	t       testing.TB
+	options serverOptions
+	dir     string // log and password
+	cmd     *exec.Cmd
+	exited  chan struct{}
+}
+
+// startServer starts a server, logging all there is to log, and waits until it answers.
+// It is stopped when the test ends; then its log is looked through for the secret.
+func startServer(t testing.TB, o serverOptions) *server {
+	t.Helper()
+	if o.Host == "" {
+		o.Host = "127.0.0.1"
+	}
+	if o.Upstream == "" {
+		o.Upstream = o.Hub.RegistryURL()
+	}
+	s := &server{t: t, options: o, dir: t.TempDir(), Data: o.Data}
+	if s.Data == "" {
+		s.Data = filepath.Join(s.dir, "data")
+	}
+	s.Addr, s.Admin = freeAddr(t, o.Host), freeAddr(t, "127.0.0.1")
+	s.URL = "http://" + s.Addr
+	if err := os.WriteFile(s.passwordFile(), []byte(labPAT+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Stop()
+		if strings.Contains(s.Log(), labPAT) {
+			t.Error("the access token is in hubcache's log")
+		}
+		if t.Failed() {
+			t.Logf("the end of hubcache's log:\n%s", lastLines(s.Log(), 60))
+		}
+	})
+	s.Start()
+	return s
+}
+
+func (s *server) passwordFile() string { return filepath.Join(s.dir, "pat") }
+
+func (s *server) args() []string {
+	args := []string{"serve", "--listen", s.Addr, "--admin-listen", s.Admin, "--data-dir", s.Data,
+		"--upstream", s.options.Upstream, "--log-level", "debug", "--log-format", "json"}
+	if !s.options.Anonymous {
+		args = append(args, "--username", labUser, "--password-file", s.passwordFile())
+	}
+	return append(args, s.options.Args...)
+}
+
+// Start starts the server after a Stop or Kill: same addresses, same data.
+func (s *server) Start() {
+	s.t.Helper()
+	log, err := os.OpenFile(s.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(hubcacheProgram(s.t), s.args()...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir}, s.options.Env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(exited) }()
+	s.cmd, s.exited, s.PID = cmd, exited, cmd.Process.Pid
+	s.waitReady()
+}
+
+func (s *server) waitReady() {
+	s.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if resp, err := http.Get("http://" + s.Admin + "/healthz"); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK && s.listens() {
+				return
+			}
+		}
+		select {
+		case <-s.exited:
+			s.t.Fatalf("hubcache ended at once:\n%s", lastLines(s.Log(), 30))
+		default:
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("hubcache does not answer:\n%s", lastLines(s.Log(), 30))
+		}
+	}
+}
+
+func (s *server) listens() bool {
+	conn, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// Stop ends the server with SIGTERM and fails the test when it doesn't end well within
+// half a minute. Stopping a stopped server does nothing.
+func (s *server) Stop() {
+	s.t.Helper()
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // if it has ended, its exit status says more
+	select {
+	case <-s.exited:
+		if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+			s.t.Errorf("hubcache, told to stop, ended with status %d", code)
+		}
+	case <-time.After(30 * time.Second):
+		s.t.Error("hubcache, told to stop, did not")
+		_ = s.cmd.Process.Kill()
+		<-s.exited
+	}
+	s.cmd, s.PID = nil, 0
+}
+
+// Kill ends the server as a crash would.
+func (s *server) Kill() {
+	s.t.Helper()
+	_ = s.cmd.Process.Kill()
+	<-s.exited
+	s.cmd, s.PID = nil, 0
+}
+
+// Restart stops the server and starts it again.
+func (s *server) Restart() {
+	s.t.Helper()
+	s.Stop()
+	s.Start()
+}
+
+func (s *server) logFile() string { return filepath.Join(s.dir, "log") }
+
+// Log is all that the server has written so far.
+func (s *server) Log() string {
+	b, err := os.ReadFile(s.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// Command runs a command of hubcache against this server and returns what it wrote to its
+// standard output.
+func (s *server) Command(args ...string) string {
+	s.t.Helper()
+	cmd := exec.Command(hubcacheProgram(s.t), args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "HUBCACHE_ADMIN=" + s.Admin}
+	return runCommand(s.t, cmd)
+}
+
+// freeAddr is host and a port that nobody listens on.
+func freeAddr(t testing.TB, host string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// runCommand runs a program to its end and returns its standard output. A failure fails
+// the test with what the program said.
+func runCommand(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s%s", strings.Join(cmd.Args, " "), err, out, stderr.String())
+	}
+	return string(out)
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

@@ -1,0 +1,177 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+// manifestTypes is what clients accept.
+var manifestTypes = []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, fakehub.DockerList, fakehub.DockerManifest}
+
+// labClient is for requests of the tests' own: no proxy, no limit on connections.
+var labClient = &http.Client{Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
+
+// answer is a response read to its end.
+type answer struct {
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+// request makes a request and reads the answer. An error is one of the connection; no
+// status is.
+func request(ctx context.Context, method, url string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return answer{}, err
+	}
+	req.Header["Accept"] = manifestTypes
+	resp, err := labClient.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, resp.Header, body}, err
+}
+
+// get is request for the test's goroutine, where anything but 200 fails the test.
+func get(t testing.TB, url string) answer {
+	t.Helper()
+	a, err := request(t.Context(), http.MethodGet, url)
+	if err == nil && a.Status != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", a.Status, a.Body)
+	}
+	if err != nil {
+		t.Fatalf("GET %s: %v", url, err)
+	}
+	return a
+}
+
+// pullImage pulls an image, every platform of it, from the registry at base, as a careful
+// client would: what is not byte for byte what the Hub has is an error. reference is a tag
+// or digest; "" is the image's own tag.
+func pullImage(ctx context.Context, base string, img *fakehub.Image, reference string) error {
+	if reference == "" {
+		reference = img.Tag
+	}
+	errs := []error{pullManifest(ctx, base, img.Repository, reference, img.MediaType, img.Bytes)}
+	if img.IsIndex {
+		for _, m := range img.Manifests {
+			errs = append(errs, pullManifest(ctx, base, img.Repository, m.Digest.String(), m.MediaType, m.Bytes))
+		}
+	}
+	for _, b := range img.Blobs() {
+		errs = append(errs, pullBlob(ctx, base, img.Repository, b))
+	}
+	return errors.Join(errs...)
+}
+
+func pullManifest(ctx context.Context, base, repository, reference, mediaType string, want []byte) error {
+	url := base + "/v2/" + repository + "/manifests/" + reference
+	a, err := request(ctx, http.MethodGet, url)
+	switch {
+	case err != nil:
+		return err
+	case a.Status != http.StatusOK:
+		return fmt.Errorf("%s: %d %s", url, a.Status, a.Body)
+	case a.Header.Get("Content-Type") != mediaType:
+		return fmt.Errorf("%s: Content-Type %q, upstream has %q", url, a.Header.Get("Content-Type"), mediaType)
+	case !bytes.Equal(a.Body, want):
+		return fmt.Errorf("%s: %d bytes that are not upstream's", url, len(a.Body))
+	}
+	return nil
+}
+
+// pullBlob reads a blob without keeping it.
+func pullBlob(ctx context.Context, base, repository string, b ocispec.Descriptor) error {
+	url := base + "/v2/" + repository + "/blobs/" + b.Digest.String()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := labClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(resp.Body)
+		return fmt.Errorf("%s: %s %s", url, resp.Status, body)
+	}
+	got, err := digest.SHA256.FromReader(resp.Body)
+	if err == nil && got != b.Digest {
+		err = fmt.Errorf("bytes of digest %s", got)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	return nil
+}
+
+// cacheSize is what lies in a data directory's blobs and ingest, at full size even where
+// a file is sparse: what the budget counts.
+func cacheSize(t testing.TB, data string) int64 {
+	t.Helper()
+	var size int64
+	for _, dir := range []string{"blobs", "ingest"} {
+		err := filepath.WalkDir(filepath.Join(data, dir), func(_ string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // files come and go
+			}
+			if err != nil || d.IsDir() {
+				return err
+			}
+			info, err := d.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil {
+				size += info.Size()
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return size
+}
+
+// runnableImage adds an image that runs a shell, of layers layers of size bytes each over
+// busybox.
+func runnableImage(t testing.TB, hub *fakehub.Hub, repository, tag string, layers int, size int64, spec fakehub.ImageSpec) *fakehub.Image {
+	t.Helper()
+	base, err := fakehub.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Layers = slices.Concat([]fakehub.Layer{base}, fakehub.Layers(layers, size))
+	if spec.Config.Cmd == nil {
+		spec.Config.Cmd = []string{"/bin/sh"}
+	}
+	spec.Config.Env = append(spec.Config.Env, "PATH=/bin")
+	return hub.AddImage(repository, tag, spec)
+}
+
+// upstreamGETs are the requests that a second pull must not cause.
+func upstreamGETs(hub *fakehub.Hub) fakehub.Ledger {
+	return hub.Ledger().Filter(func(e fakehub.Entry) bool {
+		return e.Method == http.MethodGet && (e.Kind == "blobs" || e.Kind == "manifests")
+	})
+}
