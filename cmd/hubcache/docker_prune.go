@@ -1,0 +1,201 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/hubcache/hubcache/prune"
+	"github.com/spf13/cobra"
+)
+
+func newDockerPruneCommand(load func() (dockerSettings, error)) *cobra.Command {
+	var apply, asJSON bool
+	var flags pruneFlags
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Remove images of this host that nothing needs, when the disk is full",
+		Long: `Removes images of this Docker host one by one, least recently used first, when a disk is
+above the high watermark, until it is at the low one. Without --apply it only shows what
+would go, what stays, and why. Containers, volumes and networks are never touched.
+
+Exit codes: 0 done or nothing to do, 1 failed (everything was kept), 2 wrong usage,
+3 done, but the low watermark was not reached, 75 not now, try again later.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := load()
+			if err != nil {
+				return err
+			}
+			if err := flags.over(cmd, &s.Policy); err != nil {
+				return usageError{err}
+			}
+			if !strings.HasPrefix(s.Host, "unix://") {
+				return usageError{fmt.Errorf("docker.host is %q: prune looks at this machine's disks and needs the engine's unix socket", s.Host)}
+			}
+			engine, err := newEngine(s.Host)
+			if err != nil {
+				return err
+			}
+			defer engine.Close()
+			p := prune.Pruner{
+				Engine: engine, Policy: s.Policy, Holds: prune.Holds{Dir: s.HoldDir}, Uses: prune.Uses{Path: s.State},
+				Transfers: transfersOf(s.Admin), Logger: s.Logger,
+			}
+			report, failure := p.Run(cmd.Context(), apply)
+			if asJSON {
+				err = writeJSON(cmd.OutOrStdout(), report)
+			} else {
+				err = writePruneTable(cmd.OutOrStdout(), report)
+			}
+			if failure != nil {
+				return failure
+			}
+			if err != nil {
+				return err
+			}
+			return pruneExit(report.Decision)
+		},
+	}
+	cmd.Flags().BoolVar(&apply, "apply", false, "delete; without it nothing is deleted")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
+	flags.register(cmd)
+	return cmd
+}
+
+// pruneExit is the exit code of a run that did not fail.
+func pruneExit(d prune.Decision) error {
+	switch d {
+	case prune.Deferred:
+		return exitCode(exitTryAgain)
+	case prune.Incomplete:
+		return exitCode(exitIncomplete)
+	}
+	return nil
+}
+
+// pruneFlags are the policy's flags; those that are given win over the settings.
+type pruneFlags struct {
+	high, low, critical    share
+	minAge, quiet, maxWait span
+	tagged                 bool
+	keep, keepFiles        []string
+}
+
+func (f *pruneFlags) register(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.Var(flagValue{&f.high, "percent"}, "high-watermark", "start above this share of a disk")
+	fs.Var(flagValue{&f.low, "percent"}, "low-watermark", "stop at this share")
+	fs.Var(flagValue{&f.critical, "percent"}, "critical-watermark", "above this share, new holds wait for prune")
+	fs.Var(flagValue{&f.minAge, "duration"}, "min-age", "keep what was used, first seen or tagged less than this ago")
+	fs.Var(flagValue{&f.quiet, "duration"}, "quiet", "wait until the last pull or container start is this long ago")
+	fs.Var(flagValue{&f.maxWait, "duration"}, "max-wait", "above the critical watermark, wait this long for holds")
+	fs.BoolVar(&f.tagged, "tagged", false, "let images go that have a tag")
+	fs.StringSliceVar(&f.keep, "keep", nil, "keep images that match this pattern (repeatable)")
+	fs.StringSliceVar(&f.keepFiles, "keep-files", nil, "keep the images of this compose file (repeatable)")
+}
+
+// over puts the flags that were given over the policy.
+func (f *pruneFlags) over(cmd *cobra.Command, p *prune.Policy) error {
+	given := cmd.Flags().Changed
+	set(given("high-watermark"), &p.High, float64(f.high))
+	set(given("low-watermark"), &p.Low, float64(f.low))
+	set(given("critical-watermark"), &p.Critical, float64(f.critical))
+	set(given("min-age"), &p.MinAge, time.Duration(f.minAge))
+	set(given("quiet"), &p.Quiet, time.Duration(f.quiet))
+	set(given("max-wait"), &p.MaxWait, time.Duration(f.maxWait))
+	set(given("tagged"), &p.Tagged, f.tagged)
+	set(given("keep"), &p.Keep, f.keep)
+	set(given("keep-files"), &p.KeepFiles, f.keepFiles)
+	return p.Validate()
+}
+
+func set[T any](given bool, to *T, value T) {
+	if given {
+		*to = value
+	}
+}
+
+// flagValue is a setting's value as a flag; its default is the setting's, which help
+// can't know.
+type flagValue struct {
+	value
+	kind string
+}
+
+func (f flagValue) String() string { return "" }
+func (f flagValue) Type() string   { return f.kind }
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// writePruneTable prints the report for people.
+func writePruneTable(out io.Writer, r prune.Report) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ACTION\tIMAGE\tSIZE\tLAST USE\tWHY")
+	for _, v := range r.Verdicts {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", action(v.Action, r.DryRun), imageName(v.Image),
+			units.BytesSize(float64(v.Image.Size)), v.LastUse.Local().Format("2006-01-02 15:04"), v.Why)
+	}
+	fmt.Fprintln(w)
+	for i, d := range r.Before {
+		fmt.Fprintf(w, "%s\t%.1f%% full", d.Path, d.Full()*100)
+		if i < len(r.After) && !r.DryRun {
+			fmt.Fprintf(w, ", now %.1f%%", r.After[i].Full()*100)
+		}
+		fmt.Fprintf(w, " (starts above %.4g%%, stops at %.4g%%)\n", r.High*100, r.Low*100)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	line := string(r.Decision)
+	if r.Reason != "" {
+		line += ": " + r.Reason
+	}
+	if r.DryRun {
+		line += "\nThis was a dry run; --apply deletes."
+	}
+	if !r.Watched {
+		line += "\nhubcache docker watch is not running: last use is what runs of prune have seen."
+	}
+	_, err := fmt.Fprintln(out, line)
+	return err
+}
+
+func action(a prune.Action, dry bool) string {
+	switch {
+	case a == prune.Delete && dry:
+		return "would go"
+	case a == prune.Delete:
+		return "deleted"
+	case a == prune.Spare:
+		return "not needed"
+	case a == prune.Skip:
+		return "skipped"
+	}
+	return "stays"
+}
+
+// imageName is an image as people know it: its first name, with a short digest.
+func imageName(img prune.Image) string {
+	short := func(digest string) string { return digest[:min(len(digest), len("sha256:")+12)] }
+	names := img.References()
+	if len(names) == 0 {
+		return short(img.ID)
+	}
+	name, digest, digested := strings.Cut(names[0], "@")
+	if digested {
+		name += "@" + short(digest)
+	}
+	if n := len(names) - 1; n > 0 && len(img.Tags) > 1 {
+		name += fmt.Sprintf(" (+%d)", len(img.Tags)-1)
+	}
+	return name
+}

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/prune"
+)
+
+// holdDirVariable makes this test binary behave as "hubcache docker" with that hold_dir.
+const holdDirVariable = "HUBCACHE_TEST_HOLD_DIR"
+
+// init turns the test binary into the program, so that a hold, its guard and its command
+// are real processes.
+func init() {
+	dir := os.Getenv(holdDirVariable)
+	if dir == "" {
+		return
+	}
+	root := newDockerCommand(func() (dockerSettings, error) {
+		s := dockerSettings{HoldDir: dir, Policy: prune.DefaultPolicy()}
+		s.Policy.MaxWait = 300 * time.Millisecond
+		return s, nil
+	})
+	root.SetArgs(os.Args[2:])
+	root.SilenceErrors, root.SilenceUsage = true, true
+	err := root.ExecuteContext(context.Background())
+	if code, ok := errors.AsType[exitCode](err); ok {
+		os.Exit(int(code))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// hold is "hubcache docker hold -- argv…" with a hold_dir of the test's.
+func hold(t *testing.T, holds prune.Holds, argv ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", append([]string{"docker", "hold", "--"}, argv...)...)
+	cmd.Env = append(os.Environ(), holdDirVariable+"="+holds.Dir)
+	cmd.Stderr = new(bytes.Buffer)
+	return cmd
+}
+
+// held reports whether a hold is in force: a prune is deferred by it.
+func held(t *testing.T, holds prune.Holds) bool {
+	t.Helper()
+	probe := exec.Command("flock", "--exclusive", "--nonblock", filepath.Join(holds.Dir, "run"), "true")
+	return probe.Run() != nil
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 500 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s: not within 5 s", what)
+}
+
+func exitCodeOf(t *testing.T, err error) int {
+	t.Helper()
+	if err == nil {
+		return 0
+	}
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		t.Fatal(err)
+	}
+	return exit.ExitCode()
+}
+
+func newHolds(t *testing.T) prune.Holds {
+	t.Helper()
+	h := prune.Holds{Dir: t.TempDir()}
+	first, err := h.Enter(t.Context(), 0, nil) // makes the files
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Release()
+	return h
+}
+
+func TestHoldExitCodes(t *testing.T) {
+	notExecutable := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(notExecutable, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		argv []string
+		want int
+	}{
+		{[]string{"true"}, 0},
+		{[]string{"sh", "-c", "exit 42"}, 42},
+		{[]string{"sh", "-c", "kill -TERM $$"}, 128 + 15},
+		{[]string{"no-such-program-anywhere"}, 127},
+		{[]string{notExecutable}, 126},
+	} {
+		holds := newHolds(t)
+		if got := exitCodeOf(t, hold(t, holds, test.argv...).Run()); got != test.want {
+			t.Errorf("%q: exit code %d, want %d", test.argv, got, test.want)
+		}
+		if held(t, holds) {
+			t.Errorf("%q: the hold is still in force", test.argv)
+		}
+	}
+}
+
+// start runs a hold of a command that writes its process ID to a file, and waits for that.
+func start(t *testing.T, cmd *exec.Cmd, pidFile string) (pid int) {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	eventually(t, "the command starts", func() bool {
+		body, _ := os.ReadFile(pidFile)
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(body)))
+		return pid > 0
+	})
+	return pid
+}
+
+// gone reports whether the process has ended, buried or not.
+func gone(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(stat), ") Z ")
+}
+
+func TestHoldIsInForceWhileTheCommandRuns(t *testing.T) {
+	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
+	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; read line")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, cmd, pidFile)
+	if !held(t, holds) {
+		t.Error("no hold while the command runs")
+	}
+	stdin.Close()
+	if err := cmd.Wait(); exitCodeOf(t, err) != 1 || held(t, holds) {
+		t.Errorf("after the command: %v, held %v", err, held(t, holds))
+	}
+}
+
+// TestHoldPassesSignalsOn: the whole process group gets them, as from a terminal.
+func TestHoldPassesSignalsOn(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
+		holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
+		script := fmt.Sprintf("trap 'exit 7' %d; sleep 100 & echo $$ > %s; wait", int(sig), pidFile)
+		cmd := hold(t, holds, "sh", "-c", script)
+		start(t, cmd, pidFile)
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if code := exitCodeOf(t, cmd.Wait()); code != 7 {
+			t.Errorf("%v: exit code %d, want the trap's 7", sig, code)
+		}
+	}
+}
+
+// TestKilledHoldTakesItsCommandAlong: SIGKILL can't be passed on; the guard kills the
+// command and its children, and until then the hold stays in force.
+func TestKilledHoldTakesItsCommandAlong(t *testing.T) {
+	holds, dir := newHolds(t), t.TempDir()
+	pidFile, childFile := filepath.Join(dir, "pid"), filepath.Join(dir, "child")
+	cmd := hold(t, holds, "sh", "-c", "sleep 100 & echo $! > "+childFile+"; echo $$ > "+pidFile+"; wait")
+	pid := start(t, cmd, pidFile)
+	body, err := os.ReadFile(childFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, _ := strconv.Atoi(strings.TrimSpace(string(body)))
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	eventually(t, "command and child end", func() bool {
+		if !gone(child) && !held(t, holds) {
+			t.Fatal("the hold ended before its command's child")
+		}
+		return gone(pid) && gone(child)
+	})
+	eventually(t, "the hold ends", func() bool { return !held(t, holds) })
+}
+
+// TestKilledGuardLeavesTheHold: the hold itself still has the lock.
+func TestKilledGuardLeavesTheHold(t *testing.T) {
+	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
+	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; sleep 0.5")
+	start(t, cmd, pidFile)
+	out, err := exec.Command("pgrep", "-P", strconv.Itoa(cmd.Process.Pid), "-f", guardCommand).Output()
+	if err != nil {
+		t.Fatalf("pgrep: %v", err)
+	}
+	guard, _ := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err := syscall.Kill(guard, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if !held(t, holds) {
+		t.Error("the hold ended with its guard")
+	}
+	if code := exitCodeOf(t, cmd.Wait()); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestBackgroundChildrenDontHold: what the command leaves behind lives on, without the hold.
+func TestBackgroundChildrenDontHold(t *testing.T) {
+	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
+	cmd := hold(t, holds, "sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $! > "+pidFile)
+	pid := start(t, cmd, pidFile)
+	defer func() { _ = syscall.Kill(pid, syscall.SIGKILL) }()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if held(t, holds) {
+		t.Error("a background child keeps the hold in force")
+	}
+	if gone(pid) {
+		t.Error("the background child was killed")
+	}
+}
+
+// TestNestedHold: a hold inside a hold is the command itself: no process, no lock, no
+// waiting. One whose outer hold has ended takes its own.
+func TestNestedHold(t *testing.T) {
+	holds := newHolds(t)
+	other := prune.Holds{Dir: filepath.Join(t.TempDir(), "nested")}
+	inner := "exec env " + holdDirVariable + "=" + other.Dir + " /proc/" + strconv.Itoa(os.Getpid()) + "/exe docker hold -- sh -c 'echo $PPID; exit 5'"
+	cmd := hold(t, holds, "sh", "-c", inner)
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	err := cmd.Run()
+	if code := exitCodeOf(t, err); code != 5 {
+		t.Errorf("exit code %d, want 5\n%s", code, cmd.Stderr)
+	}
+	if parent := strings.TrimSpace(out.String()); parent != strconv.Itoa(cmd.Process.Pid) {
+		t.Errorf("the inner command's parent is %s, want the outer hold %d: there is a process between", parent, cmd.Process.Pid)
+	}
+	if _, err := os.Stat(other.Dir); err == nil {
+		t.Error("the nested hold took a lock")
+	}
+
+	stale := hold(t, other, "true")
+	stale.Env = append(stale.Env, holdVariable+"=1:1")
+	if err := stale.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(other.Dir); err != nil {
+		t.Errorf("a hold whose outer hold has ended took no lock: %v", err)
+	}
+}
+
+// TestOverdueHoldRuns: after max_wait the command runs all the same, with a warning, and
+// the hold comes into force as soon as it can.
+func TestOverdueHoldRuns(t *testing.T) {
+	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
+	gate := exec.Command("flock", "--exclusive", filepath.Join(holds.Dir, "gate"), "sleep", "100")
+	gate.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := gate.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(-gate.Process.Pid, syscall.SIGKILL); _ = gate.Wait() }()
+	eventually(t, "the gate closes", func() bool {
+		return exec.Command("flock", "--shared", "--nonblock", filepath.Join(holds.Dir, "gate"), "true").Run() != nil
+	})
+	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; sleep 0.5")
+	began := time.Now()
+	start(t, cmd, pidFile)
+	if waited := time.Since(began); waited < 300*time.Millisecond {
+		t.Errorf("it waited %v only", waited)
+	}
+	eventually(t, "the hold comes into force", func() bool { return held(t, holds) })
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if stderr := cmd.Stderr.(*bytes.Buffer).String(); !strings.Contains(stderr, "warning") {
+		t.Errorf("no warning: %q", stderr)
+	}
+}
