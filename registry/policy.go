@@ -121,6 +121,7 @@ func (p *policy) tag(name, tag string) tagSettings {
 	}
 	return s
 }
+
 // CheckPolicy returns what New and SetPolicy would say of p.
 func CheckPolicy(p Policy) error {
 	_, err := newPolicy(p)

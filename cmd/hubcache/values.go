@@ -51,7 +51,7 @@ func (c *choice) Set(s string) error {
 	}
 	return fmt.Errorf("%q is none of %s", s, strings.Join(c.of, ", "))
 }
-func (c *choice) String() string                  { return c.word }
+func (c *choice) String() string                   { return c.word }
 func (c *choice) UnmarshalYAML(n *yaml.Node) error { return unmarshal(c, n) }
 
 // truth is true or false.
@@ -65,7 +65,7 @@ func (b *truth) Set(s string) error {
 	*b = truth(v)
 	return nil
 }
-func (b *truth) String() string                  { return strconv.FormatBool(bool(*b)) }
+func (b *truth) String() string                   { return strconv.FormatBool(bool(*b)) }
 func (b *truth) UnmarshalYAML(n *yaml.Node) error { return unmarshal(b, n) }
 
 // count is a whole number from 1.
@@ -79,7 +79,7 @@ func (c *count) Set(s string) error {
 	*c = count(n)
 	return nil
 }
-func (c *count) String() string                  { return strconv.Itoa(int(*c)) }
+func (c *count) String() string                   { return strconv.Itoa(int(*c)) }
 func (c *count) UnmarshalYAML(n *yaml.Node) error { return unmarshal(c, n) }
 
 // list is several strings: a YAML list or one scalar, separated by commas elsewhere.
@@ -190,7 +190,7 @@ func parseShare(s string) (float64, bool) {
 	return n / 100, ok && err == nil && n >= 0 && n <= 100
 }
 
-func (p *share) String() string                  { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
+func (p *share) String() string                   { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
 func (p *share) UnmarshalYAML(n *yaml.Node) error { return unmarshal(p, n) }
 
 // size is a number of bytes, or a share of the file system that the data is on.
@@ -213,7 +213,7 @@ func (z *size) Set(s string) error {
 	return nil
 }
 
-func (z *size) String() string                  { return z.text }
+func (z *size) String() string                   { return z.text }
 func (z *size) UnmarshalYAML(n *yaml.Node) error { return unmarshal(z, n) }
 
 // parseBytes reads 20GiB and 20GB as what they say: powers of 1024 and of 1000.

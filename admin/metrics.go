@@ -1,0 +1,127 @@
+package admin
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/hubcache/hubcache/registry"
+)
+
+// collector makes metrics of the same snapshots as Stats, when it is scraped: the path of
+// a pull carries nothing for it. No label is a repository or a tag.
+type collector struct {
+	a *admin
+	d map[string]*prometheus.Desc
+}
+
+// families are name → help, label names.
+var families = map[string][]string{
+	"requests_total":                {"GETs and HEADs of manifests and blobs, by what they were.", "kind", "result"},
+	"served_bytes_total":            {"Bytes of manifests and blobs sent to clients."},
+	"upstream_bytes_total":          {"Bytes of manifests and blobs read from upstream.", "upstream"},
+	"upstream_requests_total":       {"Requests to the registry and its CDN.", "upstream"},
+	"upstream_responses_total":      {"Their answers, by class of status; error is none.", "upstream", "class"},
+	"upstream_token_requests_total": {"Requests to the token service, by result.", "upstream", "result"},
+	"upstream_state":                {"1 for the state that the upstream is in: ok, cooling, denied, down.", "upstream", "state"},
+	"upstream_ratelimit_limit":      {"Pulls in a window, as the upstream says.", "upstream"},
+	"upstream_ratelimit_remaining":  {"Pulls left in the window.", "upstream"},
+	"upstream_ratelimit_window_seconds": {
+		"Length of the window.", "upstream"},
+	"upstream_resumes_total":        {"Broken or stalled bodies that were continued by Range."},
+	"digest_mismatch_total":         {"Bodies whose digest or length was wrong; none was kept."},
+	"cache_write_errors_total":      {"Disk errors; the clients were served all the same."},
+	"stale_served_total":            {"Tags served from the cache because upstream could not be asked."},
+	"read_ahead_unused_bytes_total": {"Bytes read ahead that nobody asked for within ten minutes."},
+	"inflight_downloads":            {"Blobs that are being fetched."},
+	"cache_size_bytes":              {"Bytes in blobs/ and ingest/."},
+	"cache_reserved_bytes":          {"Room promised to downloads whose files have not grown yet."},
+	"cache_limit_bytes":             {"The budget."},
+	"cache_index_bytes":             {"Size of the index, which the budget leaves out."},
+	"cache_entries":                 {"What is kept.", "kind"},
+	"cache_longest_idle_seconds":    {"Time since the next victim was last used: a small one means a small cache."},
+	"evictions_total":               {"Blobs and manifests evicted."},
+	"evicted_bytes_total":           {"Their bytes."},
+	"build_info":                    {"1.", "version", "goversion"},
+	"uptime_seconds":                {"Time since the start."},
+}
+
+func newCollector(a *admin) *collector {
+	c := &collector{a, map[string]*prometheus.Desc{}}
+	for name, f := range families {
+		c.d[name] = prometheus.NewDesc("hubcache_"+name, f[0], f[1:], nil)
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.d {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	s, r := c.a.Store.Stats(), c.a.Registry.Stats()
+	send := func(t prometheus.ValueType, name string, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(c.d[name], t, v, labels...)
+	}
+	count := func(name string, v int64, labels ...string) {
+		send(prometheus.CounterValue, name, float64(v), labels...)
+	}
+	gauge := func(name string, v int64, labels ...string) { send(prometheus.GaugeValue, name, float64(v), labels...) }
+
+	for kind, q := range map[string]registry.Requests{"manifest": r.Manifest, "blob": r.Blob} {
+		for result, n := range map[string]int64{"hit": q.Hit, "revalidated": q.Revalidated, "miss": q.Miss, "shared": q.Shared,
+			"stale": q.Stale, "bypass": q.Bypass, "error": q.Error} {
+			if kind == "manifest" || result != "revalidated" && result != "stale" {
+				count("requests_total", n, kind, result)
+			}
+		}
+	}
+	count("served_bytes_total", r.Served)
+	count("upstream_resumes_total", r.Resumes)
+	count("digest_mismatch_total", r.DigestMismatches)
+	count("cache_write_errors_total", s.WriteErrors)
+	count("stale_served_total", r.Manifest.Stale)
+	count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
+	count("evictions_total", s.Evictions)
+	count("evicted_bytes_total", s.EvictedBytes)
+	gauge("inflight_downloads", int64(len(r.Inflight)))
+	gauge("cache_size_bytes", s.Bytes)
+	gauge("cache_reserved_bytes", s.ReservedBytes)
+	gauge("cache_limit_bytes", s.BudgetBytes)
+	gauge("cache_index_bytes", s.IndexBytes)
+	gauge("cache_entries", s.Blobs, "blob")
+	gauge("cache_entries", s.Manifests, "manifest")
+	gauge("cache_entries", s.Tags, "tag")
+	if !s.OldestUse.IsZero() {
+		send(prometheus.GaugeValue, "cache_longest_idle_seconds", time.Since(s.OldestUse).Seconds())
+	}
+	gauge("build_info", 1, c.a.Version, runtime.Version())
+	send(prometheus.GaugeValue, "uptime_seconds", time.Since(c.a.Started).Seconds())
+	for _, u := range r.Upstreams {
+		count("upstream_bytes_total", r.Fetched, u.Registry)
+		count("upstream_requests_total", u.Requests, u.Registry)
+		for class, n := range u.Responses {
+			count("upstream_responses_total", n, u.Registry, class)
+		}
+		for result, n := range u.TokenRequests {
+			count("upstream_token_requests_total", n, u.Registry, result)
+		}
+		for _, state := range []string{"ok", "cooling", "denied", "down"} {
+			v := int64(0)
+			if state == u.State {
+				v = 1
+			}
+			gauge("upstream_state", v, u.Registry, state)
+		}
+		if q := u.RateLimit; q != nil {
+			gauge("upstream_ratelimit_limit", q.Limit, u.Registry)
+			gauge("upstream_ratelimit_remaining", q.Remaining, u.Registry)
+			gauge("upstream_ratelimit_window_seconds", q.WindowSeconds, u.Registry)
+		}
+	}
+}

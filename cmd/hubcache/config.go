@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+)
+
+func newConfigCommand(l *loader) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "config", Short: "Check and show the settings", Args: noCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	check := &cobra.Command{
+		Use: "check [FILE]", Short: "Check the settings, without starting anything", Args: cobra.MaximumNArgs(1),
+		Long: `Checks the settings of file and environment. Files that they name, such as the one with
+the access token, need not be on this machine. Exits with 2 when something is wrong.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				l.file = args[0]
+			}
+			s, err := l.load()
+			if err != nil {
+				return err
+			}
+			from := s.file
+			if from == "" {
+				from = "no file, defaults and environment"
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "ok (%s)\n", from)
+			return nil
+		},
+	}
+	var asJSON bool
+	show := &cobra.Command{
+		Use: "show", Short: "Print every setting and where it comes from", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := l.load()
+			if err != nil {
+				return err
+			}
+			return s.show(cmd, asJSON)
+		},
+	}
+	show.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
+	shown := &loader{}
+	shown.bind(show) // the flags of serve, so that its command line can be tried
+	l.flags = shown.flags
+	cmd.AddCommand(check, show)
+	return cmd
+}
+
+// shownSetting is one setting of config show --json.
+type shownSetting struct {
+	Key    string `json:"key"`
+	Value  string `json:"value"`
+	Source string `json:"source"`
+}
+
+func (s *loaded) show(cmd *cobra.Command, asJSON bool) error {
+	var rows []shownSetting
+	for _, row := range s.table() {
+		rows = append(rows, shownSetting{row.key, row.value.String(), s.from(row.key)})
+	}
+	rules := "[]"
+	if len(s.Tags.Rules) > 0 {
+		rules = fmt.Sprintf("%d rules", len(s.Tags.Rules))
+		if b, err := yaml.Marshal(ruleTexts(s.Tags.Rules)); err == nil {
+			rules = string(b)
+		}
+	}
+	rows = append(rows, shownSetting{"tags.rules", rules, s.from("tags.rules")})
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), map[string]any{"schema": 1, "settings": rows})
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "SETTING\tVALUE\tSOURCE")
+	for _, r := range rows {
+		value := r.Value
+		if value == "" {
+			value = "-"
+		}
+		if r.Key == "tags.rules" && len(s.Tags.Rules) > 0 {
+			value = fmt.Sprintf("%d rules", len(s.Tags.Rules))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", r.Key, value, r.Source)
+	}
+	return w.Flush()
+}
+
+func (s *loaded) from(key string) string {
+	if src := s.source[key]; src != "" {
+		return src
+	}
+	return "default"
+}
+
+// ruleTexts are rules as a file has them.
+func ruleTexts(rules []tagRule) (out []map[string]any) {
+	for _, r := range rules {
+		m := map[string]any{"match": r.Match}
+		if v := r.TTL.String(); v != "" {
+			m["ttl"] = v
+		}
+		if v := r.MaxStale.String(); v != "" {
+			m["max_stale"] = v
+		}
+		if r.Refresh {
+			m["refresh"] = true
+		}
+		out = append(out, m)
+	}
+	return out
+}

@@ -1,0 +1,358 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+const (
+	// drainWithin is how long readers may finish after SIGTERM: systemd kills after 90 s.
+	drainWithin = 30 * time.Second
+	// closeWithin is how long downloads may take to put down what they have.
+	closeWithin = 5 * time.Second
+
+	// headerWithin and headerBytes bound what a client may send us: a pull's request is a
+	// few hundred bytes. idleWithin frees what dockerd and containerd leave open.
+	headerWithin = 10 * time.Second
+	headerBytes  = 64 << 10
+	idleWithin   = 2 * time.Minute
+)
+
+func newServeCommand(l *loader) *cobra.Command {
+	own := &loader{}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the cache",
+		Long: `Runs the cache until SIGTERM or SIGINT, which let running pulls end first; a second one
+stops at once. SIGHUP reads settings, certificate and access token again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			own.file = l.file
+			return serve(cmd.Context(), own, cmd.ErrOrStderr())
+		},
+	}
+	own.bind(cmd)
+	return cmd
+}
+
+// server is the running program.
+type server struct {
+	loader   *loader
+	settings *loaded
+	log      *slog.Logger
+	level    *slog.LevelVar
+	store    *storage.Store
+	registry *registry.Registry
+	cred     *auth.File // nil: anonymous
+	tls      *keyPair   // nil: plain http
+	gate     *gate
+	started  time.Time
+
+	servers []*http.Server
+	failed  chan error
+}
+
+func serve(ctx context.Context, l *loader, stderr io.Writer) error {
+	s, err := l.load()
+	if err != nil {
+		return err
+	}
+	srv := &server{loader: l, settings: s, level: &slog.LevelVar{}, started: time.Now(), failed: make(chan error, 8)}
+	srv.setLevel()
+	srv.log = slog.New(logHandler(stderr, s.Log.Format.word, srv.level))
+	slog.SetDefault(srv.log)
+	if err := srv.open(); err != nil {
+		return err
+	}
+	listeners, err := srv.listen()
+	if err != nil {
+		srv.store.Close()
+		return err
+	}
+	srv.serveAll(listeners)
+	srv.greet(listeners)
+	notify(daemon.SdNotifyReady)
+	stopWatchdog := watchdog()
+	defer stopWatchdog()
+	err = srv.wait(ctx)
+	return errors.Join(err, srv.stop())
+}
+
+// open opens what is behind the listeners. It asks nothing of upstream.
+func (srv *server) open() error {
+	s := srv.settings
+	if err := os.MkdirAll(string(s.DataDir), 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	budget, err := s.Budget.in(string(s.DataDir))
+	if err != nil {
+		return err
+	}
+	srv.store, err = storage.Open(storage.Options{Dir: string(s.DataDir), Budget: budget, MinFree: s.MinFree.bytes, Log: srv.log})
+	if err != nil {
+		return fmt.Errorf("opening the cache in %s: %w", s.DataDir, err)
+	}
+	err = srv.openRegistry()
+	if err != nil {
+		srv.store.Close()
+	}
+	return err
+}
+
+func (srv *server) openRegistry() (err error) {
+	s := srv.settings
+	up := registry.Upstream{}
+	if up.URL, err = url.Parse(string(s.Upstream.URL)); err != nil {
+		return err
+	}
+	if s.Upstream.CAFile != "" {
+		if up.RootCAs, err = readCAs(string(s.Upstream.CAFile)); err != nil {
+			return fmt.Errorf("upstream.ca_file: %w", err)
+		}
+	}
+	if s.Upstream.Username != "" {
+		srv.cred = auth.NewFile(string(s.Upstream.Username), string(s.Upstream.PasswordFile))
+		up.Credential = srv.cred
+		if _, err := srv.cred.Credential(); err != nil {
+			// Not fatal: what is cached can be served, and the file may come yet.
+			srv.log.Error("the access token can't be read", "error", err)
+		}
+	}
+	if s.TLS.CertFile != "" {
+		if srv.tls, err = newKeyPair(string(s.TLS.CertFile), string(s.TLS.KeyFile)); err != nil {
+			return err
+		}
+	}
+	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstream: up, Policy: s.policy(), Log: srv.log})
+	return err
+}
+
+func readCAs(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
+
+// serveAll starts a server for each listener.
+func (srv *server) serveAll(ls []listener) {
+	hosts := srv.adminHosts(ls)
+	adminHandler := admin.New(admin.Options{Store: srv.store, Registry: srv.registry, Version: versionString(), Started: srv.started, Hosts: hosts})
+	for _, l := range ls {
+		h := http.Handler(srv.registry)
+		if l.admin {
+			h = adminHandler
+		}
+		s := &http.Server{
+			Handler: h, ReadHeaderTimeout: headerWithin, IdleTimeout: idleWithin, MaxHeaderBytes: headerBytes,
+			// No WriteTimeout: a layer takes what it takes; its handler moves the deadline.
+			ErrorLog: slog.NewLogLogger(srv.log.Handler(), slog.LevelDebug),
+		}
+		srv.servers = append(srv.servers, s)
+		go func() {
+			if err := s.Serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+				srv.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err)
+			}
+		}()
+	}
+}
+
+// adminHosts are the names under which the admin listeners may be asked.
+func (srv *server) adminHosts(ls []listener) []string {
+	hosts := append([]string{}, srv.settings.Admin.Hosts...)
+	for _, addr := range srv.settings.Admin.Listen {
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	for _, l := range ls {
+		if l.admin && l.Addr().Network() == "tcp" {
+			hosts = append(hosts, l.Addr().String())
+		}
+	}
+	return hosts
+}
+
+// greet says in one line what runs.
+func (srv *server) greet(ls []listener) {
+	s := srv.settings
+	var pull, adm []string
+	for _, l := range ls {
+		if l.admin {
+			adm = append(adm, l.String())
+		} else {
+			pull = append(pull, l.String())
+		}
+	}
+	as := "anonymous"
+	if srv.cred != nil {
+		as = string(s.Upstream.Username)
+	}
+	budget := srv.store.Budget()
+	srv.log.Info("hubcache is ready", "version", versionString(), "listen", pull, "admin", adm, "data_dir", s.DataDir,
+		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
+		"upstream", s.Upstream.URL, "as", as)
+	if whole, err := (&size{share: 1}).in(string(s.DataDir)); err == nil && budget > whole {
+		srv.log.Warn("the budget is larger than the file system; min_free bounds the cache",
+			"budget", units.BytesSize(float64(budget)), "file_system", units.BytesSize(float64(whole)))
+	}
+	if srv.cred == nil {
+		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
+	}
+}
+
+// wait returns when the server is told to stop, or fails; SIGHUP reloads.
+func (srv *server) wait(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-srv.failed:
+			return err
+		case <-hup:
+			srv.reload()
+		}
+	}
+}
+
+// stop lets readers end, then puts everything down. A second signal ends the waiting.
+func (srv *server) stop() error {
+	notify(daemon.SdNotifyStopping)
+	srv.log.Info("stopping: running pulls may end", "within", drainWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
+	defer cancel()
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(again)
+	go func() {
+		select {
+		case <-again:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	done := make(chan struct{})
+	for _, s := range srv.servers {
+		go func() {
+			if s.Shutdown(ctx) != nil {
+				s.Close()
+			}
+			done <- struct{}{}
+		}()
+	}
+	for range srv.servers {
+		<-done
+	}
+	closing, cancel2 := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel2()
+	return errors.Join(srv.registry.Close(closing), srv.store.Close())
+}
+
+// reload takes over what can change while the server runs. A fault changes nothing.
+func (srv *server) reload() {
+	notify(daemon.SdNotifyReloading + "\nMONOTONIC_USEC=" + monotonic())
+	defer notify(daemon.SdNotifyReady)
+	next, err := srv.loader.load()
+	if err != nil {
+		srv.log.Error("the new settings are wrong; the old ones stay", "error", err)
+		return
+	}
+	budget, err := next.Budget.in(string(next.DataDir))
+	if err != nil {
+		srv.log.Error("the new settings can't be used; the old ones stay", "error", err)
+		return
+	}
+	old := srv.settings
+	if err := srv.registry.SetPolicy(next.policy()); err != nil {
+		srv.log.Error("the new settings are wrong; the old ones stay", "error", err)
+		return
+	}
+	srv.settings = next
+	srv.setLevel()
+	srv.store.SetLimits(budget, next.MinFree.bytes)
+	if nets, err := next.allowed(); err == nil {
+		srv.gate.set(nets)
+	}
+	if srv.cred != nil {
+		if err := srv.cred.Reload(); err != nil {
+			srv.log.Error("the access token can't be read; the last one stays in force", "error", err)
+		}
+	}
+	if srv.tls != nil {
+		if err := srv.tls.load(); err != nil {
+			srv.log.Error("the certificate can't be read; the last one stays in force", "error", err)
+		}
+	}
+	for _, key := range changed(old, next, "listen", "admin.listen", "tls.cert_file", "tls.key_file", "data_dir",
+		"upstream.url", "upstream.username", "upstream.password_file", "upstream.ca_file", "log.format", "admin.hosts") {
+		srv.log.Warn("this setting changes with the next start only", "setting", key)
+	}
+	srv.log.Info("settings read again")
+}
+
+// changed returns those keys whose values differ.
+func changed(a, b *loaded, keys ...string) (diff []string) {
+	was := map[string]string{}
+	for _, row := range a.table() {
+		was[row.key] = row.value.String()
+	}
+	for _, row := range b.table() {
+		for _, k := range keys {
+			if k == row.key && was[k] != row.value.String() {
+				diff = append(diff, k)
+			}
+		}
+	}
+	return diff
+}
+
+func (srv *server) setLevel() {
+	var level slog.Level
+	if level.UnmarshalText([]byte(srv.settings.Log.Level.word)) == nil {
+		srv.level.Set(level)
+	}
+}
+
+// logHandler logs as text on a terminal, else as JSON, unless format says.
+func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
+	if f, ok := w.(*os.File); format == "" && ok && term.IsTerminal(int(f.Fd())) {
+		format = "text"
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if format == "text" {
+		return slog.NewTextHandler(w, o)
+	}
+	return slog.NewJSONHandler(w, o)
+}
+
+// newLogger is the log of commands other than serve.
+func newLogger(w io.Writer) *slog.Logger { return slog.New(logHandler(w, "", slog.LevelInfo)) }

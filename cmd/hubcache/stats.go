@@ -1,0 +1,274 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/hubcache/hubcache/admin"
+)
+
+// adminWithin is how long a running server may take to answer a command.
+const adminWithin = 10 * time.Second
+
+func newStatsCommand() *cobra.Command {
+	var (
+		addr   string
+		asJSON bool
+		watch  span
+	)
+	cmd := &cobra.Command{
+		Use:   "stats",
+		Short: "Show what the running cache does: hits, bytes saved, room, quota, downloads",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c := newAdminClient(addr)
+			show := func(ctx context.Context, w io.Writer) error {
+				raw, err := c.get(ctx, "/api/v1/stats")
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					_, err := w.Write(raw)
+					return err
+				}
+				var s admin.Stats
+				if err := json.Unmarshal(raw, &s); err != nil {
+					return fmt.Errorf("what answers at %s is not hubcache: %w", c.addr, err)
+				}
+				return printStats(w, s, time.Now(), wide(cmd.OutOrStdout()))
+			}
+			if watch <= 0 {
+				return show(cmd.Context(), cmd.OutOrStdout())
+			}
+			return watchStats(cmd, time.Duration(watch), asJSON, show)
+		},
+	}
+	cmd.Flags().StringVar(&addr, "admin", "", "admin address of the server: host:port or unix:/path (default $HUBCACHE_ADMIN, else 127.0.0.1:5001)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document of GET /api/v1/stats")
+	cmd.Flags().Var(spanFlag{&watch}, "watch", "show again every so often, until Ctrl-C")
+	cmd.Flags().Lookup("watch").NoOptDefVal = "2s"
+	return cmd
+}
+
+// spanFlag makes a flag of a span.
+type spanFlag struct{ *span }
+
+func (spanFlag) Type() string { return "duration" }
+func (f spanFlag) String() string {
+	if f.span == nil || *f.span == 0 {
+		return ""
+	}
+	return f.span.String()
+}
+
+// wide reports whether w is a terminal that may be drawn on in colour.
+func wide(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// watchStats repeats show until Ctrl-C, which is no error. On a terminal each replaces the
+// one before.
+func watchStats(cmd *cobra.Command, every time.Duration, asJSON bool, show func(context.Context, io.Writer) error) error {
+	ctx, out := cmd.Context(), cmd.OutOrStdout()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		var page bytes.Buffer
+		err := show(ctx, &page)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !asJSON && wide(out) {
+			fmt.Fprint(out, "\x1b[H\x1b[2J")
+		}
+		out.Write(page.Bytes())
+		if !asJSON && !wide(out) {
+			fmt.Fprintln(out)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// printStats is the table. Numbers are for people: powers of 1024, rounded.
+func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	row("hubcache", "%s, up %s", s.Version, units.HumanDuration(time.Duration(s.UptimeSeconds)*time.Second))
+
+	m, b := s.Requests.Manifest, s.Requests.Blob
+	manifests := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Error
+	blobs := b.Hit + b.Miss + b.Shared + b.Bypass + b.Error
+	row("hit ratio", "%s of %d blobs, %s of %d manifests", ratio(b.Hit+b.Shared, blobs), blobs,
+		ratio(m.Hit+m.Revalidated+m.Shared+m.Stale, manifests), manifests)
+	row("bytes saved", "%s: %s served, %s fetched", human(max(0, s.Bytes.Served-s.Bytes.Fetched)), human(s.Bytes.Served), human(s.Bytes.Fetched))
+	if m.Stale > 0 {
+		row("stale", "%d tags served while the upstream could not be asked", m.Stale)
+	}
+	if n := m.Error + b.Error; n > 0 {
+		row("errors", "%d", n)
+	}
+	st := s.Store
+	used := st.Bytes + st.ReservedBytes
+	row("budget", "%s%s of %s used (%s)", bar(used, st.BudgetBytes, terminal), human(used), human(st.BudgetBytes), ratio(used, st.BudgetBytes))
+	row("kept", "%d blobs, %d manifests, %d tags", st.Blobs, st.Manifests, st.Tags)
+	evicted := fmt.Sprintf("%d, %s", st.Evictions, human(st.EvictedBytes))
+	if st.OldestUse != nil {
+		evicted += "; the next to go was last used " + ago(now.Sub(*st.OldestUse))
+	}
+	row("evicted", "%s", evicted)
+	for _, u := range s.Upstreams {
+		as := "anonymous"
+		if u.Authenticated {
+			as = "with access token"
+		}
+		row(u.Registry, "%s, %s, %d requests", stateWords[u.State], as, u.Requests)
+		row("quota", "%s", quota(u.RateLimit, now))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(s.Inflight) == 0 {
+		_, err := fmt.Fprintln(out, "\nnothing is being fetched")
+		return err
+	}
+	fmt.Fprintf(out, "\nbeing fetched:\n")
+	w = tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	for _, f := range s.Inflight {
+		size := "?"
+		if f.Size >= 0 {
+			size = human(f.Size)
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s%s of %s\t%s\n", f.Repository, shortDigest(f.Digest), bar(f.Received, f.Size, terminal), human(f.Received), size, plural(f.Readers, "reader"))
+	}
+	return w.Flush()
+}
+
+var stateWords = map[string]string{
+	"ok": "ok", "cooling": "COOLING DOWN after a 429", "denied": "ACCESS TOKEN REFUSED", "down": "DOWN",
+}
+
+// quota says what is left and when the window that was seen is over at the latest.
+func quota(q *admin.RateLimit, now time.Time) string {
+	if q == nil {
+		return "unlimited, or nothing asked yet"
+	}
+	s := fmt.Sprintf("%d of %d pulls left", q.Remaining, q.Limit)
+	if q.WindowSeconds > 0 {
+		if left := q.Observed.Add(time.Duration(q.WindowSeconds) * time.Second).Sub(now); left > 0 {
+			s += ", whole again within " + units.HumanDuration(left)
+		} else {
+			s += ", but that was " + ago(now.Sub(q.Observed))
+		}
+	}
+	return s
+}
+
+func ago(d time.Duration) string {
+	if d < time.Second {
+		return "just now"
+	}
+	return strings.ToLower(units.HumanDuration(d)) + " ago"
+}
+
+func human(n int64) string { return units.BytesSize(float64(n)) }
+
+func ratio(n, of int64) string {
+	if of <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f%%", 100*float64(n)/float64(of))
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func shortDigest(d string) string {
+	algorithm, hex, _ := strings.Cut(d, ":")
+	return algorithm + ":" + hex[:min(12, len(hex))]
+}
+
+// bar draws how full something is, on a terminal.
+func bar(n, of int64, terminal bool) string {
+	const cells = 20
+	if !terminal || of <= 0 {
+		return ""
+	}
+	full := int(min(n*cells/of, cells))
+	return "[" + strings.Repeat("█", full) + strings.Repeat("░", cells-full) + "] "
+}
+
+// adminClient asks a running server.
+type adminClient struct {
+	addr string
+	http *http.Client
+}
+
+func newAdminClient(addr string) *adminClient {
+	if addr == "" {
+		addr = os.Getenv("HUBCACHE_ADMIN")
+	}
+	if addr == "" {
+		addr = defaults().Admin.Listen[0]
+	}
+	t := &http.Transport{DisableKeepAlives: true}
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		}
+	}
+	return &adminClient{addr, &http.Client{Transport: t, Timeout: adminWithin}}
+}
+
+// get returns the body of a 200.
+func (c *adminClient) get(ctx context.Context, path string) ([]byte, error) {
+	host := c.addr
+	if strings.HasPrefix(host, "unix:") {
+		host = "localhost"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("admin address %q: %w", c.addr, err)}
+	}
+	resp, err := c.http.Do(req)
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return nil, fmt.Errorf("no hubcache answers at %s (%w); is 'hubcache serve' running, and is --admin right?", c.addr, op.Err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answers %s: %s", c.addr, resp.Status, bytes.TrimSpace(b))
+	}
+	return b, nil
+}
