@@ -1,0 +1,70 @@
+# hubcache. `make` lists the targets; `make run` and `make test` are all that is needed.
+
+SHELL := /bin/bash
+GO    ?= go
+# What the tools are pinned to; `go run` fetches them as modules.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+export CGO_ENABLED := 0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## serve on 127.0.0.1:5000 with the embedded defaults, anonymous
+	bin/hubcache serve $(ARGS)
+
+.PHONY: build
+build: ## build bin/hubcache
+	$(GO) build -trimpath -o bin/hubcache ./cmd/hubcache
+
+.PHONY: test
+test: tools lint unit integration vuln ## everything; installs what is missing when run as root
+
+.PHONY: tools
+tools: ## install the programs that the tests need, or say which are missing
+	@integration/install-tools
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-clean:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet -tags integration ./...
+	$(GO) run $(STATICCHECK) -tags integration ./...
+
+.PHONY: unit
+unit: ## the tests that need no foreign program, with the race detector
+	CGO_ENABLED=1 $(GO) test -race -timeout 10m ./...
+
+.PHONY: integration
+integration: build ## real dockerd, swarm, skopeo, podman, containerd, nix, systemd
+	$(GO) test -tags integration -timeout 30m ./integration/...
+
+.PHONY: vuln
+vuln: ## known vulnerabilities, where their database can be reached
+	@out=$$($(GO) run $(GOVULNCHECK) ./... 2>&1) && echo "$$out" | tail -1 || { \
+	  if echo "$$out" | grep -qE 'fetching vulnerabilities|vuln.go.dev|dial tcp|no such host'; \
+	  then echo "govulncheck: its database can't be reached from here; not checked"; \
+	  else echo "$$out"; exit 1; fi; }
+
+.PHONY: demo
+demo: tools build ## the mission in two minutes: a recipe deployed cold, warm, and without hubcache
+	$(GO) test -tags integration -run TestDemo -v ./integration/
+
+.PHONY: soak
+soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
+	HUBCACHE_SOAK=1 $(GO) test -tags integration -timeout 60m -run 'Soak|Kill' -v ./integration/
+
+.PHONY: bench
+bench: tools build ## measure beside the peers and write docs/performance.md (QUICK=1: five minutes)
+	$(GO) run ./integration/bench $(if $(QUICK),-quick)
+
+.PHONY: dist
+dist: ## binaries, Debian package, container image, checksums and SBOM in dist/
+	packaging/dist
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist
