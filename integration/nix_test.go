@@ -265,7 +265,7 @@ func TestNixSettingsChecked(t *testing.T) {
 	for name, complaint := range map[string]string{
 		"minimal": "", "full": "", "credential": "", "ownListen": "",
 		"unknownSetting": "max_stail",
-		"badBudget":      "budget",
+		"badBudget":      "plenty",
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := nixCheckSettings(t, program, mustNixEvaluate(t, name))

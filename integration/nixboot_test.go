@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ rm -rf etc/systemd/system etc/docker etc/hubcache etc/machine-id usr/sbin/policy
 mkdir -p etc/systemd/system etc/docker ."$3"
 touch etc/machine-id
 systemd-nspawn --quiet --directory=. --boot --register=no --keep-unit --private-network --console=pipe \
-	--machine=hubcache-test --tmpfs=/var/lib/docker --tmpfs=/var/lib/containerd --bind-ro="$programs:$3" </dev/null &
+	--machine=hubcache-test --tmpfs=/var/lib/docker:size=128m --tmpfs=/var/lib/containerd --bind-ro="$programs:$3" </dev/null &
 cat >/dev/null
 `
 
@@ -182,34 +183,48 @@ func (h *nixHost) ledger() string {
 	return h.run("curl", "-fsS", "http://127.0.0.1:5100/ledger?json")
 }
 
-// pullThroughRestarts has Docker pull an image while the service is restarted again and
-// again, and fails when the pull does.
+// pullThroughRestarts has Docker pull an image, remove it and pull it again, while the
+// service restarts all the time. Any pull that fails fails the test.
 func (h *nixHost) pullThroughRestarts(image string) {
 	h.t.Helper()
-	pull := h.command("docker", "pull", "--quiet", image)
-	var out bytes.Buffer
-	pull.Stdout, pull.Stderr = &out, &out
-	if err := pull.Start(); err != nil {
-		h.t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- pull.Wait() }()
-	restarts := 0
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				h.t.Errorf("pull of %s during %d restarts: %v\n%s", image, restarts, err, &out)
+	const restarts, pulls = 5, 5
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	var done atomic.Int32
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(200 * time.Millisecond):
 			}
-			if restarts == 0 {
-				h.t.Errorf("the pull of %s was over before the first restart", image)
+			// systemd counts these starts, too, and would refuse the sixth.
+			if out, err := h.try("bash", "-c", "systemctl reset-failed hubcache.service; systemctl restart hubcache.service"); err != nil {
+				h.t.Errorf("restart: %v\n%s", err, out)
+				return
 			}
-			return
-		case <-time.After(500 * time.Millisecond):
-			h.run("systemctl", "restart", "hubcache.service")
-			restarts++
+			done.Add(1)
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	deadline := time.Now().Add(time.Minute)
+	for n := 0; n < pulls || done.Load() < restarts; n++ {
+		h.run("docker", "pull", "--quiet", image)
+		h.run("docker", "image", "rm", image)
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%d restarts during %d pulls within a minute", done.Load(), n)
 		}
 	}
+}
+
+// sub runs a subtest; what fails on the host within it fails the subtest.
+func (h *nixHost) sub(name string, f func(t *testing.T)) {
+	all := h.t
+	all.Run(name, func(t *testing.T) {
+		h.t = t
+		defer func() { h.t = all }()
+		f(t)
+	})
 }
 
 // mainPID is the process ID of the service, as the host sees it.

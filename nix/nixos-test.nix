@@ -73,7 +73,7 @@ in
           upstream.url = "http://hub:5100";
           docker.prune = {
             high_watermark = "1%";
-            low_watermark = "0%";
+            low_watermark = "1%";
             min_age = "0s";
             quiet = "0s";
             tagged = true;

@@ -30,7 +30,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-bKYzPNTwp8DBKUMt3fHIYPmvMLsyheAZNG1Vl/p5XkI=";
+  vendorHash = "sha256-MxCnFC3Jv//LcvUzlGvFBzUVfCiScEN0oluLkOsz3RM=";
 
   env.CGO_ENABLED = 0;
   # Needs root and a Docker daemon; the other packages' tests are content with loopback.
@@ -46,7 +46,7 @@ buildGoModule (finalAttrs: {
       $out/bin/hubcache completion $shell >hubcache.$shell
     done
     installShellCompletion --cmd hubcache hubcache.{bash,zsh,fish}
-    $out/bin/hubcache man man
+    $out/bin/hubcache docs man man
     installManPage man/*
   '';
 

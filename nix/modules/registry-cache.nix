@@ -46,6 +46,14 @@ let
     cp ${unchecked} $out
   '';
 
+  # The settings that a reload does not take over; the program's log names them, too.
+  atStart = builtins.toJSON {
+    inherit (settings) admin data_dir listen;
+    log.format = settings.log.format or null;
+    tls = settings.tls or null;
+    upstream = removeAttrs (settings.upstream or { }) [ "private" ];
+  };
+
   units = import ../units.nix {
     program = lib.getExe cfg.package;
     kill = lib.getExe' pkgs.coreutils "kill";
@@ -235,9 +243,9 @@ in
           {
             environment = config.networking.proxy.envVars;
             reloadTriggers = [ configFile ];
-            # The service goes when a socket does: systemd does not start a socket whose
-            # service runs.
-            restartTriggers = lib.concatMap (socket: socket.listenStreams) (lib.attrValues units.sockets);
+            # Besides what takes effect with the next start only, the sockets: systemd does
+            # not start a socket whose service runs.
+            restartTriggers = [ atStart ] ++ lib.concatMap (socket: socket.listenStreams) (lib.attrValues units.sockets);
             # Restart, not stop and start with the sockets closed in between.
             stopIfChanged = false;
           }

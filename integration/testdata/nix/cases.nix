@@ -70,7 +70,7 @@ in
       dockerPrune = { enable = true; dates = "2100-01-01"; };
       settings = {
         upstream.url = "http://127.0.0.1:5100";
-        docker.prune = { high_watermark = "1%"; low_watermark = "0%"; min_age = "0s"; quiet = "0s"; tagged = true; };
+        docker.prune = { high_watermark = "1%"; low_watermark = "1%"; min_age = "0s"; quiet = "0s"; tagged = true; };
       };
     };
   };
