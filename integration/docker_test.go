@@ -5,35 +5,16 @@ package integration
 import (
 	"fmt"
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
 	"github.com/hubcache/hubcache/integration/fakehub"
 )
 
-// imageKinds are the shapes in which images lie on Docker Hub.
-var imageKinds = []struct {
-	name string
-	spec fakehub.ImageSpec
-}{
-	{"single", fakehub.ImageSpec{}},
-	{"docker-single", fakehub.ImageSpec{Docker: true}},
-	{"docker-list", fakehub.ImageSpec{Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}}},
-	{"oci-index", fakehub.ImageSpec{Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true}},
-}
-
-// closedProxy is the environment of a daemon whose own way to Docker Hub is shut: its
-// mirror apart, whatever it tries ends at a loopback port where nobody listens.
-func closedProxy(mirror *server) []string {
-	host, _, _ := strings.Cut(mirror.Addr, ":")
-	return []string{"HTTPS_PROXY=http://127.0.0.1:9", "HTTP_PROXY=http://127.0.0.1:9", "NO_PROXY=" + host}
-}
-
 // startDaemon starts a dockerd that has the server as its mirror and no other way out.
 func startDaemon(t testing.TB, network *dockertest.Network, mirror *server) *dockertest.Daemon {
 	t.Helper()
-	return dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{mirror.URL}, Env: closedProxy(mirror)})
+	return dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{mirror.URL}, Env: shutProxy(mirror)})
 }
 
 // TestDockerPullRemovePull is what hubcache is for: an image that was pulled once, and

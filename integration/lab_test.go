@@ -256,6 +256,16 @@ func (s *server) Restart() {
 	s.Start()
 }
 
+// Empty restarts the server with an empty cache.
+func (s *server) Empty() {
+	s.t.Helper()
+	s.Stop()
+	if err := os.RemoveAll(s.Data); err != nil {
+		s.t.Fatal(err)
+	}
+	s.Start()
+}
+
 func (s *server) logFile() string { return filepath.Join(s.dir, "log") }
 
 // Log is all that the server has written so far.
