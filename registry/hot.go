@@ -56,7 +56,7 @@ func (h *hot) get(name, ref string) *hotManifest {
 	h.mu.Lock()
 	m, _ := h.lru.Get(hotKey{name, ref})
 	h.mu.Unlock()
-	if m == nil || time.Now().After(m.expires) {
+	if m == nil || !time.Now().Before(m.expires) {
 		return nil
 	}
 	return m

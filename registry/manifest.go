@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -156,6 +157,10 @@ func (r *Registry) getManifest(ctx context.Context, q request, d digest.Digest) 
 		return nil, bad(fmt.Errorf("a manifest of more than %d bytes", maxManifest))
 	}
 	if d == "" {
+		// No digest vouches for it, and captive portals answer 200 to everything.
+		if !isManifest(body) {
+			return nil, bad(errors.New("not a manifest"))
+		}
 		d = digest.FromBytes(body)
 	} else if d.Algorithm().FromBytes(body) != d {
 		r.mismatches.Add(1)
@@ -170,6 +175,14 @@ func (r *Registry) getManifest(ctx context.Context, q request, d digest.Digest) 
 		f.outcome = OutcomeBypass
 	}
 	return f, nil
+}
+
+// isManifest reports whether body is JSON with the one field that all manifests have.
+func isManifest(body []byte) bool {
+	var m struct {
+		SchemaVersion int `json:"schemaVersion"`
+	}
+	return json.Unmarshal(body, &m) == nil && m.SchemaVersion > 0
 }
 
 // mediaTypeOf is the media type as upstream named it, without parameters, which the

@@ -99,6 +99,9 @@ type tagSettings struct {
 	refresh       bool
 }
 
+// refreshAt is the age at which a tag that is in use is checked in the background.
+func (s tagSettings) refreshAt() time.Duration { return s.ttl * 4 / 5 }
+
 func (p *policy) tag(name, tag string) tagSettings {
 	s := tagSettings{maxStale: p.MaxStale}
 	if p.TagTTL != nil {

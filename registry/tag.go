@@ -22,12 +22,15 @@ func (r *Registry) byTag(ctx context.Context, q request, head bool) (*found, err
 	}
 	age := time.Since(t.Checked)
 	if m != nil && age >= 0 && age < s.ttl {
-		if s.refresh && age > s.ttl*4/5 && !r.up.scarce(r.policy.Load().QuotaReserve) {
+		if s.refresh && age >= s.refreshAt() && !r.up.scarce(r.policy.Load().QuotaReserve) {
 			r.background(func(ctx context.Context) { r.check(ctx, q, false) })
 		}
 		f, err := r.stored(ctx, q, m)
 		if err == nil {
 			f.expires = t.Checked.Add(s.ttl)
+			if s.refresh && age < s.refreshAt() {
+				f.expires = t.Checked.Add(s.refreshAt())
+			}
 		}
 		return f, err
 	}
