@@ -5,7 +5,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 )
 
 func newConfigCommand(l *loader) *cobra.Command {
@@ -64,14 +63,6 @@ func (s *loaded) show(cmd *cobra.Command, asJSON bool) error {
 	for _, row := range s.table() {
 		rows = append(rows, shownSetting{row.key, row.value.String(), s.from(row.key)})
 	}
-	rules := "[]"
-	if len(s.Tags.Rules) > 0 {
-		rules = fmt.Sprintf("%d rules", len(s.Tags.Rules))
-		if b, err := yaml.Marshal(ruleTexts(s.Tags.Rules)); err == nil {
-			rules = string(b)
-		}
-	}
-	rows = append(rows, shownSetting{"tags.rules", rules, s.from("tags.rules")})
 	if asJSON {
 		return printJSON(cmd.OutOrStdout(), map[string]any{"schema": 1, "settings": rows})
 	}
@@ -81,9 +72,6 @@ func (s *loaded) show(cmd *cobra.Command, asJSON bool) error {
 		value := r.Value
 		if value == "" {
 			value = "-"
-		}
-		if r.Key == "tags.rules" && len(s.Tags.Rules) > 0 {
-			value = fmt.Sprintf("%d rules", len(s.Tags.Rules))
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", r.Key, value, r.Source)
 	}
@@ -95,22 +83,4 @@ func (s *loaded) from(key string) string {
 		return src
 	}
 	return "default"
-}
-
-// ruleTexts are rules as a file has them.
-func ruleTexts(rules []tagRule) (out []map[string]any) {
-	for _, r := range rules {
-		m := map[string]any{"match": r.Match}
-		if v := r.TTL.String(); v != "" {
-			m["ttl"] = v
-		}
-		if v := r.MaxStale.String(); v != "" {
-			m["max_stale"] = v
-		}
-		if r.Refresh {
-			m["refresh"] = true
-		}
-		out = append(out, m)
-	}
-	return out
 }

@@ -1,18 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"go.yaml.in/yaml/v3"
 )
 
 // defaultConfig is read when it is there and no other is named.
@@ -130,60 +126,12 @@ func (l *loader) readFile(s *loaded) error {
 		return fmt.Errorf("settings: %w", err)
 	}
 	s.file = path
-	keys, err := decodeFile(b, s.settings)
+	lines, err := decodeFile(path, b, s.settings)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return err
 	}
-	for _, key := range keys {
-		s.source[key] = "file " + path
+	for key, line := range lines {
+		s.source[key] = fmt.Sprintf("file %s:%d", path, line)
 	}
 	return nil
-}
-
-// decodeFile reads YAML into s, strictly, and returns the keys that were set. Errors name
-// the line.
-func decodeFile(b []byte, s *settings) (keys []string, err error) {
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	dec.KnownFields(true)
-	if err := dec.Decode(s); err != nil && !errors.Is(err, io.EOF) {
-		return nil, plainYAML(err)
-	}
-	if err := dec.Decode(&struct{}{}); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more than one YAML document")
-	}
-	var root yaml.Node
-	if err := yaml.Unmarshal(b, &root); err != nil {
-		return nil, plainYAML(err)
-	}
-	if len(root.Content) > 0 {
-		keys = walkKeys(root.Content[0], "", nil)
-	}
-	return keys, nil
-}
-
-// plainYAML takes the library's and Go's names out of its messages.
-func plainYAML(err error) error {
-	t, ok := errors.AsType[*yaml.TypeError](err)
-	if !ok {
-		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	msgs := slices.Clone(t.Errors)
-	for i, m := range msgs {
-		if before, rest, ok := strings.Cut(m, "field "); ok && strings.Contains(rest, " not found in type ") {
-			name, _, _ := strings.Cut(rest, " not found in type ")
-			msgs[i] = before + "unknown setting " + name
-		}
-	}
-	return errors.New(strings.Join(msgs, "; "))
-}
-
-// walkKeys names the leaves of a mapping: what the table calls keys, and tags.rules.
-func walkKeys(n *yaml.Node, prefix string, keys []string) []string {
-	if n.Kind != yaml.MappingNode {
-		return append(keys, strings.TrimSuffix(prefix, "."))
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		keys = walkKeys(n.Content[i+1], prefix+n.Content[i].Value+".", keys)
-	}
-	return keys
 }

@@ -1,13 +1,15 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,74 +20,105 @@ import (
 // settings are all settings, in the shape of the file. Sources, in order: flag,
 // environment, file, default. No secret is among them: only the name of a file with one.
 type settings struct {
-	Listen      list `yaml:"listen"`       // host:port or unix:/path
-	ListenAllow list `yaml:"listen_allow"` // CIDRs of clients; empty: everyone
+	Listen      list // host:port or unix:/path
+	ListenAllow list // CIDRs of clients; empty: everyone
 	TLS         struct {
-		CertFile text `yaml:"cert_file"`
-		KeyFile  text `yaml:"key_file"`
-	} `yaml:"tls"`
+		CertFile text
+		KeyFile  text
+	}
 	Admin struct {
-		Listen list `yaml:"listen"`
-		Hosts  list `yaml:"hosts"` // further Host names that requests may carry
-	} `yaml:"admin"`
-	DataDir  text      `yaml:"data_dir"`
-	Budget   size      `yaml:"budget"`
-	MinFree  onlyBytes `yaml:"min_free"`
+		Listen list
+		Hosts  list // further Host names that requests may carry
+	}
+	DataDir  text
+	Budget   size
+	MinFree  onlyBytes
 	Upstream struct {
-		URL          text `yaml:"url"`
-		Username     text `yaml:"username"`
-		PasswordFile text `yaml:"password_file"`
-		CAFile       text `yaml:"ca_file"`
-		Private      list `yaml:"private"`
-	} `yaml:"upstream"`
+		URL          text
+		Username     text
+		PasswordFile text
+		CAFile       text
+		Private      list
+	}
 	Tags struct {
-		TTL         maybeSpan `yaml:"ttl"`
-		MaxStale    span      `yaml:"max_stale"`
-		NegativeTTL span      `yaml:"negative_ttl"`
-		OnGone      choice    `yaml:"on_gone"`
-		Rules       []tagRule `yaml:"rules"`
-	} `yaml:"tags"`
-	Allow list `yaml:"allow"`
-	Deny  list `yaml:"deny"`
+		TTL         maybeSpan
+		MaxStale    span
+		NegativeTTL span
+		OnGone      choice
+		Rules       tagRules
+	}
+	Allow list
+	Deny  list
 	Quota struct {
-		Reserve share `yaml:"reserve"`
-	} `yaml:"quota"`
+		Reserve share
+	}
 	Limits struct {
-		Transfers count `yaml:"transfers"`
-		Orphans   count `yaml:"orphans"`
-		Ranges    count `yaml:"ranges"`
-		Bypass    count `yaml:"bypass"`
-	} `yaml:"limits"`
-	ReadAhead truth `yaml:"read_ahead"`
+		Transfers count
+		Orphans   count
+		Ranges    count
+		Bypass    count
+	}
+	ReadAhead truth
 	Docker    struct {
-		Host    text `yaml:"host"`
-		Admin   text `yaml:"admin"`
-		HoldDir text `yaml:"hold_dir"`
-		State   text `yaml:"state"`
+		Host    text
+		Admin   text
+		HoldDir text
+		State   text
 		Prune   struct {
-			High      share `yaml:"high_watermark"`
-			Low       share `yaml:"low_watermark"`
-			Critical  share `yaml:"critical_watermark"`
-			MinAge    span  `yaml:"min_age"`
-			Quiet     span  `yaml:"quiet"`
-			Tagged    truth `yaml:"tagged"`
-			Keep      list  `yaml:"keep"`
-			KeepFiles list  `yaml:"keep_files"`
-			MaxWait   span  `yaml:"max_wait"`
-		} `yaml:"prune"`
-	} `yaml:"docker"`
+			High      share
+			Low       share
+			Critical  share
+			MinAge    span
+			Quiet     span
+			Tagged    truth
+			Keep      list
+			KeepFiles list
+			MaxWait   span
+		}
+	}
 	Log struct {
-		Level  choice `yaml:"level"`
-		Format choice `yaml:"format"`
-	} `yaml:"log"`
+		Level  choice
+		Format choice
+	}
 }
 
 // tagRule is one of tags.rules.
 type tagRule struct {
-	Match    string    `yaml:"match"`
-	TTL      maybeSpan `yaml:"ttl"`
-	MaxStale maybeSpan `yaml:"max_stale"`
-	Refresh  bool      `yaml:"refresh"`
+	Match    text
+	TTL      maybeSpan
+	MaxStale maybeSpan
+	Refresh  truth
+}
+
+// tagRules are tags.rules, which only the file can hold.
+type tagRules []tagRule
+
+func (r *tagRules) Set(string) error { return errors.New("can be set in the file only") }
+
+// String is the list as the file may have it.
+func (r *tagRules) String() string {
+	rules := []map[string]string{}
+	for _, rule := range *r {
+		m := map[string]string{}
+		for _, row := range rule.table("") {
+			if v := row.value.String(); v != "" && v != "false" {
+				m[row.key] = v
+			}
+		}
+		rules = append(rules, m)
+	}
+	b, _ := json.Marshal(rules) // strings: it can't fail
+	return string(b)
+}
+
+// table names the settings of one rule.
+func (r *tagRule) table(prefix string) []setting {
+	return []setting{
+		{key: prefix + "match", value: &r.Match},
+		{key: prefix + "ttl", value: &r.TTL},
+		{key: prefix + "max_stale", value: &r.MaxStale},
+		{key: prefix + "refresh", value: &r.Refresh},
+	}
 }
 
 // setting is one row of the table of settings.
@@ -138,7 +171,7 @@ func defaultDataDir() string {
 	return "/var/lib/hubcache"
 }
 
-// table names every setting but tags.rules, which only the file can hold.
+// table names every setting.
 func (s *settings) table() []setting {
 	d := &s.Docker
 	return []setting{
@@ -160,6 +193,7 @@ func (s *settings) table() []setting {
 		{"tags.max_stale", "tag-max-stale", "HUBCACHE_TAG_MAX_STALE", &s.Tags.MaxStale, "how long a tag is served while upstream fails"},
 		{"tags.negative_ttl", "", "", &s.Tags.NegativeTTL, ""},
 		{"tags.on_gone", "", "", &s.Tags.OnGone, ""},
+		{"tags.rules", "", "", &s.Tags.Rules, ""},
 		{"allow", "", "", &s.Allow, ""},
 		{"deny", "", "", &s.Deny, ""},
 		{"quota.reserve", "", "", &s.Quota.Reserve, ""},
@@ -192,9 +226,14 @@ func (s *settings) check() error {
 	if len(s.Listen) == 0 {
 		return fmt.Errorf("listen: at least one address is needed")
 	}
-	for _, addr := range slices.Concat(s.Listen, s.Admin.Listen) {
+	for _, addr := range s.Listen {
 		if err := checkAddress(addr); err != nil {
-			return err
+			return fmt.Errorf("listen: %w", err)
+		}
+	}
+	for _, addr := range s.Admin.Listen {
+		if err := checkAddress(addr); err != nil {
+			return fmt.Errorf("admin.listen: %w", err)
 		}
 	}
 	if _, err := s.allowed(); err != nil {
@@ -208,10 +247,8 @@ func (s *settings) check() error {
 	} else if u.Username != "" && u.PasswordFile == "" {
 		return fmt.Errorf("upstream.username is set, and upstream.password_file is not")
 	}
-	if u, err := url.Parse(string(s.Upstream.URL)); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return fmt.Errorf("upstream.url: %q is not an http or https URL", s.Upstream.URL)
-	} else if u.User != nil {
-		return fmt.Errorf("upstream.url: credentials don't belong in a URL; use upstream.username and upstream.password_file")
+	if err := checkUpstream(string(s.Upstream.URL)); err != nil {
+		return fmt.Errorf("upstream.url: %w", err)
 	}
 	if s.DataDir == "" {
 		return fmt.Errorf("data_dir: a folder is needed")
@@ -219,16 +256,25 @@ func (s *settings) check() error {
 	if s.Budget.share == 0 && s.Budget.bytes <= 0 {
 		return fmt.Errorf("budget: more than nothing is needed")
 	}
-	for i, r := range s.Tags.Rules {
-		if r.Match == "" {
-			return fmt.Errorf("tags.rules: rule %d has no match", i+1)
-		}
-	}
 	if err := registry.CheckPolicy(s.policy()); err != nil {
 		return err
 	}
 	if err := s.prunePolicy().Validate(); err != nil {
 		return fmt.Errorf("docker.prune: %w", err)
+	}
+	return nil
+}
+
+// checkUpstream never repeats the URL: there may be a password in it.
+func checkUpstream(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case strings.Contains(s, "@"):
+		return errors.New("credentials don't belong in a URL: set upstream.username and upstream.password_file")
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return errors.New("is not an http or https URL like https://registry-1.docker.io")
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return errors.New("is a scheme and a host, like https://registry-1.docker.io, without a path")
 	}
 	return nil
 }
@@ -240,7 +286,11 @@ func checkAddress(addr string) error {
 		}
 		return nil
 	}
-	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
 		return fmt.Errorf("%q is not an address like 127.0.0.1:5000, [::1]:5000 or unix:/run/hubcache.sock", addr)
 	}
 	return nil
@@ -271,7 +321,7 @@ func (s *settings) policy() registry.Policy {
 		Limits: registry.Limits{Transfers: int(s.Limits.Transfers), Orphans: int(s.Limits.Orphans), Ranges: int(s.Limits.Ranges), Bypass: int(s.Limits.Bypass)},
 	}
 	for _, r := range s.Tags.Rules {
-		p.Tags = append(p.Tags, registry.TagRule{Match: r.Match, TTL: r.TTL.d, MaxStale: r.MaxStale.d, Refresh: r.Refresh})
+		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.d, MaxStale: r.MaxStale.d, Refresh: bool(r.Refresh)})
 	}
 	return p
 }
@@ -289,5 +339,6 @@ func (s *settings) docker() dockerSettings {
 	return dockerSettings{
 		Host: string(s.Docker.Host), Admin: string(s.Docker.Admin), HoldDir: string(s.Docker.HoldDir),
 		State: string(s.Docker.State), Policy: s.prunePolicy(),
+		Mirror: mirrorURL(s.Listen, s.TLS.CertFile != ""),
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,17 +16,6 @@ import (
 type value interface {
 	Set(string) error
 	String() string
-}
-
-// unmarshal is UnmarshalYAML for values that are written as a scalar.
-func unmarshal(v value, node *yaml.Node) error {
-	if node.Kind != yaml.ScalarNode {
-		return fmt.Errorf("line %d: a single value is wanted here", node.Line)
-	}
-	if err := v.Set(node.Value); err != nil {
-		return fmt.Errorf("line %d: %w", node.Line, err)
-	}
-	return nil
 }
 
 // text is any string.
@@ -51,8 +39,7 @@ func (c *choice) Set(s string) error {
 	}
 	return fmt.Errorf("%q is none of %s", s, strings.Join(c.of, ", "))
 }
-func (c *choice) String() string                   { return c.word }
-func (c *choice) UnmarshalYAML(n *yaml.Node) error { return unmarshal(c, n) }
+func (c *choice) String() string { return c.word }
 
 // truth is true or false.
 type truth bool
@@ -65,8 +52,7 @@ func (b *truth) Set(s string) error {
 	*b = truth(v)
 	return nil
 }
-func (b *truth) String() string                   { return strconv.FormatBool(bool(*b)) }
-func (b *truth) UnmarshalYAML(n *yaml.Node) error { return unmarshal(b, n) }
+func (b *truth) String() string { return strconv.FormatBool(bool(*b)) }
 
 // count is a whole number from 1.
 type count int
@@ -79,10 +65,9 @@ func (c *count) Set(s string) error {
 	*c = count(n)
 	return nil
 }
-func (c *count) String() string                   { return strconv.Itoa(int(*c)) }
-func (c *count) UnmarshalYAML(n *yaml.Node) error { return unmarshal(c, n) }
+func (c *count) String() string { return strconv.Itoa(int(*c)) }
 
-// list is several strings: a YAML list or one scalar, separated by commas elsewhere.
+// list is several strings: a list in the file, separated by commas elsewhere.
 type list []string
 
 func (l *list) Set(s string) error {
@@ -95,12 +80,6 @@ func (l *list) Set(s string) error {
 	return nil
 }
 func (l *list) String() string { return strings.Join(*l, ",") }
-func (l *list) UnmarshalYAML(n *yaml.Node) error {
-	if n.Kind == yaml.ScalarNode {
-		return l.Set(n.Value)
-	}
-	return n.Decode((*[]string)(l))
-}
 
 // span is a duration: Go's units and d and w.
 type span time.Duration
@@ -150,7 +129,6 @@ func (d *span) String() string {
 	}
 	return v.String()
 }
-func (d *span) UnmarshalYAML(n *yaml.Node) error { return unmarshal(d, n) }
 
 // maybeSpan is a duration that may be unset.
 type maybeSpan struct{ d *time.Duration }
@@ -170,7 +148,6 @@ func (m *maybeSpan) String() string {
 	}
 	return (*span)(m.d).String()
 }
-func (m *maybeSpan) UnmarshalYAML(n *yaml.Node) error { return unmarshal(m, n) }
 
 // share is a percentage, kept as 0…1.
 type share float64
@@ -190,8 +167,7 @@ func parseShare(s string) (float64, bool) {
 	return n / 100, ok && err == nil && n >= 0 && n <= 100
 }
 
-func (p *share) String() string                   { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
-func (p *share) UnmarshalYAML(n *yaml.Node) error { return unmarshal(p, n) }
+func (p *share) String() string { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
 
 // size is a number of bytes, or a share of the file system that the data is on.
 type size struct {
@@ -213,8 +189,7 @@ func (z *size) Set(s string) error {
 	return nil
 }
 
-func (z *size) String() string                   { return z.text }
-func (z *size) UnmarshalYAML(n *yaml.Node) error { return unmarshal(z, n) }
+func (z *size) String() string { return z.text }
 
 // parseBytes reads 20GiB and 20GB as what they say: powers of 1024 and of 1000.
 func parseBytes(s string) (int64, error) {
@@ -253,4 +228,3 @@ func (z *onlyBytes) Set(s string) error {
 	}
 	return nil
 }
-func (z *onlyBytes) UnmarshalYAML(n *yaml.Node) error { return unmarshal(z, n) }
