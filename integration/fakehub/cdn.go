@@ -29,7 +29,11 @@ func (x *exchange) signedURL() string {
 	}
 	via := base64.RawURLEncoding.EncodeToString([]byte(x.target.repository + "\n" + x.grant.account))
 	stamp := strconv.FormatInt(expires.UnixNano(), 10)
-	query := url.Values{"via": {via}, "verify": {stamp + "-" + x.hub.signature(path, via, stamp)}}
+	signature := x.hub.signature(path, via, stamp)
+	x.hub.mu.Lock()
+	x.hub.secrets = append(x.hub.secrets, signature)
+	x.hub.mu.Unlock()
+	query := url.Values{"via": {via}, "verify": {stamp + "-" + signature}}
 	return x.hub.CDNURL() + path + "?" + query.Encode()
 }
 

@@ -108,6 +108,7 @@ type Hub struct {
 	rules      []*Rule
 	rand       *mathrand.Rand
 	violations []string
+	secrets    []string
 	serving    sync.WaitGroup
 }
 
@@ -296,6 +297,14 @@ func (h *Hub) violation(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.violations = append(h.violations, fmt.Sprintf(format, args...))
+}
+
+// Secrets are the tokens and the signatures of CDN URLs given out so far: what a client has
+// to keep to itself.
+func (h *Hub) Secrets() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.secrets)
 }
 
 // matches reports whether s matches the glob, in which * is any run of characters.

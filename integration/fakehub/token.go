@@ -130,6 +130,7 @@ func (x *exchange) issue(g grant) *reply {
 	}
 	x.hub.mu.Lock()
 	x.hub.tokens[token] = g
+	x.hub.secrets = append(x.hub.secrets, token)
 	x.hub.mu.Unlock()
 
 	body := map[string]any{
