@@ -167,13 +167,13 @@ func (h *nixHost) write(path, mode, content string) {
 	}
 }
 
-// serveHub starts a fake Docker Hub on the host: account jane, image library/busybox, and
-// library/big of size (such as 4x16MiB), sent slowly.
+// serveHub starts a fake Docker Hub on the host: account jane, image library/busybox,
+// library/big:1 of size (such as 4x16MiB), sent slowly, and a small library/big:2.
 func (h *nixHost) serveHub(token, size string) {
 	h.t.Helper()
 	h.write("/run/hub-token", "0400", token)
 	h.run("systemd-run", "--unit=hub", "--quiet", nixShare+"/fakehubd", "--username", "jane", "--password-file", "/run/hub-token",
-		"--bandwidth", "4MB", "--image", "library/big:1="+size)
+		"--bandwidth", "4MB", "--image", "library/big:1="+size, "--image", "library/big:2=1x1MiB")
 	h.eventually("curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:5100/ledger")
 }
 

@@ -93,6 +93,8 @@ in
         ledger = hub.succeed("curl -fsS localhost:5100/ledger?json")
         assert "jane" in ledger, ledger
 
+    client.succeed("docker pull sample:1 && docker image rm sample:1")
+
     with subtest("with Hub gone, a removed image comes back from the cache"):
         hub.succeed("systemctl stop fakehubd.service")
         client.succeed("docker image rm busybox:latest")
@@ -104,13 +106,15 @@ in
         client.succeed("systemctl restart hubcache.service & docker pull busybox:latest && wait")
 
     with subtest("a hold keeps prune away, and nothing else does"):
+        client.succeed("docker pull sample:1 && docker tag busybox:latest sample:old")
         client.succeed("systemd-run --unit=hold --uid=ci hubcache docker hold -- sleep infinity")
         client.wait_until_succeeds("! flock -n /run/hubcache/hold/run true")
         client.succeed("systemctl start hubcache-docker-prune.service")
-        client.succeed("docker image inspect busybox:latest")
+        client.succeed("docker image inspect sample:1 sample:old")
         client.succeed("systemctl stop hold.service")
         client.execute("systemctl start hubcache-docker-prune.service")
-        client.fail("docker image inspect busybox:latest")
+        # The newest image of a repository stays.
+        client.fail("docker image inspect sample:1 sample:old")
 
     with subtest("the service has no more rights than it needs"):
         client.succeed("test $(stat -c %U /var/lib/private/hubcache) != root")

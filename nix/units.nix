@@ -189,7 +189,7 @@ in
     after = [ "docker.service" ];
     serviceConfig = ofDocker // {
       Type = "oneshot";
-      ExecStart = "${program} docker prune --config ${config}";
+      ExecStart = "${program} docker prune --apply --config ${config}";
       # 75: a hold is in force or the host is busy; the timer comes again.
       SuccessExitStatus = 75;
       CPUSchedulingPolicy = "idle";
