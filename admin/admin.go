@@ -4,9 +4,10 @@ package admin
 
 import (
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
-	"slices"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -21,62 +22,102 @@ import (
 
 // Options is what New needs. Store and Registry must be set.
 type Options struct {
-	Store    *storage.Store
-	Registry *registry.Registry
+	Store    interface{ Stats() storage.Stats }
+	Registry interface{ Stats() registry.Stats }
 	Version  string
 	Started  time.Time
 
-	// Hosts are the names that requests may carry in Host, beside localhost and IP
-	// addresses of this machine's loopback: the listeners' own. Without them a foreign web
-	// page could point its own name here and read along.
+	// Hosts are names that requests may carry in Host, with or without a port, beside
+	// localhost, loopback addresses and the address that the connection came in on.
+	// Without the rule a foreign web page could point its own name here and read along.
 	Hosts []string
+
+	Ready      func() bool       // false turns load balancers away; nil: always ready
+	LastReload func() LastReload // nil: none
+}
+
+// LastReload is how the last SIGHUP ended. The zero value is "none yet".
+type LastReload struct {
+	Time time.Time
+	OK   bool
 }
 
 // New returns the handler of the admin listener.
 func New(o Options) http.Handler {
-	a := &admin{Options: o}
+	a := &admin{Options: o, hosts: map[string]bool{"localhost": true}}
+	for _, h := range o.Hosts {
+		if name := hostname(h); name != "" {
+			a.hosts[name] = true
+		}
+	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newCollector(a))
 
 	m := mux.NewRouter()
 	get := func(path string, h http.Handler) { m.Handle(path, h).Methods(http.MethodGet, http.MethodHead) }
 	get("/healthz", http.HandlerFunc(ok))
-	get("/readyz", http.HandlerFunc(ok)) // serving is being ready: starting needs no upstream
+	get("/readyz", http.HandlerFunc(a.ready))
 	get("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	get("/api/v1/stats", a.guard(http.HandlerFunc(a.stats)))
 	m.NotFoundHandler = a.guard(refuse(http.StatusNotFound, "no such path"))
-	m.MethodNotAllowedHandler = a.guard(refuse(http.StatusMethodNotAllowed, "method not allowed"))
+	m.MethodNotAllowedHandler = a.guard(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Allow", "GET, HEAD") // of every path there is
+		refuse(http.StatusMethodNotAllowed, "method not allowed").ServeHTTP(w, req)
+	}))
 	return m
 }
 
-type admin struct{ Options }
+type admin struct {
+	Options
+	hosts map[string]bool // lower case, without ports
+}
 
 func ok(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Write([]byte("ok\n"))
+	io.WriteString(w, "ok\n")
+}
+
+// ready asks nothing of upstream: what is cached can be pulled without it.
+func (a *admin) ready(w http.ResponseWriter, req *http.Request) {
+	if a.Ready != nil && !a.Ready() {
+		refuse(http.StatusServiceUnavailable, "stopping").ServeHTTP(w, req)
+		return
+	}
+	ok(w, req)
 }
 
 // guard refuses requests whose Host is a name that isn't ours.
 func (a *admin) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if !a.ours(req.Host) {
-			refuse(http.StatusForbidden, "this Host is not one of the admin listener's (admin.hosts)").ServeHTTP(w, req)
+		if !a.ours(req) {
+			refuse(http.StatusForbidden, "this Host is not one of the admin listener's; admin.hosts names more").ServeHTTP(w, req)
 			return
 		}
 		next.ServeHTTP(w, req)
 	})
 }
 
-func (a *admin) ours(host string) bool {
-	name := strings.ToLower(host)
-	if h, _, err := net.SplitHostPort(name); err == nil {
-		name = h
-	}
-	name = strings.Trim(name, "[]")
-	if ip := net.ParseIP(name); ip != nil && ip.IsLoopback() {
+// ours reports whether the Host is one that only who means this listener sends. An address
+// can't be pointed elsewhere by a foreign DNS server, as a name can.
+func (a *admin) ours(req *http.Request) bool {
+	name := hostname(req.Host)
+	if a.hosts[name] {
 		return true
 	}
-	return name == "localhost" || slices.Contains(a.Hosts, name) || slices.Contains(a.Hosts, strings.ToLower(host))
+	ip, err := netip.ParseAddr(name)
+	if err != nil {
+		return false
+	}
+	local, _ := req.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ip.IsLoopback() || local != nil && ip.Unmap() == local.AddrPort().Addr().Unmap()
+}
+
+// hostname takes port and brackets off a Host.
+func hostname(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.Trim(host, "[]"))
 }
 
 func refuse(status int, message string) http.Handler {

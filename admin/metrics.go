@@ -20,7 +20,7 @@ type collector struct {
 var families = map[string][]string{
 	"requests_total":                {"GETs and HEADs of manifests and blobs, by what they were.", "kind", "result"},
 	"served_bytes_total":            {"Bytes of manifests and blobs sent to clients."},
-	"upstream_bytes_total":          {"Bytes of manifests and blobs read from upstream.", "upstream"},
+	"upstream_bytes_total":          {"Bytes of manifests and blobs read from upstream."},
 	"upstream_requests_total":       {"Requests to the registry and its CDN.", "upstream"},
 	"upstream_responses_total":      {"Their answers, by class of status; error is none.", "upstream", "class"},
 	"upstream_token_requests_total": {"Requests to the token service, by result.", "upstream", "result"},
@@ -37,14 +37,18 @@ var families = map[string][]string{
 	"inflight_downloads":            {"Blobs that are being fetched."},
 	"cache_size_bytes":              {"Bytes in blobs/ and ingest/."},
 	"cache_reserved_bytes":          {"Room promised to downloads whose files have not grown yet."},
+	"cache_pinned_bytes":            {"Bytes that are pinned."},
 	"cache_limit_bytes":             {"The budget."},
 	"cache_index_bytes":             {"Size of the index, which the budget leaves out."},
 	"cache_entries":                 {"What is kept.", "kind"},
 	"cache_longest_idle_seconds":    {"Time since the next victim was last used: a small one means a small cache."},
 	"evictions_total":               {"Blobs and manifests evicted."},
 	"evicted_bytes_total":           {"Their bytes."},
-	"build_info":                    {"1.", "version", "goversion"},
-	"uptime_seconds":                {"Time since the start."},
+	"config_last_reload_successful": {"1 when the last SIGHUP was taken over, 0 when the old settings stayed."},
+	"config_last_reload_timestamp_seconds": {
+		"When the last SIGHUP was."},
+	"build_info":     {"1.", "version", "goversion"},
+	"uptime_seconds": {"Time since the start."},
 }
 
 func newCollector(a *admin) *collector {
@@ -82,6 +86,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	count("served_bytes_total", r.Served)
+	count("upstream_bytes_total", r.Fetched)
 	count("upstream_resumes_total", r.Resumes)
 	count("digest_mismatch_total", r.DigestMismatches)
 	count("cache_write_errors_total", s.WriteErrors)
@@ -92,6 +97,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("inflight_downloads", int64(len(r.Inflight)))
 	gauge("cache_size_bytes", s.Bytes)
 	gauge("cache_reserved_bytes", s.ReservedBytes)
+	gauge("cache_pinned_bytes", s.PinnedBytes)
 	gauge("cache_limit_bytes", s.BudgetBytes)
 	gauge("cache_index_bytes", s.IndexBytes)
 	gauge("cache_entries", s.Blobs, "blob")
@@ -100,28 +106,47 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if !s.OldestUse.IsZero() {
 		send(prometheus.GaugeValue, "cache_longest_idle_seconds", time.Since(s.OldestUse).Seconds())
 	}
+	if c.a.LastReload != nil {
+		c.reload(send)
+	}
 	gauge("build_info", 1, c.a.Version, runtime.Version())
 	send(prometheus.GaugeValue, "uptime_seconds", time.Since(c.a.Started).Seconds())
 	for _, u := range r.Upstreams {
-		count("upstream_bytes_total", r.Fetched, u.Registry)
-		count("upstream_requests_total", u.Requests, u.Registry)
-		for class, n := range u.Responses {
-			count("upstream_responses_total", n, u.Registry, class)
+		c.upstream(u, count, gauge)
+	}
+}
+
+func (c *collector) reload(send func(prometheus.ValueType, string, float64, ...string)) {
+	last := c.a.LastReload()
+	if last.Time.IsZero() {
+		return
+	}
+	ok := 0.0
+	if last.OK {
+		ok = 1
+	}
+	send(prometheus.GaugeValue, "config_last_reload_successful", ok)
+	send(prometheus.GaugeValue, "config_last_reload_timestamp_seconds", float64(last.Time.Unix()))
+}
+
+func (c *collector) upstream(u registry.UpstreamStats, count, gauge func(string, int64, ...string)) {
+	count("upstream_requests_total", u.Requests, u.Registry)
+	for class, n := range u.Responses {
+		count("upstream_responses_total", n, u.Registry, class)
+	}
+	for result, n := range u.TokenRequests {
+		count("upstream_token_requests_total", n, u.Registry, result)
+	}
+	for _, state := range []string{"ok", "cooling", "denied", "down"} {
+		v := int64(0)
+		if state == u.State {
+			v = 1
 		}
-		for result, n := range u.TokenRequests {
-			count("upstream_token_requests_total", n, u.Registry, result)
-		}
-		for _, state := range []string{"ok", "cooling", "denied", "down"} {
-			v := int64(0)
-			if state == u.State {
-				v = 1
-			}
-			gauge("upstream_state", v, u.Registry, state)
-		}
-		if q := u.RateLimit; q != nil {
-			gauge("upstream_ratelimit_limit", q.Limit, u.Registry)
-			gauge("upstream_ratelimit_remaining", q.Remaining, u.Registry)
-			gauge("upstream_ratelimit_window_seconds", q.WindowSeconds, u.Registry)
-		}
+		gauge("upstream_state", v, u.Registry, state)
+	}
+	if q := u.RateLimit; q != nil {
+		gauge("upstream_ratelimit_limit", q.Limit, u.Registry)
+		gauge("upstream_ratelimit_remaining", q.Remaining, u.Registry)
+		gauge("upstream_ratelimit_window_seconds", q.WindowSeconds, u.Registry)
 	}
 }

@@ -1,0 +1,193 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+type fakeStore storage.Stats
+
+func (s fakeStore) Stats() storage.Stats { return storage.Stats(s) }
+
+type fakeRegistry registry.Stats
+
+func (r fakeRegistry) Stats() registry.Stats { return registry.Stats(r) }
+
+var observed = time.Date(2026, 3, 4, 6, 6, 7, 0, time.FixedZone("", 3600))
+
+// busy has a different number in every field.
+func busy() Options {
+	return Options{
+		Store: fakeStore{
+			Bytes: 1, ReservedBytes: 2, PinnedBytes: 3, BudgetBytes: 4, IndexBytes: 5, Blobs: 6, Manifests: 7, Tags: 8,
+			Evictions: 9, EvictedBytes: 10, WriteErrors: 11, OldestUse: observed,
+		},
+		Registry: fakeRegistry{
+			Manifest: registry.Requests{Hit: 21, Revalidated: 22, Miss: 23, Shared: 24, Stale: 25, Bypass: 26, Error: 27},
+			Blob:     registry.Requests{Hit: 31, Miss: 32, Shared: 33, Bypass: 34, Error: 35},
+			Served:   41, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45,
+			Upstreams: []registry.UpstreamStats{{
+				Registry: "docker.io", URL: "https://registry-1.docker.io", State: "cooling", Requests: 51, Authenticated: true,
+				RateLimit:     &registry.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},
+				Responses:     map[string]int64{"2xx": 55, "error": 56},
+				TokenRequests: map[string]int64{"ok": 57},
+			}},
+			Inflight: []registry.Inflight{
+				{Digest: "sha256:bb", Repository: "docker.io/library/redis", Size: -1, Received: 62, Readers: 63},
+				{Digest: "sha256:aa", Repository: "docker.io/library/redis", Size: 64, Received: 65, Readers: 66},
+			},
+		},
+		Version: "1.2.3", Started: time.Now().Add(-90*time.Second - 500*time.Millisecond),
+	}
+}
+
+func idle() Options {
+	return Options{
+		Store:    fakeStore{},
+		Registry: fakeRegistry{Upstreams: []registry.UpstreamStats{{Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok"}}},
+		Version:  "1.2.3", Started: time.Now(),
+	}
+}
+
+func ask(t *testing.T, o Options, req *http.Request) *http.Response {
+	t.Helper()
+	w := httptest.NewRecorder()
+	New(o).ServeHTTP(w, req)
+	return w.Result()
+}
+
+func get(t *testing.T, o Options, path string) (*http.Response, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	req := httptest.NewRequest(http.MethodGet, path, nil)
+	req.Host = "localhost:5001"
+	New(o).ServeHTTP(w, req)
+	return w.Result(), w.Body.String()
+}
+
+// TestStatsDocument compares the whole document with the one that other programs rely on:
+// names, order, nulls and empty lists.
+func TestStatsDocument(t *testing.T) {
+	for name, o := range map[string]Options{"busy": busy(), "idle": idle()} {
+		resp, body := get(t, o, "/api/v1/stats")
+		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %s, %s", name, resp.Status, resp.Header.Get("Content-Type"))
+		}
+		want, err := os.ReadFile("testdata/stats-" + name + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body != string(want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, body, want)
+		}
+	}
+}
+
+// TestStatsRoundTrip shows that Stats, which the command line reads, loses nothing.
+func TestStatsRoundTrip(t *testing.T) {
+	_, body := get(t, busy(), "/api/v1/stats")
+	dec := json.NewDecoder(strings.NewReader(body))
+	dec.DisallowUnknownFields()
+	var s Stats
+	if err := dec.Decode(&s); err != nil {
+		t.Fatal(err)
+	}
+	again, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(again)+"\n" != body {
+		t.Errorf("got\n%s\nwant\n%s", again, body)
+	}
+}
+
+func TestPathsAndMethods(t *testing.T) {
+	for _, c := range []struct {
+		method, path string
+		status       int
+	}{
+		{"GET", "/healthz", 200}, {"HEAD", "/healthz", 200}, {"GET", "/readyz", 200}, {"GET", "/metrics", 200},
+		{"GET", "/api/v1/stats", 200}, {"HEAD", "/api/v1/stats", 200},
+		{"GET", "/v2/", 404}, {"GET", "/nothing", 404}, {"GET", "/api/v1/", 404}, {"GET", "/debug/pprof/", 404},
+		{"POST", "/api/v1/stats", 405}, {"DELETE", "/healthz", 405}, {"PUT", "/metrics", 405},
+	} {
+		req := httptest.NewRequest(c.method, c.path, nil)
+		req.Host = "localhost"
+		resp := ask(t, idle(), req)
+		if resp.StatusCode != c.status {
+			t.Errorf("%s %s: %s, want %d", c.method, c.path, resp.Status, c.status)
+		}
+		if c.status < 400 {
+			continue
+		}
+		var e struct{ Error string }
+		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || e.Error == "" {
+			t.Errorf("%s %s: no JSON error: %v", c.method, c.path, err)
+		}
+		if allow := resp.Header.Get("Allow"); (c.status == 405) != (allow == "GET, HEAD") {
+			t.Errorf("%s %s: Allow is %q", c.method, c.path, allow)
+		}
+	}
+}
+
+// TestHost shows who is taken for a person that means this listener, and who for a web
+// page whose name points here.
+func TestHost(t *testing.T) {
+	o := idle()
+	o.Hosts = []string{"Cache.example:5001", "", "0.0.0.0", "2001:db8::1"}
+	for _, c := range []struct {
+		host string
+		ok   bool
+	}{
+		{"localhost", true}, {"LOCALHOST:5001", true}, {"localhost:80", true},
+		{"127.0.0.1:5001", true}, {"[::1]:5001", true}, {"[::1]", true},
+		{"192.0.2.5:5001", true}, {"192.0.2.5", true}, // the connection's own address
+		{"cache.example", true}, {"CACHE.example:5001", true}, {"[2001:db8::1]:5001", true},
+		{"", false}, {":5001", false}, {"evil.example", false}, {"evil.example:5001", false},
+		{"192.0.2.6:5001", false}, {"localhost.evil.example", false}, {"127.0.0.1.evil.example", false},
+		{"localhost@evil.example", false}, {"xlocalhost", false},
+	} {
+		for _, path := range []string{"/api/v1/stats", "/nothing", "/metrics", "/healthz", "/readyz"} {
+			req := httptest.NewRequest(http.MethodGet, path, nil)
+			req.Host = c.host
+			local := &net.TCPAddr{IP: net.ParseIP("::ffff:192.0.2.5"), Port: 5001}
+			req = req.WithContext(context.WithValue(req.Context(), http.LocalAddrContextKey, local))
+			got := ask(t, o, req).StatusCode != http.StatusForbidden
+			open := path == "/metrics" || path == "/healthz" || path == "/readyz"
+			if want := c.ok || open; got != want {
+				t.Errorf("Host %q on %s: let in is %v, want %v", c.host, path, got, want)
+			}
+		}
+	}
+}
+
+// TestReady shows that a server that is stopping lives, and wants no new clients.
+func TestReady(t *testing.T) {
+	o := idle()
+	o.Ready = func() bool { return false }
+	if resp, _ := get(t, o, "/readyz"); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("readyz: %s", resp.Status)
+	}
+	if resp, _ := get(t, o, "/healthz"); resp.StatusCode != http.StatusOK {
+		t.Errorf("healthz: %s", resp.Status)
+	}
+}
+
+// TestReadyWithoutUpstream shows that readiness is not Hub's.
+func TestReadyWithoutUpstream(t *testing.T) {
+	o := idle()
+	o.Registry = fakeRegistry{Upstreams: []registry.UpstreamStats{{Registry: "docker.io", State: "down"}}}
+	if resp, _ := get(t, o, "/readyz"); resp.StatusCode != http.StatusOK {
+		t.Errorf("readyz: %s", resp.Status)
+	}
+}
