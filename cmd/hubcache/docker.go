@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -35,8 +34,6 @@ type dockerSettings struct {
 	HoldDir string
 	State   string
 	Policy  prune.Policy
-	Logger  *slog.Logger
-	Ready   func() // told when watch records; nil tells nobody
 }
 
 // newDockerCommand is "hubcache docker". load returns the settings from environment,
@@ -111,7 +108,7 @@ is told to end. Without it "docker prune" knows only what it sees each time it r
 				return err
 			}
 			defer engine.Close()
-			w := prune.Watcher{Engine: engine, Uses: prune.Uses{Path: s.State}, Logger: s.Logger, Ready: s.Ready}
+			w := prune.Watcher{Engine: engine, Uses: prune.Uses{Path: s.State}, Logger: newLogger(cmd.ErrOrStderr()), Ready: notifyReady}
 			return w.Run(cmd.Context())
 		},
 	}

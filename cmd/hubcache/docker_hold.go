@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,11 +55,11 @@ func (h holdRun) run(ctx context.Context, argv []string) (int, error) {
 	if holdInForce(os.Getenv(holdVariable)) {
 		return exitCannotRun, syscall.Exec(path, argv, os.Environ())
 	}
-	hold, err := h.enter(ctx)
+	hold, release, err := h.enter(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer hold.Release()
+	defer release()
 	guard, err := startGuard(hold)
 	if err != nil {
 		return 0, err
@@ -67,17 +68,25 @@ func (h holdRun) run(ctx context.Context, argv []string) (int, error) {
 	return h.supervise(path, argv, guard)
 }
 
-// enter takes the hold. A signal while it waits ends the waiting, by ctx.
-func (h holdRun) enter(ctx context.Context) (*prune.Hold, error) {
-	hold, err := h.holds.Enter(ctx, h.maxWait, func() {
+// enter takes the hold, and returns what ends it. A signal while it waits ends the
+// waiting, by ctx.
+func (h holdRun) enter(ctx context.Context) (hold *prune.Hold, release func(), err error) {
+	hold, err = h.holds.Enter(ctx, h.maxWait, func() {
 		fmt.Fprintf(h.stderr, "hubcache: a prune is at work; waiting for it, at most %v\n", h.maxWait)
 	})
-	if errors.Is(err, prune.ErrOverdue) {
+	switch {
+	case errors.Is(err, prune.ErrOverdue):
 		fmt.Fprintf(h.stderr, "hubcache: warning: waited %v for a prune; the command starts, and images may still go while it does\n", h.maxWait)
-		go func() { _ = hold.Pursue(context.Background()) }() // ends with the process at the latest
-		return hold, nil
+		pursuit, stop := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = hold.Pursue(pursuit) }) // it ends with the command at the latest
+		return hold, func() { stop(); wg.Wait(); hold.Release() }, nil
+	case ctx.Err() != nil:
+		return nil, nil, errors.New("interrupted while waiting for a prune; the command was not started")
+	case err != nil:
+		return nil, nil, err
 	}
-	return hold, err
+	return hold, func() { hold.Release() }, nil
 }
 
 // supervise starts the command, hands signals and the terminal to it, and waits.

@@ -44,7 +44,7 @@ Exit codes: 0 done or nothing to do, 1 failed (everything was kept), 2 wrong usa
 			defer engine.Close()
 			p := prune.Pruner{
 				Engine: engine, Policy: s.Policy, Holds: prune.Holds{Dir: s.HoldDir}, Uses: prune.Uses{Path: s.State},
-				Transfers: transfersOf(s.Admin), Logger: s.Logger,
+				Transfers: transfersOf(s.Admin), Logger: newLogger(cmd.ErrOrStderr()),
 			}
 			report, failure := p.Run(cmd.Context(), apply)
 			if asJSON {

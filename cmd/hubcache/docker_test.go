@@ -162,7 +162,7 @@ func TestHoldIsInForceWhileTheCommandRuns(t *testing.T) {
 func TestHoldPassesSignalsOn(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
 		holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
-		script := fmt.Sprintf("trap 'exit 7' %d; sleep 100 & echo $$ > %s; wait", int(sig), pidFile)
+		script := fmt.Sprintf("trap 'exit 7' %d; sleep 20 >/dev/null 2>&1 & echo $$ > %s; wait", int(sig), pidFile)
 		cmd := hold(t, holds, "sh", "-c", script)
 		start(t, cmd, pidFile)
 		if err := cmd.Process.Signal(sig); err != nil {
@@ -179,7 +179,7 @@ func TestHoldPassesSignalsOn(t *testing.T) {
 func TestKilledHoldTakesItsCommandAlong(t *testing.T) {
 	holds, dir := newHolds(t), t.TempDir()
 	pidFile, childFile := filepath.Join(dir, "pid"), filepath.Join(dir, "child")
-	cmd := hold(t, holds, "sh", "-c", "sleep 100 & echo $! > "+childFile+"; echo $$ > "+pidFile+"; wait")
+	cmd := hold(t, holds, "sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $! > "+childFile+"; echo $$ > "+pidFile+"; wait")
 	pid := start(t, cmd, pidFile)
 	body, err := os.ReadFile(childFile)
 	if err != nil {

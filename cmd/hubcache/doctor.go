@@ -23,7 +23,7 @@ type doctorSettings struct {
 	Docker       dockerSettings
 	Admin        string // the server's admin address
 	DataDir      string
-	Budget       int64 // bytes
+	Budget       size
 	MinFree      int64 // bytes
 	UpstreamURL  string
 	Username     string
@@ -32,13 +32,9 @@ type doctorSettings struct {
 }
 
 // doctor is what doctor needs.
-func (s *settings) doctor() (doctorSettings, error) {
-	budget, err := s.Budget.in(string(s.DataDir))
-	if err != nil {
-		return doctorSettings{}, err
-	}
+func (s *settings) doctor() doctorSettings {
 	d := doctorSettings{
-		Docker: s.docker(), DataDir: string(s.DataDir), Budget: budget, MinFree: s.MinFree.bytes,
+		Docker: s.docker(), DataDir: string(s.DataDir), Budget: s.Budget, MinFree: s.MinFree.bytes,
 		UpstreamURL: string(s.Upstream.URL), Username: string(s.Upstream.Username),
 		PasswordFile: string(s.Upstream.PasswordFile), Private: s.Upstream.Private,
 	}
@@ -49,7 +45,7 @@ func (s *settings) doctor() (doctorSettings, error) {
 	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && d.PasswordFile != "" && !filepath.IsAbs(d.PasswordFile) {
 		d.PasswordFile = filepath.Join(dir, d.PasswordFile)
 	}
-	return d, nil
+	return d
 }
 
 // finding is what one check found. Its JSON form is stable.
@@ -321,18 +317,23 @@ func (d *doctor) checkDisk(stats cacheStats) {
 		d.say("disk", statusBroken, (&os.PathError{Op: "statfs", Path: d.settings.DataDir, Err: err}).Error(), "data_dir must exist and belong to the server's user")
 		return
 	}
+	budget, err := d.settings.Budget.in(d.settings.DataDir)
+	if err != nil {
+		d.say("disk", statusBroken, err.Error(), "")
+		return
+	}
 	free, total := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
 	human := func(n int64) string { return units.BytesSize(float64(n)) }
 	room := free + stats.Store.Bytes - d.settings.MinFree // what the cache can grow to
 	switch {
-	case d.settings.Budget > total:
-		d.say("disk", statusBroken, fmt.Sprintf("the budget (%s) is larger than the disk (%s)", human(d.settings.Budget), human(total)), "lower budget, or give it as a percentage")
+	case budget > total:
+		d.say("disk", statusBroken, fmt.Sprintf("the budget (%s) is larger than the disk (%s)", human(budget), human(total)), "lower budget, or give it as a percentage")
 	case free < d.settings.MinFree:
 		d.say("disk", statusBroken, fmt.Sprintf("%s are free, less than min_free (%s): the cache gives everything away", human(free), human(d.settings.MinFree)), "make room: hubcache docker prune --apply")
-	case d.settings.Budget > room:
-		d.say("disk", statusNote, fmt.Sprintf("the budget is %s, and the disk has room for %s", human(d.settings.Budget), human(max(0, room))), "lower budget, or make room")
+	case budget > room:
+		d.say("disk", statusNote, fmt.Sprintf("the budget is %s, and the disk has room for %s", human(budget), human(max(0, room))), "lower budget, or make room")
 	default:
-		d.ok("disk", "%s free, budget %s", human(free), human(d.settings.Budget))
+		d.ok("disk", "%s free, budget %s", human(free), human(budget))
 	}
 }
 
