@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain makes the test binary behave as the program when it is called "hubcache".
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"hubcache": main})
+}
+
+// TestScripts runs the command lines in testdata/script against the program.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HUBCACHE_CONFIG", "/dev/null") // not the machine's own
+			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready},
+	})
+}
+
+// exits is "exits CODE COMMAND ARG…": the command must end with that code. What it says is
+// in the files out and err.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits code command [arg…]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	path, err := exec.LookPath(filepath.Join(binDir(ts), args[1]))
+	ts.Check(err)
+	out, err := os.Create(ts.MkAbs("out"))
+	ts.Check(err)
+	defer out.Close()
+	errs, err := os.Create(ts.MkAbs("err"))
+	ts.Check(err)
+	defer errs.Close()
+	cmd := exec.Command(path, args[2:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = ts.MkAbs("."), out, errs
+	for _, name := range []string{"HUBCACHE_CONFIG", "STATE_DIRECTORY", "HUBCACHE_ADMIN", "HUBCACHE_BUDGET", "HUBCACHE_USERNAME"} {
+		if v := ts.Getenv(name); v != "" {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	_ = cmd.Run() // the code says it
+	if got := cmd.ProcessState.ExitCode(); got != want {
+		ts.Fatalf("%s: exit code %d, want %d\n%s%s", strings.Join(args[1:], " "), got, want, ts.ReadFile("out"), ts.ReadFile("err"))
+	}
+}
+
+// binDir is where testscript puts the program.
+func binDir(ts *testscript.TestScript) string {
+	dir, _, _ := strings.Cut(ts.Getenv("PATH"), string(os.PathListSeparator))
+	return dir
+}
+
+// ready is "ready SOCKET": it waits until the admin listener there says that it is.
+func ready(ts *testscript.TestScript, neg bool, args []string) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", ts.MkAbs(args[0]))
+	}}}
+	for range 500 {
+		if resp, err := client.Get("http://localhost/readyz"); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	ts.Fatalf("nothing is ready at %s within 10 s", args[0])
+}
