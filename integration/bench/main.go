@@ -1,0 +1,249 @@
+// Bench measures hubcache beside other caches, in front of the same fake Docker Hub, and
+// writes what it finds into docs/performance.md.
+//
+//	go run ./integration/bench          everything, several times: half an hour
+//	go run ./integration/bench -quick   smaller blobs, fewer runs, to the terminal: five minutes
+//
+// The servers take turns within each round (A B A B), so that a machine that is busy for a
+// minute is busy for all of them. Bytes and requests are counted by the Hub, CPU time and
+// memory by the kernel; nothing is asked of the server under test.
+//
+// It needs the Debian packages nginx-light, docker-registry and wrk, and Go's module proxy
+// the first time, for distribution 3.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var o options
+	flag.BoolVar(&o.quick, "quick", false, "smaller and fewer runs; writes no file")
+	flag.IntVar(&o.runs, "runs", 0, "rounds of each scenario (default 5, quick 1)")
+	flag.StringVar(&o.binary, "hubcache", "", "hubcache `program` to measure (default: built from this tree)")
+	flag.StringVar(&o.only, "only", "", "scenarios, separated by commas (default all; writes no file)")
+	flag.StringVar(&o.servers, "servers", "", "servers, separated by commas (default all; writes no file)")
+	flag.StringVar(&o.dir, "dir", "", "where data goes: 8 GiB on a real disk (default the temporary directory)")
+	flag.StringVar(&o.docs, "docs", "docs", "where performance.md is")
+	flag.Parse()
+	if err := run(ctx, o, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	quick                            bool
+	runs                             int
+	binary, only, servers, dir, docs string
+}
+
+// bench is one run of the program.
+type bench struct {
+	options
+	log     io.Writer
+	tmp     string
+	wrk     string
+	hub     *upstream
+	peers   []peer
+	results results
+}
+
+func run(ctx context.Context, o options, log io.Writer) error {
+	if o.runs == 0 {
+		o.runs = 5
+		if o.quick {
+			o.runs = 1
+		}
+	}
+	tmp, err := os.MkdirTemp(o.dir, "hubcache-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	b := &bench{options: o, log: log, tmp: tmp, results: results{}}
+	programs, err := findPrograms(ctx, o.binary, tmp, log)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(log, "making images")
+	if b.hub, err = newUpstream(o.quick); err != nil {
+		return err
+	}
+	defer b.hub.Close()
+	b.peers, b.wrk = peers(programs, b.hub), programs.wrk
+	start := time.Now()
+	for _, s := range scenarios(b) {
+		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), s.name) {
+			continue
+		}
+		if err := b.play(ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	took := time.Since(start).Round(time.Second)
+	if o.quick || o.only != "" || o.servers != "" {
+		b.results.table(os.Stdout, names(b.peers))
+		fmt.Fprintln(log, "took", took)
+		return nil
+	}
+	return b.publish(took)
+}
+
+func (b *bench) wants(server string) bool {
+	return b.servers == "" || slices.Contains(strings.Split(b.servers, ","), server)
+}
+
+// play runs one scenario: all its servers, in turn, as often as asked.
+func (b *bench) play(ctx context.Context, s scenario) error {
+	b.hub.set(s.hub)
+	var all []*target
+	defer func() {
+		for _, t := range all {
+			t.stop()
+		}
+	}()
+	for _, name := range s.servers {
+		if !b.wants(name) {
+			continue
+		}
+		all = append(all, &target{name: name, bench: b, scenario: s.name})
+	}
+	for n := range b.runs {
+		for _, t := range all {
+			if n > 0 && slices.Contains(s.once, t.name) {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := b.measure(ctx, s, t); err != nil {
+				return fmt.Errorf("%s: %w\nits log ends:\n%s", t.name, err, t.logTail())
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
+	if s.cold || t.process == nil {
+		t.stop()
+		if err := t.start(ctx); err != nil {
+			return err
+		}
+		if s.warm != nil {
+			if err := s.warm(ctx, t); err != nil {
+				return fmt.Errorf("warming up: %w", err)
+			}
+		}
+	}
+	if err := b.hub.quiet(ctx); err != nil {
+		return err
+	}
+	b.hub.ResetLedger()
+	values, err := s.measure(ctx, t)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(b.log, "%-14s %-13s %s\n", s.name, t.name, values)
+	for k, v := range values {
+		b.results.add(s.name, t.name, k, v)
+	}
+	if s.cold {
+		t.stop()
+	}
+	return nil
+}
+
+// programs are the servers' executables.
+type programs struct{ hubcache, registry2, registry3, nginx, wrk string }
+
+// registry3 is what is built where Debian has only version 2.
+const registry3 = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
+
+// findPrograms finds or builds what is measured.
+func findPrograms(ctx context.Context, hubcache, tmp string, log io.Writer) (p programs, err error) {
+	for _, look := range []struct {
+		to       *string
+		name, in string
+	}{
+		{&p.nginx, "nginx", "nginx-light"},
+		{&p.registry2, "docker-registry", "docker-registry"},
+		{&p.wrk, "wrk", "wrk"},
+	} {
+		// A user's PATH may lack the folder of daemons.
+		if *look.to, err = exec.LookPath(look.name); err != nil {
+			if *look.to, err = exec.LookPath(filepath.Join("/usr/sbin", look.name)); err != nil {
+				return p, fmt.Errorf("%s is missing: install the Debian package %s", look.name, look.in)
+			}
+		}
+	}
+	if p.hubcache = hubcache; hubcache == "" {
+		p.hubcache = filepath.Join(tmp, "hubcache")
+		if err := goTool(ctx, log, nil, "build", "-trimpath", "-o", p.hubcache, "./cmd/hubcache"); err != nil {
+			return p, err
+		}
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return p, err
+	}
+	bin := filepath.Join(cache, "hubcache-bench", "v3.1.2")
+	p.registry3 = filepath.Join(bin, "registry")
+	if _, err := os.Stat(p.registry3); err != nil {
+		fmt.Fprintln(log, "building", registry3)
+		if err := goTool(ctx, log, []string{"GOBIN=" + bin}, "install", registry3); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+func goTool(ctx context.Context, log io.Writer, env []string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), append(env, "CGO_ENABLED=0")...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
+}
+
+// machine says where the figures come from.
+func machine() string {
+	model := runtime.GOARCH
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	var u syscall.Utsname
+	release := ""
+	if syscall.Uname(&u) == nil {
+		for _, c := range u.Release {
+			if c == 0 {
+				break
+			}
+			release += string(rune(c))
+		}
+	}
+	return fmt.Sprintf("%d CPUs (%s), Linux %s, %s", runtime.NumCPU(), model, release, runtime.Version())
+}

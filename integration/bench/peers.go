@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// peer is a kind of server. prepare writes its configuration into dir and returns the
+// command line. Each logs its requests as it does when it is installed.
+type peer struct {
+	name    string
+	prepare func(dir, addr string) ([]string, error)
+}
+
+func names(ps []peer) []string {
+	var all []string
+	for _, p := range ps {
+		all = append(all, p.name)
+	}
+	return all
+}
+
+// The peers' names.
+const (
+	hubcache    = "hubcache"
+	nginx       = "nginx"
+	nginxStatic = "nginx static"
+	r2          = "registry 2"
+	r3          = "registry 3"
+)
+
+func peers(p programs, hub *upstream) []peer {
+	return []peer{
+		{hubcache, func(dir, addr string) ([]string, error) {
+			secret := filepath.Join(dir, "pat")
+			admin, err := freePort()
+			if err != nil {
+				return nil, err
+			}
+			return []string{p.hubcache, "serve", "--listen", addr, "--admin-listen", fmt.Sprint("127.0.0.1:", admin),
+				"--data-dir", filepath.Join(dir, "data"), "--upstream", hub.RegistryURL(),
+				"--username", account, "--password-file", secret, "--log-format", "json"}, os.WriteFile(secret, []byte(pat), 0o600)
+		}},
+		{nginx, func(dir, addr string) ([]string, error) {
+			return nginxCommand(p.nginx, dir, proxyConfig(dir, addr, hub))
+		}},
+		{nginxStatic, func(dir, addr string) ([]string, error) {
+			if err := hub.files(dir); err != nil {
+				return nil, err
+			}
+			return nginxCommand(p.nginx, dir, fmt.Sprintf("server { listen %s; root %s/files; }", addr, dir))
+		}},
+		{r3, func(dir, addr string) ([]string, error) {
+			front, err := hub.front()
+			if err != nil {
+				return nil, err
+			}
+			return registryCommand(p.registry3, dir, addr, "http://"+front)
+		}},
+		{r2, func(dir, addr string) ([]string, error) {
+			return registryCommand(p.registry2, dir, addr, hub.RegistryURL())
+		}},
+	}
+}
+
+func registryCommand(program, dir, addr, remote string) ([]string, error) {
+	config := fmt.Sprintf(`version: 0.1
+storage:
+  filesystem: {rootdirectory: %s/data}
+  cache: {blobdescriptor: inmemory}
+http: {addr: "%s", secret: bench}
+proxy: {remoteurl: "%s", username: %s, password: %s}
+`, dir, addr, remote, account, pat)
+	file := filepath.Join(dir, "config.yml")
+	return []string{program, "serve", file}, os.WriteFile(file, []byte(config), 0o600)
+}
+
+func nginxCommand(program, dir, servers string) ([]string, error) {
+	config := fmt.Sprintf(`daemon off;
+user root;
+worker_processes auto;
+pid %[1]s/nginx.pid;
+error_log %[1]s/error.log warn;
+events { worker_connections 1024; }
+http {
+	access_log %[1]s/access.log;
+	sendfile on;
+	tcp_nopush on;
+	keepalive_requests 1000000;
+	client_body_temp_path %[1]s/tmp;
+	proxy_temp_path %[1]s/tmp;
+	fastcgi_temp_path %[1]s/tmp;
+	uwsgi_temp_path %[1]s/tmp;
+	scgi_temp_path %[1]s/tmp;
+	%[2]s
+}
+`, dir, servers)
+	file := filepath.Join(dir, "nginx.conf")
+	return []string{program, "-e", filepath.Join(dir, "error.log"), "-c", file}, os.WriteFile(file, []byte(config), 0o600)
+}
+
+// proxyConfig is nginx as a pull-through cache, as well as it can be done: it keeps the
+// Hub's redirect for a while and follows it by itself. It can't ask for tokens, and is
+// given one for all repositories.
+func proxyConfig(dir, addr string, hub *upstream) string {
+	return fmt.Sprintf(`
+	proxy_cache_path %[1]s/cache levels=1:2 keys_zone=hub:10m max_size=20g inactive=7d use_temp_path=off;
+	upstream registry { server %[2]s; keepalive 32; }
+	upstream cdn { server %[3]s; keepalive 32; }
+	map $location $signed { "~^https?://[^/]+(?<path>/.*)$" $path; }
+	server {
+		listen %[4]s;
+		proxy_http_version 1.1;
+		proxy_set_header Connection "";
+		proxy_set_header Authorization "Bearer %[5]s";
+		proxy_set_header Accept "%[6]s";
+		proxy_cache hub;
+		proxy_cache_lock on;
+		proxy_cache_lock_timeout 1h;
+		proxy_cache_lock_age 1h;
+		proxy_cache_key $uri;
+		location ~ /manifests/sha256: {
+			proxy_cache_valid 200 1y;
+			proxy_pass http://registry;
+		}
+		location ~ /manifests/ {
+			proxy_cache_valid 200 60s;
+			proxy_pass http://registry;
+		}
+		location ~ /blobs/ {
+			proxy_cache_key "redirect $uri";
+			proxy_cache_valid 307 10m;
+			proxy_intercept_errors on;
+			error_page 307 = @cdn;
+			proxy_pass http://registry;
+		}
+		location @cdn {
+			set $location $upstream_http_location;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+			proxy_set_header Authorization "";
+			proxy_cache_valid 200 1y;
+			proxy_pass http://cdn$signed;
+		}
+	}`, dir, strings.TrimPrefix(hub.RegistryURL(), "http://"), strings.TrimPrefix(hub.CDNURL(), "http://"), addr, hub.token, accept)
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+// The account that all caches use, and what clients accept.
+const (
+	account = "bench"
+	pat     = "dckr_pat_bench"
+	accept  = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json"
+)
+
+// upstream is the fake Hub with the images that are pulled.
+type upstream struct {
+	*fakehub.Hub
+	token string           // for all of the images: nginx gets no others
+	big   *fakehub.Image   // one large layer
+	many  *fakehub.Image   // eight layers
+	warm  *fakehub.Image   // eight layers, larger in a quick run
+	small []*fakehub.Image // 200, on five bases
+}
+
+// The Hub is 30 ms away, and a new connection costs two more round trips: TCP and TLS.
+const (
+	latency     = 30 * time.Millisecond
+	connLatency = 60 * time.Millisecond
+)
+
+func newUpstream(quick bool) (*upstream, error) {
+	hub := fakehub.New(fakehub.Options{
+		Accounts:       []fakehub.Account{{Username: account, PAT: pat}},
+		AnonymousLimit: -1, AccountLimit: -1,
+		CDNAddr: "127.0.0.2:0", // another host, so that nobody sends it the registry's token
+		Latency: latency, ConnLatency: connLatency,
+		URLLifetime: 24 * time.Hour, TokenLifetime: 24 * time.Hour,
+	})
+	u := &upstream{Hub: hub}
+	layer := int64(64 << 20)
+	if quick {
+		layer = 16 << 20
+	}
+	add := func(name string, layers ...fakehub.Layer) *fakehub.Image {
+		return hub.AddImage("library/"+name, "1", fakehub.ImageSpec{Index: true, Layers: layers})
+	}
+	u.big = add("big", fakehub.Layers(1, 1<<30)...)
+	u.many = add("many", fakehub.Layers(8, layer)...)
+	u.warm = u.many
+	if quick {
+		u.warm = add("warm", fakehub.Layers(8, 64<<20)...)
+	}
+	for i := range 200 {
+		base := fakehub.Layer{Size: 2 << 20, Seed: uint64(1 + i%5)}
+		u.small = append(u.small, add(fmt.Sprintf("small%03d", i), base, fakehub.Layer{Size: 600 << 10}))
+	}
+	if err := hub.Start(); err != nil {
+		return nil, err
+	}
+	var err error
+	u.token, err = u.opaqueToken()
+	return u, err
+}
+
+// opaqueToken gets one token for all images: a JWT that names them would not fit a header.
+func (u *upstream) opaqueToken() (string, error) {
+	u.Set(func(o *fakehub.Options) { o.OpaqueTokens = true })
+	defer u.Set(func(o *fakehub.Options) { o.OpaqueTokens = false })
+	query := url.Values{"service": {"registry.docker.io"}}
+	for _, img := range append([]*fakehub.Image{u.big, u.many, u.warm}, u.small...) {
+		query.Add("scope", "repository:"+img.Repository+":pull")
+	}
+	return getToken(context.Background(), http.DefaultClient, u.TokenURL()+"/token?"+query.Encode())
+}
+
+func getToken(ctx context.Context, c *http.Client, from string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return "", err
+	}
+	req.SetBasicAuth(account, pat)
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var reply struct{ Token string }
+	if err := json.NewDecoder(resp.Body).Decode(&reply); err != nil || reply.Token == "" {
+		return "", fmt.Errorf("no token: %s, %w", resp.Status, err)
+	}
+	return reply.Token, nil
+}
+
+// pace is how fast the CDN is, in bytes a second; 0 is unlimited.
+type pace struct{ connection, total int64 }
+
+func (u *upstream) set(p pace) {
+	u.Set(func(o *fakehub.Options) { o.Bandwidth, o.TotalBandwidth = p.connection, p.total })
+}
+
+// quiet waits until nobody asks the Hub for anything any more.
+func (u *upstream) quiet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	return u.Wait(ctx)
+}
+
+// files writes the large images where a static file server finds them under the paths of
+// the pull API.
+func (u *upstream) files(dir string) error {
+	for _, img := range []*fakehub.Image{u.big, u.warm} {
+		m := img.Manifests[0]
+		base := filepath.Join(dir, "files", "v2", img.Repository)
+		if err := write(filepath.Join(base, "manifests", img.Tag), img.Bytes); err != nil {
+			return err
+		}
+		if err := write(filepath.Join(base, "manifests", m.Digest.String()), m.Bytes); err != nil {
+			return err
+		}
+		for _, l := range m.Layers {
+			f, err := create(filepath.Join(base, "blobs", l.Digest.String()))
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(f, u.Blob(l.Digest))
+			if cerr := f.Close(); err == nil {
+				err = cerr
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func create(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	return os.Create(path)
+}
+
+func write(path string, b []byte) error {
+	f, err := create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
