@@ -1,0 +1,166 @@
+package registry_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/registry"
+)
+
+func TestPrivateRepositoryIsUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, opaque := range []bool{false, true} {
+			l := newLab(t, labOptions{hub: fakehub.Options{OpaqueTokens: opaque}})
+			img := small(l, "corp/secret", "1")
+			l.hub.SetPrivate("corp/secret", true)
+			for range 2 {
+				for _, path := range []string{manifestPath(img), "/v2/corp/secret/manifests/" + string(img.Digest),
+					blobPath("corp/secret", img.Manifests[0].Layers[0].Digest), "/v2/corp/secret/tags/list", "/v2/corp/secret/referrers/" + string(img.Digest)} {
+					if r := l.get(path); r.status != 404 {
+						t.Errorf("%s: %d %s", path, r.status, r.body)
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestPrivateRepositoryThatIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
+		secret := small(l, "corp/secret", "1")
+		l.hub.SetPrivate("corp/secret", true)
+		layer := secret.Manifests[0].Layers[0].Digest
+
+		// A public repository whose manifest names the private layer, which it has not.
+		forged := []byte(`{"schemaVersion":2,"config":{"digest":"` + string(secret.Manifests[0].Config.Digest) + `","size":1},"layers":[{"digest":"` + string(layer) + `","size":65536}]}`)
+		d := l.hub.AddManifest("evil/public", "1", "application/vnd.oci.image.manifest.v1+json", forged)
+		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
+			[]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+string(secret.Digest)+`","size":1}]}`))
+		steal := func(when string) {
+			t.Helper()
+			for _, path := range []string{blobPath("evil/public", layer), "/v2/evil/public/manifests/" + string(secret.Digest)} {
+				for _, method := range []string{"GET", "HEAD"} {
+					if r := l.do(method, path); r.status != 404 {
+						t.Errorf("%s: %s %s: %d", when, method, path, r.status)
+					}
+				}
+			}
+		}
+		for _, tag := range []string{"1", "index", string(d.Digest)} {
+			if r := l.get("/v2/evil/public/manifests/" + tag); r.status != 200 {
+				t.Fatal(r.status)
+			}
+		}
+		steal("before")
+		l.hub.Set(func(o *fakehub.Options) { o.Bandwidth = 10_000 })
+		done := make(chan bool)
+		go func() { l.pull(secret); close(done) }()
+		time.Sleep(2 * time.Second)
+		steal("in flight")
+		<-done
+		steal("at rest")
+		l.stop()
+		l.start()
+		steal("after a restart")
+		l.pull(secret)
+
+		// One that really has the layer gets it, after one HEAD.
+		l.hub.LinkBlob("evil/public", layer)
+		time.Sleep(time.Minute)
+		l.hub.ResetLedger()
+		for range 3 {
+			l.blob("evil/public", string(layer))
+		}
+		if n := len(l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Kind == "blobs" })); n != 1 || l.hub.Ledger().BlobBytes() != 0 {
+			t.Errorf("upstream saw\n%s", l.hub.Ledger())
+		}
+	})
+}
+
+func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		base := fakehub.Layer{Size: 2 * mib, Seed: 7}
+		a := l.hub.AddImage("library/a", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base, {Size: 5000}}})
+		b := l.hub.AddImage("library/b", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base, {Size: 6000}}})
+		l.pull(a)
+		l.quiet()
+		l.hub.ResetLedger()
+		l.pull(b)
+		ledger := l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Reference == string(a.Manifests[0].Layers[0].Digest) })
+		if len(ledger) != 0 {
+			t.Errorf("upstream saw\n%s", ledger)
+		}
+	})
+}
+
+func TestPublicThoughAnonymousQuotaIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		l.hub.SetUsed("", 1000)
+		img := small(l, "library/redis", "7")
+		l.pull(img)
+		for _, e := range l.hub.Ledger() {
+			if e.Face == fakehub.Registry && e.Kind == "manifests" && e.Account != username && e.Status != 401 {
+				t.Errorf("not with the PAT: %s", e)
+			}
+		}
+		if l.hub.Used("") != 0 && l.hub.Used("") != 1000 {
+			t.Errorf("anonymous pulls: %d", l.hub.Used(""))
+		}
+	})
+}
+
+func TestNoVerdictNoImage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := small(l, "library/redis", "7")
+		rule := l.hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Status(500, "oops"))
+		r := l.get(manifestPath(img))
+		if r.status != 429 || r.header.Get("Retry-After") == "" {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+		rule.Remove()
+		time.Sleep(time.Minute)
+		l.pull(img)
+		// A day later the verdict is old: it stays in force while it is renewed, and while
+		// it can't be.
+		time.Sleep(25 * time.Hour)
+		l.hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Status(500, "oops"))
+		if r := l.get("/v2/library/redis/manifests/" + string(img.Digest)); r.status != 200 {
+			t.Errorf("an old verdict: %d", r.status)
+		}
+		l.hub.ClearFaults()
+		l.hub.SetPrivate("library/redis", true)
+		time.Sleep(2 * time.Hour)
+		l.get("/v2/library/redis/manifests/" + string(img.Digest))
+		time.Sleep(2 * time.Minute)
+		if r := l.get("/v2/library/redis/manifests/" + string(img.Digest)); r.status != 404 {
+			t.Errorf("private since: %d", r.status)
+		}
+	})
+}
+
+func TestAllowAndDeny(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Allow, p.Deny = []string{"library/*"}, []string{"library/bad"} }})
+		base := fakehub.Layer{Size: 5000, Seed: 7}
+		good := l.hub.AddImage("library/good", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base}})
+		l.pull(good)
+		l.hub.ResetLedger()
+		for _, repository := range []string{"library/bad", "corp/app"} {
+			img := l.hub.AddImage(repository, "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base}})
+			for _, path := range []string{manifestPath(img), "/v2/" + repository + "/manifests/" + string(img.Digest), blobPath(repository, img.Manifests[0].Layers[0].Digest), "/v2/" + repository + "/tags/list"} {
+				if r := l.get(path); r.status != 404 {
+					t.Errorf("%s: %d", path, r.status)
+				}
+			}
+		}
+		if len(l.hub.Ledger()) > 0 {
+			t.Errorf("upstream saw\n%s", l.hub.Ledger())
+		}
+	})
+}
