@@ -1,0 +1,217 @@
+//go:build integration
+
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+// Stats is what the server's admin listener says.
+func (s *server) Stats() admin.Stats {
+	s.t.Helper()
+	var stats admin.Stats
+	if err := json.Unmarshal(get(s.t, "http://"+s.Admin+"/api/v1/stats").Body, &stats); err != nil {
+		s.t.Fatal(err)
+	}
+	return stats
+}
+
+// statsShape is the document of `hubcache stats --json` as other programs rely on it: each
+// key with the JSON type of its value.
+const statsShape = `
+bytes.fetched number
+bytes.read_ahead_unused number
+bytes.served number
+inflight[].digest string
+inflight[].readers number
+inflight[].received number
+inflight[].repository string
+inflight[].size number
+requests.blob.bypass number
+requests.blob.error number
+requests.blob.hit number
+requests.blob.miss number
+requests.blob.shared number
+requests.manifest.bypass number
+requests.manifest.error number
+requests.manifest.hit number
+requests.manifest.miss number
+requests.manifest.revalidated number
+requests.manifest.shared number
+requests.manifest.stale number
+schema number
+store.blobs number
+store.budget_bytes number
+store.bytes number
+store.evicted_bytes number
+store.evictions number
+store.index_bytes number
+store.manifests number
+store.oldest_use string
+store.pinned_bytes number
+store.reserved_bytes number
+store.tags number
+upstreams[].authenticated bool
+upstreams[].rate_limit.limit number
+upstreams[].rate_limit.observed string
+upstreams[].rate_limit.remaining number
+upstreams[].rate_limit.source string
+upstreams[].rate_limit.window_seconds number
+upstreams[].registry string
+upstreams[].requests number
+upstreams[].state string
+upstreams[].url string
+uptime_seconds number
+version string
+`
+
+// jsonShape lists the leaves of a JSON value with their types.
+func jsonShape(path string, v any, shape map[string]bool) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, value := range v {
+			jsonShape(strings.TrimPrefix(path+"."+key, "."), value, shape)
+		}
+	case []any:
+		for _, value := range v {
+			jsonShape(path+"[]", value, shape)
+		}
+	case float64:
+		shape[path+" number"] = true
+	default:
+		shape[fmt.Sprintf("%s %T", path, v)] = true
+	}
+}
+
+// TestStatsDocument looks at the document while a download is under way, so that no list
+// is empty and nothing null.
+func TestStatsDocument(t *testing.T) {
+	hub := startHub(t, fakehub.Options{})
+	s := startServer(t, serverOptions{Hub: hub, Args: []string{"--budget", "3GiB"}})
+	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 2<<20)})
+	layer := img.Manifests[0].Layers[0]
+	rule := hub.Inject(fakehub.Match{Face: fakehub.CDN, Reference: layer.Digest.String()}, fakehub.StallAfter(1<<20))
+	get(t, s.URL+"/v2/library/app/manifests/1")
+	done := make(chan error, 1)
+	go func() { done <- pullBlob(t.Context(), s.URL, "library/app", layer) }()
+	for deadline := time.Now().Add(10 * time.Second); len(s.Stats().Inflight) == 0 || rule.Hits() == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the download is not seen")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	raw := s.Command("stats", "--json")
+	var document map[string]any
+	if err := json.Unmarshal([]byte(raw), &document); err != nil {
+		t.Fatal(err)
+	}
+	shape := map[string]bool{}
+	jsonShape("", document, shape)
+	got := slices.Sorted(maps.Keys(shape))
+	if got := strings.Join(got, "\n"); got != strings.TrimSpace(statsShape) {
+		t.Errorf("the document has\n%s\nwant%s", got, statsShape)
+	}
+	rule.Release()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if document["schema"] != 1.0 {
+		t.Errorf("schema %v", document["schema"])
+	}
+	if budget := s.Stats().Store.BudgetBytes; budget != 3<<30 {
+		t.Errorf("budget_bytes %d, want %d", budget, 3<<30)
+	}
+}
+
+// TestStatsAddUp makes requests of each kind and compares what the server counted with
+// what the clients did and what the Hub sent.
+func TestStatsAddUp(t *testing.T) {
+	hub := startHub(t, fakehub.Options{})
+	s := startServer(t, serverOptions{Hub: hub})
+	spec := fakehub.ImageSpec{Layers: fakehub.Layers(3, 3<<20), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true}
+	img := hub.AddImage("library/app", "1", spec)
+	other := hub.AddImage("acme/tool", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)}) // TTL 0: revalidated
+	var manifests, blobs, served int64
+	for _, pulled := range []*fakehub.Image{img, img, other, other} {
+		if err := pullImage(t.Context(), s.URL, pulled, ""); err != nil {
+			t.Fatal(err)
+		}
+		manifests++
+		served += int64(len(pulled.Bytes))
+		if pulled.IsIndex {
+			for _, m := range pulled.Manifests {
+				manifests++
+				served += m.Size
+			}
+		}
+		blobs += int64(len(pulled.Blobs()))
+		served += pulled.Size()
+	}
+	ask := func(method, path string, want int) {
+		t.Helper()
+		if a, err := request(t.Context(), method, s.URL+"/v2/"+path); err != nil || a.Status != want {
+			t.Errorf("%s %s: %d, %v; want %d", method, path, a.Status, err, want)
+		}
+	}
+	layer := img.Manifests[0].Layers[0].Digest.String()
+	ask(http.MethodHead, "library/app/manifests/1", 200)
+	ask(http.MethodHead, "library/app/blobs/"+layer, 200)
+	ask(http.MethodGet, "library/app/manifests/none", 404)
+	ask(http.MethodGet, "library/none/manifests/1", 404)
+	ask(http.MethodGet, "library/app/blobs/sha256:"+strings.Repeat("0", 64), 404)
+	manifests, blobs = manifests+3, blobs+2
+	ask(http.MethodGet, "library/app/tags/list", 200) // neither
+	ask(http.MethodGet, "", 200)
+
+	stats := s.Stats()
+	m, b := stats.Requests.Manifest, stats.Requests.Blob
+	if got := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Error; got != manifests {
+		t.Errorf("%d manifest requests counted, %d made: %+v", got, manifests, m)
+	}
+	if got := b.Hit + b.Miss + b.Shared + b.Bypass + b.Error; got != blobs {
+		t.Errorf("%d blob requests counted, %d made: %+v", got, blobs, b)
+	}
+	if m.Revalidated != 1 || m.Error != 2 || b.Error != 1 || m.Stale+m.Bypass+b.Bypass != 0 {
+		t.Errorf("manifests %+v, blobs %+v", m, b)
+	}
+	if stats.Bytes.Served != served {
+		t.Errorf("bytes.served %d, the clients got %d", stats.Bytes.Served, served)
+	}
+	if sent := bodyBytes(hub); stats.Bytes.Fetched != sent {
+		t.Errorf("bytes.fetched %d, the Hub sent %d", stats.Bytes.Fetched, sent)
+	}
+	if onDisk := cacheSize(t, s.Data); stats.Store.Bytes != onDisk {
+		t.Errorf("store.bytes %d, on disk %d", stats.Store.Bytes, onDisk)
+	}
+	quota := stats.Upstreams[0].RateLimit
+	if quota == nil || quota.Limit != 200 || quota.Remaining != int64(200-hub.Used(labUser)) || quota.WindowSeconds != 6*3600 {
+		t.Errorf("rate_limit %+v, the account has used %d of 200", quota, hub.Used(labUser))
+	}
+	table := s.Command("stats")
+	t.Logf("the table:\n%s", table)
+	for _, want := range []string{"hit ratio", "bytes saved", "budget", "quota", fmt.Sprintf("%d of 200", quota.Remaining)} {
+		if !strings.Contains(table, want) {
+			t.Errorf("the table does not say %q:\n%s", want, table)
+		}
+	}
+}
+
+// bodyBytes is what the Hub has sent of manifests and blobs, error bodies not counted.
+func bodyBytes(hub *fakehub.Hub) (n int64) {
+	for _, e := range hub.Ledger() {
+		if (e.Kind == "manifests" || e.Kind == "blobs") && (e.Status == http.StatusOK || e.Status == http.StatusPartialContent) {
+			n += e.BodyBytes
+		}
+	}
+	return n
+}
