@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -56,11 +57,16 @@ func (srv *server) listen() (ls []listener, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("sockets from systemd: %w", err)
 	}
+	for name := range given {
+		if name != pullSocket && name != adminSocket {
+			return nil, fmt.Errorf("socket %q from systemd: its unit needs FileDescriptorName=%s or FileDescriptorName=%s", name, pullSocket, adminSocket)
+		}
+	}
 	nets, err := srv.settings.allowed()
 	if err != nil {
 		return nil, err
 	}
-	srv.gate = &gate{}
+	srv.gate = &gate{log: srv.log}
 	srv.gate.set(nets)
 	for _, side := range []struct {
 		name  string
@@ -81,10 +87,8 @@ func (srv *server) listen() (ls []listener, err error) {
 			if !side.admin {
 				l = gated{l, srv.gate}
 			}
+			// A unix socket is this machine's own: plain.
 			withTLS := srv.tls != nil && !side.admin && l.Addr().Network() == "tcp"
-			if withTLS {
-				l = tls.NewListener(l, &tls.Config{GetCertificate: srv.tls.get, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
-			}
 			ls = append(ls, listener{l, side.admin, withTLS})
 		}
 	}
@@ -128,6 +132,7 @@ func listenOn(addr string, admin bool) (net.Listener, error) {
 
 // gate lets clients of some networks in; of all when there are none.
 type gate struct {
+	log  *slog.Logger
 	nets atomic.Pointer[[]netip.Prefix]
 }
 
@@ -158,6 +163,7 @@ func (l gated) Accept() (net.Conn, error) {
 		if err != nil || l.gate.open(c.RemoteAddr()) {
 			return c, err
 		}
+		l.gate.log.Debug("connection refused: its address is not in listen_allow", "client", c.RemoteAddr())
 		c.Close()
 	}
 }

@@ -22,8 +22,9 @@ func monotonic() string {
 	return strconv.FormatInt(ts.Nano()/1000, 10)
 }
 
-// watchdog tells systemd twice per interval that we live, until stop.
-func watchdog() (stop func()) {
+// watchdog tells systemd twice per interval that we live, until stop. alive returns when
+// that is so: systemd ends a server in which it hangs.
+func watchdog(alive func()) (stop func()) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || interval <= 0 {
 		return func() {}
@@ -33,6 +34,7 @@ func watchdog() (stop func()) {
 		for {
 			select {
 			case <-t.C:
+				alive()
 				notify(daemon.SdNotifyWatchdog)
 			case <-done:
 				t.Stop()

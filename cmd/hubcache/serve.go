@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -12,12 +13,15 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/hubcache/hubcache/admin"
@@ -44,9 +48,15 @@ func newServeCommand(l *loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the cache",
-		Long: `Runs the cache until SIGTERM or SIGINT, which let running pulls end first; a second one
-stops at once. SIGHUP reads settings, certificate and access token again.`,
-		Args: cobra.NoArgs,
+		Long: `Runs the cache until SIGTERM or SIGINT, which let running pulls end first; a
+second one stops at once. SIGHUP reads settings, certificate and access token
+again.
+
+A flag can be an environment variable too: --tag-ttl is HUBCACHE_TAG_TTL. Flags
+win over the environment, the environment over the file, the file over defaults;
+'hubcache config show' says which did.`,
+		Example: "  hubcache serve --budget 50GiB --username you --password-file /etc/hubcache/token",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			own.file = l.file
 			return serve(cmd.Context(), own, cmd.ErrOrStderr())
@@ -69,8 +79,11 @@ type server struct {
 	gate     *gate
 	started  time.Time
 
-	servers []*http.Server
-	failed  chan error
+	stopping   atomic.Bool
+	lastReload atomic.Pointer[admin.LastReload]
+
+	pulls, admins []*http.Server
+	failed        chan error
 }
 
 func serve(ctx context.Context, l *loader, stderr io.Writer) error {
@@ -78,7 +91,8 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	srv := &server{loader: l, settings: s, level: &slog.LevelVar{}, started: time.Now(), failed: make(chan error, 8)}
+	srv := &server{loader: l, settings: s, level: &slog.LevelVar{}, started: time.Now(), failed: make(chan error, 1)}
+	srv.lastReload.Store(&admin.LastReload{})
 	srv.setLevel()
 	srv.log = slog.New(logHandler(stderr, s.Log.Format.word, srv.level))
 	slog.SetDefault(srv.log)
@@ -93,7 +107,7 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	srv.serveAll(listeners)
 	srv.greet(listeners)
 	notify(daemon.SdNotifyReady)
-	stopWatchdog := watchdog()
+	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() }) // they take the locks that all need
 	defer stopWatchdog()
 	err = srv.wait(ctx)
 	return errors.Join(err, srv.stop())
@@ -162,8 +176,11 @@ func readCAs(path string) (*x509.CertPool, error) {
 
 // serveAll starts a server for each listener.
 func (srv *server) serveAll(ls []listener) {
-	hosts := srv.adminHosts(ls)
-	adminHandler := admin.New(admin.Options{Store: srv.store, Registry: srv.registry, Version: versionString(), Started: srv.started, Hosts: hosts})
+	hosts := srv.adminHosts()
+	adminHandler := admin.New(admin.Options{
+		Store: srv.store, Registry: srv.registry, Version: versionString(), Started: srv.started, Hosts: hosts,
+		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
+	})
 	for _, l := range ls {
 		h := http.Handler(srv.registry)
 		if l.admin {
@@ -174,26 +191,33 @@ func (srv *server) serveAll(ls []listener) {
 			// No WriteTimeout: a layer takes what it takes; its handler moves the deadline.
 			ErrorLog: slog.NewLogLogger(srv.log.Handler(), slog.LevelDebug),
 		}
-		srv.servers = append(srv.servers, s)
+		serve := s.Serve
+		if l.tls {
+			s.TLSConfig = &tls.Config{GetCertificate: srv.tls.get, MinVersion: tls.VersionTLS12}
+			serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
+		}
+		if l.admin {
+			srv.admins = append(srv.admins, s)
+		} else {
+			srv.pulls = append(srv.pulls, s)
+		}
 		go func() {
-			if err := s.Serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
-				srv.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err)
+			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+				select {
+				case srv.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err):
+				default: // one is reason enough to stop
+				}
 			}
 		}()
 	}
 }
 
 // adminHosts are the names under which the admin listeners may be asked.
-func (srv *server) adminHosts(ls []listener) []string {
+func (srv *server) adminHosts() []string {
 	hosts := append([]string{}, srv.settings.Admin.Hosts...)
 	for _, addr := range srv.settings.Admin.Listen {
 		if host, _, err := net.SplitHostPort(addr); err == nil {
 			hosts = append(hosts, host)
-		}
-	}
-	for _, l := range ls {
-		if l.admin && l.Addr().Network() == "tcp" {
-			hosts = append(hosts, l.Addr().String())
 		}
 	}
 	return hosts
@@ -218,13 +242,22 @@ func (srv *server) greet(ls []listener) {
 	srv.log.Info("hubcache is ready", "version", versionString(), "listen", pull, "admin", adm, "data_dir", s.DataDir,
 		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
 		"upstream", s.Upstream.URL, "as", as)
-	if whole, err := (&size{share: 1}).in(string(s.DataDir)); err == nil && budget > whole {
-		srv.log.Warn("the budget is larger than the file system; min_free bounds the cache",
-			"budget", units.BytesSize(float64(budget)), "file_system", units.BytesSize(float64(whole)))
+	if room, err := srv.room(); err == nil && budget > room {
+		srv.log.Warn("the budget is larger than what the disk has room for; min_free will bound the cache",
+			"budget", units.BytesSize(float64(budget)), "room", units.BytesSize(float64(room)))
 	}
 	if srv.cred == nil {
 		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
 	}
+}
+
+// room is what the cache could grow to if nothing else grew: min_free is left alone.
+func (srv *server) room() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(string(srv.settings.DataDir), &st); err != nil {
+		return 0, err
+	}
+	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.bytes), nil
 }
 
 // wait returns when the server is told to stop, or fails; SIGHUP reloads.
@@ -244,8 +277,10 @@ func (srv *server) wait(ctx context.Context) error {
 	}
 }
 
-// stop lets readers end, then puts everything down. A second signal ends the waiting.
+// stop lets readers end, then puts everything down; health and stats answer to the last. A
+// second signal ends the waiting.
 func (srv *server) stop() error {
+	srv.stopping.Store(true)
 	notify(daemon.SdNotifyStopping)
 	srv.log.Info("stopping: running pulls may end", "within", drainWithin)
 	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
@@ -260,47 +295,33 @@ func (srv *server) stop() error {
 		case <-ctx.Done():
 		}
 	}()
-	done := make(chan struct{})
-	for _, s := range srv.servers {
-		go func() {
+	var pulls sync.WaitGroup
+	for _, s := range srv.pulls {
+		pulls.Go(func() {
 			if s.Shutdown(ctx) != nil {
+				srv.log.Warn("pulls were still running and are cut off")
 				s.Close()
 			}
-			done <- struct{}{}
-		}()
+		})
 	}
-	for range srv.servers {
-		<-done
-	}
+	pulls.Wait()
 	closing, cancel2 := context.WithTimeout(context.Background(), closeWithin)
 	defer cancel2()
-	return errors.Join(srv.registry.Close(closing), srv.store.Close())
+	err := srv.registry.Close(closing)
+	for _, s := range srv.admins {
+		s.Close()
+	}
+	return errors.Join(err, srv.store.Close())
 }
 
 // reload takes over what can change while the server runs. A fault changes nothing.
 func (srv *server) reload() {
 	notify(daemon.SdNotifyReloading + "\nMONOTONIC_USEC=" + monotonic())
 	defer notify(daemon.SdNotifyReady)
-	next, err := srv.loader.load()
-	if err != nil {
-		srv.log.Error("the new settings are wrong; the old ones stay", "error", err)
-		return
-	}
-	budget, err := next.Budget.in(string(next.DataDir))
+	err := srv.adopt()
+	srv.lastReload.Store(&admin.LastReload{Time: time.Now(), OK: err == nil})
 	if err != nil {
 		srv.log.Error("the new settings can't be used; the old ones stay", "error", err)
-		return
-	}
-	old := srv.settings
-	if err := srv.registry.SetPolicy(next.policy()); err != nil {
-		srv.log.Error("the new settings are wrong; the old ones stay", "error", err)
-		return
-	}
-	srv.settings = next
-	srv.setLevel()
-	srv.store.SetLimits(budget, next.MinFree.bytes)
-	if nets, err := next.allowed(); err == nil {
-		srv.gate.set(nets)
 	}
 	if srv.cred != nil {
 		if err := srv.cred.Reload(); err != nil {
@@ -312,11 +333,38 @@ func (srv *server) reload() {
 			srv.log.Error("the certificate can't be read; the last one stays in force", "error", err)
 		}
 	}
+	if err == nil {
+		srv.log.Info("settings read again")
+	}
+}
+
+// adopt reads the settings again and takes over those that can change.
+func (srv *server) adopt() error {
+	next, err := srv.loader.load()
+	if err != nil {
+		return err
+	}
+	old := srv.settings
+	budget, err := next.Budget.in(string(old.DataDir))
+	if err != nil {
+		return err
+	}
+	nets, err := next.allowed()
+	if err != nil {
+		return err
+	}
+	if err := srv.registry.SetPolicy(next.policy()); err != nil {
+		return err
+	}
+	srv.settings = next
+	srv.setLevel()
+	srv.store.SetLimits(budget, next.MinFree.bytes)
+	srv.gate.set(nets)
 	for _, key := range changed(old, next, "listen", "admin.listen", "tls.cert_file", "tls.key_file", "data_dir",
 		"upstream.url", "upstream.username", "upstream.password_file", "upstream.ca_file", "log.format", "admin.hosts") {
 		srv.log.Warn("this setting changes with the next start only", "setting", key)
 	}
-	srv.log.Info("settings read again")
+	return nil
 }
 
 // changed returns those keys whose values differ.

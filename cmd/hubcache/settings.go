@@ -159,7 +159,7 @@ func defaults() *settings {
 
 // defaultDataDir is the system's for root and for a service, else the user's own cache.
 func defaultDataDir() string {
-	if dir := os.Getenv("STATE_DIRECTORY"); dir != "" {
+	if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); dir != "" {
 		return dir
 	}
 	if os.Geteuid() == 0 {
@@ -175,21 +175,21 @@ func defaultDataDir() string {
 func (s *settings) table() []setting {
 	d := &s.Docker
 	return []setting{
-		{"listen", "listen", "HUBCACHE_LISTEN", &s.Listen, "address of the pull API: host:port or unix:/path (repeatable)"},
-		{"listen_allow", "listen-allow", "HUBCACHE_LISTEN_ALLOW", &s.ListenAllow, "clients that may connect, as CIDRs (default everyone; unix sockets always)"},
-		{"tls.cert_file", "tls-cert-file", "HUBCACHE_TLS_CERT_FILE", &s.TLS.CertFile, "serve https with this certificate chain"},
-		{"tls.key_file", "tls-key-file", "HUBCACHE_TLS_KEY_FILE", &s.TLS.KeyFile, "the certificate's key"},
-		{"admin.listen", "admin-listen", "HUBCACHE_ADMIN_LISTEN", &s.Admin.Listen, "address of stats, metrics and health: host:port or unix:/path (repeatable)"},
+		{"listen", "listen", "HUBCACHE_LISTEN", &s.Listen, "`address` of the pull API: host:port or unix:/path (repeatable)"},
+		{"listen_allow", "listen-allow", "HUBCACHE_LISTEN_ALLOW", &s.ListenAllow, "`network` of clients that may connect, like 10.0.0.0/8 (repeatable) (default everyone; unix sockets always)"},
+		{"tls.cert_file", "tls-cert-file", "HUBCACHE_TLS_CERT_FILE", &s.TLS.CertFile, "serve https with the certificate chain in this `file`"},
+		{"tls.key_file", "tls-key-file", "HUBCACHE_TLS_KEY_FILE", &s.TLS.KeyFile, "`file` with the certificate's key"},
+		{"admin.listen", "admin-listen", "HUBCACHE_ADMIN_LISTEN", &s.Admin.Listen, "`address` of stats, metrics and health: host:port or unix:/path (repeatable)"},
 		{"admin.hosts", "", "", &s.Admin.Hosts, ""},
-		{"data_dir", "data-dir", "HUBCACHE_DATA_DIR", &s.DataDir, "folder of the cache"},
-		{"budget", "budget", "HUBCACHE_BUDGET", &s.Budget, "bytes the cache may hold, like 50GiB, or 30% of its file system"},
-		{"min_free", "min-free", "HUBCACHE_MIN_FREE", &s.MinFree, "free space on the file system below which the cache evicts"},
-		{"upstream.url", "upstream", "HUBCACHE_UPSTREAM", &s.Upstream.URL, "registry that is cached"},
-		{"upstream.username", "username", "HUBCACHE_USERNAME", &s.Upstream.Username, "Docker ID, or organisation, of the access token (default anonymous)"},
-		{"upstream.password_file", "password-file", "HUBCACHE_PASSWORD_FILE", &s.Upstream.PasswordFile, "file with the access token; a relative name is looked up in $CREDENTIALS_DIRECTORY"},
-		{"upstream.ca_file", "upstream-ca-file", "HUBCACHE_UPSTREAM_CA_FILE", &s.Upstream.CAFile, "certificates to trust upstream instead of the system's"},
-		{"upstream.private", "private", "HUBCACHE_PRIVATE", &s.Upstream.Private, "private repositories that everybody here may pull (globs, repeatable)"},
-		{"tags.ttl", "tag-ttl", "HUBCACHE_TAG_TTL", &s.Tags.TTL, "how long a tag is answered unasked; 0 asks on every pull (default 60s for library/*, else 0)"},
+		{"data_dir", "data-dir", "HUBCACHE_DATA_DIR", &s.DataDir, "`folder` of the cache"},
+		{"budget", "budget", "HUBCACHE_BUDGET", &s.Budget, "bytes that the cache may hold, like 50GiB, or 30% of its file system"},
+		{"min_free", "min-free", "HUBCACHE_MIN_FREE", &s.MinFree, "free space below which the cache evicts whatever its budget"},
+		{"upstream.url", "upstream", "HUBCACHE_UPSTREAM", &s.Upstream.URL, "`URL` of the registry that is cached"},
+		{"upstream.username", "username", "HUBCACHE_USERNAME", &s.Upstream.Username, "Docker ID or organisation, the `name` that the access token belongs to (default anonymous)"},
+		{"upstream.password_file", "password-file", "HUBCACHE_PASSWORD_FILE", &s.Upstream.PasswordFile, "`file` with the access token; a relative name is looked up in $CREDENTIALS_DIRECTORY"},
+		{"upstream.ca_file", "upstream-ca-file", "HUBCACHE_UPSTREAM_CA_FILE", &s.Upstream.CAFile, "`file` with the certificates to trust upstream instead of the system's"},
+		{"upstream.private", "private", "HUBCACHE_PRIVATE", &s.Upstream.Private, "`pattern` of private repositories that everybody here may pull (repeatable)"},
+		{"tags.ttl", "tag-ttl", "HUBCACHE_TAG_TTL", &s.Tags.TTL, "how long a tag is answered without asking; 0 asks on every pull (default 60s for library/*, else 0)"},
 		{"tags.max_stale", "tag-max-stale", "HUBCACHE_TAG_MAX_STALE", &s.Tags.MaxStale, "how long a tag is served while upstream fails"},
 		{"tags.negative_ttl", "", "", &s.Tags.NegativeTTL, ""},
 		{"tags.on_gone", "", "", &s.Tags.OnGone, ""},
@@ -215,8 +215,8 @@ func (s *settings) table() []setting {
 		{"docker.prune.keep", "", "", &d.Prune.Keep, ""},
 		{"docker.prune.keep_files", "", "", &d.Prune.KeepFiles, ""},
 		{"docker.prune.max_wait", "", "", &d.Prune.MaxWait, ""},
-		{"log.level", "log-level", "HUBCACHE_LOG_LEVEL", &s.Log.Level, "debug, info, warn or error"},
-		{"log.format", "log-format", "HUBCACHE_LOG_FORMAT", &s.Log.Format, "text or json (default text on a terminal, else json)"},
+		{"log.level", "log-level", "HUBCACHE_LOG_LEVEL", &s.Log.Level, "`level`: debug, info, warn or error"},
+		{"log.format", "log-format", "HUBCACHE_LOG_FORMAT", &s.Log.Format, "`format`: text or json (default text on a terminal, else json)"},
 	}
 }
 
