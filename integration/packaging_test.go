@@ -228,7 +228,7 @@ func packagingBoot(t *testing.T, deb string) {
 
 	// As the comments in config.yaml say.
 	h.write("/etc/credstore/dockerhub-pat", "0600", token)
-	h.shell(`sed -i 's/^#//; s/^upstream:/&\n  url: "http:\/\/127.0.0.1:5100"/' /etc/hubcache/config.yaml; sed -i '/^ [A-Za-z]/d; /^$/d' /etc/hubcache/config.yaml`)
+	h.shell(`sed -i 's/^#\(upstream:\|  [a-z_]*:\)/\1/; s|^upstream:|&\n  url: http://127.0.0.1:5100|' /etc/hubcache/config.yaml`)
 	h.run("hubcache", "config", "check")
 	h.run("systemctl", "restart", "hubcache.service")
 	h.write("/etc/docker/daemon.json", "0644", `{"registry-mirrors": ["http://127.0.0.1:5000"], "iptables": false, "bridge": "none"}`)
