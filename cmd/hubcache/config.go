@@ -9,13 +9,13 @@ import (
 
 func newConfigCommand(l *loader) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "config", Short: "Check and show the settings", Args: noCommand,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use: "config", Short: "Check and show the settings",
 	}
 	check := &cobra.Command{
 		Use: "check [FILE]", Short: "Check the settings, without starting anything", Args: cobra.MaximumNArgs(1),
-		Long: `Checks the settings of file and environment. Files that they name, such as the one with
-the access token, need not be on this machine. Exits with 2 when something is wrong.`,
+		Long: `Checks the settings of file and environment. Files that they name, such as the
+one with the access token, need not be on this machine. Exits with 2 when
+something is wrong.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				l.file = args[0]

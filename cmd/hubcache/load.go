@@ -25,15 +25,11 @@ type rawFlag struct {
 	given []string
 	isSet bool
 	list  bool
+	kind  string // in the help
 }
 
 func (f *rawFlag) String() string { return strings.Join(f.given, ",") }
-func (f *rawFlag) Type() string {
-	if f.list {
-		return "list"
-	}
-	return "value"
-}
+func (f *rawFlag) Type() string   { return f.kind }
 
 func (f *rawFlag) Set(s string) error {
 	if !f.list {
@@ -45,7 +41,7 @@ func (f *rawFlag) Set(s string) error {
 
 // bindConfig gives every command the flag that names the file.
 func (l *loader) bindConfig(fs *pflag.FlagSet) {
-	fs.StringVar(&l.file, "config", "", "settings file (default $HUBCACHE_CONFIG, else "+defaultConfig+" where there is one)")
+	fs.StringVar(&l.file, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+defaultConfig+" where there is one)")
 }
 
 // bind gives a command the flags of serve.
@@ -55,8 +51,15 @@ func (l *loader) bind(cmd *cobra.Command) {
 		if row.flag == "" {
 			continue
 		}
-		_, isList := row.value.(*list)
-		f := &rawFlag{list: isList}
+		f := &rawFlag{kind: "value"}
+		switch row.value.(type) {
+		case *list:
+			f.list, f.kind = true, "list"
+		case *span, *maybeSpan:
+			f.kind = "duration"
+		case *size, *onlyBytes:
+			f.kind = "size"
+		}
 		l.flags[row.key] = f
 		help := row.help
 		if d := row.value.String(); d != "" && !strings.Contains(help, "(default") {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -44,13 +45,15 @@ func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "hubcache",
 		Short: "A pull-through cache for Docker Hub",
-		Long: `hubcache stands between Docker and Docker Hub: the first pull of an image comes from the
-Hub, with an access token; every later one from the local disk, within a byte budget.`,
+		Long: `hubcache stands between Docker and Docker Hub: the first pull of an image comes
+from the Hub, with an access token; every later one from the local disk, within a
+byte budget.`,
+		Version:       versionString(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          noCommand,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate("hubcache {{.Version}}\n")
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
@@ -69,11 +72,53 @@ Hub, with an access token; every later one from the local disk, within a byte bu
 			if err != nil {
 				return doctorSettings{}, err
 			}
-			return s.doctor()
+			return s.doctor(), nil
 		}),
 	)
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
 	wrongArgs(root)
 	return root
+}
+
+// wrongArgs makes arguments that a command doesn't take wrong usage, with a hint. Cobra
+// answers some of them with the help and exit code 0.
+func wrongArgs(cmd *cobra.Command) {
+	explain := wrongArguments
+	switch {
+	case cmd.Name() == "help":
+		cmd.Args, explain = helpTopic, nil
+	case cmd.HasSubCommands() && !cmd.Runnable():
+		cmd.Args, explain = noCommand, nil
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if err == nil {
+				return nil
+			}
+			if explain != nil {
+				err = explain(cmd, args)
+			}
+			return usageError{err}
+		}
+	}
+	for _, c := range cmd.Commands() {
+		wrongArgs(c)
+	}
+}
+
+func wrongArguments(cmd *cobra.Command, args []string) error {
+	what := "an argument is missing"
+	if len(args) > 0 {
+		what = "wrong arguments: " + strings.Join(args, " ")
+	}
+	usage := cmd.UseLine()
+	if cmd.Example != "" {
+		usage += "\nExamples:\n" + cmd.Example
+	}
+	return fmt.Errorf("%s\nUsage: %s", what, usage)
 }
 
 // noCommand explains a word that is no command.
@@ -81,20 +126,19 @@ func noCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return fmt.Errorf("unknown command %q; see '%s --help'", args[0], cmd.CommandPath())
+	hint := fmt.Sprintf("See '%s --help'", cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		hint = fmt.Sprintf("Did you mean '%s %s'? %s", cmd.CommandPath(), like[0], hint)
+	}
+	return fmt.Errorf("unknown command %q\n%s", args[0], hint)
 }
 
-// wrongArgs makes what a command says of its arguments wrong usage.
-func wrongArgs(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usageError{err}
-			}
-			return nil
-		}
+// helpTopic finds what is not a command in the arguments of help.
+func helpTopic(cmd *cobra.Command, args []string) error {
+	found, rest, err := cmd.Root().Find(args)
+	if err != nil {
+		return err
 	}
-	for _, c := range cmd.Commands() {
-		wrongArgs(c)
-	}
+	return noCommand(found, rest)
 }

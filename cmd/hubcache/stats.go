@@ -31,9 +31,10 @@ func newStatsCommand() *cobra.Command {
 		watch  span
 	)
 	cmd := &cobra.Command{
-		Use:   "stats",
-		Short: "Show what the running cache does: hits, bytes saved, room, quota, downloads",
-		Args:  cobra.NoArgs,
+		Use:     "stats",
+		Short:   "Show what the running cache does: hits, bytes saved, room, quota, downloads",
+		Example: "  hubcache stats --watch=5s",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c := newAdminClient(addr)
 			show := func(ctx context.Context, w io.Writer) error {

@@ -46,8 +46,7 @@ func newVersionCommand() *cobra.Command {
 
 // newManCommand writes the man pages, for packages.
 func newManCommand(root *cobra.Command) *cobra.Command {
-	docs := &cobra.Command{Use: "docs", Hidden: true, Short: "Documentation for packages", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	docs := &cobra.Command{Use: "docs", Hidden: true, Short: "Documentation for packages"}
 	docs.AddCommand(&cobra.Command{
 		Use: "man DIR", Short: "Write the man pages into a folder", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
