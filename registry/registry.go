@@ -243,7 +243,7 @@ func (r *Registry) access(req *http.Request, q request, res result, took time.Du
 	attrs := make([]slog.Attr, 0, 10)
 	attrs = append(attrs, slog.String("method", req.Method), slog.String("kind", q.kind.String()),
 		slog.String("repository", q.name), slog.String("reference", q.ref), slog.Int("status", res.status),
-		slog.String("cache", string(res.outcome)), slog.Int64("bytes", res.sent), slog.Duration("took", took),
+		slog.String("cache", string(res.outcome)), slog.Int64("bytes", res.sent), slog.Float64("took_ms", float64(took.Round(time.Microsecond))/1e6),
 		slog.String("client", req.RemoteAddr))
 	if failed {
 		attrs = append(attrs, slog.String("error", f.Error()))
