@@ -51,6 +51,9 @@ const (
 )
 
 func (c *coolDown) begin(wait time.Duration, now time.Time) time.Duration {
+	if wait <= 0 && now.Before(c.until) {
+		return c.until.Sub(now) // one of several that were under way together
+	}
 	if wait <= 0 {
 		c.next = min(max(2*c.next, coolFirst), coolMost)
 		wait = c.next

@@ -32,6 +32,8 @@ type lab struct {
 	opts  labOptions
 	dir   string
 	cred  *auth.File
+
+	transport http.RoundTripper // upstream's; nil: the Hub's own
 }
 
 type labOptions struct {
@@ -78,13 +80,17 @@ func (l *lab) start() {
 		l.t.Fatal(err)
 	}
 	up, _ := url.Parse(l.hub.RegistryURL())
+	transport := l.transport
+	if transport == nil {
+		transport = l.hub.Transport()
+	}
 	p := registry.Policy{MaxStale: 168 * time.Hour, NegativeTTL: 10 * time.Second}
 	if l.opts.policy != nil {
 		l.opts.policy(&p)
 	}
 	l.reg, err = registry.New(registry.Options{
 		Store: l.store, Policy: p, Log: log,
-		Upstream: registry.Upstream{URL: up, Credential: l.cred, Transport: l.hub.Transport()},
+		Upstream: registry.Upstream{URL: up, Credential: l.cred, Transport: transport},
 	})
 	if err != nil {
 		l.t.Fatal(err)

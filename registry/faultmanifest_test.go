@@ -1,0 +1,281 @@
+package registry_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+// The fault matrix of manifests and tokens: what happens × whether the tag is cached.
+// A manifest is answered within 5 s, whatever upstream does.
+
+type manifestFault struct {
+	name   string
+	match  fakehub.Match
+	faults []fakehub.Fault
+	hub    func(*fakehub.Options) // instead of faults: what the Hub is like from then on
+	cold   int                    // status of an uncached tag; 0: some failure
+	cached int                    // of a cached one; 0: 200, stale
+	heals  bool                   // a cached tag is not even stale
+	rest   time.Duration          // until upstream is asked again
+}
+
+func manifestFaults() []manifestFault {
+	heads := fakehub.Match{Face: fakehub.Registry, Kind: "manifests"}
+	gets := fakehub.Match{Face: fakehub.Registry, Kind: "manifests", Method: "GET"}
+	tokens := fakehub.Match{Face: fakehub.Token}
+	one := func(f ...fakehub.Fault) []fakehub.Fault { return f }
+	return []manifestFault{
+		// Before the headers.
+		{name: "connection closed", match: heads, faults: one(fakehub.Drop()), cold: 502},
+		{name: "connection reset", match: heads, faults: one(fakehub.Reset()), cold: 502},
+		{name: "silence", match: heads, faults: one(fakehub.Hang()), cold: 504},
+		{name: "500", match: heads, faults: one(fakehub.Status(500, "")), cold: 502},
+		{name: "503", match: heads, faults: one(fakehub.Status(503, "")), cold: 502},
+		{name: "401 for ever", match: heads, faults: one(fakehub.Status(401, "")), cold: 404, cached: 404},
+		{name: "403", match: heads, faults: one(fakehub.Status(403, "")), cold: 404, cached: 404},
+		{name: "404", match: heads, faults: one(fakehub.Status(404, "")), cold: 404, cached: 404},
+		{name: "410", match: heads, faults: one(fakehub.Status(410, "")), cold: 404, cached: 404},
+		{name: "429", match: heads, faults: one(fakehub.TooManyRequests()), cold: 429, rest: time.Minute},
+		{name: "429 with Retry-After", match: heads, faults: one(fakehub.TooManyRequests("Retry-After: 300")), cold: 429, rest: 300 * time.Second},
+		{name: "HAP429", match: heads, faults: one(fakehub.HAP429()), cold: 429, rest: time.Minute},
+		{name: "HAP429 well formed", match: heads, faults: one(fakehub.Status(429, "Too Many Requests (HAP429).\n", "Retry-After: 60")), cold: 429, rest: time.Minute},
+		{name: "redirect loop", match: heads, faults: one(fakehub.RedirectLoop()), cold: 502},
+		{name: "redirect into the network", match: heads, faults: one(fakehub.RedirectTo("https://127.0.0.1/v2/")), cold: 502},
+
+		// In the headers: HEAD tells no digest, and GET has another body.
+		{name: "HTML", match: heads, faults: one(fakehub.HTML()), cold: 0, cached: 0},
+
+		// In the body.
+		{name: "cut", match: gets, faults: one(fakehub.CutAfter(20)), cold: 502, heals: true},
+		{name: "reset in the body", match: gets, faults: one(fakehub.ResetAfter(20)), cold: 502, heals: true},
+		{name: "stall in the body", match: gets, faults: one(fakehub.StallAfter(20)), cold: 504, heals: true},
+		{name: "wrong byte", match: gets, faults: one(fakehub.FlipByte(20)), cold: 502, heals: true},
+		{name: "shorter", match: gets, faults: one(fakehub.Shorter(10)), cold: 502, heals: true},
+		{name: "longer", match: gets, faults: one(fakehub.Longer(10)), cold: 502, heals: true},
+		{name: "shorter without length", match: gets, faults: one(fakehub.Shorter(10), fakehub.Chunked()), cold: 502, heals: true},
+		{name: "without length", match: gets, faults: one(fakehub.Chunked()), cold: 200, heals: true},
+		{name: "endless", match: gets, faults: one(fakehub.Longer(1<<40), fakehub.Chunked()), cold: 502, heals: true},
+
+		// The token service.
+		{name: "no token service", match: tokens, faults: one(fakehub.Reset()), cold: 429},
+		{name: "slow token service", match: tokens, faults: one(fakehub.Delay(20 * time.Second)), cold: 429},
+		{name: "token service 401", match: tokens, faults: one(fakehub.Status(401, `{"details":"incorrect username or password"}`)), rest: time.Minute},
+		{name: "token service 429", match: tokens, faults: one(fakehub.TooManyRequests()), cold: 429, rest: time.Minute},
+		{name: "token service 500", match: tokens, faults: one(fakehub.Status(500, "")), cold: 429},
+		{name: "token service HTML", match: tokens, faults: one(fakehub.HTML()), cold: 429},
+		{name: "tokens without expires_in", hub: func(o *fakehub.Options) { o.OmitExpiresIn = true }, cold: 200, heals: true},
+		{name: "upstream's clock an hour ahead", hub: func(o *fakehub.Options) { o.ClockSkew = time.Hour }, cold: 200, heals: true},
+		{name: "upstream's clock an hour behind", hub: func(o *fakehub.Options) { o.ClockSkew = -time.Hour }, cold: 200, heals: true},
+	}
+}
+
+func TestManifestFaults(t *testing.T) {
+	for _, row := range manifestFaults() {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { manifestFaultCell(t, row) })
+		})
+	}
+}
+
+func manifestFaultCell(t *testing.T, row manifestFault) {
+	l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+	trespassed := l.trap()
+	l.image("library/app", "cached", 1000, 5<<18)
+	l.image("library/new", "cold", 1000, 1001)
+	cached := l.get("/v2/library/app/manifests/cached")
+	for _, c := range storage.Children(cached.body) {
+		l.fetch("library/app", c.Digest)
+	}
+	time.Sleep(10 * time.Minute) // all tokens have expired
+	if row.hub != nil {
+		l.hub.Set(row.hub)
+	} else {
+		l.hub.Inject(row.match, row.faults...)
+	}
+	for _, method := range []string{"HEAD", "GET", "GET"} {
+		start := time.Now()
+		r := l.do(method, "/v2/library/app/manifests/cached")
+		if took := time.Since(start); took > 2*time.Second {
+			t.Errorf("a cached tag took %s", took)
+		}
+		if r.status != cmp.Or(row.cached, 200) {
+			t.Fatalf("cached %s: %d %s", method, r.status, r.body)
+		}
+		if r.status == 200 && method == "GET" && !bytes.Equal(r.body, cached.body) {
+			t.Errorf("cached: other bytes, %q", r.body)
+		}
+		if stale := r.header.Get("X-Hubcache") == "stale"; r.status == 200 && stale == row.heals {
+			t.Errorf("cached: X-Hubcache: %s", r.header.Get("X-Hubcache"))
+		}
+	}
+	start := time.Now()
+	r := l.get("/v2/library/new/manifests/cold")
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("an uncached tag took %s", took)
+	}
+	want := row.cold
+	if want == 0 && r.status < 400 || want != 0 && r.status != want || r.status == 401 {
+		t.Errorf("uncached: %d instead of %d: %s", r.status, want, r.body)
+	}
+	if r.status >= 400 {
+		apiError(t, r)
+	}
+	if n := len(*trespassed); n > 0 {
+		t.Errorf("went where it must not: %v", *trespassed)
+	}
+	l.settled()
+	l.hub.ClearFaults()
+	time.Sleep(max(row.rest, 30*time.Second) + time.Second) // the breaker probes every 30 s
+	for _, ref := range []string{"app/manifests/cached", "new/manifests/cold"} {
+		if r := l.get("/v2/library/" + ref); r.status != 200 || r.header.Get("X-Hubcache") == "stale" {
+			t.Errorf("after the fault: %d %s %s", r.status, r.header.Get("X-Hubcache"), r.body)
+		}
+	}
+	l.settled()
+	if v := l.hub.Violations(); len(v) > 0 {
+		t.Error(v)
+	}
+}
+
+// apiError: the API's JSON, no challenge, and, with 429, when to come back.
+func apiError(t *testing.T, r reply) {
+	t.Helper()
+	var body struct {
+		Errors []struct{ Code, Message, Detail string }
+	}
+	if err := json.Unmarshal(r.body, &body); err != nil || len(body.Errors) != 1 || body.Errors[0].Code == "" || body.Errors[0].Detail == "" {
+		t.Errorf("error body %q, %v", r.body, err)
+	}
+	if r.header.Get("Www-Authenticate") != "" || r.status == 429 && r.header.Get("Retry-After") == "" {
+		t.Errorf("%d with headers %v", r.status, r.header)
+	}
+}
+
+// TestTokenRevokedInMidPull: one new token, one more try, and nobody notices.
+func TestTokenRevokedInMidPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 1 << 20}})
+		layers := l.image("library/app", "1", 5<<18, 17<<19)
+		l.get("/v2/library/app/manifests/1")
+		l.hub.Inject(fakehub.Match{Face: fakehub.CDN, Reference: string(layers[1]), Times: 1}, fakehub.CutAfter(1<<19))
+		l.hub.ResetLedger()
+		l.hub.RevokeTokens()
+		l.fetch("library/app", layers[0])
+		l.fetch("library/app", layers[1])
+		if n := l.hub.Ledger().TokenRequests(username); n != 1 {
+			t.Errorf("%d token requests:\n%s", n, l.hub.Ledger())
+		}
+		l.settled(layers...)
+	})
+}
+
+// TestTokensExpireInMidPull: tokens live for 5 s, signed URLs for 1 s, the pull takes 30.
+func TestTokensExpireInMidPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 1 << 18, TokenLifetime: 5 * time.Second, URLLifetime: time.Second}})
+		layers := l.image("library/app", "1", 5<<18, 17<<19, 5<<18)
+		l.get("/v2/library/app/manifests/1")
+		for _, d := range layers {
+			l.fetch("library/app", d)
+		}
+		l.settled(layers...)
+	})
+}
+
+// silent is an upstream whose connections are accepted and never answered, or that has no
+// address.
+type silent struct{ resolves bool }
+
+func (s silent) RoundTrip(req *http.Request) (*http.Response, error) {
+	if !s.resolves {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: req.URL.Host, IsNotFound: true}}
+	}
+	<-req.Context().Done()
+	return nil, context.Cause(req.Context())
+}
+
+// TestUpstreamGone: nothing of what upstream is made of answers, or has an address. The
+// first pull of a cached tag answers within 2 s, later ones without waiting, and an image
+// whose layers aren't all here isn't handed out.
+func TestUpstreamGone(t *testing.T) {
+	for _, s := range []silent{{true}, {false}} {
+		t.Run(fmt.Sprintf("resolves=%v", s.resolves), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { upstreamGone(t, s) })
+		})
+	}
+}
+
+func upstreamGone(t *testing.T, s silent) {
+	l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+	layers := l.image("library/app", "1", 5<<18)
+	half := l.image("library/half", "1", 1000, 1001)
+	m := l.get("/v2/library/app/manifests/1")
+	layers = append(layers, storage.Children(m.body)[0].Digest) // the config
+	for _, d := range layers {
+		l.fetch("library/app", d)
+	}
+	l.get("/v2/library/half/manifests/1")
+	l.fetch("library/half", half[0])
+	l.settled()
+	l.stop()
+	l.transport = s
+	l.start()
+	pull := func() time.Duration {
+		start := time.Now()
+		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || r.header.Get("X-Hubcache") != "stale" {
+			t.Errorf("%d %v", r.status, r.header)
+		}
+		for _, d := range layers {
+			l.fetch("library/app", d)
+		}
+		return time.Since(start)
+	}
+	if took := pull(); took > 2*time.Second {
+		t.Errorf("the first pull took %s", took)
+	}
+	time.Sleep(5 * time.Second) // the first check has given up
+	probes := 0
+	for range 200 {
+		switch took := pull(); {
+		case took > 2*time.Second:
+			t.Errorf("a pull took %s", took)
+		case took > 0: // it was the one that let the breaker look whether upstream is back
+			probes++
+		}
+		time.Sleep(time.Second)
+	}
+	if probes > 10 { // after 2, 4, 8, 16 and then every 30 s
+		t.Errorf("%d of 200 later pulls waited", probes)
+	}
+	start := time.Now()
+	if r := l.get("/v2/library/half/manifests/1"); r.status != 503 {
+		t.Errorf("an image without all its layers: %d", r.status)
+	}
+	if r := l.get("/v2/library/unknown/manifests/1"); r.status != 502 && r.status != 504 && r.status != 429 {
+		t.Errorf("an unknown image: %d %s", r.status, r.body)
+	}
+	if r := l.get("/v2/library/half/blobs/" + string(half[1])); r.status != 429 {
+		t.Errorf("a layer that isn't here: %d %s", r.status, r.body)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("three failures took %s", took)
+	}
+	l.settled()
+	if strings.Contains(l.log.String(), pat) {
+		t.Error("the token is in the log")
+	}
+}
