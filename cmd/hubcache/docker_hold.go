@@ -81,7 +81,7 @@ func (h holdRun) enter(ctx context.Context) (hold *prune.Hold, release func(), e
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = hold.Pursue(pursuit) }) // it ends with the command at the latest
 		return hold, func() { stop(); wg.Wait(); hold.Release() }, nil
-	case ctx.Err() != nil:
+	case err != nil && ctx.Err() != nil:
 		return nil, nil, errors.New("interrupted while waiting for a prune; the command was not started")
 	case err != nil:
 		return nil, nil, err

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -343,8 +344,11 @@ func run(t testing.TB, name string, args ...string) {
 	}
 }
 
+// tail is the end of a log, without what its gRPC library says.
 func tail(s string, lines int) string {
-	all := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	all := slices.DeleteFunc(strings.Split(strings.TrimRight(s, "\n"), "\n"), func(line string) bool {
+		return strings.Contains(line, "module=grpc")
+	})
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 

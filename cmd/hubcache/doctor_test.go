@@ -1,0 +1,148 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// clinic is a host in good health: a cache, its upstream, and an engine that uses it.
+type clinic struct {
+	doctor doctor
+	asked  atomic.Int64 // manifests
+	stats  atomic.Pointer[map[string]any]
+	date   atomic.Pointer[time.Time] // the upstream's; nil: right
+}
+
+func newClinic(t *testing.T, version string, containerd bool, uses bool) *clinic {
+	t.Helper()
+	c := &clinic{}
+	c.stats.Store(&map[string]any{"upstreams": []map[string]any{{"registry": "docker.io", "state": "ok", "authenticated": true}}})
+	pull := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	}))
+	t.Cleanup(pull.Close)
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		stats := map[string]any{"requests": map[string]any{"manifest": map[string]int64{"miss": c.asked.Load()}}}
+		for k, v := range *c.stats.Load() {
+			stats[k] = v
+		}
+		_ = json.NewEncoder(w).Encode(stats)
+	}))
+	t.Cleanup(admin.Close)
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if date := c.date.Load(); date != nil {
+			w.Header().Set("Date", date.UTC().Format(http.TimeFormat))
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	t.Cleanup(upstream.Close)
+	host := fakeEngine(t, version, containerd, []string{pull.URL + "/"}, func() {
+		if uses {
+			c.asked.Add(1)
+		}
+	})
+	secret := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(secret, []byte("x"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	c.doctor = doctor{image: "hello-world:latest", certs: t.TempDir(), settings: doctorSettings{
+		Docker: dockerSettings{Host: host, Mirror: pull.URL, HoldDir: t.TempDir(), State: filepath.Join(t.TempDir(), "uses.db")},
+		Admin:  strings.TrimPrefix(admin.URL, "http://"), DataDir: t.TempDir(), Budget: size{bytes: 1 << 20}, MinFree: 1,
+		UpstreamURL: upstream.URL, Username: "u", PasswordFile: secret,
+	}}
+	return c
+}
+
+// TestDoctor: a host in good health has nothing broken, and each illness is found by the
+// check that is for it, and by no other.
+func TestDoctor(t *testing.T) {
+	upstream := func(c *clinic, u map[string]any) {
+		c.stats.Store(&map[string]any{"upstreams": []map[string]any{u}})
+	}
+	tests := []struct {
+		name, version string
+		containerd    bool
+		passesItOver  bool
+		ill           func(*clinic)
+		check, says   string
+	}{
+		{name: "healthy", version: "20.10.24"},
+		{name: "hosts.toml makes loopback safe", version: "29.7.2", containerd: true, ill: func(c *clinic) {
+			path := filepath.Join(c.doctor.certs, "docker.io", "hosts.toml")
+			_ = os.MkdirAll(filepath.Dir(path), 0o755)
+			_ = os.WriteFile(path, []byte(hostsTOML(c.doctor.settings.Docker.Mirror)), 0o644)
+		}},
+		{name: "no server", version: "20.10.24", ill: func(c *clinic) {
+			c.doctor.settings.Docker.Mirror = "http://127.0.0.1:1"
+		}, check: "server", says: "refused"},
+		{name: "something else listens", version: "20.10.24", ill: func(c *clinic) {
+			c.doctor.settings.Docker.Mirror = c.doctor.settings.UpstreamURL
+		}, check: "server", says: "401"},
+		{name: "no admin", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.Admin = "127.0.0.1:1" }, check: "admin", says: "refused"},
+		{name: "the mirror is missing", version: "20.10.24", ill: func(c *clinic) {
+			c.doctor.settings.Docker.Host = fakeEngine(t, "20.10.24", false, nil, func() { c.asked.Add(1) })
+		}, check: "docker", says: "does not have"},
+		{name: "unsafe loopback", version: "29.7.2", containerd: true, check: "docker", says: "any certificate"},
+		{name: "the daemon falls back", version: "20.10.24", passesItOver: true, check: "pull", says: "not through the cache"},
+		{name: "the token is refused", version: "20.10.24", ill: func(c *clinic) {
+			upstream(c, map[string]any{"registry": "docker.io", "state": "denied"})
+		}, check: "upstream docker.io", says: "refused"},
+		{name: "the limit is reached", version: "20.10.24", ill: func(c *clinic) {
+			upstream(c, map[string]any{"registry": "docker.io", "state": "cooling", "authenticated": true})
+		}, check: "upstream docker.io", says: "limit"},
+		{name: "the clock is wrong", version: "20.10.24", ill: func(c *clinic) {
+			hour := time.Now().Add(time.Hour)
+			c.date.Store(&hour)
+		}, check: "clock", says: "off by"},
+		{name: "the budget is larger than the disk", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.Budget = size{bytes: 1 << 60} }, check: "disk", says: "larger than the disk"},
+		{name: "min_free is not there", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.MinFree = 1 << 60 }, check: "disk", says: "min_free"},
+		{name: "everybody reads the token", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(c.doctor.settings.PasswordFile, 0o444) }, check: "password file", says: "every user"},
+		{name: "no token", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.PasswordFile += "x" }, check: "password file", says: "no such file"},
+		{name: "everybody writes the data", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(c.doctor.settings.DataDir, 0o777) }, check: "data_dir", says: "every user"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := newClinic(t, test.version, test.containerd, !test.passesItOver)
+			if test.ill != nil {
+				test.ill(c)
+			}
+			found := false
+			for _, f := range c.doctor.examine(t.Context()) {
+				if f.Status != statusBroken {
+					continue
+				}
+				if test.check != "" && f.Check == test.check && strings.Contains(f.Detail, test.says) {
+					found = true
+				} else if !(test.check == "server" && f.Check == "docker") { // another server, another mirror
+					t.Errorf("%s is broken: %s", f.Check, f.Detail)
+				}
+			}
+			if test.check != "" && !found {
+				t.Errorf("not found: %s\n%+v", test.check, c.doctor.findings)
+			}
+		})
+	}
+}
+
+// TestDoctorQuota: little quota is worth a note and breaks nothing.
+func TestDoctorQuota(t *testing.T) {
+	c := newClinic(t, "20.10.24", false, true)
+	c.stats.Store(&map[string]any{"upstreams": []map[string]any{{"registry": "docker.io", "state": "ok", "authenticated": true,
+		"rate_limit": map[string]int{"limit": 200, "remaining": 10}}}})
+	for _, f := range c.doctor.examine(t.Context()) {
+		if f.Check == "quota" {
+			if f.Status != statusNote || !strings.Contains(f.Detail, "10 of 200") {
+				t.Errorf("%+v", f)
+			}
+			return
+		}
+	}
+	t.Error("no finding about the quota")
+}
