@@ -127,6 +127,20 @@ func TestNixBoot(t *testing.T) {
 	})
 }
 
+// TestNixBootElsewhere boots a host whose cache is in a directory of the owner's choice,
+// kept by a static user, and whose port is one that only root may open.
+func TestNixBootElsewhere(t *testing.T) {
+	h := nixBoot(t, nixPrograms(t))
+	nixDeploy(t, h, mustNixEvaluate(t, "bootElsewhere"), "unused")
+	h.run("curl", "-fsS", "http://127.0.0.1/v2/")
+	if owner := h.run("stat", "-c", "%U %A", "/srv/cache/hubcache", "/srv/cache/hubcache/index.db"); owner != "hubcache drwx------\nhubcache -rw-------\n" {
+		t.Errorf("the cache belongs to %s", owner)
+	}
+	if status := h.run("cat", "/proc/"+h.mainPID()+"/status"); !strings.Contains(status, "CapEff:\t0000000000000000") {
+		t.Errorf("the service has capabilities:\n%s", status)
+	}
+}
+
 // nixDeploy does what NixOS's activation would with an evaluated configuration.
 func nixDeploy(t *testing.T, h *nixHost, e nixEvaluation, token string) {
 	t.Helper()
@@ -134,6 +148,9 @@ func nixDeploy(t *testing.T, h *nixHost, e nixEvaluation, token string) {
 	h.write("/etc/hubcache/config.yaml", "0644", string(e.Settings))
 	for _, group := range e.Groups {
 		h.run("groupadd", "--system", group)
+	}
+	for _, user := range e.Users {
+		h.run("useradd", "--system", "--gid=hubcache", user)
 	}
 	var rules strings.Builder
 	for path, kinds := range e.Tmpfiles["hubcache"] {

@@ -75,6 +75,8 @@ in
     };
   };
 
+  bootElsewhere = { services.hubcache = { enable = true; dataDir = "/srv/cache/hubcache"; port = 80; }; };
+
   # These do not evaluate at all.
   credentialInStore = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "${builtins.storeDir}/abc-pat"; }; }; };
   portTooHigh = { services.hubcache = { enable = true; port = 70000; }; };
