@@ -288,7 +288,7 @@ func (s *Store) rebuild() error {
 	s.index.set(bucketMeta, keyBuilt, []byte{1})
 	s.flush()
 	if len(blobs) > 0 || repos > 0 {
-		s.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond))
+		s.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
 	}
 	return nil
 }

@@ -282,7 +282,7 @@ func (srv *server) wait(ctx context.Context) error {
 func (srv *server) stop() error {
 	srv.stopping.Store(true)
 	notify(daemon.SdNotifyStopping)
-	srv.log.Info("stopping: running pulls may end", "within", drainWithin)
+	srv.log.Info("stopping: running pulls may end", "within", drainWithin.String())
 	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
 	defer cancel()
 	again := make(chan os.Signal, 1)
