@@ -37,7 +37,7 @@ func (r *Registry) admit(ctx context.Context, name string) error {
 		if v, err = r.judge(ctx, name); err != nil {
 			return err
 		}
-	} else if time.Since(v.At) > verdictAge {
+	} else if age := time.Since(v.At); age > verdictAge || !v.Public && age > refusalAge {
 		r.background(func(ctx context.Context) { r.judge(ctx, name) })
 	}
 	if !v.Public {

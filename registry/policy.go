@@ -17,6 +17,10 @@ const defaultTTL = time.Minute
 // verdictAge is how long a verdict stands before it is asked for again.
 const verdictAge = 24 * time.Hour
 
+// refusalAge is the same for a verdict of private: a token service in trouble may have
+// refused for a moment what is public, and a repository may just have been made so.
+const refusalAge = time.Minute
+
 // policy is a checked Policy.
 type policy struct {
 	Policy
