@@ -81,6 +81,14 @@ func TestNixBoot(t *testing.T) {
 			t.Errorf("another user reads the cache: %s", out)
 		}
 	})
+	h.sub("the sandbox hides nothing that the metrics need", func(t *testing.T) {
+		metrics := h.run("curl", "-fsS", "http://127.0.0.1:5001/metrics")
+		for _, name := range []string{"process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds", "go_goroutines"} {
+			if !strings.Contains(metrics, "\n"+name+" ") {
+				t.Errorf("no %s", name)
+			}
+		}
+	})
 	h.sub("the token reaches the service and nobody else", func(t *testing.T) {
 		where := "/run/credentials/hubcache.service/dockerhub-pat"
 		if got := h.run("cat", where); got != token {

@@ -157,7 +157,7 @@ in
         ];
         LimitNOFILE = 65536;
         PrivateUsers = true;
-        ProcSubset = "pid";
+        # Not ProcSubset=pid: process_start_time_seconds needs /proc/stat.
         ProtectProc = "invisible";
         RestrictAddressFamilies = [
           "AF_INET"
