@@ -77,23 +77,28 @@ func (s *Store) loadIndex() (entries []*entry, err error) {
 	if s.index, err = openIndex(s.layout.index()); err != nil {
 		return nil, err
 	}
-	uses := map[string]int64{}
-	err = s.index.each(bucketUses, nil, func(k, v []byte) error {
-		t, err := decodeTime(v)
-		uses[string(k)] = t
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
 	err = s.index.each(bucketBlobs, nil, func(k, v []byte) error {
 		r, _, err := decodeHead(v)
 		if err != nil {
 			return err
 		}
-		d := digest.Digest(k)
-		entries = append(entries, r.entry(d, uses[string(k)]))
+		entries = append(entries, r.entry(digest.Digest(k), 0))
 		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Both buckets are in the order of their keys.
+	left := entries
+	err = s.index.each(bucketUses, nil, func(k, v []byte) error {
+		t, err := decodeTime(v)
+		for len(left) > 0 && string(left[0].Key) < string(k) {
+			left = left[1:]
+		}
+		if len(left) > 0 && string(left[0].Key) == string(k) {
+			left[0].Value.used = t
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -150,6 +155,7 @@ func (s *Store) loadPartials() {
 // start, compares the index with the files.
 func (s *Store) keepHouse() {
 	s.reconcile()
+	s.sweep(time.Now())
 	tick := time.NewTicker(houseEvery)
 	defer tick.Stop()
 	for n := 1; ; n++ {
@@ -163,6 +169,9 @@ func (s *Store) keepHouse() {
 			s.flush()
 			s.shrink()
 		}
+		if n%sweepEvery == 0 {
+			s.sweep(time.Now())
+		}
 	}
 }
 
@@ -172,15 +181,21 @@ const (
 	// usesEvery times that long, last uses wait to be written together: a synced
 	// transaction per hit would be the slowest part of it.
 	usesEvery = 10
+	// sweepEvery times that long, links and tags of what has left wait to be forgotten.
+	sweepEvery = 24 * 60 * 60
 )
 
 // reconcile makes the books equal to the files: a blob whose file is gone is forgotten, a
 // file that isn't in the index is adopted, others' files in our folders are left alone.
 func (s *Store) reconcile() {
-	onDisk := map[digest.Digest]bool{}
 	err := s.walkBlobs(func(d digest.Digest, fi fs.FileInfo) {
-		onDisk[d] = true
-		if _, known := s.Has(d); !known {
+		s.mu.Lock()
+		e := s.lru.Peek(d)
+		if e != nil {
+			e.Value.bits |= onDisk
+		}
+		s.mu.Unlock()
+		if e == nil {
 			s.adopt(d, fi)
 		}
 	})
@@ -191,9 +206,10 @@ func (s *Store) reconcile() {
 	var lost []digest.Digest
 	s.mu.Lock()
 	s.lru.All(func(e *entry) {
-		if !onDisk[e.Key] {
+		if !e.Value.has(onDisk) { // or came in during the walk: a look will tell
 			lost = append(lost, e.Key)
 		}
+		e.Value.bits &^= onDisk
 	})
 	s.mu.Unlock()
 	for _, d := range lost {

@@ -83,6 +83,7 @@ const (
 	isPartial
 	isPrivate  // came through a repository that isn't public
 	unverified // found on disk without a record: hashed before it is served
+	onDisk     // seen by the walk of reconcile
 )
 
 func (i *info) has(b bits) bool { return i.bits&b != 0 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -85,8 +86,8 @@ func get(t *testing.T, s *Store, d digest.Digest) []byte {
 	return got
 }
 
-// onDisk adds up the files in blobs/ and ingest/, state files not among them.
-func onDisk(t *testing.T, s *Store) (n int64) {
+// bytesOnDisk adds up the files in blobs/ and ingest/, state files not among them.
+func bytesOnDisk(t *testing.T, s *Store) (n int64) {
 	t.Helper()
 	for _, dir := range []string{s.layout.blobs(), s.layout.ingest()} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -108,7 +109,7 @@ func onDisk(t *testing.T, s *Store) (n int64) {
 func balanced(t *testing.T, s *Store) {
 	t.Helper()
 	st := s.Stats()
-	if n := onDisk(t, s); n != st.Bytes || st.ReservedBytes != 0 || st.Bytes > st.BudgetBytes {
+	if n := bytesOnDisk(t, s); n != st.Bytes || st.ReservedBytes != 0 || st.Bytes > st.BudgetBytes {
 		t.Errorf("on disk %d, booked %d, reserved %d, budget %d", n, st.Bytes, st.ReservedBytes, st.BudgetBytes)
 	}
 }
@@ -409,6 +410,39 @@ func TestTouchReachesTheClosure(t *testing.T) {
 	}
 	if l, err := s.Link(repo, digest.FromString("other")); err != nil || l.Confirmed || l.Size != 3 {
 		t.Errorf("link of a child %+v, %v", l, err)
+	}
+}
+
+// What has left is forgotten, but for what a manifest that stayed names.
+func TestSweep(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	kept, gone := put(t, s, noise(60, 2000)), put(t, s, noise(61, 2000))
+	image := []byte(`{"layers":[{"digest":"` + kept.String() + `","size":2000}]}`)
+	di := digest.FromBytes(image)
+	if err := s.PutManifest(Origin{Repository: repo}, di, "application/x", image); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s.SetTag(repo, "here", Tag{Digest: di, Checked: now})
+	s.SetTag(repo, "left", Tag{Digest: gone, Checked: now})
+	s.Remove(kept)
+	s.Remove(gone)
+	s.sweep(now.Add(time.Hour))
+	if _, err := s.Link(repo, kept); err != nil {
+		t.Errorf("a link that a manifest names: %v", err)
+	}
+	if _, err := s.Link(repo, gone); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a link that nothing needs: %v", err)
+	}
+	if _, err := s.Tag(repo, "left"); err != nil {
+		t.Errorf("a young tag: %v", err)
+	}
+	s.sweep(now.Add(tagsKept + time.Hour))
+	if _, err := s.Tag(repo, "left"); err == nil {
+		t.Error("an old tag without its manifest stays")
+	}
+	if _, err := s.Tag(repo, "here"); err != nil {
+		t.Error(err)
 	}
 }
 
