@@ -129,7 +129,7 @@ func proxyConfig(dir, addr string, hub *upstream) string {
 			proxy_cache_valid 200 60s;
 			proxy_pass http://registry;
 		}
-		location ~ /blobs/ {
+		location ~ /blobs/(?<digest>.+)$ {
 			proxy_cache_key "redirect $uri";
 			proxy_cache_valid 307 10m;
 			proxy_intercept_errors on;
@@ -141,6 +141,7 @@ func proxyConfig(dir, addr string, hub *upstream) string {
 			proxy_http_version 1.1;
 			proxy_set_header Connection "";
 			proxy_set_header Authorization "";
+			proxy_cache_key $digest;
 			proxy_cache_valid 200 1y;
 			proxy_pass http://cdn$signed;
 		}

@@ -1,0 +1,214 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+// What is counted here is what performance is made of: allocations, requests, bytes. Times
+// are the business of integration/bench.
+
+// stand is a Registry before a Hub in memory, on the real clock.
+type stand struct {
+	hub *fakehub.Hub
+	reg *registry.Registry
+}
+
+func newStand(tb testing.TB, log *slog.Logger) *stand {
+	tb.Helper()
+	s := &stand{hub: fakehub.New(fakehub.Options{AnonymousLimit: -1})}
+	store, err := storage.Open(storage.Options{Dir: tb.TempDir(), Budget: 1 << 30, Log: log})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	up, _ := url.Parse(s.hub.RegistryURL())
+	ttl := time.Hour
+	s.reg, err = registry.New(registry.Options{
+		Store: store, Log: log, Upstream: registry.Upstream{URL: up, Transport: s.hub.Transport()},
+		Policy: registry.Policy{TagTTL: &ttl, ReadAhead: true},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := s.reg.Close(ctx); err != nil {
+			tb.Error(err)
+		}
+		if err := store.Close(); err != nil {
+			tb.Error(err)
+		}
+		s.hub.Close()
+	})
+	return s
+}
+
+// get asks without a connection, and returns status and body.
+func (s *stand) get(path string) (int, []byte) {
+	w := httptest.NewRecorder()
+	s.reg.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.Bytes()
+}
+
+// pull asks for everything that an image is made of.
+func (s *stand) pull(img *fakehub.Image) error {
+	paths := []string{"manifests/" + img.Tag, "manifests/" + img.Digest.String()}
+	for _, m := range img.Manifests {
+		paths = append(paths, "manifests/"+m.Digest.String())
+	}
+	for _, b := range img.Blobs() {
+		paths = append(paths, "blobs/"+b.Digest.String())
+	}
+	for _, p := range paths {
+		status, body := s.get("/v2/" + img.Repository + "/" + p)
+		if status != http.StatusOK {
+			return fmt.Errorf("%s: %d %s", p, status, body)
+		}
+		if _, d, ok := strings.Cut(p, "/sha256:"); ok && !bytes.HasSuffix([]byte(img.Digest.Algorithm().FromBytes(body)), []byte(d)) {
+			return fmt.Errorf("%s: other bytes", p)
+		}
+	}
+	return nil
+}
+
+// nowhere is a ResponseWriter that costs nothing.
+type nowhere struct{ header http.Header }
+
+func (n *nowhere) Header() http.Header         { return n.header }
+func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (n *nowhere) WriteHeader(int)             {}
+
+// hotManifest returns a function that answers one request for a manifest in memory.
+func hotManifest(tb testing.TB, byTag bool, log *slog.Logger) func() {
+	s := newStand(tb, log)
+	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(8, 4<<10)})
+	if err := s.pull(img); err != nil {
+		tb.Fatal(err)
+	}
+	path := "/v2/library/redis/manifests/" + img.Digest.String()
+	if byTag {
+		path = "/v2/library/redis/manifests/7"
+	}
+	req := httptest.NewRequest(http.MethodGet, path, nil)
+	w := &nowhere{http.Header{}}
+	return func() {
+		clear(w.header)
+		s.reg.ServeHTTP(w, req)
+	}
+}
+
+func accessLog() *slog.Logger { return slog.New(slog.NewJSONHandler(io.Discard, nil)) }
+
+func BenchmarkHotManifest(b *testing.B) {
+	for _, log := range []struct {
+		name string
+		to   *slog.Logger
+	}{{"logged", accessLog()}, {"silent", slog.New(slog.DiscardHandler)}} {
+		for _, byTag := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/tag=%t", log.name, byTag), func(b *testing.B) {
+				serve := hotManifest(b, byTag, log.to)
+				b.ReportAllocs()
+				for b.Loop() {
+					serve()
+				}
+			})
+		}
+	}
+}
+
+// TestHotManifestAllocations: a hot hit allocates nothing but for its line in the log.
+func TestHotManifestAllocations(t *testing.T) {
+	for _, byTag := range []bool{false, true} {
+		serve := hotManifest(t, byTag, slog.New(slog.DiscardHandler))
+		if n := testing.AllocsPerRun(1000, serve); n > 0 {
+			t.Errorf("by tag %t: %v allocations for a hot hit", byTag, n)
+		}
+		serve = hotManifest(t, byTag, accessLog())
+		if n := testing.AllocsPerRun(1000, serve); n > 4 {
+			t.Errorf("by tag %t: %v allocations for a hot hit that is logged", byTag, n)
+		}
+	}
+}
+
+// TestWarmTagAsksNobody: inside the TTL a pull by tag is local, all of it.
+func TestWarmTagAsksNobody(t *testing.T) {
+	s := newStand(t, slog.New(slog.DiscardHandler))
+	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Index: true, Layers: fakehub.Layers(3, 5<<20)})
+	if err := s.pull(img); err != nil {
+		t.Fatal(err)
+	}
+	s.hub.ResetLedger()
+	for range 3 {
+		if err := s.pull(img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := s.hub.Ledger(); len(l) > 0 {
+		t.Errorf("upstream saw:\n%s", l)
+	}
+}
+
+// TestStampedeIsOneDownload: however many clients come at once, every byte of the image
+// crosses the wire once, in ranges that don't overlap.
+func TestStampedeIsOneDownload(t *testing.T) {
+	s := newStand(t, slog.New(slog.DiscardHandler))
+	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Index: true, Layers: fakehub.Layers(2, 9<<20)})
+	var clients sync.WaitGroup
+	for range 20 {
+		clients.Go(func() {
+			if err := s.pull(img); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	clients.Wait()
+	l := s.hub.Ledger()
+	if got := l.BlobBytes(); got != img.Size() {
+		t.Errorf("%d bytes for an image of %d", got, img.Size())
+	}
+	if n := l.ManifestGETs(); n != 2 {
+		t.Errorf("%d manifest GETs for an index and a manifest", n)
+	}
+	for _, layer := range img.Manifests[0].Layers {
+		type span struct{ from, to int64 }
+		var spans []span
+		for _, e := range l {
+			if e.Face != fakehub.CDN || e.Reference != layer.Digest.String() {
+				continue
+			}
+			var p span
+			if n, _ := fmt.Sscanf(e.Range, "bytes=%d-%d", &p.from, &p.to); n != 2 {
+				t.Fatalf("%s is no closed range", e)
+			}
+			spans = append(spans, p)
+		}
+		slices.SortFunc(spans, func(a, b span) int { return int(a.from - b.from) })
+		at := int64(0)
+		for _, p := range spans {
+			if p.from != at {
+				t.Errorf("%s: ranges %v overlap or leave gaps", layer.Digest, spans)
+				break
+			}
+			at = p.to + 1
+		}
+		if at != layer.Size || len(spans) < 2 {
+			t.Errorf("%s: ranges %v for %d bytes", layer.Digest, spans, layer.Size)
+		}
+	}
+}
