@@ -50,7 +50,7 @@ func newStatsCommand() *cobra.Command {
 				if err := json.Unmarshal(raw, &s); err != nil {
 					return fmt.Errorf("what answers at %s is not hubcache: %w", c.addr, err)
 				}
-				return printStats(w, s, time.Now(), wide(cmd.OutOrStdout()))
+				return printStats(w, s, time.Now(), drawable(cmd.OutOrStdout()))
 			}
 			if watch <= 0 {
 				return show(cmd.Context(), cmd.OutOrStdout())
@@ -76,10 +76,11 @@ func (f spanFlag) String() string {
 	return f.span.String()
 }
 
-// wide reports whether w is a terminal that may be drawn on in colour.
-func wide(w io.Writer) bool {
+// drawable reports whether w is a terminal with a cursor. There are no colours, so that
+// NO_COLOR has nothing to turn off.
+func drawable(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
 // watchStats repeats show until Ctrl-C, which is no error. On a terminal each replaces the
@@ -97,11 +98,11 @@ func watchStats(cmd *cobra.Command, every time.Duration, asJSON bool, show func(
 		if err != nil {
 			return err
 		}
-		if !asJSON && wide(out) {
+		if !asJSON && drawable(out) {
 			fmt.Fprint(out, "\x1b[H\x1b[2J")
 		}
 		out.Write(page.Bytes())
-		if !asJSON && !wide(out) {
+		if !asJSON && !drawable(out) {
 			fmt.Fprintln(out)
 		}
 		select {
@@ -116,16 +117,20 @@ func watchStats(cmd *cobra.Command, every time.Duration, asJSON bool, show func(
 func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
-	row("hubcache", "%s, up %s", s.Version, units.HumanDuration(time.Duration(s.UptimeSeconds)*time.Second))
+	row("hubcache", "%s, up %s", s.Version, inWords(time.Duration(s.UptimeSeconds)*time.Second))
 
 	m, b := s.Requests.Manifest, s.Requests.Blob
 	manifests := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Error
 	blobs := b.Hit + b.Miss + b.Shared + b.Bypass + b.Error
-	row("hit ratio", "%s of %d blobs, %s of %d manifests", ratio(b.Hit+b.Shared, blobs), blobs,
-		ratio(m.Hit+m.Revalidated+m.Shared+m.Stale, manifests), manifests)
+	if blobs+manifests == 0 {
+		row("hit ratio", "nothing was asked for yet")
+	} else {
+		row("hit ratio", "%s of %s, %s of %s", ratio(b.Hit+b.Shared, blobs), plural(blobs, "blob"),
+			ratio(m.Hit+m.Revalidated+m.Shared+m.Stale, manifests), plural(manifests, "manifest"))
+	}
 	row("bytes saved", "%s: %s served, %s fetched", human(max(0, s.Bytes.Served-s.Bytes.Fetched)), human(s.Bytes.Served), human(s.Bytes.Fetched))
 	if m.Stale > 0 {
-		row("stale", "%d tags served while the upstream could not be asked", m.Stale)
+		row("stale", "%s while the upstream could not be asked", plural(m.Stale, "answer"))
 	}
 	if n := m.Error + b.Error; n > 0 {
 		row("errors", "%d", n)
@@ -133,41 +138,60 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	st := s.Store
 	used := st.Bytes + st.ReservedBytes
 	row("budget", "%s%s of %s used (%s)", bar(used, st.BudgetBytes, terminal), human(used), human(st.BudgetBytes), ratio(used, st.BudgetBytes))
-	row("kept", "%d blobs, %d manifests, %d tags", st.Blobs, st.Manifests, st.Tags)
+	row("kept", "%s, %s, %s", plural(st.Blobs, "blob"), plural(st.Manifests, "manifest"), plural(st.Tags, "tag"))
 	evicted := fmt.Sprintf("%d, %s", st.Evictions, human(st.EvictedBytes))
 	if st.OldestUse != nil {
-		evicted += "; the next to go was last used " + ago(now.Sub(*st.OldestUse))
+		evicted += "; the next to go was last used " + inWords(now.Sub(*st.OldestUse)) + " ago"
 	}
 	row("evicted", "%s", evicted)
 	for _, u := range s.Upstreams {
-		as := "anonymous"
-		if u.Authenticated {
-			as = "with access token"
-		}
-		row(u.Registry, "%s, %s, %d requests", stateWords[u.State], as, u.Requests)
+		row(u.Registry, "%s, %s", upstreamState(u), plural(u.Requests, "request"))
 		row("quota", "%s", quota(u.RateLimit, now))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if len(s.Inflight) == 0 {
+	return printInflight(out, s.Inflight, terminal)
+}
+
+// nameColumns keeps a row of what is being fetched within 80 columns of a terminal.
+const nameColumns = 34
+
+func printInflight(out io.Writer, blobs []admin.Inflight, terminal bool) error {
+	if len(blobs) == 0 {
 		_, err := fmt.Fprintln(out, "\nnothing is being fetched")
 		return err
 	}
 	fmt.Fprintf(out, "\nbeing fetched:\n")
-	w = tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	for _, f := range s.Inflight {
-		size := "?"
-		if f.Size >= 0 {
-			size = human(f.Size)
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	for _, f := range blobs {
+		name := strings.TrimPrefix(f.Repository, "docker.io/")
+		if r := []rune(name); terminal && len(r) > nameColumns {
+			name = "…" + string(r[len(r)-nameColumns+1:])
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s%s of %s\t%s\n", f.Repository, shortDigest(f.Digest), bar(f.Received, f.Size, terminal), human(f.Received), size, plural(f.Readers, "reader"))
+		progress := human(f.Received)
+		if f.Size > 0 {
+			progress = fmt.Sprintf("%d%% of %s", 100*f.Received/f.Size, human(f.Size))
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", name, shortDigest(f.Digest), progress, plural(int64(f.Readers), "reader"))
 	}
 	return w.Flush()
 }
 
-var stateWords = map[string]string{
-	"ok": "ok", "cooling": "COOLING DOWN after a 429", "denied": "ACCESS TOKEN REFUSED", "down": "DOWN",
+func upstreamState(u admin.Upstream) string {
+	as := ", anonymous"
+	if u.Authenticated {
+		as = ", with access token"
+	}
+	switch u.State {
+	case "cooling":
+		return "COOLING DOWN after a 429" + as
+	case "denied":
+		return "ACCESS TOKEN REFUSED"
+	case "down":
+		return "DOWN" + as
+	}
+	return u.State + as
 }
 
 // quota says what is left and when the window that was seen is over at the latest.
@@ -178,20 +202,21 @@ func quota(q *admin.RateLimit, now time.Time) string {
 	s := fmt.Sprintf("%d of %d pulls left", q.Remaining, q.Limit)
 	if q.WindowSeconds > 0 {
 		if left := q.Observed.Add(time.Duration(q.WindowSeconds) * time.Second).Sub(now); left > 0 {
-			s += ", whole again within " + units.HumanDuration(left)
+			s += ", whole again within " + upToMinutes(left)
 		} else {
-			s += ", but that was " + ago(now.Sub(q.Observed))
+			s += ", but that was " + inWords(now.Sub(q.Observed)) + " ago"
 		}
 	}
 	return s
 }
 
-func ago(d time.Duration) string {
-	if d < time.Second {
-		return "just now"
-	}
-	return strings.ToLower(units.HumanDuration(d)) + " ago"
+// upToMinutes never promises too much: 4h59m1s is 5h0m.
+func upToMinutes(d time.Duration) string {
+	return strings.TrimSuffix((d + time.Minute - 1).Truncate(time.Minute).String(), "0s")
 }
+
+// inWords is a time for people, roughly.
+func inWords(d time.Duration) string { return strings.ToLower(units.HumanDuration(max(0, d))) }
 
 func human(n int64) string { return units.BytesSize(float64(n)) }
 
@@ -202,16 +227,17 @@ func ratio(n, of int64) string {
 	return fmt.Sprintf("%.1f%%", 100*float64(n)/float64(of))
 }
 
-func plural(n int, what string) string {
+func plural(n int64, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
+// shortDigest is what docker shows of it.
 func shortDigest(d string) string {
-	algorithm, hex, _ := strings.Cut(d, ":")
-	return algorithm + ":" + hex[:min(12, len(hex))]
+	_, hex, _ := strings.Cut(d, ":")
+	return hex[:min(12, len(hex))]
 }
 
 // bar draws how full something is, on a terminal.
@@ -220,7 +246,7 @@ func bar(n, of int64, terminal bool) string {
 	if !terminal || of <= 0 {
 		return ""
 	}
-	full := int(min(n*cells/of, cells))
+	full := int(max(0, min(n*cells/of, cells)))
 	return "[" + strings.Repeat("█", full) + strings.Repeat("░", cells-full) + "] "
 }
 
@@ -237,6 +263,7 @@ func newAdminClient(addr string) *adminClient {
 	if addr == "" {
 		addr = defaults().Admin.Listen[0]
 	}
+	addr = strings.TrimSuffix(strings.TrimPrefix(addr, "http://"), "/")
 	t := &http.Transport{DisableKeepAlives: true}
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -269,7 +296,7 @@ func (c *adminClient) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s: %s", c.addr, resp.Status, bytes.TrimSpace(b))
+		return nil, fmt.Errorf("%s answers %s: %s (is it the admin address?)", c.addr, resp.Status, bytes.TrimSpace(b))
 	}
 	return b, nil
 }

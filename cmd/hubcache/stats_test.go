@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/hubcache/hubcache/admin"
+)
+
+var statsNow = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+
+func ptr[T any](v T) *T { return &v }
+
+// aBusyCache is what stats is asked for on a CI host in the middle of a deploy.
+func aBusyCache() admin.Stats {
+	return admin.Stats{
+		Schema: 1, Version: "1.2.3", UptimeSeconds: 3*86400 + 7200,
+		Store: admin.Store{
+			Bytes: 41 << 30, ReservedBytes: 1 << 30, BudgetBytes: 50 << 30, IndexBytes: 4 << 20,
+			Blobs: 3120, Manifests: 812, Tags: 240, Evictions: 17, EvictedBytes: 3 << 30,
+			OldestUse: ptr(statsNow.Add(-9 * 24 * time.Hour)),
+		},
+		Requests: admin.Requests{
+			Manifest: admin.ManifestRequests{Hit: 900, Revalidated: 50, Miss: 40, Shared: 4, Stale: 5, Error: 1},
+			Blob:     admin.BlobRequests{Hit: 7000, Miss: 400, Shared: 580, Bypass: 3, Error: 17},
+		},
+		Bytes: admin.Bytes{Served: 812 << 30, Fetched: 43 << 30},
+		Upstreams: []admin.Upstream{{
+			Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok", Requests: 1532, Authenticated: true,
+			RateLimit: &admin.RateLimit{Limit: 200, Remaining: 161, WindowSeconds: 21600, Source: "jane", Observed: statsNow.Add(-40 * time.Minute)},
+		}},
+		Inflight: []admin.Inflight{
+			{Digest: "sha256:" + strings.Repeat("0a", 32), Repository: "docker.io/library/postgres", Size: 412 << 20, Received: 130 << 20, Readers: 3},
+			{Digest: "sha256:" + strings.Repeat("f1", 32), Repository: "docker.io/homeassistant/home-assistant", Size: -1, Received: 12 << 20, Readers: 1},
+			{Digest: "sha512:" + strings.Repeat("c2", 64), Repository: "docker.io/an-organisation-with-a-long-name/and-a-long-repository", Size: 3 << 30, Received: 3 << 30, Readers: 0},
+		},
+	}
+}
+
+func aCacheInTrouble() admin.Stats {
+	s := aBusyCache()
+	s.Inflight = nil
+	s.Upstreams[0].State = "denied"
+	s.Upstreams[0].RateLimit.Observed = statsNow.Add(-9 * time.Hour)
+	return s
+}
+
+func aNewCache() admin.Stats {
+	return admin.Stats{Schema: 1, Version: "1.2.3", Store: admin.Store{BudgetBytes: 20 << 30},
+		Upstreams: []admin.Upstream{{Registry: "docker.io", State: "ok"}}}
+}
+
+// TestStatsTable compares the table with testdata/stats; HUBCACHE_UPDATE=1 writes it.
+func TestStatsTable(t *testing.T) {
+	for name, s := range map[string]admin.Stats{"busy": aBusyCache(), "trouble": aCacheInTrouble(), "new": aNewCache()} {
+		for kind, terminal := range map[string]bool{"terminal": true, "pipe": false} {
+			t.Run(name+"-"+kind, func(t *testing.T) {
+				var out bytes.Buffer
+				if err := printStats(&out, s, statsNow, terminal); err != nil {
+					t.Fatal(err)
+				}
+				for line := range strings.Lines(out.String()) {
+					if line = strings.TrimSuffix(line, "\n"); terminal && utf8.RuneCountInString(line) > 80 {
+						t.Errorf("wider than a terminal of 80 columns: %s", line)
+					} else if strings.TrimRight(line, " ") != line {
+						t.Errorf("blanks at the end: %q", line)
+					}
+				}
+				golden(t, filepath.Join("testdata", "stats", name+"-"+kind+".txt"), out.Bytes())
+			})
+		}
+	}
+}
+
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if os.Getenv("HUBCACHE_UPDATE") != "" {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s differs:\ngot:\n%s\nwant:\n%s", path, got, want)
+	}
+}
+
+// TestStatsOfAnyDocument shows documents with parts missing or beyond all sense: an older
+// or newer server may answer.
+func TestStatsOfAnyDocument(t *testing.T) {
+	for _, doc := range []string{`{}`, `{"upstreams":[{}],"inflight":[{}]}`, `{"inflight":[{"digest":"x","size":0}]}`,
+		`{"store":{"bytes":5,"budget_bytes":0}}`, `{"store":{"bytes":9,"budget_bytes":3}}`, `{"store":{"bytes":-1,"budget_bytes":3}}`,
+		`{"inflight":[{"size":10,"received":-3}]}`} {
+		var s admin.Stats
+		if err := json.Unmarshal([]byte(doc), &s); err != nil {
+			t.Fatal(err)
+		}
+		if err := printStats(&bytes.Buffer{}, s, statsNow, true); err != nil {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
+}
