@@ -252,7 +252,7 @@ func FuzzSize(f *testing.F) {
 
 // FuzzDuration shows that a duration is never negative and that its text is the same one.
 func FuzzDuration(f *testing.F) {
-	for _, s := range []string{"0", "90s", "10m", "168h", "7d", "2w", "-1s", "65535w", "65536w", "1h30m", "1.5h", "9999999h", "1ns", "0d", "d"} {
+	for _, s := range []string{"0", "90s", "10m", "168h", "7d", "2w", "-1s", "15250w", "15251w", "17000w", "1h30m", "1.5h", "9999999h", "1ns", "0d", "d"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -314,7 +314,7 @@ func TestDurations(t *testing.T) {
 			t.Errorf("%s: %v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "7", "-1s", "-7d", "d", "1.5d", "65536w", "20000w0", "week"} {
+	for _, text := range []string{"", "7", "-1s", "-7d", "d", "1.5d", "17000w", "+-1d", "20000w0", "week"} {
 		if got, err := parseDuration(text); err == nil {
 			t.Errorf("%q is taken for %v", text, got)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -106,8 +107,8 @@ func parseDuration(s string) (time.Duration, error) {
 		unit = 7 * 24 * time.Hour
 	}
 	if unit != 0 {
-		n, err := strconv.ParseUint(s[:len(s)-1], 10, 16) // 65,535 weeks are enough
-		if err != nil {
+		n, err := strconv.ParseInt(s[:len(s)-1], 10, 64)
+		if err != nil || n < 0 || n > int64(math.MaxInt64/unit) {
 			return 0, bad
 		}
 		return time.Duration(n) * unit, nil
