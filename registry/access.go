@@ -37,13 +37,24 @@ func (r *Registry) admit(ctx context.Context, name string) error {
 		if v, err = r.judge(ctx, name); err != nil {
 			return err
 		}
-	} else if age := time.Since(v.At); age > verdictAge || !v.Public && age > refusalAge {
+	} else if age := time.Since(v.At); (age > verdictAge || !v.Public && age > refusalAge) && !r.renewed.has(name) {
+		r.renewed.add(name, refusalAge) // whatever comes of it
 		r.background(func(ctx context.Context) { r.judge(ctx, name) })
 	}
 	if !v.Public {
 		return privateRepository
 	}
 	return nil
+}
+
+// unjudged reports whether admit will have to wait for a verdict.
+func (r *Registry) unjudged(name string) bool {
+	p := r.policy.Load()
+	if r.up.cred == nil || !p.allowed(name) || p.private.match(name) {
+		return false
+	}
+	_, err := r.store.Verdict(r.full(name))
+	return err != nil
 }
 
 var privateRepository = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown,

@@ -37,27 +37,24 @@ type found struct {
 
 // manifestFor answers a request for a manifest by tag or digest. head: headers will do.
 func (r *Registry) manifestFor(ctx context.Context, q request, head bool) (*found, error) {
-	if q.digest != "" {
-		if err := r.admit(ctx, q.name); err != nil {
-			return nil, err
+	if q.digest == "" && r.unjudged(q.name) {
+		// The first time, upstream is asked for verdict and tag together; nothing of the
+		// tag is given away before the verdict.
+		verdict := make(chan error, 1)
+		go func() { verdict <- r.admit(ctx, q.name) }()
+		f, err := r.byTag(ctx, q, head)
+		if v := <-verdict; v != nil {
+			return nil, v
 		}
+		return f, err
+	}
+	if err := r.admit(ctx, q.name); err != nil {
+		return nil, err
+	}
+	if q.digest != "" {
 		return r.byDigest(ctx, q, head)
 	}
-	// The first time, upstream can be asked for verdict and tag together; nothing of the
-	// tag is given away before the verdict.
-	verdict := make(chan error, 1)
-	go func() { verdict <- r.admit(ctx, q.name) }()
-	if _, err := r.store.Verdict(r.full(q.name)); err == nil || r.up.cred == nil || !r.policy.Load().allowed(q.name) {
-		if err := <-verdict; err != nil {
-			return nil, err
-		}
-		return r.byTag(ctx, q, head)
-	}
-	f, err := r.byTag(ctx, q, head)
-	if v := <-verdict; v != nil {
-		return nil, v
-	}
-	return f, err
+	return r.byTag(ctx, q, head)
 }
 
 // byDigest answers from the store, or fetches.

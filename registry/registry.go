@@ -45,6 +45,7 @@ type Registry struct {
 	ahead   *ahead
 	gone    memory // tags that upstream has not
 	failed  memory // blobs whose fetch has just failed
+	renewed memory // repositories whose verdict has just been asked for again
 
 	slow atomic.Bool // upstream has just let a tag's check wait in vain
 
