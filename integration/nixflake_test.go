@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,6 +58,31 @@ func nixFlakeSource(t *testing.T, root string) string {
 		}
 	}
 	return dir
+}
+
+// TestNixSource fails when Go code is in a directory that nix/package.nix leaves out:
+// buildGoModule would vendor for less than nix/update-vendor-hash does.
+func TestNixSource(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(nixRoot, "nix/package.nix"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(nixRoot, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range files {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			named := strings.Contains(string(b), " ../"+filepath.Base(dir)+"\n")
+			if strings.HasSuffix(path, ".go") && filepath.Dir(path) != nixRoot && !named {
+				t.Errorf("%s is not in the source of nix/package.nix", path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestNixVendorHash fails when go.mod has changed since nix/update-vendor-hash was run.

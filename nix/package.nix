@@ -30,7 +30,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-MxCnFC3Jv//LcvUzlGvFBzUVfCiScEN0oluLkOsz3RM=";
+  vendorHash = "sha256-HgPXn9V1XQVmUhSzbxNRAkJVWwygvzdLhhPH3L25mys=";
 
   env.CGO_ENABLED = 0;
   # Needs root and a Docker daemon; the other packages' tests are content with loopback.
