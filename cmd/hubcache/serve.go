@@ -87,6 +87,9 @@ type server struct {
 }
 
 func serve(ctx context.Context, l *loader, stderr io.Writer) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // before READY: systemd may send one right after
+	defer signal.Stop(hup)
 	s, err := l.load()
 	if err != nil {
 		return err
@@ -109,7 +112,7 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	notify(daemon.SdNotifyReady)
 	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() }) // they take the locks that all need
 	defer stopWatchdog()
-	err = srv.wait(ctx)
+	err = srv.wait(ctx, hup)
 	return errors.Join(err, srv.stop())
 }
 
@@ -260,11 +263,8 @@ func (srv *server) room() (int64, error) {
 	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.bytes), nil
 }
 
-// wait returns when the server is told to stop, or fails; SIGHUP reloads.
-func (srv *server) wait(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+// wait returns when the server is told to stop, or fails; hup reloads.
+func (srv *server) wait(ctx context.Context, hup <-chan os.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
