@@ -80,9 +80,14 @@ func (r *Registry) judge(ctx context.Context, name string) (storage.Verdict, err
 }
 
 // origin says under which repository something comes in. What is in upstream.private
-// counts as private, whatever it is.
+// counts as private, whatever it is, and so does what comes in before its verdict.
 func (r *Registry) origin(name string) storage.Origin {
-	return storage.Origin{Repository: r.full(name), Private: r.up.cred != nil && r.policy.Load().private.match(name)}
+	o := storage.Origin{Repository: r.full(name)}
+	if r.up.cred != nil {
+		v, err := r.store.Verdict(o.Repository)
+		o.Private = err != nil || !v.Public || r.policy.Load().private.match(name)
+	}
+	return o
 }
 
 // linked reports whether the repository has the blob, which came through a private

@@ -27,6 +27,28 @@ func TestPrivateRepositoryIsUnknown(t *testing.T) {
 	})
 }
 
+// The first request of all asks for the tag before the verdict is known. What comes in is
+// nobody's: not even one who knows its digest can have it named by another manifest.
+func TestWhatComesBeforeTheVerdictStaysPrivate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		secret := small(l, "corp/secret", "1")
+		l.hub.SetPrivate("corp/secret", true)
+		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
+			[]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+string(secret.Digest)+`","size":1}]}`))
+		l.hub.Inject(fakehub.Match{Face: fakehub.Token, Times: 1, Skip: 1}, fakehub.Delay(time.Second)) // the verdict is late
+		if r := l.get(manifestPath(secret)); r.status != 404 {
+			t.Fatal(r.status)
+		}
+		if r := l.get("/v2/evil/public/manifests/index"); r.status != 200 {
+			t.Fatal(r.status)
+		}
+		if r := l.get("/v2/evil/public/manifests/" + string(secret.Digest)); r.status != 404 {
+			t.Errorf("the private manifest under another name: %d", r.status)
+		}
+	})
+}
+
 func TestPrivateRepositoryThatIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
