@@ -1,6 +1,8 @@
 package registry_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,9 +29,9 @@ func TestPrivateRepositoryIsUnknown(t *testing.T) {
 	})
 }
 
-// The first request of all asks for the tag before the verdict is known. What comes in is
-// nobody's: not even one who knows its digest can have it named by another manifest.
-func TestWhatComesBeforeTheVerdictStaysPrivate(t *testing.T) {
+// The first request of all asks for the tag before the verdict is known. Nothing of it is
+// kept: not even one who knows its digest can have it named by another manifest.
+func TestNothingIsKeptBeforeTheVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		secret := small(l, "corp/secret", "1")
@@ -40,11 +42,36 @@ func TestWhatComesBeforeTheVerdictStaysPrivate(t *testing.T) {
 		if r := l.get(manifestPath(secret)); r.status != 404 {
 			t.Fatal(r.status)
 		}
+		if st := l.store.Stats(); st.Bytes != 0 || st.Tags != 0 {
+			t.Errorf("kept: %+v", st)
+		}
 		if r := l.get("/v2/evil/public/manifests/index"); r.status != 200 {
 			t.Fatal(r.status)
 		}
 		if r := l.get("/v2/evil/public/manifests/" + string(secret.Digest)); r.status != 404 {
 			t.Errorf("the private manifest under another name: %d", r.status)
+		}
+	})
+}
+
+// A lost index costs nothing that the files can tell, with the Hub gone too.
+func TestRebuiltIndexServesWithoutTheHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(3, 2*mib), Index: true})
+		l.pull(img)
+		l.quiet()
+		l.stop()
+		if err := os.Remove(filepath.Join(l.dir, "data", "index.db")); err != nil {
+			t.Fatal(err)
+		}
+		l.start()
+		l.hub.Inject(fakehub.Match{}, fakehub.Drop())
+		time.Sleep(2 * time.Minute)
+		l.hub.ResetLedger()
+		l.pull(img)
+		if n := l.hub.Ledger().BlobGETs() + l.hub.Ledger().ManifestGETs(); n != 0 {
+			t.Errorf("upstream saw\n%s", l.hub.Ledger())
 		}
 	})
 }

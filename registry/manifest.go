@@ -163,6 +163,10 @@ func (r *Registry) getManifest(ctx context.Context, q request, d digest.Digest) 
 		r.mismatches.Add(1)
 		return nil, bad(fmt.Errorf("the manifest's bytes are not those of %s", d))
 	}
+	// The verdict may have been asked for at the same time: nothing is kept before it.
+	if err := r.admit(ctx, q.name); err != nil {
+		return nil, err
+	}
 	mediaType := mediaTypeOf(resp.Header)
 	f := &found{digest: d, mediaType: mediaType, size: int64(len(body)), body: body, children: storage.Children(body), outcome: OutcomeMiss}
 	switch err := r.store.PutManifest(r.origin(q.name), d, mediaType, body); {

@@ -115,6 +115,9 @@ func (r *Registry) check(ctx context.Context, q request, head bool) (*found, err
 		}
 		return nil, err
 	}
+	if err := r.admit(ctx, q.name); err != nil { // as in getManifest
+		return nil, err
+	}
 	q.digest = f.digest
 	m, err := r.store.Manifest(f.digest)
 	switch {
