@@ -104,10 +104,11 @@ func TestNixBoot(t *testing.T) {
 			t.Error("the token is in the log")
 		}
 	})
-	h.sub("a reload keeps the process", func(t *testing.T) {
+	h.sub("a reload takes new settings over and keeps the process", func(t *testing.T) {
 		pid := h.mainPID()
+		h.run("sed", "-i", "s/1GiB/3GiB/", "/etc/hubcache/config.yaml")
 		h.run("systemctl", "reload", "hubcache.service")
-		h.run("systemctl", "is-active", "hubcache.service")
+		h.eventually("bash", "-c", "curl -fsS http://127.0.0.1:5001/api/v1/stats | grep -F 3221225472")
 		if h.mainPID() != pid {
 			t.Error("a reload restarted the service")
 		}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/json"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
+	"github.com/hubcache/hubcache/integration/fakehub"
 )
 
 // packagingVersion is the version that the tests build.
@@ -130,17 +133,59 @@ func packagingSBOM(t *testing.T, file string) {
 	}
 }
 
-// packagingImage loads the image into Docker and runs it as the compose file does:
-// not root, nothing writable but the cache, no capability, and healthy.
+// packagingImage loads the image into Docker and runs it as the compose file does: not
+// root, nothing writable but the cache, no capability; healthy, and serving.
 func packagingImage(t *testing.T, archive string) {
-	d := dockertest.Start(t, dockertest.Options{})
+	packagingLayer(t, archive)
+	network := dockertest.NewNetwork(t)
+	listen := net.JoinHostPort(network.Addr.String(), "0")
+	hub := fakehub.New(fakehub.Options{RegistryAddr: listen, TokenAddr: listen, CDNAddr: listen})
+	image := hub.AddImage("library/sample", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)})
+	if err := hub.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+
+	d := dockertest.Start(t, dockertest.Options{Network: network})
 	d.Docker("load", "--quiet", "--input", archive)
 	service := packagingCompose(t)
-	if image := service.Image; d.Docker("image", "inspect", "--format", "{{.Config.User}}", image) != "65532:65532" {
-		t.Errorf("%s runs as somebody else than nonroot", image)
+	if user := d.Docker("image", "inspect", "--format", "{{.Config.User}}", service.Image); user != "65532:65532" {
+		t.Errorf("%s runs as %q", service.Image, user)
 	}
+	args := append(packagingRun(service), "--network", "host", "--health-interval", "1s", "--env", "HUBCACHE_UPSTREAM="+hub.RegistryURL())
+	d.Docker(append(args, service.Image)...)
+	var health string
+	for range 60 {
+		if health = d.Docker("inspect", "--format", "{{.State.Health.Status}}", "hubcache"); health == "healthy" {
+			break
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	if health != "healthy" {
+		t.Fatalf("the container is %s\n%s", health, d.Docker("inspect", "--format", "{{json .State}}", "hubcache"))
+	}
+	// The compose file's budget has reached the program.
+	if stats := d.Docker("exec", "hubcache", "hubcache", "stats", "--json"); !strings.Contains(stats, "21474836480") {
+		t.Errorf("stats do not show a budget of %s: %s", *service.Environment["HUBCACHE_BUDGET"], stats)
+	}
+	for _, want := range []string{"miss", "hit"} {
+		resp, err := http.Get("http://" + net.JoinHostPort(d.Addr.String(), "5000") + "/v2/library/sample/manifests/" + image.Digest.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("X-Hubcache"); resp.StatusCode != http.StatusOK || got != want {
+			t.Errorf("%s, X-Hubcache %q, want %q", resp.Status, got, want)
+		}
+	}
+}
 
-	args := []string{"run", "--detach", "--name", "hubcache", "--network", "none", "--health-interval", "1s", "--volume", "cache:/var/lib/hubcache"}
+// packagingRun is the docker command that starts a service of a compose file.
+func packagingRun(service types.ServiceConfig) []string {
+	args := []string{"run", "--detach", "--name", service.Name}
+	for _, v := range service.Volumes {
+		args = append(args, "--volume", v.Source+":"+v.Target)
+	}
 	if service.ReadOnly {
 		args = append(args, "--read-only")
 	}
@@ -153,42 +198,21 @@ func packagingImage(t *testing.T, archive string) {
 	for name, value := range service.Environment {
 		args = append(args, "--env", name+"="+*value)
 	}
-	d.Docker(append(args, service.Image)...)
-	var health string
-	for range 60 {
-		if health = d.Docker("inspect", "--format", "{{.State.Health.Status}}", "hubcache"); health == "healthy" {
-			break
-		}
-		time.Sleep(500 * time.Millisecond)
-	}
-	if health != "healthy" {
-		t.Errorf("the container is %s\n%s", health, d.Docker("inspect", "--format", "{{json .State}}", "hubcache"))
-	}
-	// The budget of the compose file has reached the program.
-	if stats := d.Docker("exec", "hubcache", "hubcache", "stats", "--json"); !strings.Contains(stats, "21474836480") {
-		t.Errorf("stats do not show a budget of %s: %s", *service.Environment["HUBCACHE_BUDGET"], stats)
-	}
+	return args
+}
 
-	d.Docker("cp", "hubcache:/etc", t.TempDir()) // whoever can't resolve /etc can't do this either
-	passwd := exec.Command("tar", "--extract", "--to-stdout", "--wildcards", "--file", archive, "*.tar")
+// packagingLayer looks into the image's one layer for what container engines and TLS need.
+func packagingLayer(t *testing.T, archive string) {
+	t.Helper()
+	layer := nixRun(t, exec.Command("tar", "--extract", "--to-stdout", "--wildcards", "--file", archive, "*.tar"))
 	list := exec.Command("tar", "--list", "--verbose")
-	pipe, err := passwd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	list.Stdin = pipe
-	if err := passwd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	list.Stdin = strings.NewReader(layer)
 	files := strings.Split(nixRun(t, list), "\n")
 	for _, file := range []string{"./etc/passwd", "./etc/group", "./etc/ssl/certs/ca-certificates.crt"} {
 		regular := func(line string) bool { return strings.HasPrefix(line, "-") && strings.HasSuffix(line, " "+file) }
 		if !slices.ContainsFunc(files, regular) {
 			t.Errorf("%s is not a regular file of the image:\n%s", file, strings.Join(files, "\n"))
 		}
-	}
-	if err := passwd.Wait(); err != nil {
-		t.Error(err)
 	}
 }
 
