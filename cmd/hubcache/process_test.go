@@ -21,8 +21,9 @@ import (
 type process struct {
 	t           *testing.T
 	cmd         *exec.Cmd
-	config      string // its settings file
-	pull, admin string // base URLs, once it is ready
+	config      string        // its settings file
+	pull, admin string        // base URLs, once it is ready
+	started     chan struct{} // closed when cmd runs
 	ended       chan struct{}
 
 	mu    sync.Mutex // guards what follows
@@ -35,7 +36,7 @@ type process struct {
 // WATCHDOG_PID are its own, as from systemd.
 func unborn(t *testing.T, config string, env ...string) *process {
 	t.Helper()
-	p := &process{t: t, config: filepath.Join(t.TempDir(), "config.yaml"), ended: make(chan struct{})}
+	p := &process{t: t, config: filepath.Join(t.TempDir(), "config.yaml"), started: make(chan struct{}), ended: make(chan struct{})}
 	p.configure(config)
 	p.cmd = exec.Command("sh", "-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec hubcache serve "$@"`, "sh", "--config", p.config)
 	p.cmd.Env = append([]string{
@@ -67,11 +68,23 @@ func (p *process) configure(config string) {
 	}
 }
 
+// start returns when the server is ready, launch at once.
 func (p *process) start() {
+	p.t.Helper()
+	p.launch()
+	var ready struct{ Listen, Admin []string }
+	if err := json.Unmarshal([]byte(p.awaitLog("hubcache is ready")), &ready); err != nil {
+		p.t.Fatal(err)
+	}
+	p.pull, p.admin = ready.Listen[0], ready.Admin[0]
+}
+
+func (p *process) launch() {
 	p.t.Helper()
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
+	close(p.started)
 	go func() { _ = p.cmd.Wait(); close(p.ended) }()
 	p.t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
@@ -80,11 +93,6 @@ func (p *process) start() {
 			p.t.Logf("its log:\n%s", strings.Join(p.logged(), "\n"))
 		}
 	})
-	var ready struct{ Listen, Admin []string }
-	if err := json.Unmarshal([]byte(p.awaitLog("hubcache is ready")), &ready); err != nil {
-		p.t.Fatal(err)
-	}
-	p.pull, p.admin = ready.Listen[0], ready.Admin[0]
 }
 
 // Write collects the log.
@@ -233,13 +241,11 @@ func TestSystemdIsTold(t *testing.T) {
 func TestReloadRightAfterReady(t *testing.T) {
 	systemd, env := newManager(t)
 	p := unborn(t, "", env)
-	go func() {
-		b := make([]byte, 64)
-		if _, err := systemd.conn.Read(b); err == nil {
-			_ = p.cmd.Process.Signal(syscall.SIGHUP)
-		}
-	}()
-	p.start()
+	p.launch()
+	if got := systemd.told(); got != "READY=1" {
+		t.Fatalf("first it said %q", got)
+	}
+	p.signal(syscall.SIGHUP)
 	p.awaitLog("settings read again")
 }
 
