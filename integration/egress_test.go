@@ -24,7 +24,7 @@ import (
 	"github.com/hubcache/hubcache/integration/fakehub"
 )
 
-// connectProxy is a proxy that tunnels to the Hub, under whatever names the Hub has.
+// connectProxy is a proxy that tunnels to the Hub, under the names that the Hub has.
 type connectProxy struct {
 	URL string
 
@@ -32,10 +32,15 @@ type connectProxy struct {
 	hosts map[string]bool // that it was asked for
 }
 
-func startProxy(t *testing.T, hub *fakehub.Hub) *connectProxy {
+// startProxy starts a proxy that listens on that address.
+func startProxy(t *testing.T, hub *fakehub.Hub, host string) *connectProxy {
 	t.Helper()
 	p := &connectProxy{hosts: map[string]bool{}}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.Host)
 		p.mu.Lock()
 		p.hosts[host] = true
@@ -62,6 +67,9 @@ func startProxy(t *testing.T, hub *fakehub.Hub) *connectProxy {
 		}()
 		_, _ = io.Copy(near, far)
 	}))
+	_ = server.Listener.Close()
+	server.Listener = listener
+	server.Start()
 	t.Cleanup(server.Close)
 	p.URL = server.URL
 	return p
@@ -89,7 +97,7 @@ func writeCA(t *testing.T, hub *fakehub.Hub) string {
 func TestEgressByProxyAndPrivateCA(t *testing.T) {
 	names := fakehub.Options{TLS: true, RegistryName: "registry.hub.test", TokenName: "auth.hub.test", CDNName: "cdn.bucket.test"}
 	hub := startHub(t, names)
-	proxy := startProxy(t, hub)
+	proxy := startProxy(t, hub, "127.0.0.1")
 	env := []string{"HTTPS_PROXY=" + proxy.URL, "NO_PROXY=elsewhere.test"}
 	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 3<<20)})
 
@@ -116,7 +124,7 @@ func TestEgressByProxyAndPrivateCA(t *testing.T) {
 func TestEgressExceptions(t *testing.T) {
 	host := dockertest.NewNetwork(t).Addr.String() // loopback never goes through a proxy
 	hub := startHub(t, fakehub.Options{TLS: true, RegistryAddr: host + ":0", TokenAddr: host + ":0", CDNName: "cdn.bucket.test"})
-	proxy := startProxy(t, hub)
+	proxy := startProxy(t, hub, "127.0.0.1")
 	env := []string{"HTTPS_PROXY=" + proxy.URL, "NO_PROXY=" + host}
 	s := startServer(t, serverOptions{Hub: hub, Env: env, Args: []string{"--upstream-ca-file", writeCA(t, hub)}})
 	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 3<<20)})

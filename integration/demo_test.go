@@ -1,0 +1,155 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/go-units"
+
+	"github.com/hubcache/hubcache/integration/dockertest"
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+var (
+	demo    = flag.Bool("demo", false, "TestDemo: five runs instead of one, with progress on the terminal")
+	demoDoc = flag.String("demo.doc", "", "TestDemo: put the table into this `file`, between its two markers")
+)
+
+// demoMarker is the line before and after the table in the document.
+const demoMarker = "<!-- written by make demo -->\n"
+
+// demoWay is one way to deploy the recipe, and what it took.
+type demoWay struct {
+	name  string
+	times []time.Duration
+	bytes int64 // from Docker Hub, of one run
+	pulls int   // counted against the quota, of one run
+}
+
+// row is the way's line of the table.
+func (w *demoWay) row() string {
+	times := slices.Sorted(slices.Values(w.times))
+	seconds := func(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+	return fmt.Sprintf("| %-26s | %7s | %6s | %6s | %15s | %5d |\n", w.name,
+		seconds(w.median()), seconds(times[0]), seconds(times[len(times)-1]), units.HumanSize(float64(w.bytes)), w.pulls)
+}
+
+func (w *demoWay) median() time.Duration {
+	return slices.Sorted(slices.Values(w.times))[len(w.times)/2]
+}
+
+// demoRun measures ways to deploy one recipe on two hosts: one that has hubcache as its
+// mirror, and one that goes to Docker Hub itself.
+type demoRun struct {
+	*missionLab
+	t                  *testing.T
+	mirrored, plain    swarmHost
+	direct, cold, warm demoWay
+}
+
+// measure deploys and books what it took.
+func (d *demoRun) measure(w *demoWay, h swarmHost) {
+	d.t.Helper()
+	d.hub.ResetLedger()
+	used := d.hub.Used("") + d.hub.Used(labUser)
+	took := h.deploy(d.recipe)
+	w.times = append(w.times, took)
+	w.bytes, w.pulls = d.hub.Ledger().BlobBytes(), d.hub.Used("")+d.hub.Used(labUser)-used
+	say("  %-26s %5.1f s, %8s from Docker Hub, %d pulls counted\n", w.name, took.Seconds(), units.HumanSize(float64(w.bytes)), w.pulls)
+}
+
+// say tells somebody who watches the demo.
+func say(format string, args ...any) {
+	if *demo {
+		fmt.Fprintf(os.Stderr, format, args...)
+	}
+}
+
+// TestDemo measures the deploy of a recipe without hubcache, through an empty hubcache, and
+// after its images were pruned from the host. `make demo` runs it five times and shows it.
+func TestDemo(t *testing.T) {
+	runs := 1
+	if *demo {
+		runs = 5
+	}
+	say("Starting a Docker Hub of our own, hubcache, and two Docker hosts.\n")
+	d := &demoRun{missionLab: newMissionLab(t, fakehub.Options{}), t: t}
+	d.direct.name, d.cold.name, d.warm.name = "without hubcache", "hubcache, empty", "hubcache, images pruned"
+	d.mirrored, d.plain = d.host(t), d.plainHost(t)
+	for run := range runs {
+		say("\nRun %d of %d: docker stack deploy\n", run+1, runs)
+		d.once()
+	}
+	table := d.table()
+	say("\n%s", table)
+	if *demoDoc != "" {
+		writeDemoTable(t, *demoDoc, table)
+	}
+}
+
+// once deploys in each way, and prunes after it.
+func (d *demoRun) once() {
+	d.t.Helper()
+	d.measure(&d.direct, d.plain)
+	d.plain.remove(imagePrune...)
+	d.cache.Empty()
+	d.measure(&d.cold, d.mirrored)
+	d.checkFetchedOnce(d.t)
+	d.mirrored.remove(imagePrune...)
+	d.measure(&d.warm, d.mirrored)
+	if again := upstreamGETs(d.hub); len(again) > 0 {
+		d.t.Errorf("after a prune the Hub was asked for\n%s", again)
+	}
+	d.mirrored.remove(systemPrune...)
+}
+
+// plainHost is a daemon that knows no mirror and reaches Docker Hub.
+func (lab *missionLab) plainHost(t *testing.T) swarmHost {
+	t.Helper()
+	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Env: []string{"HTTPS_PROXY=" + lab.proxy.URL, "SSL_CERT_FILE=" + lab.ca}})
+	d.SwarmInit()
+	return swarmHost{d, t}
+}
+
+// table is what was measured, as Markdown that can be read on a terminal.
+func (d *demoRun) table() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Seconds from `docker stack deploy` until all 3 services run: %d images, %d layers, %s; Docker Hub %v away, %s/s a connection; Docker %s on %d CPUs; %d runs.\n\n",
+		len(d.recipe.images), d.recipe.layers, units.HumanSize(float64(d.recipe.bytes)), hubLatency, units.HumanSize(hubSpeed),
+		d.plain.Docker("version", "--format", "{{.Server.Version}}"), runtime.NumCPU(), len(d.direct.times))
+	fmt.Fprintf(&b, "| %-26s | %7s | %6s | %6s | %15s | %5s |\n", "", "median", "min", "max", "from Docker Hub", "pulls")
+	fmt.Fprintf(&b, "|:%s|%s:|%s:|%s:|%s:|%s:|\n", strings.Repeat("-", 27), strings.Repeat("-", 8), strings.Repeat("-", 7),
+		strings.Repeat("-", 7), strings.Repeat("-", 16), strings.Repeat("-", 6))
+	for _, w := range []*demoWay{&d.direct, &d.cold, &d.warm} {
+		b.WriteString(w.row())
+	}
+	ratio := func(w *demoWay) float64 { return d.direct.median().Seconds() / w.median().Seconds() }
+	fmt.Fprintf(&b, "\nAfter a prune the deploy is %.1f times as fast through hubcache as without it; with hubcache empty, %.1f times.\n", ratio(&d.warm), ratio(&d.cold))
+	return b.String()
+}
+
+// writeDemoTable puts the table between the markers of a document.
+func writeDemoTable(t *testing.T, path, table string) {
+	t.Helper()
+	doc, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := bytes.Split(doc, []byte(demoMarker))
+	if len(parts) != 3 {
+		t.Fatalf("%s does not have the line %q twice", path, strings.TrimSpace(demoMarker))
+	}
+	parts[1] = []byte("\n" + table + "\n")
+	if err := os.WriteFile(path, bytes.Join(parts, []byte(demoMarker)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
