@@ -217,17 +217,11 @@ func (o object) mirrors() ([]string, error) {
 	return list, nil
 }
 
-// setMirrors sets the list; an empty one takes the key away.
+// setMirrors sets the list. An empty one stays in the file: a daemon that reloads and
+// finds no list keeps the mirrors that it has.
 func (o *object) setMirrors(mirrors []string) {
-	i := o.index(mirrorsKey)
-	if len(mirrors) == 0 {
-		if i >= 0 {
-			*o = slices.Delete(*o, i, i+1)
-		}
-		return
-	}
-	value, _ := json.Marshal(mirrors) // strings always can be
-	if i < 0 {
+	value, _ := json.Marshal(append([]string{}, mirrors...)) // strings always can be
+	if i := o.index(mirrorsKey); i < 0 {
 		*o = append(*o, member{mirrorsKey, value})
 	} else {
 		(*o)[i].value = value

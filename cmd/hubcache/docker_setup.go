@@ -145,11 +145,7 @@ func (s *setupRun) plan(engine engineFacts, undo bool) (setupPlan, error) {
 		if wantMirror {
 			what = "put " + s.mirror + " first in registry-mirrors"
 		}
-		c := change{s.paths.daemonJSON, what, config.bytes()}
-		if undo && len(config) == 0 {
-			c.content = nil
-		}
-		plan.changes = append(plan.changes, c)
+		plan.changes = append(plan.changes, change{s.paths.daemonJSON, what, config.bytes()})
 	}
 	if err := s.planHosts(&plan, wantHosts); err != nil {
 		return plan, err
@@ -225,9 +221,13 @@ func reloadDaemon(pidFile string) error {
 	return unix.Kill(pid, unix.SIGHUP)
 }
 
-// replaceFile writes the file atomically, through symlinks, or removes it when content is
-// nil. What was there is kept beside it; the first such backup stays.
+// replaceFile writes the file atomically, through symlinks. What was there is kept beside
+// it; the first such backup stays. When content is nil it removes the file, which setup
+// does with its own only, and keeps nothing.
 func replaceFile(path string, content []byte) (backup string, err error) {
+	if content == nil {
+		return "", os.Remove(path)
+	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
@@ -249,9 +249,6 @@ func replaceFile(path string, content []byte) (backup string, err error) {
 		if err := writeSynced(backup, old, mode); err != nil {
 			return "", err
 		}
-	}
-	if content == nil {
-		return backup, os.Remove(path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return "", err
