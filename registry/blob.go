@@ -3,8 +3,10 @@ package registry
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net/http"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 
@@ -40,6 +42,11 @@ func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, q request
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			r.log.Error("a cached blob can't be read", "digest", q.digest, "error", err)
+			size, ok := r.store.Has(q.digest)
+			if !ok {
+				size = -1
+			}
+			return r.serveBypass(w, req, q, size)
 		}
 		res := r.serveFlight(w, req, q)
 		if !errors.Is(res.err, errLanded) {
@@ -63,7 +70,19 @@ func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request,
 		r.store.Touch(q.digest)
 	}
 	o := object{string(q.digest), octets, b.Size, OutcomeHit}
-	status, sent, err := o.send(w, req, sendFile(b.File))
+	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
+		if n == b.Size {
+			r.doubt(req, q.digest)
+		}
+		sent, err := sendFile(b.File)(w, off, n)
+		if errors.Is(err, syscall.EIO) || err == io.EOF { // a bad sector, or the file was truncated meanwhile
+			r.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
+			r.store.Remove(q.digest)
+			more, err := r.passOn(req.Context(), w, q.name, q.digest, b.Size, storage.Spill{Hash: q.digest.Algorithm().Hash()}, off+sent, n-sent)
+			return sent + more, err
+		}
+		return sent, err
+	})
 	return result{status, sent, OutcomeHit, err}
 }
 
@@ -118,8 +137,8 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	o := object{string(q.digest), octets, size, outcome}
 	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := pump(w, off, n, func(p []byte, off int64) (int, error) { return rd.ReadAt(ctx, p, off) })
-		if (errors.Is(err, storage.ErrDisk) || errors.Is(err, storage.ErrNoRoom)) && n >= 0 {
-			more, err := r.spill(ctx, w, f, off+sent, n-sent)
+		if errors.Is(err, storage.ErrDisk) || errors.Is(err, storage.ErrNoRoom) {
+			more, err := r.spill(ctx, w, f, off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		return sent, err
@@ -201,9 +220,14 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 // and then from upstream, with the digest of what went before.
 func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, off, n int64) (int64, error) {
 	s, ok := f.in.Spill()
-	if !ok || off > s.At {
-		return 0, errAborted
+	if !ok || off < s.At { // what is there can't be used: all of it once more
+		s = storage.Spill{Hash: f.digest.Algorithm().Hash()}
 	}
+	return r.passOn(ctx, w, f.name, f.digest, f.in.Size(), s, off, n)
+}
+
+// passOn goes on from upstream for a client that has the bytes before off.
+func (r *Registry) passOn(ctx context.Context, w http.ResponseWriter, name string, d digest.Digest, size int64, s storage.Spill, off, n int64) (int64, error) {
 	slots := r.bypasses.Load()
 	wait, cancel := context.WithTimeout(ctx, slotDeadline)
 	err := slots.Acquire(wait, 1)
@@ -212,11 +236,11 @@ func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, 
 		return 0, err
 	}
 	defer slots.Release(1)
-	t := &tap{source: r.source(f.name, f.digest), ctx: ctx, at: s.At, end: f.in.Size(), size: f.in.Size()}
+	t := &tap{source: r.source(name, d), ctx: ctx, at: s.At, end: size, size: size}
 	defer t.Close()
 	if err := t.connect(firstDeadline); err != nil {
 		return 0, err
 	}
-	c := &checked{tap: t, hash: s.Hash, digest: f.digest}
+	c := &checked{tap: t, hash: s.Hash, digest: d}
 	return c.send(w, off, n)
 }

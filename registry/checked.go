@@ -22,9 +22,12 @@ type checked struct {
 	held int     // 1 when there is one
 }
 
-// send is a sender. What comes before off is only hashed.
+// send is a sender. What comes before off is only hashed; it may not lie before tap.at.
 func (c *checked) send(w http.ResponseWriter, off, n int64) (int64, error) {
 	at := c.tap.at
+	if n < 0 && c.tap.size >= 0 { // nobody knew it when the client was promised all
+		n = c.tap.size - off
+	}
 	if size := c.tap.size; size >= 0 && size <= storage.VerifyFirst {
 		b, err := io.ReadAll(c)
 		if err != nil {

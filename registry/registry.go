@@ -45,7 +45,11 @@ type Registry struct {
 	ahead   *ahead
 	gone    memory // tags that upstream has not
 	failed  memory // blobs whose fetch has just failed
-	renewed memory // repositories whose verdict has just been asked for again
+	got     memory // whole blobs that clients have just got from the store
+	trusted memory // blobs that were hashed lately
+
+	doubting atomic.Bool // one is being hashed
+	renewed  memory      // repositories whose verdict has just been asked for again
 
 	slow atomic.Bool // upstream has just let a tag's check wait in vain
 

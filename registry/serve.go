@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -25,10 +24,6 @@ const (
 
 var copyBuffers = sync.Pool{New: func() any { return new([copyPiece]byte) }}
 
-// errAborted says that a body broke off after its headers: the connection has to be cut,
-// so that nobody takes what came for the whole.
-var errAborted = errors.New("the body broke off")
-
 // object is what is served: its headers and its size, -1 when unknown.
 type object struct {
 	digest    string
@@ -38,7 +33,7 @@ type object struct {
 }
 
 // sender writes bytes from off on to w, n of them or, if n is -1, all that come, and
-// returns how many went out. An error that isn't the client's is errAborted's cause.
+// returns how many went out.
 type sender func(w http.ResponseWriter, off, n int64) (int64, error)
 
 // send answers a GET or HEAD with o: conditions and a single range as RFC 9110 has them,

@@ -50,7 +50,11 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		}
 		return 0, err
 	}
-	return in.f.ReadAt(p[:min(int64(len(p)), end-off)], off)
+	n, err := in.f.ReadAt(p[:min(int64(len(p)), end-off)], off)
+	if err != nil {
+		err = in.diskError(err)
+	}
+	return n, err
 }
 
 // shown returns up to where readers at off may see. mu is held.
@@ -76,11 +80,10 @@ type Spill struct {
 }
 
 // Spill returns where the readers of a failed ingest have to go on by themselves.
-// ok is false when it hasn't failed, when the blob's size isn't known, or when what is
-// there can't be read again: then they can't be given more.
+// ok is false when it hasn't failed, or when what is there can't be read again.
 func (in *Ingest) Spill() (s Spill, ok bool) {
 	in.mu.Lock()
-	ok = in.phase == failed && in.size >= 0
+	ok = in.phase == failed
 	in.mu.Unlock()
 	if !ok {
 		return s, false

@@ -73,7 +73,7 @@ func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
 		return nil, err
 	}
 	if d.Algorithm().FromBytes(body) != d { // it is small; and a wrong manifest spoils a whole image
-		s.Remove(d)
+		s.rotten(d, ErrDigest)
 		return nil, missing{"its bytes have another digest"}
 	}
 	return &Manifest{d, r.mediaType, body, r.children, b.Private}, nil

@@ -16,6 +16,7 @@ type Stats struct {
 
 	Evictions    int64
 	EvictedBytes int64
+	Corrupt      int64     // blobs dropped because their bytes had changed on disk
 	WriteErrors  int64     // disk errors; the clients were served all the same
 	OldestUse    time.Time // last use of the next victim; zero when the store is empty
 }

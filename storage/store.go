@@ -60,6 +60,7 @@ type Store struct {
 
 	tags        atomic.Int64
 	writeErrors atomic.Int64
+	corrupt     atomic.Int64 // blobs dropped because their bytes had changed
 	diskLogged  atomic.Int64 // Unix seconds of the last log line about a failing disk
 
 	stop    chan struct{}
@@ -91,16 +92,7 @@ func (i *info) has(b bits) bool { return i.bits&b != 0 }
 // Open opens or creates the store in o.Dir. A damaged index is set aside and rebuilt.
 // Errors: the directory can't be created or written, or another process has it open.
 func Open(o Options) (*Store, error) {
-	s := &Store{
-		layout:    layout(o.Dir),
-		log:       cmp.Or(o.Log, slog.Default()),
-		lru:       lru.New[digest.Digest, info](o.Budget),
-		ingests:   map[digest.Digest]*Ingest{},
-		unlinking: map[digest.Digest]chan struct{}{},
-		changed:   map[string]bool{},
-		stop:      make(chan struct{}),
-	}
-	s.minFree.Store(o.MinFree)
+	s := newStore(o)
 	for _, dir := range []string{o.Dir, s.layout.blobs(), s.layout.ingest(), s.layout.repos()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
@@ -112,6 +104,21 @@ func Open(o Options) (*Store, error) {
 	s.shrink()
 	s.stopped.Go(s.keepHouse)
 	return s, nil
+}
+
+// newStore is a Store with nothing loaded and nothing running.
+func newStore(o Options) *Store {
+	s := &Store{
+		layout:    layout(o.Dir),
+		log:       cmp.Or(o.Log, slog.Default()),
+		lru:       lru.New[digest.Digest, info](o.Budget),
+		ingests:   map[digest.Digest]*Ingest{},
+		unlinking: map[digest.Digest]chan struct{}{},
+		changed:   map[string]bool{},
+		stop:      make(chan struct{}),
+	}
+	s.minFree.Store(o.MinFree)
+	return s
 }
 
 // Close writes what is only in memory and closes the index. Ingests must have ended.
@@ -174,6 +181,7 @@ func (s *Store) Stats() Stats {
 		Evictions:     s.evictions,
 		EvictedBytes:  s.evicted,
 		WriteErrors:   s.writeErrors.Load(),
+		Corrupt:       s.corrupt.Load(),
 	}
 	if e := s.lru.Oldest(); e != nil {
 		st.OldestUse = time.Unix(0, e.Value.used)

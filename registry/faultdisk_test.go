@@ -1,0 +1,195 @@
+package registry_test
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/integration/fakehub"
+)
+
+// file is where a committed blob lies.
+func (l *lab) file(d digest.Digest) string {
+	return filepath.Join(l.store.Dir(), "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
+}
+
+// tamper changes a committed blob's file behind the store's back.
+func (l *lab) tamper(d digest.Digest, change func(path string) error) {
+	l.t.Helper()
+	l.idle()
+	if err := os.Chmod(l.file(d), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := change(l.file(d)); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// rot flips a byte and leaves all that fstat tells as it was.
+func rot(path string) error {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	f.ReadAt(b, fi.Size()/2)
+	b[0] ^= 0xff
+	if _, err := f.WriteAt(b, fi.Size()/2); err != nil {
+		return err
+	}
+	return os.Chtimes(path, fi.ModTime(), fi.ModTime())
+}
+
+// TestBlobChangedBehindItsBack: a miss, not an error, and never a short 200.
+func TestBlobChangedBehindItsBack(t *testing.T) {
+	for name, change := range map[string]func(string) error{
+		"deleted":   os.Remove,
+		"truncated": func(path string) error { return os.Truncate(path, 1000) },
+		"emptied":   func(path string) error { return os.Truncate(path, 0) },
+		"grown":     func(path string) error { return os.Truncate(path, 9<<20) },
+		"replaced": func(path string) error {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			b[len(b)/2] ^= 0xff
+			os.Remove(path)
+			return os.WriteFile(path, b, 0o600)
+		},
+		"written to": func(path string) error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			time.Sleep(time.Second)
+			_, err = f.WriteAt([]byte("other"), 99)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+				d := l.image("library/app", "1", 5<<18)[0]
+				l.get("/v2/library/app/manifests/1")
+				l.fetch("library/app", d)
+				l.tamper(d, change)
+				l.hub.ResetLedger()
+				for _, c := range l.crowd("library/app", d) {
+					c.check(t, l, d, whole)
+				}
+				if n := l.hub.Ledger().BlobGETs(); n != 1 {
+					t.Errorf("%d downloads:\n%s", n, l.hub.Ledger())
+				}
+				l.settled(d)
+			})
+		})
+	}
+}
+
+// TestBlobTruncatedWhileItIsSent: who is in the middle of it gets the rest from upstream.
+func TestBlobTruncatedWhileItIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+		d := l.image("library/app", "1", 17<<19)[0]
+		l.get("/v2/library/app/manifests/1")
+		l.fetch("library/app", d)
+		l.idle()
+		resp, err := l.ask(context.Background(), "GET", "/v2/library/app/blobs/"+string(d))
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatal(resp, err)
+		}
+		defer resp.Body.Close()
+		b := l.hub.Blob(d)
+		c := &visitor{}
+		if err := c.compare(io.LimitReader(resp.Body, 1<<20), b); err != nil {
+			t.Fatal(err)
+		}
+		l.tamper(d, func(path string) error { return os.Truncate(path, 5<<20) })
+		if err := c.compare(resp.Body, b); err != nil || c.wrong || c.n != b.Size() {
+			t.Errorf("%d of %d bytes, wrong: %v, %v\n%s", c.n, b.Size(), c.wrong, err, l.log)
+		}
+		l.fetch("library/app", d)
+		l.settled(d)
+	})
+}
+
+// TestBitRotIsFound: nothing but the bytes differs. Who asks for the same whole blob twice
+// within a minute has it hashed, and the third time is right. A manifest is hashed every
+// time it is read.
+func TestBitRotIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+		d := l.image("library/app", "1", 5<<18)[0]
+		m := l.get("/v2/library/app/manifests/1")
+		l.fetch("library/app", d)
+		l.tamper(d, rot)
+		for range 2 {
+			c := &visitor{}
+			if c.visit(l, "library/app", d); c.err != nil || !c.wrong {
+				t.Fatalf("%v, wrong: %v: the test rots nothing", c.err, c.wrong)
+			}
+			synctest.Wait()
+		}
+		l.fetch("library/app", d)
+		if n := l.store.Stats().Corrupt; n != 1 {
+			t.Errorf("counted %d", n)
+		}
+		l.settled(d)
+
+		l.tamper(digest.FromBytes(m.body), rot)
+		l.stop() // what is in memory is right
+		l.start()
+		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || string(r.body) != string(m.body) {
+			t.Errorf("a manifest that has rotted: %d %q", r.status, r.body)
+		}
+		l.settled()
+	})
+}
+
+// TestTwoGETsApartAreNoDoubt: a blob is not hashed for those who pull it now and again.
+func TestTwoGETsApartAreNoDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+		d := l.image("library/app", "1", 5<<18)[0]
+		l.get("/v2/library/app/manifests/1")
+		l.fetch("library/app", d)
+		l.tamper(d, rot)
+		for range 3 {
+			(&visitor{}).visit(l, "library/app", d)
+			time.Sleep(2 * time.Minute)
+		}
+		if n := l.store.Stats().Corrupt; n != 0 {
+			t.Errorf("hashed %d times", n)
+		}
+	})
+}
+
+// TestUnknownSizeBeyondTheBudget: nobody knows how large it is until it no longer fits.
+func TestUnknownSizeBeyondTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
+		d := l.image("library/app", "1", 5<<21)[0]
+		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+		for _, from := range []int64{0, 0, 0} {
+			c := &visitor{name: "chunked", from: from}
+			c.visit(l, "library/app", d)
+			c.check(t, l, d, whole)
+		}
+		l.settled(d)
+		if n := l.store.Stats().Bytes; n != 0 {
+			t.Errorf("%d bytes kept", n)
+		}
+	})
+}
