@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,6 +109,9 @@ func watchStats(cmd *cobra.Command, every time.Duration, asJSON bool, show func(
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			if drawable(out) {
+				fmt.Fprintln(out) // after the ^C
+			}
 			return nil
 		}
 	}
@@ -122,12 +126,14 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	m, b := s.Requests.Manifest, s.Requests.Blob
 	manifests := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Error
 	blobs := b.Hit + b.Miss + b.Shared + b.Bypass + b.Error
-	if blobs+manifests == 0 {
-		row("hit ratio", "nothing was asked for yet")
-	} else {
-		row("hit ratio", "%s of %s, %s of %s", ratio(b.Hit+b.Shared, blobs), plural(blobs, "blob"),
-			ratio(m.Hit+m.Revalidated+m.Shared+m.Stale, manifests), plural(manifests, "manifest"))
+	var ratios []string
+	if blobs > 0 {
+		ratios = append(ratios, ratio(b.Hit+b.Shared, blobs)+" of "+plural(blobs, "blob"))
 	}
+	if manifests > 0 {
+		ratios = append(ratios, ratio(m.Hit+m.Revalidated+m.Shared+m.Stale, manifests)+" of "+plural(manifests, "manifest"))
+	}
+	row("hit ratio", "%s", cmp.Or(strings.Join(ratios, ", "), "nothing was asked for yet"))
 	row("bytes saved", "%s: %s served, %s fetched", human(max(0, s.Bytes.Served-s.Bytes.Fetched)), human(s.Bytes.Served), human(s.Bytes.Fetched))
 	if m.Stale > 0 {
 		row("stale", "%s while the upstream could not be asked", plural(m.Stale, "answer"))

@@ -109,3 +109,40 @@ func TestStatsOfAnyDocument(t *testing.T) {
 		}
 	}
 }
+
+// TestStatsOnATerminal: there the table has a bar, each one of --watch takes the place of
+// the last, and NO_COLOR changes nothing, since there are no colours.
+func TestStatsOnATerminal(t *testing.T) {
+	p := serving(t, "")
+	for _, env := range [][]string{{"TERM=xterm"}, {"TERM=xterm", "NO_COLOR=1"}} {
+		sh := newShell(t, env...)
+		sh.send("hubcache stats --admin " + p.admin + "\n")
+		sh.expect("[░░░░░░░░░░░░░░░░░░░░] 0B of 20GiB")
+		sh.send("hubcache stats --watch=50ms --admin " + p.admin + "; echo ended with $?\n")
+		for range 3 {
+			sh.expect("\x1b[H\x1b[2J")
+			sh.expect("hit ratio")
+		}
+		sh.send("\x03")
+		sh.expect("ended with 0")
+		if sh.shown("\x1b[3") || sh.shown("\x1b[1") {
+			t.Errorf("%v: colours on the terminal", env)
+		}
+	}
+	sh := newShell(t, "TERM=dumb")
+	sh.send("hubcache stats --watch=50ms --admin " + p.admin + "; echo ended with $?\n")
+	sh.expect("hit ratio")
+	sh.expect("hit ratio")
+	sh.send("\x03")
+	sh.expect("ended with 0")
+	if sh.shown("\x1b[H") || sh.shown("█") || sh.shown("░") {
+		t.Error("a terminal without a cursor is drawn on")
+	}
+}
+
+// shown reports whether the terminal ever showed text.
+func (s *shell) shown(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(s.out, text)
+}
