@@ -165,7 +165,7 @@ func TestNixModule(t *testing.T) {
 		"docker":         {mirrors: loopback},
 		"noMirror":       {},
 		"full":           {mirrors: []string{"http://192.168.1.10:5005", "http://other.lan:5000"}, ports: []int{5005}, users: []string{"hubcache"}},
-		"everywhere":     {mirrors: []string{"http://[::1]:5000"}},
+		"everywhere":     {mirrors: loopback},
 		"ownListen":      {mirrors: loopback},
 		"privilegedPort": {mirrors: []string{"http://127.0.0.1:80"}},
 		"credential":     {},

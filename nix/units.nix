@@ -111,8 +111,10 @@ in
     socket
     // {
       description = "Pull API of hubcache";
-      # An address of the LAN may come up later than this socket.
       socketConfig = socket.socketConfig // {
+        # "::" is every address, whatever the host's default.
+        BindIPv6Only = "both";
+        # An address of the LAN may come up later than this socket.
         FreeBind = true;
       };
     };

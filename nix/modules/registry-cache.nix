@@ -26,14 +26,9 @@ let
   isLoopback = address: address == "::1" || lib.hasPrefix "127." address;
 
   # What Docker on this host calls the cache.
-  mirrorHost =
-    if cfg.listenAddress == "::" then
-      "::1"
-    else if isAny cfg.listenAddress then
-      "127.0.0.1"
-    else
-      cfg.listenAddress;
-  mirror = "http://${hostPort mirrorHost cfg.port}";
+  mirrorHost = if isAny cfg.listenAddress then "127.0.0.1" else cfg.listenAddress;
+  mirrorScheme = if settings ? tls then "https" else "http";
+  mirror = "${mirrorScheme}://${hostPort mirrorHost cfg.port}";
 
   # ":5000", every address, is a bare port to systemd.
   stream = address: lib.removePrefix ":" (lib.removePrefix "unix:" address);
@@ -287,7 +282,9 @@ in
 
       (lib.mkIf cfg.dockerPrune.enable {
         systemd.services = {
-          inherit (units.services) hubcache-docker-watch;
+          hubcache-docker-watch = units.services.hubcache-docker-watch // {
+            restartTriggers = [ (builtins.toJSON settings.docker) ];
+          };
           # Activating a new configuration never starts or ends a prune.
           hubcache-docker-prune = units.services.hubcache-docker-prune // {
             restartIfChanged = false;
