@@ -63,9 +63,10 @@ func newDockerHoldCommand(load func() (dockerSettings, error)) *cobra.Command {
 		Use:   "hold -- COMMAND [ARG…]",
 		Short: "Run a command; while it runs, no image of this host is pruned",
 		Long: `Runs a deploy, a build or a test run under a hold. While a hold is in force,
-"hubcache docker prune" deletes nothing. The hold ends with the command, however it ends;
-what the command leaves in the background does not prolong it. The exit code is the
-command's, and signals are passed on. A hold inside a hold does nothing.`,
+"hubcache docker prune" deletes nothing. The hold ends with the command, however
+it ends; what the command leaves in the background does not prolong it. The exit
+code is the command's, and signals are passed on. A hold inside a hold does
+nothing.`,
 		Example: "  hubcache docker hold -- abra app deploy cloud.example.org\n  hubcache docker hold -- make test",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -95,8 +96,9 @@ func newDockerWatchCommand(load func() (dockerSettings, error)) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch",
 		Short: "Record when this host's images are used, for docker prune",
-		Long: `Records from the Docker daemon's events when each image was last used. It runs until it
-is told to end. Without it "docker prune" knows only what it sees each time it runs.`,
+		Long: `Records from the Docker daemon's events when each image was last used. It runs
+until it is told to end. Without it "docker prune" knows only what it sees each
+time it runs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

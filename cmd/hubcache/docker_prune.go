@@ -18,13 +18,15 @@ func newDockerPruneCommand(load func() (dockerSettings, error)) *cobra.Command {
 	var flags pruneFlags
 	cmd := &cobra.Command{
 		Use:   "prune",
-		Short: "Remove images of this host that nothing needs, when the disk is full",
-		Long: `Removes images of this Docker host one by one, least recently used first, when a disk is
-above the high watermark, until it is at the low one. Without --apply it only shows what
-would go, what stays, and why. Containers, volumes and networks are never touched.
+		Short: "Remove images that nothing here needs, when the disk is full",
+		Long: `Removes images of this Docker host one by one, least recently used first, when a
+disk is above the high watermark, until it is at the low one. Without --apply it
+only shows what would go, what stays, and why. Containers, volumes and networks
+are never touched.
 
-Exit codes: 0 done or nothing to do, 1 failed (everything was kept), 2 wrong usage,
-3 done, but the low watermark was not reached, 75 not now, try again later.`,
+Exit codes: 0 done or nothing to do, 1 failed (everything was kept), 2 wrong
+usage, 3 done, but the low watermark was not reached, 75 not now, try again
+later.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

@@ -36,10 +36,10 @@ func newDockerSetupCommand(load func() (dockerSettings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "setup",
 		Short: "Make this host's Docker pull through the cache",
-		Long: `Looks at the Docker engine's version and image store and shows what makes it pull through
-the cache; --apply writes it, after a backup, and makes the daemon reload its configuration.
-No container restarts. --undo takes it back. It also prints what containerd, podman and
-BuildKit need.`,
+		Long: `Looks at the Docker engine's version and image store and shows what makes it
+pull through the cache; --apply writes it, after a backup, and makes the daemon
+reload its configuration. No container restarts. --undo takes it back. It also
+prints what containerd, podman and BuildKit need.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

@@ -69,9 +69,9 @@ func newDoctorCommand(load func() (doctorSettings, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check the way from Docker to Docker Hub, and say what is wrong",
-		Long: `Checks the way from the Docker daemon through the cache to Docker Hub, and the machine under
-it, and says in plain words what is wrong and what to do. Exits with 1 when something is
-broken.`,
+		Long: `Checks the way from the Docker daemon through the cache to Docker Hub, and the
+machine under it, and says in plain words what is wrong and what to do. Exits
+with 1 when something is broken.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()

@@ -46,8 +46,8 @@ func newRootCommand() *cobra.Command {
 		Use:   "hubcache",
 		Short: "A pull-through cache for Docker Hub",
 		Long: `hubcache stands between Docker and Docker Hub: the first pull of an image comes
-from the Hub, with an access token; every later one from the local disk, within a
-byte budget.`,
+from the Hub, with an access token; every later one from the local disk, within
+a byte budget.`,
 		Version:       versionString(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

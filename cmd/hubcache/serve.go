@@ -55,7 +55,7 @@ again.
 A flag can be an environment variable too: --tag-ttl is HUBCACHE_TAG_TTL. Flags
 win over the environment, the environment over the file, the file over defaults;
 'hubcache config show' says which did.`,
-		Example: "  hubcache serve --budget 50GiB --username you --password-file /etc/hubcache/token",
+		Example: "  hubcache serve --budget 50GiB --username jane --password-file ~/hub-token",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			own.file = l.file

@@ -33,7 +33,7 @@ func newStatsCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:     "stats",
-		Short:   "Show what the running cache does: hits, bytes saved, room, quota, downloads",
+		Short:   "Show hits, bytes saved, room, quota and downloads of the cache",
 		Example: "  hubcache stats --watch=5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+)
+
+// everyCommand are the commands of root, itself among them.
+func everyCommand(root *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{root}
+	for _, c := range root.Commands() {
+		all = append(all, everyCommand(c)...)
+	}
+	return all
+}
+
+// TestHelpFits80Columns, and says of every command what it does.
+func TestHelpFits80Columns(t *testing.T) {
+	t.Setenv("STATE_DIRECTORY", "/var/lib/hubcache") // the default of data_dir
+	for _, c := range everyCommand(newRootCommand()) {
+		if strings.HasPrefix(c.CommandPath(), "hubcache completion ") {
+			continue // cobra's own text
+		}
+		var out bytes.Buffer
+		c.SetOut(&out)
+		if err := c.Help(); err != nil {
+			t.Fatal(err)
+		}
+		if c.Short == "" {
+			t.Errorf("%s: no short help", c.CommandPath())
+		}
+		for line := range strings.Lines(out.String()) {
+			if utf8.RuneCountInString(strings.TrimSuffix(line, "\n")) > 80 {
+				t.Errorf("%s --help: %s", c.CommandPath(), line)
+			}
+		}
+	}
+}
+
+// TestManPages: every command that is shown has one, and what is hidden has none.
+func TestManPages(t *testing.T) {
+	dir := t.TempDir()
+	root := newRootCommand()
+	root.SetArgs([]string{"docs", "man", dir})
+	if err := root.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{}
+	hidden, _, err := root.Find([]string{"docs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range everyCommand(root) {
+		if c.IsAvailableCommand() && c.Name() != "help" && c.Parent() != hidden {
+			want[strings.ReplaceAll(c.CommandPath(), " ", "-")+".1"] = true
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !want[e.Name()] {
+			t.Errorf("a page that nobody can use: %s", e.Name())
+		}
+		delete(want, e.Name())
+		page, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(page, []byte(".SH NAME")) || bytes.Contains(page, []byte("Auto generated")) {
+			t.Errorf("%s is no page, or differs from build to build", e.Name())
+		}
+	}
+	for name := range want {
+		t.Errorf("no page %s", name)
+	}
+}
