@@ -3,7 +3,6 @@ package prune
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
@@ -58,7 +57,7 @@ func diskPaths(info system.Info) ([]string, error) {
 	}
 	paths := []string{info.DockerRootDir}
 	if containerdStore(info) {
-		paths = append(paths, filepath.Join(info.DockerRootDir, "containerd"), defaultContainerdRoot)
+		paths = append(paths, defaultContainerdRoot) // the daemon's own containerd is below the data root
 	}
 	var out []string
 	seen := map[uint64]bool{}

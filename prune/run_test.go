@@ -2,7 +2,6 @@ package prune
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -473,29 +472,5 @@ func TestChainGoesInRounds(t *testing.T) {
 	wantDecision(t, mustRun(t, newPruner(t, e, c), true), Pruned, "")
 	if dels := e.log("DELETE"); e.left() != "" || !strings.Contains(dels[0], id("b")) {
 		t.Errorf("left %q after %v", e.left(), dels)
-	}
-}
-
-// TestReportJSON pins schema 1.
-func TestReportJSON(t *testing.T) {
-	e, c := newEngine(t, "1.41")
-	orphans(e, 1)
-	b, err := json.Marshal(mustRun(t, newPruner(t, e, c), true))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got map[string]any
-	if err := json.Unmarshal(b, &got); err != nil {
-		t.Fatal(err)
-	}
-	for _, key := range []string{"schema", "decision", "reason", "dry_run", "watched", "critical", "high_watermark", "low_watermark",
-		"disks_before", "disks_after", "freed_bytes", "images"} {
-		if _, ok := got[key]; !ok {
-			t.Errorf("%q is missing in %s", key, b)
-		}
-		delete(got, key)
-	}
-	if len(got) > 0 {
-		t.Errorf("keys that schema 1 doesn't have: %v", got)
 	}
 }

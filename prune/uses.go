@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // ErrBusy means that the records are locked by another process. Try again later.
@@ -62,6 +63,9 @@ func (u Uses) update(batch func(*records) error) error {
 	if err != nil {
 		return fmt.Errorf("last-use records %s can't be opened (if the file is damaged, remove it: every image then counts as used now): %w", u.Path, err)
 	}
+	if err := handOver(u.Path); err != nil {
+		return errors.Join(err, db.Close())
+	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		images, err := tx.CreateBucketIfNotExists(imagesBucket)
 		if err != nil {
@@ -77,6 +81,22 @@ func (u Uses) update(batch func(*records) error) error {
 		return fmt.Errorf("last-use records %s: %w", u.Path, err)
 	}
 	return nil
+}
+
+// handOver gives the file to its directory's owner: root may be the first to look, and
+// the watcher, which runs as somebody else, must be able to write.
+func handOver(path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var dir, file unix.Stat_t
+	if err := errors.Join(unix.Stat(filepath.Dir(path), &dir), unix.Stat(path, &file)); err != nil {
+		return fmt.Errorf("last-use records %s: %w", path, err)
+	}
+	if dir.Uid == file.Uid {
+		return nil
+	}
+	return os.Chown(path, int(dir.Uid), int(dir.Gid))
 }
 
 // records are the file's content within one batch.

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // watch runs a watcher until the returned function is called; it returns when the
@@ -297,5 +298,25 @@ func TestDamagedRecords(t *testing.T) {
 	err := Uses{path}.update(func(*records) error { return nil })
 	if err == nil || errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "remove it") {
 		t.Errorf("err %v", err)
+	}
+}
+
+// TestRecordsBelongToTheirDirectory: when root is the first to look, the service that
+// owns the directory can still write.
+func TestRecordsBelongToTheirDirectory(t *testing.T) {
+	owner, dir := os.Geteuid(), t.TempDir()
+	if owner == 0 {
+		owner = 12345
+	}
+	if err := os.Chown(dir, owner, -1); err != nil {
+		t.Fatal(err)
+	}
+	uses := Uses{filepath.Join(dir, "uses.db")}
+	if err := uses.update(func(*records) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(uses.Path, &st); err != nil || int(st.Uid) != owner {
+		t.Errorf("it belongs to %d (%v)", st.Uid, err)
 	}
 }
