@@ -181,7 +181,7 @@ func (s *settings) table() []setting {
 		{"tls.key_file", "tls-key-file", "HUBCACHE_TLS_KEY_FILE", &s.TLS.KeyFile, "`file` with the certificate's key"},
 		{"admin.listen", "admin-listen", "HUBCACHE_ADMIN_LISTEN", &s.Admin.Listen, "`address` of stats, metrics and health: host:port or unix:/path (repeatable)"},
 		{"admin.hosts", "", "", &s.Admin.Hosts, ""},
-		{"data_dir", "data-dir", "HUBCACHE_DATA_DIR", &s.DataDir, "`folder` of the cache"},
+		{"data_dir", "data-dir", "HUBCACHE_DATA_DIR", &s.DataDir, "`folder` of the cache (default /var/lib/hubcache as a service or root, else $XDG_CACHE_HOME/hubcache)"},
 		{"budget", "budget", "HUBCACHE_BUDGET", &s.Budget, "bytes that the cache may hold, like 50GiB, or 30% of its file system"},
 		{"min_free", "min-free", "HUBCACHE_MIN_FREE", &s.MinFree, "free space below which the cache evicts whatever its budget"},
 		{"upstream.url", "upstream", "HUBCACHE_UPSTREAM", &s.Upstream.URL, "`URL` of the registry that is cached"},
