@@ -245,7 +245,7 @@ func TestDiskIsTiny(t *testing.T) {
 func TestDiskFullInMidBlob(t *testing.T) {
 	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Bandwidth: 20 << 20})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "100m"), Args: []string{"--budget", "80MiB", "--min-free", "0"}})
-	_, layer := diskImage(hub, "app", 40<<20)
+	_, layer := diskImage(hub, "app", 24<<20)
 	hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
 	other := filepath.Join(s.Data, "somebody-elses")
 	diskCrowd(t, s, hub, "library/app", layer, func() {
@@ -319,7 +319,7 @@ func TestDiskFailsInMidBlob(t *testing.T) {
 	s := startServer(t, serverOptions{Hub: hub, Data: filepath.Join(data, "cache"), Args: []string{"--budget", "150MiB", "--min-free", "1MiB"}})
 	cached, _ := diskImage(hub, "cached", 5<<20)
 	diskKeeps(t, s, hub, cached)
-	_, layer := diskImage(hub, "app", 60<<20)
+	_, layer := diskImage(hub, "app", 30<<20)
 	diskCrowd(t, s, hub, "library/app", layer, func() { diskBreak(t, data) })
 	for _, name := range []string{"cached", "other"} {
 		img, _ := diskImage(hub, name, 5<<20)

@@ -1,0 +1,251 @@
+package storage
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// The test binary runs itself as a writer and kills it (kill -9) at a random instant.
+
+const (
+	crashDir    = "HUBCACHE_CRASH_DIR"
+	crashBudget = "HUBCACHE_CRASH_BUDGET"
+)
+
+// crashRounds is how often the writer is killed; HUBCACHE_SOAK makes it 200 times.
+func crashRounds() int {
+	if os.Getenv("HUBCACHE_SOAK") != "" {
+		return 200
+	}
+	return 10
+}
+
+// TestCrashWriter is the writer. It tells on stdout what has been committed.
+func TestCrashWriter(t *testing.T) {
+	dir := os.Getenv(crashDir)
+	if dir == "" {
+		return // not asked for: it is only ever run by the tests below
+	}
+	var budget int64
+	fmt.Sscan(os.Getenv(crashBudget), &budget)
+	s, err := Open(Options{Dir: dir, Budget: budget, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		go crashWrite(s)
+	}
+	crashWrite(s)
+}
+
+func crashWrite(s *Store) {
+	for {
+		repository := fmt.Sprintf("docker.io/library/app%d", rand.IntN(5))
+		b := noise(rand.Uint64(), 1+rand.IntN(3<<20))
+		d := digest.FromBytes(b)
+		in, err := s.Begin(Origin{Repository: repository}, d, int64(len(b)))
+		if err != nil {
+			continue
+		}
+		half := len(b) / 2
+		in.WriteAt(b[half:], int64(half)) // the back first
+		if rand.IntN(4) == 0 {
+			in.Abort(io.ErrUnexpectedEOF)
+			continue
+		}
+		in.WriteAt(b[:half], 0)
+		if in.Commit() != nil {
+			continue
+		}
+		fmt.Println("blob", d)
+		m := fmt.Appendf(nil, `{"layers":[{"digest":%q,"size":%d}]}`, d, len(b))
+		md := digest.FromBytes(m)
+		if s.PutManifest(Origin{Repository: repository}, md, "application/x", m) == nil {
+			s.SetTag(repository, "1", Tag{Digest: md, MediaType: "application/x", Size: int64(len(m)), Checked: time.Now()})
+			fmt.Println("blob", md)
+		}
+	}
+}
+
+// crash runs a writer for a while, kills it, and returns what it had committed.
+func crash(t *testing.T, dir string, budget int64) (committed []digest.Digest) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashWriter$")
+	cmd.Env = append(os.Environ(), crashDir+"="+dir, fmt.Sprintf("%s=%d", crashBudget, budget))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(time.Duration(50+rand.IntN(400))*time.Millisecond, func() { cmd.Process.Kill() })
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if d, ok := strings.CutPrefix(lines.Text(), "blob "); ok && digest.Digest(d).Validate() == nil {
+			committed = append(committed, digest.Digest(d))
+		}
+	}
+	cmd.Wait()
+	return committed
+}
+
+// intact checks a store that was just opened against its files.
+func intact(t *testing.T, s *Store) {
+	t.Helper()
+	err := filepath.WalkDir(s.layout.blobs(), func(path string, f fs.DirEntry, err error) error {
+		if err != nil || f.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err == nil && digest.FromBytes(b).Encoded() != f.Name() {
+			t.Errorf("%s has other bytes", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	// A crash between rename and index leaves a file that is adopted in the background.
+	for deadline := time.Now().Add(5 * time.Second); bytesOnDisk(t, s) != s.Stats().Bytes && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	balanced(t, s)
+	files, err := os.ReadDir(s.layout.ingest())
+	if err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		name := strings.TrimSuffix(f.Name(), ".json")
+		if size, gaps := s.Partial(digest.Digest(strings.Replace(name, "-", ":", 1))); size == 0 || len(gaps) == 0 {
+			t.Errorf("ingest/%s can't be gone on with", f.Name())
+		}
+	}
+}
+
+// TestCrashLosesNothingCommitted: with room for all, whatever was committed is there after
+// each crash; tags name manifests that are there.
+func TestCrashLosesNothingCommitted(t *testing.T) {
+	dir := t.TempDir()
+	const budget = 8 << 30
+	all := map[digest.Digest]bool{}
+	for range crashRounds() {
+		for _, d := range crash(t, dir, budget) {
+			all[d] = true
+		}
+		s := open(t, dir, budget)
+		intact(t, s)
+		for d := range all {
+			if _, ok := s.Has(d); !ok {
+				t.Errorf("%s was committed and is gone", d)
+			}
+		}
+		for i := range 5 {
+			repository := fmt.Sprintf("docker.io/library/app%d", i)
+			if tag, err := s.Tag(repository, "1"); err == nil {
+				if _, err := s.Manifest(tag.Digest); err != nil {
+					t.Errorf("%s: %v", repository, err)
+				}
+			}
+		}
+		shut(t, s)
+		if len(all) > 600 { // enough to hash; begin anew
+			dir, all = t.TempDir(), map[digest.Digest]bool{}
+		}
+	}
+}
+
+// TestCrashDuringEviction: the same with room for a few blobs only.
+func TestCrashDuringEviction(t *testing.T) {
+	dir := t.TempDir()
+	const budget = 20 << 20
+	for range crashRounds() {
+		crash(t, dir, budget)
+		s := open(t, dir, budget)
+		intact(t, s)
+		shut(t, s)
+	}
+}
+
+// TestCrashAndDamagedIndex: the index does not survive the crash; blobs, tags and links do.
+func TestCrashAndDamagedIndex(t *testing.T) {
+	for name, damage := range map[string]func(path string, size int64) error{
+		"truncated": func(path string, size int64) error { return os.Truncate(path, rand.Int64N(size)) },
+		"zeroed":    func(path string, size int64) error { return os.WriteFile(path, make([]byte, size), 0o600) },
+		"deleted":   func(path string, _ int64) error { return os.Remove(path) },
+		"corrupt": func(path string, size int64) error {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = f.WriteAt(noise(rand.Uint64(), 4096), rand.Int64N(size-4096))
+			return err
+		},
+		"text": func(path string, _ int64) error {
+			return os.WriteFile(path, bytes.Repeat([]byte("index?\n"), 5000), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			const budget = 8 << 30
+			s := open(t, dir, budget)
+			b := noise(7, 3<<20)
+			d := put(t, s, b)
+			m := fmt.Appendf(nil, `{"layers":[{"digest":%q,"size":%d}]}`, d, len(b))
+			md := digest.FromBytes(m)
+			if err := s.PutManifest(Origin{Repository: repo}, md, "application/x", m); err != nil {
+				t.Fatal(err)
+			}
+			s.SetTag(repo, "7", Tag{Digest: md, MediaType: "application/x", Size: int64(len(m)), Checked: time.Now()})
+			s.SetVerdict(repo, Verdict{Public: true, At: time.Now()})
+			shut(t, s)
+			committed := crash(t, dir, budget)
+			index := filepath.Join(dir, "index.db")
+			fi, err := os.Stat(index)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := damage(index, fi.Size()); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			s = open(t, dir, budget)
+			if took := time.Since(start); took > 6*time.Second {
+				t.Errorf("the start took %s", took)
+			}
+			intact(t, s)
+			for _, d := range append(committed, d, md) {
+				if err := s.Verify(context.Background(), d); err != nil {
+					t.Errorf("%s: %v", d, err)
+				}
+			}
+			if tag, err := s.Tag(repo, "7"); err != nil || tag.Digest != md {
+				t.Errorf("tag: %+v, %v", tag, err)
+			}
+			if got, err := s.Manifest(md); err != nil || got.MediaType != "application/x" || !bytes.Equal(got.Body, m) {
+				t.Errorf("manifest: %v", err)
+			}
+			if _, err := s.Link(repo, d); err != nil {
+				t.Errorf("link: %v", err)
+			}
+			if v, err := s.Verdict(repo); err != nil || !v.Public {
+				t.Errorf("verdict: %+v, %v", v, err)
+			}
+			shut(t, s)
+		})
+	}
+}
