@@ -163,7 +163,7 @@ func (u *upstream) get(ctx context.Context, method string, to *url.URL, header h
 		u.responses[0].Add(1)
 		e := classify(to.Host, err)
 		if auth.IsAbuseLimit(err) {
-			e = &upstreamError{cause: throttled, host: to.Host, status: http.StatusTooManyRequests, err: errors.New("Docker Hub's abuse limit")}
+			e = &upstreamError{cause: throttled, host: to.Host, status: http.StatusTooManyRequests, err: errors.New("its abuse limit")}
 			u.cool.throttle(abuse, 0, 0)
 		}
 		if ctxErr := context.Cause(ctx); ctxErr != nil && !errors.Is(ctxErr, context.DeadlineExceeded) {
