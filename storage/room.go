@@ -160,12 +160,13 @@ func (s *Store) Remove(d digest.Digest) {
 	}
 }
 
-// commit makes a verified ingest a blob: chmod, fsync, rename, fsync of the folder, index.
+// commit makes a verified ingest a blob: fsync, chmod, rename, fsync of the folder, index.
 func (s *Store) commit(in *Ingest) error {
-	if err := in.f.Chmod(0o400); err != nil {
+	if err := in.f.Sync(); err != nil {
 		return err
 	}
-	if err := in.f.Sync(); err != nil {
+	// Not before the long part: a partial that a crash leaves must be open to writing.
+	if err := in.f.Chmod(0o400); err != nil {
 		return err
 	}
 	id, err := identify(in.f)
