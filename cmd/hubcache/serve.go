@@ -112,7 +112,8 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	notify(daemon.SdNotifyReady)
 	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() }) // they take the locks that all need
 	defer stopWatchdog()
-	err = srv.wait(ctx, hup)
+	onTerminal := isTerminal(stderr)
+	err = srv.wait(ctx, hup, func() bool { return onTerminal && !isTerminal(stderr) })
 	return errors.Join(err, srv.stop())
 }
 
@@ -263,8 +264,9 @@ func (srv *server) room() (int64, error) {
 	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.bytes), nil
 }
 
-// wait returns when the server is told to stop, or fails; hup reloads.
-func (srv *server) wait(ctx context.Context, hup <-chan os.Signal) error {
+// wait returns when the server is told to stop, or fails; hup reloads, unless it means
+// that the terminal was closed: nobody would know of a server that goes on without.
+func (srv *server) wait(ctx context.Context, hup <-chan os.Signal, closed func() bool) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -272,6 +274,9 @@ func (srv *server) wait(ctx context.Context, hup <-chan os.Signal) error {
 		case err := <-srv.failed:
 			return err
 		case <-hup:
+			if closed() {
+				return nil
+			}
 			srv.reload()
 		}
 	}
@@ -390,9 +395,14 @@ func (srv *server) setLevel() {
 	}
 }
 
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
 // logHandler logs as text on a terminal, else as JSON, unless format says.
 func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
-	if f, ok := w.(*os.File); format == "" && ok && term.IsTerminal(int(f.Fd())) {
+	if format == "" && isTerminal(w) {
 		format = "text"
 	}
 	o := &slog.HandlerOptions{Level: level}

@@ -17,7 +17,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/hubcache/hubcache/admin"
 )
@@ -80,8 +79,7 @@ func (f spanFlag) String() string {
 // drawable reports whether w is a terminal with a cursor. There are no colours, so that
 // NO_COLOR has nothing to turn off.
 func drawable(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+	return isTerminal(w) && os.Getenv("TERM") != "dumb"
 }
 
 // watchStats repeats show until Ctrl-C, which is no error. On a terminal each replaces the
