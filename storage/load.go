@@ -1,12 +1,14 @@
 package storage
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -34,16 +36,6 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
-	// Least recently used first.
-	slices.SortFunc(entries, func(a, b *entry) int {
-		switch {
-		case a.Value.used < b.Value.used:
-			return -1
-		case a.Value.used > b.Value.used:
-			return 1
-		}
-		return 0
-	})
 	for _, e := range entries {
 		s.loadEntry(e)
 	}
@@ -72,11 +64,21 @@ func (s *Store) setAside() error {
 	return os.Rename(path, path+".bad")
 }
 
-// loadIndex opens the index and reads all of it, so that damage shows now.
+// loadIndex opens the index and reads all of it, so that damage shows now. It returns the
+// entries, least recently used first.
 func (s *Store) loadIndex() (entries []*entry, err error) {
 	if s.index, err = openIndex(s.layout.index()); err != nil {
 		return nil, err
 	}
+	var rest sync.WaitGroup
+	var restErr error
+	rest.Go(func() { restErr = s.loadRest() })
+	entries, err = s.loadEntries()
+	rest.Wait()
+	return entries, errors.Join(err, restErr)
+}
+
+func (s *Store) loadEntries() (entries []*entry, err error) {
 	err = s.index.each(bucketBlobs, nil, func(k, v []byte) error {
 		r, _, err := decodeHead(v)
 		if err != nil {
@@ -100,25 +102,25 @@ func (s *Store) loadIndex() (entries []*entry, err error) {
 		}
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
+	slices.SortFunc(entries, func(a, b *entry) int {
+		return cmp.Compare(a.Value.used, b.Value.used)
+	})
+	return entries, err
+}
+
+// loadRest reads what loadIndex does not, so that damage shows now.
+func (s *Store) loadRest() error {
 	tags := int64(0)
-	err = s.index.each(bucketTags, nil, func(_, v []byte) error {
+	err := s.index.each(bucketTags, nil, func(_, v []byte) error {
 		tags++
 		_, err := decodeTag(v)
 		return err
 	})
 	s.tags.Store(tags)
-	if err != nil {
-		return nil, err
-	}
 	for _, b := range [][]byte{bucketLinks, bucketVerdicts} {
-		if err := s.index.each(b, nil, func(_, _ []byte) error { return nil }); err != nil {
-			return nil, err
-		}
+		err = errors.Join(err, s.index.each(b, nil, func(_, _ []byte) error { return nil }))
 	}
-	return entries, nil
+	return err
 }
 
 // loadPartials books the unfinished downloads that can be gone on with, and removes
@@ -203,6 +205,9 @@ func (s *Store) reconcile() {
 		s.log.Error("can't read the blobs' folder", "error", err)
 		return
 	}
+	if s.stopping() { // in the middle of the walk
+		return
+	}
 	var lost []digest.Digest
 	s.mu.Lock()
 	s.lru.All(func(e *entry) {
@@ -221,13 +226,20 @@ func (s *Store) reconcile() {
 	s.shrink()
 }
 
+func (s *Store) stopping() bool {
+	select {
+	case <-s.stop:
+		return true
+	default:
+		return false
+	}
+}
+
 // walkBlobs calls f for every file under blobs/ that has a digest's name.
 func (s *Store) walkBlobs(f func(digest.Digest, fs.FileInfo)) error {
 	return filepath.WalkDir(s.layout.blobs(), func(path string, file fs.DirEntry, err error) error {
-		select {
-		case <-s.stop:
+		if s.stopping() {
 			return fs.SkipAll
-		default:
 		}
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) {

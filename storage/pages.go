@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"slices"
 
 	"go.etcd.io/bbolt"
 )
@@ -35,7 +36,7 @@ func checkPages(path string) error {
 	if fi.Size() == 0 {
 		return nil // bbolt makes a new one of it
 	}
-	w := pageWalk{f: f, size: fi.Size(), seen: map[uint64]bool{}}
+	w := pageWalk{f: f, size: fi.Size()}
 	if err := w.check(); err != nil {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}
@@ -46,8 +47,10 @@ type pageWalk struct {
 	f        io.ReaderAt
 	size     int64
 	pageSize uint64
-	high     uint64 // number of pages in use
-	seen     map[uint64]bool
+	high     uint64   // number of pages in use
+	seen     []bool   // by page
+	depth    int      // of the tree at hand, and
+	buffers  [][]byte // one page for each level of it
 }
 
 const (
@@ -73,6 +76,7 @@ func (w *pageWalk) check() error {
 	if w.high < 4 || w.high > uint64(w.size)/w.pageSize {
 		return fmt.Errorf("the file ends before page %d", w.high)
 	}
+	w.seen = make([]bool, w.high)
 	if free != ^uint64(0) { // not kept in the file
 		page, err := w.page(free, freePage)
 		if err != nil {
@@ -112,25 +116,29 @@ func (w *pageWalk) meta() (best []byte, err error) {
 	return best, nil
 }
 
-// page reads a whole page, overflow included, and checks its header.
+// page reads a whole page, overflow included, and checks its header. What it returns is
+// good until the next call at this depth.
 func (w *pageWalk) page(id uint64, flags ...uint16) ([]byte, error) {
 	if id < 2 || id >= w.high || w.seen[id] {
 		return nil, fmt.Errorf("page %d is beyond the end or reached twice", id)
 	}
 	w.seen[id] = true
-	head := make([]byte, pageHeader)
-	if _, err := w.f.ReadAt(head, int64(id*w.pageSize)); err != nil {
+	for len(w.buffers) <= w.depth {
+		w.buffers = append(w.buffers, make([]byte, w.pageSize))
+	}
+	b := w.buffers[w.depth]
+	if _, err := w.f.ReadAt(b, int64(id*w.pageSize)); err != nil {
 		return nil, err
 	}
-	ok := false
-	for _, f := range flags {
-		ok = ok || binary.LittleEndian.Uint16(head[8:]) == f
-	}
-	overflow := uint64(binary.LittleEndian.Uint32(head[12:]))
-	if !ok || binary.LittleEndian.Uint64(head) != id || id+overflow >= w.high {
+	kind := binary.LittleEndian.Uint16(b[8:])
+	overflow := uint64(binary.LittleEndian.Uint32(b[12:]))
+	if !slices.Contains(flags, kind) || binary.LittleEndian.Uint64(b) != id || id+overflow >= w.high {
 		return nil, fmt.Errorf("page %d has a wrong header", id)
 	}
-	b := make([]byte, (overflow+1)*w.pageSize)
+	if overflow == 0 {
+		return b, nil
+	}
+	b = make([]byte, (overflow+1)*w.pageSize)
 	_, err := w.f.ReadAt(b, int64(id*w.pageSize))
 	return b, err
 }
@@ -155,6 +163,8 @@ func (w *pageWalk) freelist(b []byte) error {
 }
 
 func (w *pageWalk) tree(id uint64) error {
+	w.depth++
+	defer func() { w.depth-- }()
 	b, err := w.page(id, branchPage, leafPage)
 	if err != nil {
 		return err
