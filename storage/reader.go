@@ -13,16 +13,16 @@ type Reader struct{ in *Ingest }
 // is in the file. It works on after Commit, Abort and eviction. Close it.
 // ok is false when the ingest has ended meanwhile and its last reader has left.
 func (in *Ingest) Reader() (r *Reader, ok bool) {
+	in.s.mu.Lock() // so that the entry isn't gone before it is held
+	defer in.s.mu.Unlock()
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	if in.closed && in.readers == 0 {
-		in.mu.Unlock()
 		return nil, false
 	}
 	in.readers++
-	e := in.entry
-	in.mu.Unlock()
-	if e != nil {
-		in.s.hold(e)
+	if in.entry != nil {
+		in.s.lru.Hold(in.entry)
 	}
 	return &Reader{in}, true
 }
@@ -113,38 +113,37 @@ func (r *Reader) Close() error {
 	in.readers--
 	e, last := in.entry, in.readers == 0 && in.closed
 	in.mu.Unlock()
-	if e != nil {
-		in.s.letGo(e)
-	}
+	var err error
 	if last {
-		return in.f.Close()
+		err = in.f.Close()
 	}
-	return nil
+	if e != nil {
+		in.s.letGo(e) // an unlinked file takes room until it is closed
+	}
+	return err
 }
 
-// become makes the readers of the ingest holders of e, into which it has turned: a
-// committed blob, an idle partial, or an unlinked file. It is called once, with the
-// store's mu held.
+// become makes the owner and the readers of the ingest holders of e, into which it has
+// turned: a committed blob, an idle partial, or an unlinked file. It is called once, with
+// the store's mu held.
 func (in *Ingest) become(e *entry) {
-	in.s.lru.Hold(e)
+	in.s.lru.Hold(e) // until finish
 	in.mu.Lock()
 	in.entry = e
 	for range in.readers {
 		in.s.lru.Hold(e)
 	}
 	in.mu.Unlock()
-	if in.s.lru.LetGo(e) {
-		in.s.lru.Gone(e)
-	}
 }
 
-// finish is the owner's goodbye to the file.
+// finish is the owner's goodbye to the file. become has been called.
 func (in *Ingest) finish() {
 	in.mu.Lock()
 	in.closed = true
-	last := in.readers == 0
+	e, last := in.entry, in.readers == 0
 	in.mu.Unlock()
 	if last {
 		in.f.Close()
 	}
+	in.s.letGo(e)
 }

@@ -207,8 +207,9 @@ type Blob struct {
 
 // Close ends the reading.
 func (b *Blob) Close() error {
-	b.s.letGo(b.e)
-	return b.File.Close()
+	err := b.File.Close()
+	b.s.letGo(b.e) // an unlinked file takes room until it is closed
+	return err
 }
 
 // Open opens the blob d. It is not a use: Touch says that.
@@ -289,12 +290,6 @@ func (s *Store) Has(d digest.Digest) (size int64, ok bool) {
 		return e.Size, true
 	}
 	return 0, false
-}
-
-func (s *Store) hold(e *entry) {
-	s.mu.Lock()
-	s.lru.Hold(e)
-	s.mu.Unlock()
 }
 
 func (s *Store) letGo(e *entry) {
