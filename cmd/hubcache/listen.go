@@ -163,7 +163,7 @@ func (l gated) Accept() (net.Conn, error) {
 		if err != nil || l.gate.open(c.RemoteAddr()) {
 			return c, err
 		}
-		l.gate.log.Debug("connection refused: its address is not in listen_allow", "client", c.RemoteAddr())
+		l.gate.log.Debug("connection refused: its address is not in listen_allow", "client", c.RemoteAddr().String())
 		c.Close()
 	}
 }
@@ -174,7 +174,7 @@ type keyPair struct {
 
 	mu      sync.Mutex // guards what follows
 	cert    *tls.Certificate
-	mtime   time.Time // of certFile
+	file    fs.FileInfo // certFile, as it was read
 	checked time.Time
 }
 
@@ -197,7 +197,7 @@ func (k *keyPair) load() error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.cert, k.mtime, k.checked = &cert, fi.ModTime(), time.Now()
+	k.cert, k.file, k.checked = &cert, fi, time.Now()
 	return nil
 }
 
@@ -207,10 +207,11 @@ func (k *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if due {
 		k.checked = time.Now()
 	}
-	mtime := k.mtime
+	was := k.file
 	k.mu.Unlock()
 	if due {
-		if fi, err := os.Stat(k.certFile); err == nil && !fi.ModTime().Equal(mtime) {
+		// Where all files have one time, as in a Nix store, another file is another inode.
+		if fi, err := os.Stat(k.certFile); err == nil && !(os.SameFile(fi, was) && fi.ModTime().Equal(was.ModTime())) {
 			k.load() // half replaced, the old pair goes on; the next look tries again
 		}
 	}

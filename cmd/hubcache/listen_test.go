@@ -215,11 +215,24 @@ func TestCertificateIsReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		expect(4, "after a SIGHUP")
+		was, err := os.Stat(certFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writePair(t, certFile+".new", keyFile, 5)
+		if err := os.Chtimes(certFile+".new", was.ModTime(), was.ModTime()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(certFile+".new", certFile); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(lookEvery + time.Second)
+		expect(5, "another file of the same time")
 		if err := os.Remove(certFile); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(lookEvery + time.Second)
-		expect(4, "gone")
+		expect(5, "gone")
 	})
 	if _, err := newKeyPair(certFile, keyFile); err == nil {
 		t.Error("a start without a certificate is no error")

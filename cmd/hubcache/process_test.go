@@ -375,3 +375,39 @@ func (p *process) run() (stderr string, err error) {
 	err = p.cmd.Run()
 	return strings.Join(p.logged(), "\n"), err
 }
+
+// TestTwoPorts: what clients can reach shows and changes nothing of the cache itself.
+func TestTwoPorts(t *testing.T) {
+	p := serving(t, "")
+	for _, path := range []string{"/api/v1/stats", "/metrics", "/healthz", "/readyz", "/debug/pprof/"} {
+		if status, body := p.get(p.pull + path); status != http.StatusNotFound {
+			t.Errorf("%s on the pull port: %d %.80s", path, status, body)
+		}
+	}
+	for _, path := range []string{"/v2/", "/v2/library/redis/manifests/7"} {
+		if status, _ := p.get(p.admin + path); status != http.StatusNotFound {
+			t.Errorf("%s on the admin port: %d", path, status)
+		}
+	}
+}
+
+// TestStatsIsTheDocument: stats --json prints what the server answers, byte for byte.
+func TestStatsIsTheDocument(t *testing.T) {
+	p := serving(t, "")
+	now := func(text string) string { // the one number that time changes
+		before, rest, _ := strings.Cut(text, `"uptime_seconds": `)
+		_, after, _ := strings.Cut(rest, ",")
+		return before + after
+	}
+	_, want := p.get(p.admin + "/api/v1/stats")
+	for _, addr := range []string{p.admin, strings.TrimPrefix(p.admin, "http://")} {
+		got, err := exec.Command("hubcache", "stats", "--json", "--admin", addr).Output()
+		if err != nil || now(string(got)) != now(want) {
+			t.Errorf("--admin %s: %v\n%s\nwant\n%s", addr, err, got, want)
+		}
+	}
+	out, err := exec.Command("hubcache", "stats", "--admin", p.pull).CombinedOutput()
+	if exitCodeOf(t, err) != 1 || !strings.Contains(string(out), "is it the admin address?") {
+		t.Errorf("asked at the pull port: %v %s", err, out)
+	}
+}
