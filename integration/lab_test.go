@@ -69,7 +69,7 @@ var buildHubcache = sync.OnceValues(func() (string, error) {
 })
 
 // hubcacheProgram is the real program, built once for all tests; HUBCACHE_PROGRAM names
-// another one to test.
+// another one to test, such as one built with the race detector.
 func hubcacheProgram(t testing.TB) string {
 	t.Helper()
 	path, err := buildHubcache()
@@ -128,7 +128,7 @@ type server struct {
 }
 
 // startServer starts a server, logging all there is to log, and waits until it answers.
-// It is stopped when the test ends; then its log is looked through for the secret.
+// It is stopped when the test ends; then its log is looked through for what must not be there.
 func startServer(t testing.TB, o serverOptions) *server {
 	t.Helper()
 	if o.Host == "" {
@@ -148,8 +148,10 @@ func startServer(t testing.TB, o serverOptions) *server {
 	}
 	t.Cleanup(func() {
 		s.Stop()
-		if strings.Contains(s.Log(), labPAT) {
-			t.Error("the access token is in hubcache's log")
+		for _, evil := range []string{labPAT, "DATA RACE", "panic: "} {
+			if strings.Contains(s.Log(), evil) {
+				t.Errorf("there is %q in hubcache's log", evil)
+			}
 		}
 		if t.Failed() {
 			t.Logf("the end of hubcache's log:\n%s", lastLines(s.Log(), 60))

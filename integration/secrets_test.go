@@ -101,7 +101,7 @@ func (w *secretWatch) directory(dir string) {
 // admin asks the admin listener for all it tells, and the kernel about the process.
 func (w *secretWatch) admin(s *server) {
 	w.t.Helper()
-	for _, path := range []string{"/", "/metrics", "/healthz", "/readyz", "/api/v1/stats", "/debug/vars", "/debug/pprof/cmdline"} {
+	for _, path := range []string{"/", "/metrics", "/healthz", "/readyz", "/api/v1/stats", "/api/v1/images", "/api/v1/pins", "/debug/vars", "/debug/pprof/cmdline"} {
 		w.ask("http://" + s.Admin + path)
 	}
 	for _, name := range []string{"cmdline", "environ", "comm", "status"} {
@@ -118,6 +118,9 @@ func (w *secretWatch) admin(s *server) {
 func (w *secretWatch) check() {
 	w.t.Helper()
 	secrets := map[string]string{"the access token": labPAT}
+	if n := len(w.hub.Secrets()); n < 2*len(secretFaults) {
+		w.t.Errorf("the Hub gave out only %d tokens and signatures", n)
+	}
 	for i, s := range w.hub.Secrets() {
 		secrets[fmt.Sprintf("token or signature %d", i)] = s
 	}
