@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
 )
 
 // listener is one of the server's.
@@ -95,29 +96,42 @@ func (srv *server) listen() (ls []listener, err error) {
 	return ls, nil
 }
 
-// listenOn opens one address. A unix socket that a killed server left is replaced.
+// listenOn opens one address. The socket of a unix path that a killed server left is
+// replaced.
 func listenOn(addr string, admin bool) (net.Listener, error) {
-	path, isUnix := strings.CutPrefix(addr, "unix:")
-	if !isUnix {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			return nil, fmt.Errorf("can't listen on %s: %w", addr, err)
-		}
-		return l, nil
+	var l net.Listener
+	var err error
+	if path, isUnix := strings.CutPrefix(addr, "unix:"); isUnix {
+		l, err = listenUnix(path, admin)
+	} else {
+		l, err = net.Listen("tcp", addr)
 	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err // it repeats the address
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w; is another hubcache running, or another registry?", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("can't listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+func listenUnix(path string, admin bool) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("can't listen on %s: another server does", addr)
+		return nil, errors.New("another server does")
 	}
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == fs.ModeSocket {
 		os.Remove(path)
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("can't listen on %s: %w", addr, err)
+		return nil, err
 	}
 	mode := fs.FileMode(0o666) // who reaches the folder may pull
 	if admin {

@@ -36,7 +36,10 @@ func newStatsCommand() *cobra.Command {
 		Example: "  hubcache stats --watch=5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c := newAdminClient(addr)
+			c, err := newAdminClient(addr)
+			if err != nil {
+				return err
+			}
 			show := func(ctx context.Context, w io.Writer) error {
 				raw, err := c.get(ctx, "/api/v1/stats")
 				if err != nil {
@@ -260,21 +263,21 @@ type adminClient struct {
 	http *http.Client
 }
 
-func newAdminClient(addr string) *adminClient {
-	if addr == "" {
-		addr = os.Getenv("HUBCACHE_ADMIN")
-	}
-	if addr == "" {
-		addr = defaults().Admin.Listen[0]
-	}
+// newAdminClient takes the address of --admin, else of HUBCACHE_ADMIN, else the default.
+// The error is a usageError.
+func newAdminClient(addr string) (*adminClient, error) {
+	addr = cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), defaults().Admin.Listen[0])
 	addr = strings.TrimSuffix(strings.TrimPrefix(addr, "http://"), "/")
+	if err := checkAddress(addr); err != nil {
+		return nil, usageError{fmt.Errorf("admin address: %w", err)}
+	}
 	t := &http.Transport{DisableKeepAlives: true}
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}
 	}
-	return &adminClient{addr, &http.Client{Transport: t, Timeout: adminWithin}}
+	return &adminClient{addr, &http.Client{Transport: t, Timeout: adminWithin}}, nil
 }
 
 // get returns the body of a 200.
