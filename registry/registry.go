@@ -234,6 +234,9 @@ func (r *Registry) serveHot(w http.ResponseWriter, m *hotManifest, head bool) re
 	return result{http.StatusOK, int64(n), OutcomeHit, err}
 }
 
+// AccessLine is the message of a line of the access log.
+const AccessLine = "request"
+
 // access writes the access log: one line per request.
 func (r *Registry) access(req *http.Request, q request, res result, took time.Duration) {
 	level := slog.LevelInfo
@@ -255,5 +258,5 @@ func (r *Registry) access(req *http.Request, q request, res result, took time.Du
 	} else if res.err != nil {
 		attrs = append(attrs, slog.String("error", res.err.Error()))
 	}
-	r.log.LogAttrs(ctx, level, "request", attrs...)
+	r.log.LogAttrs(ctx, level, AccessLine, attrs...)
 }

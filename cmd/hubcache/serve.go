@@ -97,7 +97,9 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	srv := &server{loader: l, settings: s, level: &slog.LevelVar{}, started: time.Now(), failed: make(chan error, 1)}
 	srv.lastReload.Store(&admin.LastReload{})
 	srv.setLevel()
-	srv.log = slog.New(logHandler(stderr, s.Log.Format.word, srv.level))
+	lines := &batch{w: stderr}
+	defer lines.flush()
+	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format.word), srv.level), lines})
 	slog.SetDefault(srv.log)
 	if err := srv.open(); err != nil {
 		return err
@@ -400,11 +402,16 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// logHandler logs as text on a terminal, else as JSON, unless format says.
-func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
+// logFormat is text on a terminal, else JSON, unless format says.
+func logFormat(w io.Writer, format string) string {
 	if format == "" && isTerminal(w) {
-		format = "text"
+		return "text"
 	}
+	return format
+}
+
+// logHandler logs as text or, when format says anything else, as JSON.
+func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
 	o := &slog.HandlerOptions{Level: level}
 	if format == "text" {
 		return slog.NewTextHandler(w, o)
@@ -413,4 +420,6 @@ func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
 }
 
 // newLogger is the log of commands other than serve.
-func newLogger(w io.Writer) *slog.Logger { return slog.New(logHandler(w, "", slog.LevelInfo)) }
+func newLogger(w io.Writer) *slog.Logger {
+	return slog.New(logHandler(w, logFormat(w, ""), slog.LevelInfo))
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hubcache/hubcache/registry"
+)
+
+// TestBatch: the access log waits a moment, everything else goes out at once and behind
+// what came before it.
+func TestBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		b := &batch{w: &out}
+		log := slog.New(batchHandler{slog.NewTextHandler(b, nil), b}).With("from", "test")
+		lines := func() int { synctest.Wait(); return strings.Count(out.String(), "\n") }
+
+		log.Info(registry.AccessLine, "n", 1)
+		if n := lines(); n != 0 {
+			t.Errorf("%d lines at once", n)
+		}
+		time.Sleep(batchFor)
+		if n := lines(); n != 1 {
+			t.Errorf("%d lines after %v", n, batchFor)
+		}
+		log.Info(registry.AccessLine, "n", 2)
+		log.Info("something else", "n", 3)
+		if n := lines(); n != 3 || !strings.HasSuffix(out.String(), "n=3\n") {
+			t.Errorf("what is no access must not wait, nor overtake:\n%s", &out)
+		}
+		log.Warn(registry.AccessLine, "n", 4)
+		if n := lines(); n != 4 {
+			t.Errorf("a failed request waits:\n%s", &out)
+		}
+		out.Reset()
+		for range 1000 {
+			log.Info(registry.AccessLine, "padding", strings.Repeat("x", 100))
+		}
+		if n := lines(); n < 500 {
+			t.Errorf("only %d of 1000 lines: it gathers without a bound", n)
+		}
+		time.Sleep(batchFor)
+		if n := lines(); n != 1000 {
+			t.Errorf("%d of 1000 lines", n)
+		}
+	})
+}
