@@ -28,13 +28,21 @@ const (
 // blobs were read ahead and not asked for yet.
 type ahead struct {
 	mu     sync.Mutex // guards what follows
-	images *simplelru.LRU[digest.Digest, *image]
-	layers map[digest.Digest]*image // each layer of images; the newest wins
+	images *simplelru.LRU[part, *image]
+	layers map[part]*image // each layer of images; the newest wins
 	idle   map[digest.Digest]*unasked
 	unused int64 // bytes
 }
 
+// part is a manifest or layer under the repository that it was handed out under: base
+// layers are shared, and what else an image has only its own repository may have.
+type part struct {
+	name   string
+	digest digest.Digest
+}
+
 type image struct {
+	name    string
 	layers  []storage.Child
 	started bool
 }
@@ -45,19 +53,19 @@ type unasked struct {
 }
 
 func newAhead() *ahead {
-	a := &ahead{layers: map[digest.Digest]*image{}, idle: map[digest.Digest]*unasked{}}
-	a.images, _ = simplelru.NewLRU(aheadImages, func(_ digest.Digest, img *image) {
+	a := &ahead{layers: map[part]*image{}, idle: map[digest.Digest]*unasked{}}
+	a.images, _ = simplelru.NewLRU(aheadImages, func(_ part, img *image) {
 		for _, l := range img.layers {
-			if a.layers[l.Digest] == img {
-				delete(a.layers, l.Digest)
+			if p := (part{img.name, l.Digest}); a.layers[p] == img {
+				delete(a.layers, p)
 			}
 		}
 	})
 	return a
 }
 
-// handedOut remembers a manifest that a client has got.
-func (a *ahead) handedOut(d digest.Digest, children []storage.Child) {
+// handedOut remembers a manifest that a client has got under a repository.
+func (a *ahead) handedOut(name string, d digest.Digest, children []storage.Child) {
 	var layers []storage.Child
 	for _, c := range children {
 		if c.Role == storage.RoleLayer {
@@ -69,20 +77,20 @@ func (a *ahead) handedOut(d digest.Digest, children []storage.Child) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	img := &image{layers: layers}
-	a.images.Remove(d)
-	a.images.Add(d, img)
+	img := &image{name: name, layers: layers}
+	a.images.Remove(part{name, d})
+	a.images.Add(part{name, d}, img)
 	for _, l := range layers {
-		a.layers[l.Digest] = img
+		a.layers[part{name, l.Digest}] = img
 	}
 }
 
-// take returns the layers to fetch ahead because a client asks for d: those of its image,
-// once.
-func (a *ahead) take(d digest.Digest) []storage.Child {
+// take returns the layers to fetch ahead because a client asks for d: those of its image
+// in that repository, once.
+func (a *ahead) take(name string, d digest.Digest) []storage.Child {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	img := a.layers[d]
+	img := a.layers[part{name, d}]
 	if img == nil || img.started {
 		return nil
 	}
@@ -137,7 +145,7 @@ func (r *Registry) readAhead(q request) {
 	if !r.policy.Load().ReadAhead {
 		return
 	}
-	layers := r.ahead.take(q.digest)
+	layers := r.ahead.take(q.name, q.digest)
 	if len(layers) == 0 {
 		return
 	}

@@ -33,8 +33,7 @@ func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, q request
 	if req.Method == http.MethodGet {
 		r.ahead.asked(q.digest)
 	}
-	// A blob may land, or be evicted, between two looks; more than a few times in a
-	// row it does not.
+	// A blob may land, or be evicted, between two looks, or be asked for where it is not.
 	for range 5 {
 		b, err := r.store.Open(q.digest)
 		if err == nil {
@@ -53,7 +52,7 @@ func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, q request
 			return res
 		}
 	}
-	return result{err: errLanded}
+	return r.serveBypass(w, req, q, -1) // whatever goes on there
 }
 
 // serveHit sends a blob of the store, once the repository is known to have it.
@@ -93,13 +92,7 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	if err != nil {
 		link.Size = -1
 	}
-	if f := r.aboard(q.digest); f != nil && f.name != q.name {
-		if ok, err := r.linked(q.name, q.digest, f.origin.Private); err != nil || !ok {
-			if err := r.confirm(ctx, q, link.Size); err != nil {
-				return result{err: err}
-			}
-		}
-	} else if f == nil {
+	if r.aboard(q.digest) == nil {
 		if v, ok := r.failed.get(q.name + "@" + q.ref); ok {
 			return result{err: v.err}
 		}
@@ -115,10 +108,11 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 		return result{err: errLanded}
 	}
 	defer f.leave()
-	if f.name != q.name && f.origin.Private {
-		// It took off between our look and our boarding: ask, as above.
-		if err := r.confirm(ctx, q, link.Size); err != nil {
-			return result{err: err}
+	if f.name != q.name {
+		if ok, err := r.linked(q.name, q.digest, f.origin.Private); err != nil || !ok {
+			if err := r.confirm(ctx, q, link.Size); err != nil {
+				return result{err: err}
+			}
 		}
 	}
 	outcome := OutcomeShared
@@ -128,6 +122,9 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	rd, err := f.board(ctx)
 	if errors.Is(err, errBypass) || errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk) {
 		return r.serveBypass(w, req, q, link.Size)
+	}
+	if u, ok := errors.AsType[*upstreamError](err); ok && f.name != q.name && (u.cause == gone || u.cause == denied) {
+		return result{err: errLanded} // that repository hasn't got it; ours may
 	}
 	if err != nil {
 		return result{err: err}

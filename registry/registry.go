@@ -196,7 +196,7 @@ func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, q req
 	head := req.Method == http.MethodHead
 	if m := r.hot.get(q.name, q.ref); m != nil && r.up.cool.down() == nil && len(req.Header["Range"]) == 0 && len(req.Header["If-None-Match"]) == 0 {
 		if !head && m.handed.CompareAndSwap(false, true) {
-			r.ahead.handedOut(m.digest, m.children)
+			r.ahead.handedOut(q.name, m.digest, m.children)
 		}
 		return r.serveHot(w, m, head)
 	}
@@ -210,7 +210,7 @@ func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, q req
 			r.hot.put(q.name, q.ref, f)
 		}
 		if !head {
-			r.ahead.handedOut(f.digest, f.children)
+			r.ahead.handedOut(q.name, f.digest, f.children)
 		}
 	}
 	o := object{string(f.digest), f.mediaType, f.size, f.outcome}
