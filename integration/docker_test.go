@@ -5,7 +5,12 @@ package integration
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
 	"github.com/hubcache/hubcache/integration/fakehub"
@@ -85,5 +90,85 @@ func checkUpstreamBytes(t *testing.T, s *server, img *fakehub.Image) {
 		if got := head.Header.Get(name); got != want {
 			t.Errorf("HEAD by tag: %s is %q, upstream has %q", name, got, want)
 		}
+	}
+}
+
+// TestDockerPullsAllTags pulls a repository with all of its tags, whose list comes through
+// hubcache, too.
+func TestDockerPullsAllTags(t *testing.T) {
+	hub := startHub(t, fakehub.Options{})
+	network := dockertest.NewNetwork(t)
+	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
+	d := startDaemon(t, network, s)
+	for _, tag := range []string{"1", "2", "3"} {
+		runnableImage(t, hub, "acme/tool", tag, 1, 100<<10, fakehub.ImageSpec{})
+	}
+	d.Docker("pull", "--all-tags", "acme/tool")
+	if got := strings.Fields(d.Docker("images", "--format", "{{.Tag}}", "acme/tool")); len(got) != 3 {
+		t.Errorf("docker has the tags %v", got)
+	}
+}
+
+// TestDockerPullInterrupted ends `docker pull` in the middle of a layer. hubcache goes on,
+// and the next pull costs nothing more.
+func TestDockerPullInterrupted(t *testing.T) {
+	hub := startHub(t, fakehub.Options{TotalBandwidth: 10 << 20})
+	network := dockertest.NewNetwork(t)
+	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
+	d := startDaemon(t, network, s)
+	img := runnableImage(t, hub, "library/app", "1", 1, 16<<20, fakehub.ImageSpec{})
+	pull := d.Command("pull", "app:1")
+	if err := pull.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for start := time.Now(); hub.Ledger().BlobBytes() < 4<<20; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("the pull does not begin")
+		}
+	}
+	_ = pull.Process.Kill() // dockerd ends the pull with its client
+	_ = pull.Wait()
+	d.Docker("pull", "app:1")
+	checkRuns(t, d, "app:1")
+	if got := hub.Ledger().BlobBytes(); got != img.Size() {
+		t.Errorf("the Hub sent %d bytes of an image of %d:\n%s", got, img.Size(), hub.Ledger())
+	}
+}
+
+// TestDockerBuilds builds on a base image that comes through hubcache, by the classic builder
+// and by the BuildKit in dockerd. That of 20.10 asks every mirror but a loopback one by https,
+// unless insecure-registries has its URL, "http://" and all: the bare host:port won't do.
+func TestDockerBuilds(t *testing.T) {
+	hub := startHub(t, fakehub.Options{})
+	network := dockertest.NewNetwork(t)
+	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
+	d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{s.URL}, Env: shutProxy(s),
+		Config: map[string]any{"insecure-registries": []string{s.URL}}})
+	for name, buildkit := range map[string]string{"classic": "0", "buildkit": "1"} {
+		t.Run(name, func(t *testing.T) {
+			runnableImage(t, hub, "library/"+name, "1", 2, 1<<20, fakehub.ImageSpec{Attestations: true})
+			build := func() {
+				t.Helper()
+				dir := t.TempDir()
+				if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+name+":1\nCOPY Dockerfile /\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				// Debian's client, as others may have no BuildKit without a plugin.
+				cmd := exec.Command("/usr/bin/docker", "build", "--no-cache", "--tag", "built:"+name, dir)
+				cmd.Env = append(d.Env(), "DOCKER_BUILDKIT="+buildkit)
+				runCommand(t, cmd)
+				checkRuns(t, d, "built:"+name)
+			}
+			build()
+			if hub.Ledger().BlobBytes() == 0 {
+				t.Error("the build did not reach the Hub")
+			}
+			d.Docker("system", "prune", "-af")
+			hub.ResetLedger()
+			build()
+			if again := upstreamGETs(hub); len(again) > 0 {
+				t.Errorf("the second build reached the Hub:\n%s", again)
+			}
+		})
 	}
 }
