@@ -63,8 +63,9 @@ func (f engineFacts) notes(mirror string) []string {
 	var notes []string
 	plain := strings.HasPrefix(mirror, "http://")
 	if f.major < hostsSince && plain && !isLoopback(mirror) {
-		notes = append(notes, fmt.Sprintf("engine %s asks a mirror by https when it builds (BuildKit), unless insecure-registries in daemon.json lists %s; pulls are not affected",
-			f.version, strings.TrimPrefix(mirror, "http://")))
+		// With the scheme: 20.10 reads a bare host:port as a URL, fails, and takes https.
+		notes = append(notes, fmt.Sprintf("engine %s asks a mirror by https when it builds (BuildKit), unless insecure-registries in daemon.json lists %q; pulls are not affected",
+			f.version, mirror))
 	}
 	if f.needsHosts(mirror) && !f.containerd {
 		notes = append(notes, "registry-mirrors is for docker pull, hosts.toml for docker build")
