@@ -40,7 +40,7 @@ unit: ## the tests that need no foreign program, with the race detector
 
 .PHONY: integration
 integration: build ## real dockerd, swarm, skopeo, podman, containerd, nix, systemd
-	$(GO) test -tags integration -timeout 30m ./integration/...
+	$(GO) test -tags integration -count 1 -timeout 30m ./integration/...
 
 .PHONY: vuln
 vuln: ## known vulnerabilities, where their database can be reached
@@ -50,8 +50,8 @@ vuln: ## known vulnerabilities, where their database can be reached
 	  else echo "$$out"; exit 1; fi; }
 
 .PHONY: demo
-demo: tools build ## the mission in two minutes: a recipe deployed cold, warm, and without hubcache
-	$(GO) test -tags integration -run TestDemo -v ./integration/
+demo: tools ## the mission in two minutes: a recipe deployed cold, warm, and without hubcache
+	$(GO) test -tags integration -count 1 -timeout 20m -run '^TestDemo$$' -v ./integration -args -demo $(if $(DOC),-demo.doc ../docs/speedup.md)
 
 .PHONY: soak
 soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
