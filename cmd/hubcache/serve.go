@@ -90,6 +90,7 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP) // before READY: systemd may send one right after
 	defer signal.Stop(hup)
+	onTerminal := isTerminal(stderr)
 	s, err := l.load()
 	if err != nil {
 		return err
@@ -114,7 +115,6 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	notify(daemon.SdNotifyReady)
 	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() }) // they take the locks that all need
 	defer stopWatchdog()
-	onTerminal := isTerminal(stderr)
 	err = srv.wait(ctx, hup, func() bool { return onTerminal && !isTerminal(stderr) })
 	return errors.Join(err, srv.stop())
 }
