@@ -18,7 +18,13 @@ func TestBatch(t *testing.T) {
 		var out bytes.Buffer
 		b := &batch{w: &out}
 		log := slog.New(batchHandler{slog.NewTextHandler(b, nil), b}).With("from", "test")
-		lines := func() int { synctest.Wait(); return strings.Count(out.String(), "\n") }
+		text := func() string {
+			synctest.Wait()
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return out.String()
+		}
+		lines := func() int { return strings.Count(text(), "\n") }
 
 		log.Info(registry.AccessLine, "n", 1)
 		if n := lines(); n != 0 {
@@ -30,14 +36,16 @@ func TestBatch(t *testing.T) {
 		}
 		log.Info(registry.AccessLine, "n", 2)
 		log.Info("something else", "n", 3)
-		if n := lines(); n != 3 || !strings.HasSuffix(out.String(), "n=3\n") {
-			t.Errorf("what is no access must not wait, nor overtake:\n%s", &out)
+		if n := lines(); n != 3 || !strings.HasSuffix(text(), "n=3\n") {
+			t.Errorf("what is no access must not wait, nor overtake:\n%s", text())
 		}
 		log.Warn(registry.AccessLine, "n", 4)
 		if n := lines(); n != 4 {
-			t.Errorf("a failed request waits:\n%s", &out)
+			t.Errorf("a failed request waits:\n%s", text())
 		}
+		b.mu.Lock()
 		out.Reset()
+		b.mu.Unlock()
 		for range 1000 {
 			log.Info(registry.AccessLine, "padding", strings.Repeat("x", 100))
 		}
