@@ -159,6 +159,7 @@ func TestDockerBuilds(t *testing.T) {
 				runCommand(t, cmd)
 				checkRuns(t, d, "built:"+name)
 			}
+			hub.ResetLedger()
 			build()
 			if hub.Ledger().BlobBytes() == 0 {
 				t.Error("the build did not reach the Hub")

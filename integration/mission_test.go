@@ -231,3 +231,39 @@ func TestMissionTwoDaemonsAtOnce(t *testing.T) {
 		t.Errorf("hubcache served %d bytes, want %d and more", served, want)
 	}
 }
+
+// TestDockerFallsBackToHub pulls by a daemon that reaches Docker Hub, too, while hubcache is
+// of no use: the pull must succeed, and soon.
+func TestDockerFallsBackToHub(t *testing.T) {
+	lab := newMissionLab(t, fakehub.Options{})
+	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Mirrors: []string{lab.cache.URL},
+		Env: []string{"HTTPS_PROXY=" + lab.proxy.URL, "SSL_CERT_FILE=" + lab.ca, "NO_PROXY=" + lab.network.Addr.String()}})
+	for name, spoil := range map[string]func(){
+		"token-refused": func() {
+			lab.hub.Set(func(o *fakehub.Options) { o.Accounts = []fakehub.Account{{Username: labUser, PAT: "revoked"}} })
+			lab.cache.Start()
+		},
+		"account-has-no-pulls-left": func() {
+			lab.hub.Set(func(o *fakehub.Options) { o.Accounts = []fakehub.Account{{Username: labUser, PAT: labPAT, Limit: 1}} })
+			lab.hub.SetUsed(labUser, 1)
+			lab.cache.Start()
+		},
+		"stopped": func() {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runnableImage(t, lab.hub, "library/"+name, "1", 1, 1<<20, fakehub.ImageSpec{})
+			lab.cache.Stop()
+			spoil()
+			lab.hub.ResetLedger()
+			start := time.Now()
+			d.Docker("pull", name+":1")
+			if took := time.Since(start); took > 15*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			checkRuns(t, d, name+":1")
+			if direct := lab.hub.Used(""); direct == 0 {
+				t.Errorf("the daemon did not ask Docker Hub itself:\n%s", lab.hub.Ledger())
+			}
+		})
+	}
+}
