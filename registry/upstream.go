@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hubcache/hubcache/auth"
@@ -89,25 +90,23 @@ func (u *upstream) transport(roots *x509.CertPool) *http.Transport {
 }
 
 // dial refuses addresses inside the network unless the registry itself is inside, so that
-// a redirect's host name can't lead there. A proxy may be anywhere.
+// a redirect's host name can't lead there, nor knock there. A proxy may be anywhere.
 func (u *upstream) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialDeadline}
+	host, _, _ := net.SplitHostPort(addr)
+	own := host == u.base.Hostname()
+	d := net.Dialer{Timeout: dialDeadline, Control: func(_, address string, _ syscall.RawConn) error {
+		ip, err := netip.ParseAddrPort(address)
+		if err != nil || !internal(ip.Addr()) || own || u.private.Load() || u.isProxy(addr) {
+			return nil
+		}
+		return fmt.Errorf("%s is an address inside the network, and the upstream is outside", ip.Addr())
+	}}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	ip, err := netip.ParseAddrPort(conn.RemoteAddr().String())
-	if err != nil || !internal(ip.Addr()) {
-		return conn, nil
-	}
-	host, _, _ := net.SplitHostPort(addr)
-	switch {
-	case host == u.base.Hostname():
+	if ip, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil && own && internal(ip.Addr()) {
 		u.private.Store(true)
-	case u.private.Load() || u.isProxy(addr):
-	default:
-		conn.Close()
-		return nil, fmt.Errorf("%s is an address inside the network, and the upstream is outside", ip.Addr())
 	}
 	return conn, nil
 }

@@ -1,0 +1,201 @@
+package registry
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	v2 "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	hex64  = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	hex128 = hex64 + hex64
+)
+
+// FuzzParse holds the parser against distribution's own router.
+//
+// Where they differ on purpose: a name of one component gets its library/; a name is no
+// longer than a file system takes and has no registry in front (host:port, capitals); a
+// digest is sha256 or sha512 in lower case; a slash too many is no path of the API.
+func FuzzParse(f *testing.F) {
+	for _, path := range []string{
+		"/v2/", "/v2", "/v2/_catalog", "/", "", "/v1/", "/v2//", "/v2/redis/manifests/7", "/v2/library/redis/manifests/sha256:" + hex64,
+		"/v2/a/b/c/blobs/sha256:" + hex64, "/v2/a/blobs/sha512:" + hex128, "/v2/a/blobs/sha256:" + strings.ToUpper(hex64),
+		"/v2/a/referrers/sha256:" + hex64, "/v2/a/tags/list", "/v2/a/tags/list/", "/v2/tags/list/tags/list", "/v2/manifests/manifests/manifests",
+		"/v2/a/manifests/b/manifests/c", "/v2/../../etc/passwd/manifests/x", "/v2/a/../b/manifests/x", "/v2/a/manifests/..", "/v2/a/blobs/../../x",
+		"/v2/a%2f..%2fb/manifests/x", "/v2/a\x00b/manifests/x", "/v2/A/manifests/x", "/v2/host.io:443/a/manifests/x", "/v2/a__b/manifests/x",
+		"/v2/a___b/manifests/x", "/v2/a..b/manifests/x", "/v2/a--b/manifests/x", "/v2/a-/manifests/x", "/v2/-a/manifests/x", "/v2/a/manifests/.x",
+		"/v2/a/manifests/" + strings.Repeat("x", 129), "/v2/" + strings.Repeat("x", 300) + "/manifests/1", "/v2/a/manifests/md5:" + hex64,
+	} {
+		f.Add(path)
+	}
+	routes := v2.Router()
+	f.Fuzz(func(t *testing.T, path string) {
+		q, err := parse(path)
+		var m mux.RouteMatch
+		matched := routes.Match(&http.Request{Method: "GET", URL: &url.URL{Path: path}}, &m)
+		route := ""
+		if matched && m.Route != nil {
+			route = m.Route.GetName()
+		}
+		if err != nil {
+			if matched && !differsOnPurpose(path, m.Vars) && !strings.HasPrefix(route, "blob-upload") {
+				t.Errorf("%q: %v, and the router has %s %v", path, err, route, m.Vars)
+			}
+			return
+		}
+		for _, part := range append(strings.Split(q.name, "/"), q.ref) {
+			if part == ".." || part == "." || strings.ContainsAny(part, "\x00\\%") {
+				t.Errorf("%q: %+v", path, q)
+			}
+		}
+		want := map[kind]string{ping: v2.RouteNameBase, manifest: v2.RouteNameManifest, blob: v2.RouteNameBlob, tags: v2.RouteNameTags, catalog: v2.RouteNameCatalog}[q.kind]
+		if q.kind != referrers && (!matched || route != want) {
+			t.Errorf("%q is %+v, and the router has %q", path, q, route)
+		}
+		if name, ok := m.Vars["name"]; ok && name != q.name && "library/"+name != q.name {
+			t.Errorf("%q: name %q, the router's %q", path, q.name, name)
+		}
+		if ref := m.Vars["reference"] + m.Vars["digest"]; ref != "" && ref != q.ref {
+			t.Errorf("%q: reference %q, the router's %q", path, q.ref, ref)
+		}
+		again, err := parse(canonical(q))
+		if err != nil || again != q {
+			t.Errorf("%q → %+v → %q → %+v, %v", path, q, canonical(q), again, err)
+		}
+	})
+}
+
+func differsOnPurpose(path string, vars map[string]string) bool {
+	ref := vars["reference"] + vars["digest"]
+	name := vars["name"]
+	return strings.HasSuffix(path, "/") || strings.Contains(ref, ":") && !validDigest(ref) ||
+		name != "" && !validName("library/"+name)
+}
+
+// canonical is the path of a request.
+func canonical(q request) string {
+	switch q.kind {
+	case ping:
+		return "/v2/"
+	case catalog:
+		return "/v2/_catalog"
+	case tags:
+		return "/v2/" + q.name + "/tags/list"
+	}
+	return "/v2/" + q.name + "/" + map[kind]string{manifest: "manifests", blob: "blobs", referrers: "referrers"}[q.kind] + "/" + q.ref
+}
+
+// FuzzValidDigest holds the fast check against go-digest's.
+func FuzzValidDigest(f *testing.F) {
+	for _, s := range []string{"", "sha256:", "sha256:" + hex64, "sha256:" + hex64 + "0", "sha512:" + hex128, "sha384:" + hex64, "SHA256:" + hex64, "sha256:" + strings.ToUpper(hex64), "sha256:../" + hex64[3:]} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d := digest.Digest(s)
+		want := d.Validate() == nil && (d.Algorithm() == digest.SHA256 || d.Algorithm() == digest.SHA512)
+		if validDigest(s) != want {
+			t.Errorf("%q: %v", s, !want)
+		}
+	})
+}
+
+// FuzzParseRange holds a Range field against what net/http makes of it, where that is one
+// range; and whatever it is, nothing lies outside the blob.
+func FuzzParseRange(f *testing.F) {
+	for _, s := range []string{"", "bytes=0-", "bytes=5-9", "bytes=-1", "bytes=-0", "bytes=0-999999999999999999999", "bytes=0--1", "bytes=5-1,9-10", "bytes=9-5", "items=0-1", "bytes= 1-2", "bytes=1-2 ", "bytes=99999-", "bytes=+1-2", "bytes=1-2-3"} {
+		f.Add(s, uint16(100))
+	}
+	f.Fuzz(func(t *testing.T, field string, n uint16) {
+		size := int64(n)
+		from, length, v := parseRange(field, size)
+		if v == rangePart && (from < 0 || length <= 0 || from+length > size) {
+			t.Fatalf("%q of %d: %d bytes from %d", field, size, length, from)
+		}
+		body := make([]byte, size)
+		for i := range body {
+			body[i] = byte(i)
+		}
+		w := httptest.NewRecorder()
+		req := &http.Request{Method: "GET", Header: http.Header{"Range": {field}}}
+		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(body))
+		// net/http takes signs and spaces among digits, and sends nothing as the last no bytes.
+		if w.Code == http.StatusPartialContent && !strings.ContainsAny(field, ",+ \t") && w.Body.Len() > 0 {
+			if v != rangePart || !bytes.Equal(w.Body.Bytes(), body[from:from+length]) {
+				t.Errorf("%q of %d: %v, %d bytes from %d, net/http has %s", field, size, v, length, from, w.Header().Get("Content-Range"))
+			}
+		}
+		if v == rangePart && w.Code == http.StatusOK && size > 0 {
+			t.Errorf("%q of %d: a part, net/http has all of it", field, size)
+		}
+	})
+}
+
+// FuzzParseContentRange: what is accepted is inside the blob and says what it says.
+func FuzzParseContentRange(f *testing.F) {
+	for _, s := range []string{"bytes 0-99/1000", "bytes 0-99/*", "bytes */1000", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9/10", "bytes 1-99999999999999999999/99999999999999999999", "bytes  0-1/2"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		from, to, size, ok := parseContentRange(s)
+		if !ok {
+			return
+		}
+		if from < 0 || to <= from || to > size {
+			t.Fatalf("%q: %d to %d of %d", s, from, to, size)
+		}
+		f2, t2, s2, ok := parseContentRange(fmt.Sprintf("bytes %d-%d/%d", from, to-1, size))
+		if !ok || f2 != from || t2 != to || s2 != size {
+			t.Errorf("%q does not survive being written again", s)
+		}
+	})
+}
+
+// FuzzParseQuota: what is accepted is a count and a window that can be used.
+func FuzzParseQuota(f *testing.F) {
+	for _, s := range []string{"100;w=21600", "100", "-1;w=5", "0;w=0", "100;x=1;w=3", "1e9", ";", "100;w=-4", "9223372036854775808"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, window, ok := parseQuota(s)
+		if n < 0 || window < 0 {
+			t.Fatalf("%q: %d, %d", s, n, window)
+		}
+		if !ok {
+			if v, err := strconv.ParseUint(s, 10, 63); err == nil {
+				t.Errorf("%q is the number %d, and refused", s, v)
+			}
+			return
+		}
+		if n2, w2, ok := parseQuota(fmt.Sprintf("%d;w=%d", n, window)); !ok || n2 != n || w2 != window {
+			t.Errorf("%q does not survive being written again", s)
+		}
+	})
+}
+
+// FuzzGlob: a pattern that is a name matches that name alone, and * crosses no slash.
+func FuzzGlob(f *testing.F) {
+	f.Add("library/redis", "library/redis")
+	f.Add("library/*", "library/a/b")
+	f.Add("org/**", "org/a/b")
+	f.Fuzz(func(t *testing.T, pattern, name string) {
+		if !validName(name) {
+			return
+		}
+		if !strings.ContainsAny(pattern, `*?[\`) && glob(pattern, name) != (pattern == name) {
+			t.Errorf("%q and %q: %v", pattern, name, glob(pattern, name))
+		}
+		if !strings.Contains(pattern, "**") && pattern != "*" && glob(pattern, name) && strings.Count(pattern, "/") < strings.Count(name, "/") {
+			t.Errorf("%q crosses a slash of %q", pattern, name)
+		}
+	})
+}
