@@ -212,3 +212,46 @@ func TestStampedeIsOneDownload(t *testing.T) {
 		}
 	}
 }
+
+// TestGrowingBlobOverTCP: clients that follow a download over real sockets get its bytes
+// as it grows, and all of them, whole or from anywhere.
+func TestGrowingBlobOverTCP(t *testing.T) {
+	s := newStand(t, slog.New(slog.DiscardHandler))
+	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(1, 24<<20)})
+	layer := img.Manifests[0].Layers[0]
+	want := make([]byte, layer.Size)
+	if _, err := s.hub.Blob(layer.Digest).ReadAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	s.hub.Set(func(o *fakehub.Options) { o.Bandwidth = 40 << 20 })
+	server := httptest.NewServer(s.reg)
+	defer server.Close()
+	var clients sync.WaitGroup
+	for i := range 6 {
+		clients.Go(func() {
+			from := int64(i) * 3 << 20
+			req, err := http.NewRequest(http.MethodGet, server.URL+"/v2/library/redis/blobs/"+layer.Digest.String(), nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if from > 0 {
+				req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			got, err := io.ReadAll(resp.Body)
+			if err != nil || !bytes.Equal(got, want[from:]) {
+				t.Errorf("from %d: %d bytes, %v", from, len(got), err)
+			}
+		})
+	}
+	clients.Wait()
+	if l := s.hub.Ledger(); l.BlobBytes() != layer.Size {
+		t.Errorf("%d bytes for a blob of %d", l.BlobBytes(), layer.Size)
+	}
+}

@@ -132,8 +132,9 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	defer rd.Close()
 	size := f.in.Size()
 	o := object{string(q.digest), octets, size, outcome}
+	grow := sendGrowing(req, rd)
 	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
-		sent, err := pump(w, off, n, func(p []byte, off int64) (int, error) { return rd.ReadAt(ctx, p, off) })
+		sent, err := grow(w, off, n)
 		if errors.Is(err, storage.ErrDisk) || errors.Is(err, storage.ErrNoRoom) {
 			more, err := r.spill(ctx, w, f, off+sent, max(n-sent, -1))
 			return sent + more, err

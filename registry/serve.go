@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/hubcache/hubcache/storage"
 )
 
 const (
@@ -182,6 +184,54 @@ func sendBytes(b []byte) sender {
 		m, err := w.Write(b[off : off+n])
 		return int64(m), err
 	}
+}
+
+// sendGrowing is a sender for a blob on its way in, by sendfile as far as it has come.
+// Where net/http can't do that (TLS, an unknown length) a large buffer is better than its own.
+func sendGrowing(req *http.Request, rd *storage.Reader) sender {
+	ctx := req.Context()
+	read := func(p []byte, off int64) (int, error) { return rd.ReadAt(ctx, p, off) }
+	return func(w http.ResponseWriter, off, n int64) (sent int64, err error) {
+		if req.TLS != nil || n < 0 {
+			return pump(w, off, n, read)
+		}
+		f, err := rd.File()
+		if err != nil {
+			return pump(w, off, n, read)
+		}
+		defer f.Close()
+		control := http.NewResponseController(w)
+		control.Flush() // the headers are news already
+		defer control.SetWriteDeadline(time.Time{})
+		due := int64(0)
+		for sent < n {
+			end, err := rd.Shown(ctx, off+sent)
+			if err != nil {
+				return sent, err
+			}
+			if sent >= due {
+				control.SetWriteDeadline(time.Now().Add(pieceWithin))
+				due = sent + piece
+			}
+			m, err := sendPiece(w, f, off+sent, min(end-off-sent, n-sent, piece))
+			sent += m
+			if err != nil {
+				// The client or the disk: reading tells which.
+				more, err := pump(w, off+sent, n-sent, read)
+				return sent + more, err
+			}
+			control.Flush()
+		}
+		return sent, nil
+	}
+}
+
+// sendPiece sends n bytes of f from off on.
+func sendPiece(w io.Writer, f *os.File, off, n int64) (int64, error) {
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return 0, err
+	}
+	return io.CopyN(w, f, n)
 }
 
 // pump sends what read returns, waiting for it, until n bytes or io.EOF.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"hash"
 	"io"
+	"os"
+	"strconv"
 )
 
 // Reader reads an ingest behind its write head. Not safe for concurrent use.
@@ -34,27 +36,43 @@ func (in *Ingest) Readers() int {
 	return in.readers
 }
 
-// ReadAt reads what there is at off, at most len(p) bytes, and waits until there is
-// something or ctx is done. At the end of the blob it returns io.EOF. When the ingest has
-// failed it reads what arrived before, and then returns the reason.
-func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+// Shown waits until there is something to read at off, or ctx is done, and returns where
+// it ends. At the end of the blob it returns io.EOF. When the ingest has failed it shows
+// what arrived before, and then returns the reason.
+func (r *Reader) Shown(ctx context.Context, off int64) (end int64, err error) {
 	in := r.in
-	var end int64
-	err := in.until(ctx, func() bool {
+	err = in.until(ctx, func() bool {
 		end = in.shown(off)
 		return end > off || in.phase == verified
 	})
-	if end <= off {
-		if err == nil {
-			err = io.EOF
-		}
+	if end > off {
+		return end, nil
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	return off, err
+}
+
+// ReadAt reads what there is at off, at most len(p) bytes, and waits for it as Shown does,
+// whose errors it returns, and ErrDisk.
+func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	end, err := r.Shown(ctx, off)
+	if err != nil {
 		return 0, err
 	}
-	n, err := in.f.ReadAt(p[:min(int64(len(p)), end-off)], off)
+	n, err := r.in.f.ReadAt(p[:min(int64(len(p)), end-off)], off)
 	if err != nil {
-		err = in.diskError(err)
+		err = r.in.diskError(err)
 	}
 	return n, err
+}
+
+// File opens the growing file once more, for sendfile: its offset is the caller's, who
+// must not read beyond what is Shown. Close it before the Reader.
+func (r *Reader) File() (*os.File, error) {
+	// By its name it might be gone, or another one.
+	return os.Open("/proc/self/fd/" + strconv.Itoa(int(r.in.f.Fd())))
 }
 
 // shown returns up to where readers at off may see. mu is held.
