@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -109,6 +110,8 @@ func FuzzValidDigest(f *testing.F) {
 	})
 }
 
+var wellFormed = regexp.MustCompile(`^bytes=[0-9]*-[0-9]*$`)
+
 // FuzzParseRange holds a Range field against what net/http makes of it, where that is one
 // range; and whatever it is, nothing lies outside the blob.
 func FuzzParseRange(f *testing.F) {
@@ -129,7 +132,7 @@ func FuzzParseRange(f *testing.F) {
 		req := &http.Request{Method: "GET", Header: http.Header{"Range": {field}}}
 		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(body))
 		// net/http takes signs and spaces among digits, and sends nothing as the last no bytes.
-		if w.Code == http.StatusPartialContent && !strings.ContainsAny(field, ",+ \t") && w.Body.Len() > 0 {
+		if w.Code == http.StatusPartialContent && wellFormed.MatchString(field) && w.Body.Len() > 0 {
 			if v != rangePart || !bytes.Equal(w.Body.Bytes(), body[from:from+length]) {
 				t.Errorf("%q of %d: %v, %d bytes from %d, net/http has %s", field, size, v, length, from, w.Header().Get("Content-Range"))
 			}

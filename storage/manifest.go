@@ -1,10 +1,11 @@
 package storage
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Role is what a manifest names a child for.
@@ -36,10 +37,10 @@ const maxChildren = 10_000
 // OCI image-spec 1.1 manifest and image-index; Docker schema 2 has the same shape.
 func Children(body []byte) []Child {
 	var m struct {
-		Manifests []v1.Descriptor `json:"manifests"`
-		Config    *v1.Descriptor  `json:"config"`
-		Layers    []v1.Descriptor `json:"layers"`
-		Blobs     []v1.Descriptor `json:"blobs"` // artifact manifest of the 1.1 release candidates
+		Manifests descriptors `json:"manifests"`
+		Config    *descriptor `json:"config"`
+		Layers    descriptors `json:"layers"`
+		Blobs     descriptors `json:"blobs"` // artifact manifest of the 1.1 release candidates
 	}
 	if json.Unmarshal(body, &m) != nil {
 		return nil
@@ -49,7 +50,7 @@ func Children(body []byte) []Child {
 	}
 	var children []Child
 	seen := map[digest.Digest]bool{}
-	add := func(d v1.Descriptor, role Role) {
+	add := func(d descriptor, role Role) {
 		if seen[d.Digest] || d.Size < 0 || d.Digest.Validate() != nil {
 			return
 		}
@@ -66,4 +67,39 @@ func Children(body []byte) []Child {
 		add(d, RoleLayer)
 	}
 	return children
+}
+
+// descriptor is what is read of one.
+type descriptor struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+}
+
+// descriptors stop being read where no real manifest goes on: a million empty ones, which
+// a body of 4 MiB has room for, would become a hundred times that in memory.
+type descriptors []descriptor
+
+var errTooManyChildren = errors.New("too many children")
+
+func (ds *descriptors) UnmarshalJSON(b []byte) error {
+	*ds = nil // of a key that comes twice the last counts
+	in := json.NewDecoder(bytes.NewReader(b))
+	start, err := in.Token()
+	if err != nil || start == nil { // null
+		return err
+	}
+	if start != json.Delim('[') {
+		return errors.New("not a list of descriptors")
+	}
+	for in.More() {
+		if len(*ds) == maxChildren {
+			return errTooManyChildren
+		}
+		var d descriptor
+		if err := in.Decode(&d); err != nil {
+			return err
+		}
+		*ds = append(*ds, d)
+	}
+	return nil
 }

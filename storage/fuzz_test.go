@@ -1,0 +1,250 @@
+package storage
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// FuzzRecord: what decodes is what was meant: it encodes to something that decodes to the
+// same. Anything else is damage.
+func FuzzRecord(f *testing.F) {
+	d := digest.FromString("x")
+	for _, r := range []record{
+		{},
+		{fileID: fileID{1, 2, 3}, private: true},
+		{fileID: fileID{1 << 40, 2, -3}, manifest: true, mediaType: "application/x", children: []Child{{d, 5, RoleConfig}, {d, 1 << 40, RoleLayer}}},
+	} {
+		f.Add(r.encode())
+	}
+	f.Add([]byte{2, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decodeRecord(b)
+		if err != nil {
+			return
+		}
+		again, err := decodeRecord(r.encode())
+		if err != nil || !reflect.DeepEqual(r, again) {
+			t.Errorf("%x → %+v → %+v, %v", b, r, again, err)
+		}
+		if r.size < 0 || len(r.children) > maxChildren {
+			t.Errorf("%+v", r)
+		}
+		head, _, err := decodeHead(b)
+		if err != nil || head.fileID != r.fileID || head.private != r.private {
+			t.Errorf("the head says %+v, %v, the record %+v", head, err, r)
+		}
+	})
+}
+
+// FuzzSmallRecords: the same for links, tags, verdicts and times.
+func FuzzSmallRecords(f *testing.F) {
+	f.Add(Link{true, -1}.encode())
+	f.Add(Tag{Digest: digest.FromString("x"), MediaType: "t", Size: 7, Checked: time.Unix(1, 2)}.encode())
+	f.Add(Verdict{true, time.Unix(3, 4)}.encode())
+	f.Add(encodeTime(time.Unix(5, 6)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if l, err := decodeLink(b); err == nil {
+			if again, err := decodeLink(l.encode()); err != nil || again != l {
+				t.Errorf("link %x → %+v → %+v, %v", b, l, again, err)
+			}
+		}
+		if tag, err := decodeTag(b); err == nil {
+			if again, err := decodeTag(tag.encode()); err != nil || !again.Checked.Equal(tag.Checked) || again.Digest != tag.Digest || again.MediaType != tag.MediaType || again.Size != tag.Size {
+				t.Errorf("tag %x → %+v → %+v, %v", b, tag, again, err)
+			}
+		}
+		if v, err := decodeVerdict(b); err == nil {
+			if again, err := decodeVerdict(v.encode()); err != nil || again.Public != v.Public || !again.At.Equal(v.At) {
+				t.Errorf("verdict %x → %+v → %+v, %v", b, v, again, err)
+			}
+		}
+		if at, err := decodeTime(b); err == nil {
+			if again, err := decodeTime(encodeTime(time.Unix(0, at))); err != nil || again != at {
+				t.Errorf("time %x → %d → %d, %v", b, at, again, err)
+			}
+		}
+	})
+}
+
+// FuzzSeal: a sealed value opens under its own key only, and with no bit changed.
+func FuzzSeal(f *testing.F) {
+	f.Add([]byte("key"), []byte("value"), uint16(3))
+	f.Fuzz(func(t *testing.T, key, value []byte, at uint16) {
+		sealed := seal(key, bytes.Clone(value))
+		if got, err := unseal(key, sealed); err != nil || !bytes.Equal(got, value) {
+			t.Errorf("%x: %x, %v", value, got, err)
+		}
+		sealed[int(at)%len(sealed)] ^= 1 << (at % 8)
+		if _, err := unseal(key, sealed); err == nil {
+			t.Errorf("%x: a bit of %x was changed", value, sealed)
+		}
+	})
+}
+
+// FuzzChildren: every child is named in the manifest, once, with a digest and a size that
+// can be; and a manifest made of the children has the same children.
+func FuzzChildren(f *testing.F) {
+	d := digest.FromString("x")
+	f.Add(fmt.Appendf(nil, `{"config":{"digest":%q,"size":3},"layers":[{"digest":%q,"size":3},{"digest":%q,"size":4}]}`, d, d, digest.FromString("y")))
+	f.Add(fmt.Appendf(nil, `{"manifests":[{"digest":%q,"size":-3},{"digest":"sha256:../../etc","size":1}]}`, d))
+	f.Add([]byte(`{"layers":{"digest":1}}`))
+	f.Add([]byte(`{"layers":null,"manifests":[],"config":null}`))
+	f.Add([]byte(`[[[[`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		children := Children(body)
+		seen := map[digest.Digest]bool{}
+		var again struct {
+			Manifests []map[string]any `json:"manifests"`
+			Config    map[string]any   `json:"config"`
+			Layers    []map[string]any `json:"layers"`
+		}
+		for _, c := range children {
+			if seen[c.Digest] || c.Size < 0 || c.Digest.Validate() != nil {
+				t.Fatalf("%q: %+v", body, c)
+			}
+			seen[c.Digest] = true
+			m := map[string]any{"digest": c.Digest, "size": c.Size}
+			switch c.Role {
+			case RoleManifest:
+				again.Manifests = append(again.Manifests, m)
+			case RoleConfig:
+				again.Config = m
+			case RoleLayer:
+				again.Layers = append(again.Layers, m)
+			default:
+				t.Fatalf("role %d", c.Role)
+			}
+		}
+		b, err := json.Marshal(again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := Children(b); !reflect.DeepEqual(got, children) {
+			t.Errorf("%q: %v, then %v", body, children, got)
+		}
+	})
+}
+
+// TestHostileManifests: none of them costs much memory or time, and none has children.
+func TestHostileManifests(t *testing.T) {
+	const limit = 4 << 20 // of the registry's; and some more
+	fill := func(open, piece, end string) []byte {
+		return []byte(open + strings.Repeat(piece, (5<<20-len(open)-len(end))/len(piece)) + end)
+	}
+	for name, body := range map[string][]byte{
+		"a million layers":       fill(`{"layers":[{}`, `,{}`, `]}`),
+		"a million manifests":    fill(`{"manifests":[{}`, `,{}`, `]}`),
+		"a million configs":      fill(`{"x":1`, `,"config":{}`, `}`),
+		"a million nulls":        fill(`{"blobs":[null`, `,null`, `]}`),
+		"deep arrays":            fill(`{"layers":`, `[`, ``),
+		"deep objects":           fill(``, `{"manifests":[{"config":`, ``),
+		"deep in something else": fill(`{"annotations":`, `{"a":`, `1`),
+		"one long string":        fill(`{"mediaType":"`, `x`, `"}`),
+		"5 MiB of spaces":        fill(`{`, ` `, `}`),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		start := time.Now()
+		if c := Children(body); len(c) > 0 {
+			t.Errorf("%s: %d children", name, len(c))
+		}
+		took := time.Since(start)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 4*limit {
+			t.Errorf("%s: %d MiB allocated", name, n>>20)
+		}
+		if took > 3*time.Second {
+			t.Errorf("%s: %s", name, took)
+		}
+	}
+}
+
+// TestIndexThatNamesItself: indexes that name each other in a circle, and one under the
+// digest of which it speaks. A use of one ends.
+func TestIndexThatNamesItself(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	// No body can hold its own digest; a record can be made to say so.
+	a := []byte(`{"manifests":[]}`)
+	d := digest.FromBytes(a)
+	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", a); err != nil {
+		t.Fatal(err)
+	}
+	s.amend(d, func(r *record) { r.children = []Child{{d, int64(len(a)), RoleManifest}} })
+	s.Touch(d)
+	// Deep, by names that are true: 50 indexes, each of the one before.
+	for range 50 {
+		b := fmt.Appendf(nil, `{"manifests":[{"digest":%q,"size":1}]}`, d)
+		d = digest.FromBytes(b)
+		if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Touch(d)
+}
+
+// FuzzRepoPath: whatever a repository is called, its file lies in repos/, and no two have
+// the same one.
+func FuzzRepoPath(f *testing.F) {
+	f.Add("docker.io/library/redis", "docker.io/library/redis.json/x")
+	f.Add("docker.io/a.json", "docker.io/a")
+	f.Add("docker.io/a.json/b", "docker.io/a.json%/b")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		for _, name := range []string{a, b} {
+			for part := range strings.SplitSeq(name, "/") {
+				if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "%\x00") {
+					return // no name of a repository
+				}
+			}
+		}
+		l := layout("/data")
+		p, q := l.repo(a), l.repo(b)
+		if !strings.HasPrefix(p, "/data/repos/") || filepath.Clean(p) != p {
+			t.Errorf("%q lies at %q", a, p)
+		}
+		if (p == q) != (a == b) || strings.HasPrefix(p, q+string(os.PathSeparator)) {
+			t.Errorf("%q and %q lie at %q and %q", a, b, p, q)
+		}
+	})
+}
+
+// FuzzSpans holds the set of spans against a set of bytes.
+func FuzzSpans(f *testing.F) {
+	f.Add([]byte{0, 3, 5, 2, 3, 2})
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		var ss spans
+		var model [300]bool
+		for i := 0; i+1 < len(ops); i += 2 {
+			from, n := int64(ops[i]), int64(ops[i+1]%40)
+			ss = ss.add(Span{from, from + n})
+			for at := from; at < from+n; at++ {
+				model[at] = true
+			}
+		}
+		n := int64(0)
+		for at, in := range model {
+			if in {
+				n++
+			}
+			if end := ss.end(int64(at)); (end > int64(at)) != in {
+				t.Fatalf("%v at %d: %d", ss, at, end)
+			}
+		}
+		missing := int64(0)
+		for _, gap := range ss.missing(300) {
+			missing += gap.To - gap.From
+		}
+		if ss.bytes() != n || missing != 300-n || !ss.valid(300) {
+			t.Errorf("%v: %d bytes, %d missing, the model has %d", ss, ss.bytes(), missing, n)
+		}
+	})
+}
