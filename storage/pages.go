@@ -2,13 +2,12 @@ package storage
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"os"
 	"slices"
-
-	"go.etcd.io/bbolt"
 )
 
 // checkPages walks the tree of a bbolt file before bbolt does. bbolt trusts its pages:
@@ -111,7 +110,7 @@ func (w *pageWalk) meta() (best []byte, err error) {
 		}
 	}
 	if best == nil {
-		return nil, bbolt.ErrInvalid
+		return nil, errors.New("no whole meta page")
 	}
 	return best, nil
 }
