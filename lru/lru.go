@@ -4,6 +4,11 @@
 // caller unlinks their files and says when they are gone. Until then their bytes
 // count, so that the disk never holds more than the books say.
 //
+// Who leaves is who was used the longest ago, in two segments: what has come in and was
+// not used again later leaves first, while it is more than a share of the budget. So a
+// job that pulls a thousand images once does not push out those that are deployed daily
+// (docs/eviction.md has the figures).
+//
 // Recency comes from hashicorp's simplelru; what is here is the budget around it.
 package lru
 
@@ -24,10 +29,19 @@ type Cache[K comparable, V any] struct {
 	max, used, reserved int64
 	leaving             int64 // the part of used that is out of the lists and not Gone
 
-	whole   *simplelru.LRU[K, *Entry[K, V]] // committed entries, oldest first to leave
-	partial *simplelru.LRU[K, *Entry[K, V]] // idle unfinished ones: they leave before any whole entry
+	fresh, proven segment[K, V]                   // committed entries: used once, and used again
+	partial       *simplelru.LRU[K, *Entry[K, V]] // idle unfinished ones: they leave before any whole entry
+}
 
-	idle      int   // entries in whole that nobody holds
+// freshShare is how much of the budget, one part in so many, fresh entries may fill before
+// they leave before the proven ones. Half of that or twice as much makes little difference.
+const freshShare = 4
+
+// segment is entries in order of use.
+type segment[K comparable, V any] struct {
+	list      *simplelru.LRU[K, *Entry[K, V]]
+	bytes     int64
+	idle      int   // entries that nobody holds
 	idleBytes int64 // and their sizes
 }
 
@@ -45,17 +59,19 @@ type Entry[K comparable, V any] struct {
 type place uint8
 
 const (
-	out     place = iota // not in the cache, or leaving: counted until Gone
-	inWhole              // committed
-	inPart               // idle and unfinished
-	inHand               // unfinished, and reserved again
+	out      place = iota // not in the cache, or leaving: counted until Gone
+	inFresh               // committed
+	inProven              // committed, and used again
+	inPart                // idle and unfinished
+	inHand                // unfinished, and reserved again
 )
 
 // New returns an empty cache with a budget of max bytes.
 func New[K comparable, V any](max int64) *Cache[K, V] {
 	c := &Cache[K, V]{max: max}
 	// The budget bounds the lists, not a number of entries.
-	c.whole, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
+	c.fresh.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
+	c.proven.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	c.partial, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	return c
 }
@@ -67,7 +83,7 @@ func (c *Cache[K, V]) Used() int64     { return c.used }
 func (c *Cache[K, V]) Reserved() int64 { return c.reserved }
 
 // Len returns the number of whole entries.
-func (c *Cache[K, V]) Len() int { return c.whole.Len() }
+func (c *Cache[K, V]) Len() int { return c.fresh.list.Len() + c.proven.list.Len() }
 
 // SetMax changes the budget. See Excess.
 func (c *Cache[K, V]) SetMax(max int64) { c.max = max }
@@ -89,17 +105,17 @@ func (c *Cache[K, V]) Reserve(n int64) bool {
 // Release takes back n bytes of what Reserve promised.
 func (c *Cache[K, V]) Release(n int64) { c.reserved -= n }
 
-// Commit turns the reservation of n bytes into a whole entry, most recently used.
-// e.Size must be at most n; the rest of the reservation is released.
+// Commit turns the reservation of n bytes into a whole entry, fresh and most recently
+// used. e.Size must be at most n; the rest of the reservation is released.
 func (c *Cache[K, V]) Commit(n int64, e *Entry[K, V]) {
 	c.reserved -= n
-	c.add(c.whole, inWhole, e)
+	c.Load(e, false)
 }
 
 // Park turns the reservation of n bytes into an unfinished entry that nobody works on.
 func (c *Cache[K, V]) Park(n int64, e *Entry[K, V]) {
 	c.reserved -= n
-	c.add(c.partial, inPart, e)
+	c.LoadPartial(e)
 }
 
 // Unpark takes an unfinished entry out again, to be worked on: its bytes become
@@ -124,53 +140,115 @@ func (c *Cache[K, V]) Doom(n int64, e *Entry[K, V]) {
 	c.leaving += e.Size
 }
 
-// Load adds an entry that is on disk already, as the most recently used one.
-// Call it in order of last use.
-func (c *Cache[K, V]) Load(e *Entry[K, V]) { c.add(c.whole, inWhole, e) }
-
-// LoadPartial is Load for an unfinished entry.
-func (c *Cache[K, V]) LoadPartial(e *Entry[K, V]) { c.add(c.partial, inPart, e) }
-
-func (c *Cache[K, V]) add(list *simplelru.LRU[K, *Entry[K, V]], p place, e *Entry[K, V]) {
-	if old, ok := list.Peek(e.Key); ok {
-		// The caller replaces the file, so the old bytes are gone with this call.
+// Load adds an entry that is on disk already, as the most recently used one, which has
+// been used again or not. Call it in order of last use.
+func (c *Cache[K, V]) Load(e *Entry[K, V], usedAgain bool) {
+	// The caller replaces the file, so the old one's bytes are gone with this call.
+	if old := c.Peek(e.Key); old != nil {
 		c.drop(old)
 		c.Gone(old)
 	}
-	e.place = p
 	c.used += e.Size
-	list.Add(e.Key, e)
-	if p == inWhole && e.holders == 0 {
-		c.idle++
-		c.idleBytes += e.Size
+	e.place = inFresh
+	if usedAgain {
+		e.place = inProven
+	}
+	c.segment(e).add(e)
+}
+
+// LoadPartial is Load for an unfinished entry.
+func (c *Cache[K, V]) LoadPartial(e *Entry[K, V]) {
+	if old, ok := c.partial.Peek(e.Key); ok {
+		c.drop(old)
+		c.Gone(old)
+	}
+	c.used += e.Size
+	e.place = inPart
+	c.partial.Add(e.Key, e)
+}
+
+// segment returns the one that e is in, or nil.
+func (c *Cache[K, V]) segment(e *Entry[K, V]) *segment[K, V] {
+	switch e.place {
+	case inFresh:
+		return &c.fresh
+	case inProven:
+		return &c.proven
+	}
+	return nil
+}
+
+func (s *segment[K, V]) add(e *Entry[K, V]) {
+	s.list.Add(e.Key, e)
+	s.bytes += e.Size
+	if e.holders == 0 {
+		s.rest(e, 1)
 	}
 }
 
-// Get returns the whole entry of k and makes it the most recently used, or nil.
+func (s *segment[K, V]) remove(e *Entry[K, V]) {
+	s.list.Remove(e.Key)
+	s.bytes -= e.Size
+	if e.holders == 0 {
+		s.rest(e, -1)
+	}
+}
+
+// rest counts e among the idle, or, with -1, no more.
+func (s *segment[K, V]) rest(e *Entry[K, V], sign int) {
+	s.idle += sign
+	s.idleBytes += int64(sign) * e.Size
+}
+
+// Get returns the whole entry of k and makes it the most recently used, or nil. It counts
+// as used again from then on.
 func (c *Cache[K, V]) Get(k K) *Entry[K, V] {
-	e, _ := c.whole.Get(k)
+	if e, ok := c.fresh.list.Peek(k); ok {
+		c.fresh.remove(e)
+		e.place = inProven
+		c.proven.add(e)
+		return e
+	}
+	e, _ := c.proven.list.Get(k)
+	return e
+}
+
+// Refresh is Get for a use that is part of the one that brought k in: it makes k the most
+// recently used of its kind.
+func (c *Cache[K, V]) Refresh(k K) *Entry[K, V] {
+	e, ok := c.fresh.list.Get(k)
+	if !ok {
+		e, _ = c.proven.list.Get(k)
+	}
 	return e
 }
 
 // Peek is Get without the use.
 func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
-	e, _ := c.whole.Peek(k)
+	e, ok := c.proven.list.Peek(k)
+	if !ok {
+		e, _ = c.fresh.list.Peek(k)
+	}
 	return e
 }
 
 // HasPartial reports whether k is an idle unfinished entry.
 func (c *Cache[K, V]) HasPartial(k K) bool { return c.partial.Contains(k) }
 
-// Oldest returns the entry that was used the longest ago, or nil.
-func (c *Cache[K, V]) Oldest() *Entry[K, V] {
-	_, e, _ := c.whole.GetOldest()
-	return e
+// Oldest returns the entries that were used the longest ago: among those that are fresh
+// and among those that were used again. Either may be nil.
+func (c *Cache[K, V]) Oldest() (fresh, again *Entry[K, V]) {
+	_, fresh, _ = c.fresh.list.GetOldest()
+	_, again, _ = c.proven.list.GetOldest()
+	return fresh, again
 }
 
-// All calls f for every whole entry, least recently used first.
+// All calls f for every whole entry.
 func (c *Cache[K, V]) All(f func(*Entry[K, V])) {
-	for _, e := range c.whole.Values() {
-		f(e)
+	for _, s := range []*segment[K, V]{&c.fresh, &c.proven} {
+		for _, e := range s.list.Values() {
+			f(e)
+		}
 	}
 }
 
@@ -184,9 +262,8 @@ func (c *Cache[K, V]) Partials(f func(*Entry[K, V])) {
 // Hold says that e is being read. A held entry leaves only when nothing else can,
 // and its bytes count until the last holder has let go.
 func (c *Cache[K, V]) Hold(e *Entry[K, V]) {
-	if e.holders == 0 && e.place == inWhole {
-		c.idle--
-		c.idleBytes -= e.Size
+	if s := c.segment(e); s != nil && e.holders == 0 {
+		s.rest(e, -1)
 	}
 	e.holders++
 }
@@ -198,9 +275,8 @@ func (c *Cache[K, V]) LetGo(e *Entry[K, V]) (last bool) {
 	if e.holders > 0 {
 		return false
 	}
-	if e.place == inWhole {
-		c.idle++
-		c.idleBytes += e.Size
+	if s := c.segment(e); s != nil {
+		s.rest(e, 1)
 	}
 	return e.place == out
 }
@@ -210,8 +286,8 @@ func (e *Entry[K, V]) Held() bool { return e.holders > 0 }
 
 // Victims picks entries that make room for n more bytes, and at least atLeast bytes
 // of them: unfinished ones first, then those that were used the longest ago and that
-// nobody holds. It returns nil when that would not be enough, for then nothing should
-// leave in vain.
+// nobody holds, fresh ones before the others while they are more than their share. It
+// returns nil when that would not be enough, for then nothing should leave in vain.
 //
 // What it returns is out of the cache, and counted until Gone.
 func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
@@ -220,7 +296,7 @@ func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	for _, e := range c.partial.Values() {
 		partBytes += e.Size
 	}
-	if n > c.max || need > partBytes+c.idleBytes {
+	if n > c.max || need > partBytes+c.fresh.idleBytes+c.proven.idleBytes {
 		return nil
 	}
 	return c.take(need, false)
@@ -247,23 +323,42 @@ func (c *Cache[K, V]) next(heldToo bool) *Entry[K, V] {
 	if _, e, ok := c.partial.GetOldest(); ok {
 		return e
 	}
+	first, second := &c.proven, &c.fresh
+	if c.fresh.bytes > c.max/freshShare {
+		first, second = second, first
+	}
+	for _, s := range []*segment[K, V]{first, second} {
+		if s.idle > 0 {
+			return s.oldest()
+		}
+	}
+	if !heldToo {
+		return nil
+	}
+	_, e, ok := first.list.GetOldest()
+	if !ok {
+		_, e, _ = second.list.GetOldest()
+	}
+	return e
+}
+
+// oldest returns the idle entry that was used the longest ago. There must be one.
+func (s *segment[K, V]) oldest() *Entry[K, V] {
 	for {
-		_, e, ok := c.whole.GetOldest()
-		switch {
-		case !ok || c.idle == 0 && !heldToo:
-			return nil
-		case e.holders == 0 || c.idle == 0:
+		_, e, _ := s.list.GetOldest()
+		if e.holders == 0 {
 			return e
 		}
-		c.whole.Get(e.Key) // being read is being used: it moves to the young end
+		s.list.Get(e.Key) // being read is being used: it moves to the young end
 	}
 }
 
 // Remove takes the entry of k out, whole or unfinished, for whatever reason, and
 // returns it, or nil. It counts until Gone.
 func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
-	e, ok := c.whole.Peek(k)
-	if !ok {
+	e := c.Peek(k)
+	if e == nil {
+		var ok bool
 		if e, ok = c.partial.Peek(k); !ok {
 			return nil
 		}
@@ -274,14 +369,10 @@ func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 
 // drop takes e off its list; its bytes stay in used.
 func (c *Cache[K, V]) drop(e *Entry[K, V]) {
-	if e.place == inPart {
-		c.partial.Remove(e.Key)
+	if s := c.segment(e); s != nil {
+		s.remove(e)
 	} else {
-		c.whole.Remove(e.Key)
-		if e.holders == 0 {
-			c.idle--
-			c.idleBytes -= e.Size
-		}
+		c.partial.Remove(e.Key)
 	}
 	e.place = out
 	c.leaving += e.Size

@@ -12,7 +12,8 @@ type entry = Entry[int, struct{}]
 // model is the budget written the slow and obvious way.
 type model struct {
 	max, reserved int64
-	whole, part   []*entry // oldest first
+	whole, part   []*entry        // oldest first
+	again         map[*entry]bool // those of whole that were used again
 	leaving       []*entry
 	held          map[*entry]int
 }
@@ -33,12 +34,12 @@ func find(list []*entry, k int) int {
 // run plays ops, which any bytes are, on a Cache and on the model and compares.
 func run(t *testing.T, ops []byte) {
 	const max = 100
-	c, m := New[int, struct{}](max), &model{max: max, held: map[*entry]int{}}
+	c, m := New[int, struct{}](max), &model{max: max, held: map[*entry]int{}, again: map[*entry]bool{}}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	open := []int64{} // reservations
 	for i := 0; i+1 < len(ops); i += 2 {
 		k, n := int(ops[i+1]%16), int64(ops[i+1]%40)
-		switch ops[i] % 9 {
+		switch ops[i] % 10 {
 		case 0: // reserve, evicting when needed
 			ok := c.Reserve(n)
 			if want := m.used()+m.reserved+n <= m.max; ok != want {
@@ -63,7 +64,7 @@ func run(t *testing.T, ops []byte) {
 			open = open[1:]
 			m.reserved -= r
 			e := &entry{Key: k, Size: r - rnd.Int64N(r/2+1)}
-			if ops[i]%9 == 1 {
+			if ops[i]%10 == 1 {
 				c.Commit(r, e)
 				m.whole = append(m.whole, e)
 			} else {
@@ -74,6 +75,14 @@ func run(t *testing.T, ops []byte) {
 			e := c.Get(k)
 			if j := find(m.whole, k); (j >= 0) != (e != nil) {
 				t.Fatalf("Get(%d) = %v, model at %d", k, e, j)
+			} else if j >= 0 {
+				m.whole = append(slices.Delete(m.whole, j, j+1), e)
+				m.again[e] = true
+			}
+		case 9: // use that is part of the first
+			e := c.Refresh(k)
+			if j := find(m.whole, k); (j >= 0) != (e != nil) {
+				t.Fatalf("Refresh(%d) = %v, model at %d", k, e, j)
 			} else if j >= 0 {
 				m.whole = append(slices.Delete(m.whole, j, j+1), e)
 			}
@@ -155,22 +164,56 @@ func leave(t *testing.T, m *model, e *entry, why reason) {
 			if len(m.part) > 0 {
 				t.Fatal("a whole entry left before an unfinished one")
 			}
-			idle := func(e *entry) bool { return m.held[e] == 0 }
-			if slices.ContainsFunc(m.whole[:j], idle) {
-				t.Fatalf("%d left before one that was used longer ago", e.Key)
-			}
-			if m.held[e] > 0 && (why == evicted || slices.ContainsFunc(m.whole, idle)) {
-				t.Fatal("a held entry left before one that nobody holds")
-			}
+			m.mayLeave(t, e, why)
 			if m.held[e] == 0 {
-				// Those that were passed over count as used now.
-				m.whole = append(slices.Clone(m.whole[j:]), m.whole[:j]...)
-				j = 0
+				m.passOver(e)
+				j = find(m.whole, e.Key)
 			}
 		}
 		m.whole = slices.Delete(m.whole, j, j+1)
 	}
 	m.leaving = append(m.leaving, e)
+}
+
+// mayLeave checks that no other whole entry should have left instead of e.
+func (m *model) mayLeave(t *testing.T, e *entry, why reason) {
+	t.Helper()
+	idle := func(e *entry) bool { return m.held[e] == 0 }
+	if !idle(e) && (why == evicted || slices.ContainsFunc(m.whole, idle)) {
+		t.Fatal("a held entry left before one that nobody holds")
+	}
+	fresh := int64(0)
+	for _, o := range m.whole {
+		if !m.again[o] {
+			fresh += o.Size
+		}
+	}
+	freshFirst := fresh > m.max/freshShare
+	for _, o := range m.whole {
+		if !idle(o) || o == e {
+			continue
+		}
+		switch {
+		case m.again[o] == m.again[e] && find(m.whole, o.Key) < find(m.whole, e.Key):
+			t.Fatalf("%d left before one of its kind that was used longer ago", e.Key)
+		case m.again[o] != m.again[e] && m.again[e] == freshFirst:
+			t.Fatalf("%d left, of the wrong kind: %d bytes of %d are fresh", e.Key, fresh, m.max)
+		}
+	}
+}
+
+// passOver makes the held entries of e's kind that are older count as used now.
+func (m *model) passOver(e *entry) {
+	var older, rest []*entry
+	at := find(m.whole, e.Key)
+	for i, o := range m.whole {
+		if i < at && m.again[o] == m.again[e] {
+			older = append(older, o)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	m.whole = append(rest, older...)
 }
 
 // sweep ends those that have left and that nobody holds.
@@ -217,7 +260,7 @@ func TestVictimsRefusesInVain(t *testing.T) {
 func BenchmarkEvict(b *testing.B) {
 	c := New[int, struct{}](1 << 20)
 	for k := range 1 << 20 {
-		c.Load(&entry{Key: k, Size: 1})
+		c.Load(&entry{Key: k, Size: 1}, k%2 == 0)
 	}
 	k := 1 << 20
 	for b.Loop() {
@@ -227,5 +270,42 @@ func BenchmarkEvict(b *testing.B) {
 		c.Reserve(1)
 		c.Commit(1, &entry{Key: k, Size: 1})
 		k++
+	}
+}
+
+// TestScan: what was used again outlives any number of entries that are used once, which
+// have their share of the budget among themselves.
+func TestScan(t *testing.T) {
+	c := New[int, struct{}](100)
+	add := func(k int) {
+		for _, e := range c.Victims(1, 0) {
+			c.Gone(e)
+		}
+		c.Reserve(1)
+		c.Commit(1, &entry{Key: k, Size: 1})
+	}
+	for k := range 50 {
+		add(k)
+		c.Get(k)
+	}
+	for k := range 1000 {
+		add(1000 + k)
+		c.Refresh(1000 + k)
+	}
+	for k := range 50 {
+		if c.Peek(k) == nil {
+			t.Errorf("the scan pushed %d out", k)
+		}
+	}
+	if c.Len() != 100 {
+		t.Errorf("%d entries", c.Len())
+	}
+	// And what was used again long ago has to go for what is used now.
+	for k := range 1000 {
+		add(5000 + k)
+		c.Get(5000 + k)
+	}
+	if c.Peek(0) != nil {
+		t.Error("an entry that nobody uses any more stays for ever")
 	}
 }

@@ -179,3 +179,50 @@ func BenchmarkHit(b *testing.B) {
 		})
 	}
 }
+
+// TestScanLeavesWhatIsUsedAgain: a job that fetches more than the budget once does not push
+// out an image that came in before and is used again, also across a restart; uses within
+// minutes of its arrival are part of the first.
+func TestScanLeavesWhatIsUsedAgain(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *Store {
+		s, err := Open(Options{Dir: dir, Budget: 100 << 10, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	put := func(s *Store, n int) digest.Digest {
+		body := []byte(fmt.Sprintf("%01024d", n))
+		d := digest.FromBytes(body)
+		in, err := s.Begin(Origin{Repository: "docker.io/library/redis"}, d, int64(len(body)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.WriteAt(body, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := in.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	s := open()
+	daily, once := put(s, 1), put(s, 2)
+	s.touch(daily, time.Now().Add(24*time.Hour).UnixNano(), 0)
+	s.touch(once, time.Now().Add(settled/2).UnixNano(), 0)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open()
+	defer s.Close()
+	for n := range 200 {
+		put(s, 1000+n)
+	}
+	if _, ok := s.Has(daily); !ok {
+		t.Error("a scan has pushed out what was used again")
+	}
+	if _, ok := s.Has(once); ok {
+		t.Error("what was used for one pull only is still there")
+	}
+}

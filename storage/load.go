@@ -47,7 +47,7 @@ func (s *Store) load() error {
 }
 
 func (s *Store) loadEntry(e *entry) {
-	s.lru.Load(e)
+	s.lru.Load(e, e.Value.again(e.Value.used))
 	if e.Value.has(isManifest) {
 		s.manifests++
 	}

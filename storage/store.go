@@ -89,6 +89,14 @@ const (
 
 func (i *info) has(b bits) bool { return i.bits&b != 0 }
 
+// settled is how long after it came in a blob's uses still belong to the one that brought
+// it: a pull asks several times, and one deployment goes to several hosts.
+const settled = 10 * time.Minute
+
+// again reports whether a use at that time, in Unix nanoseconds, is another one than the
+// first. What says when a blob came in is its file's time, so that it survives a restart.
+func (i *info) again(use int64) bool { return use-i.mtime >= int64(settled) }
+
 // Open opens or creates the store in o.Dir. A damaged index is set aside and rebuilt.
 // Errors: the directory can't be created or written, or another process has it open.
 func Open(o Options) (*Store, error) {
@@ -183,8 +191,14 @@ func (s *Store) Stats() Stats {
 		WriteErrors:   s.writeErrors.Load(),
 		Corrupt:       s.corrupt.Load(),
 	}
-	if e := s.lru.Oldest(); e != nil {
-		st.OldestUse = time.Unix(0, e.Value.used)
+	fresh, again := s.lru.Oldest()
+	for _, e := range []*entry{fresh, again} {
+		if e == nil {
+			continue
+		}
+		if t := time.Unix(0, e.Value.used); st.OldestUse.IsZero() || t.Before(st.OldestUse) {
+			st.OldestUse = t
+		}
 	}
 	return st
 }
@@ -311,7 +325,10 @@ const maxDepth = 4
 
 func (s *Store) touch(d digest.Digest, now int64, depth int) {
 	s.mu.Lock()
-	e := s.lru.Get(d)
+	e := s.lru.Refresh(d)
+	if e != nil && e.Value.again(now) {
+		s.lru.Get(d)
+	}
 	fresh := e != nil && now-e.Value.used < int64(time.Second)
 	if e != nil && !fresh {
 		e.Value.used = now
