@@ -28,8 +28,9 @@ var policies = []struct {
 }{
 	{"LRU by blob", newLRU},
 	{"image-aware LRU", newImageLRU},
-	{"the same, probation 10 %", newSegmented(0.1)},
-	{"the same, probation 30 %", newSegmented(0.3)},
+	{"two segments, fresh 10 %", newSegmented(0.10)},
+	{"**two segments, fresh 25 %**", newSegmented(0.25)},
+	{"two segments, fresh 50 %", newSegmented(0.50)},
 	{"SIEVE", newSieve(false)},
 	{"image-aware SIEVE", newSieve(true)},
 	{"S3-FIFO", newS3FIFO},
