@@ -116,6 +116,7 @@ func (s *Store) leave(e *entry) {
 		s.manifests--
 	}
 	s.unlinking[e.Key] = make(chan struct{})
+	s.lru.Hold(e) // until its file is unlinked: a reader who leaves before that is not the last
 }
 
 // unlink removes the files of entries that leave. making is held, mu is not.
@@ -132,7 +133,7 @@ func (s *Store) unlink(victims []*entry) {
 		s.mu.Lock()
 		close(s.unlinking[e.Key])
 		delete(s.unlinking, e.Key)
-		if !e.Held() {
+		if s.lru.LetGo(e) {
 			s.lru.Gone(e)
 		}
 		s.mu.Unlock()
