@@ -74,6 +74,7 @@ type Ingest struct {
 	phase    phase
 	err      error         // why the phase is failed
 	wake     chan struct{} // closed at the next progress; nil while nobody waits
+	hashWake chan struct{} // the same for the hasher, closed when there is a piece for it
 	readers  int
 	closed   bool // the owner is done with f: the last reader closes it
 	entry    *entry
@@ -311,6 +312,17 @@ func (in *Ingest) progress() {
 		close(in.wake)
 		in.wake = nil
 	}
+	if in.hashWake != nil && (in.phase != running || in.ripe()) {
+		close(in.hashWake)
+		in.hashWake = nil
+	}
+}
+
+// ripe reports whether there is a piece to hash, or all there is: to be woken for every
+// few bytes that arrive would cost more than to hash them. mu is held.
+func (in *Ingest) ripe() bool {
+	end := in.have.end(in.hashed)
+	return end-in.hashed >= hashPiece || end == in.size
 }
 
 // waiting returns what progress closes. mu is held.
@@ -330,14 +342,15 @@ func (in *Ingest) hash() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for in.phase == running && in.hashed != in.size {
-		end := in.have.end(in.hashed)
-		if end == in.hashed {
-			wake := in.waiting()
+		if !in.ripe() {
+			wake := make(chan struct{})
+			in.hashWake = wake
 			in.mu.Unlock()
 			<-wake
 			in.mu.Lock()
 			continue
 		}
+		end := in.have.end(in.hashed)
 		at := in.hashed
 		in.mu.Unlock()
 		buf := hashBuffers.Get().(*[hashPiece]byte)
