@@ -114,6 +114,7 @@ func TestEgressByProxyAndPrivateCA(t *testing.T) {
 	if err != nil || a.Status < 429 || !strings.Contains(string(a.Body), "certificate") {
 		t.Errorf("without the CA file: %d %s %v; want a failure that names the certificate", a.Status, a.Body, err)
 	}
+	distrustful.Stop() // the access log comes after the answer
 	if !strings.Contains(distrustful.Log(), "certificate") {
 		t.Error("the log does not say that it is the certificate")
 	}
