@@ -60,7 +60,7 @@ type blobFault struct {
 	faults   func(f fetching) []fakehub.Fault
 	once     ending
 	always   ending
-	rest     time.Duration // how long upstream isn't asked afterwards, if not for failedFor
+	rest     time.Duration // how long upstream isn't asked afterwards, if longer than a failure is remembered
 	harmless bool          // nothing breaks
 	narrow   bool          // one cell is enough: how and how often make no difference
 }
@@ -231,7 +231,7 @@ func blobFaultCell(t *testing.T, row blobFault, how fetching, once bool) {
 		}
 	}
 	rule.Remove()
-	time.Sleep(max(row.rest, 10*time.Second) + time.Second)
+	time.Sleep(max(row.rest, 20*time.Second) + time.Second) // a body that broke is remembered for 20 s
 	l.fetch("library/app", target)
 	l.settled(target)
 	l.hub.ResetLedger()

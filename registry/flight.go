@@ -126,7 +126,11 @@ func (f *flight) fly() {
 func (f *flight) land(err error) {
 	r := f.r
 	if err != nil && !slices.ContainsFunc(notFailures, func(e error) bool { return errors.Is(err, e) }) {
-		r.failed.add(f.name+"@"+string(f.digest), failedFor, err)
+		remember := failedFor
+		if f.in != nil {
+			remember = brokenFor
+		}
+		r.failed.add(f.name+"@"+string(f.digest), remember, err)
 		r.log.Warn("fetching a blob failed", "repository", r.full(f.name), "digest", f.digest, "error", err)
 	}
 	r.flights.mu.Lock()

@@ -24,6 +24,11 @@ const maxManifest = 4 << 20
 // at once is answered four times from memory.
 const failedFor = 10 * time.Second
 
+// brokenFor is the same for a body that broke for good after clients had its headers.
+// dockerd's older store asks for the rest of it 5 s later, and, refused, for all of it
+// after 10 s more; refused again it falls back to Hub, and otherwise only after 75 s.
+const brokenFor = 20 * time.Second
+
 // found is a manifest, or, for a HEAD, what is known of one.
 type found struct {
 	digest    digest.Digest
