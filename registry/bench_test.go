@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -255,4 +256,34 @@ func TestGrowingBlobOverTCP(t *testing.T) {
 	if l := s.hub.Ledger(); l.BlobBytes() != layer.Size {
 		t.Errorf("%d bytes for a blob of %d", l.BlobBytes(), layer.Size)
 	}
+}
+
+// BenchmarkClients is 200 clients at once, each with a connection of its own: a manifest by
+// tag, and a blob. Run with -mutexprofile it shows which locks they meet at.
+func BenchmarkClients(b *testing.B) {
+	s := newStand(b, accessLog())
+	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(8, 64<<10)})
+	if err := s.pull(img); err != nil {
+		b.Fatal(err)
+	}
+	server := httptest.NewServer(s.reg)
+	defer server.Close()
+	var paths []string
+	for _, l := range img.Manifests[0].Layers {
+		paths = append(paths, "/v2/library/redis/manifests/7", "/v2/library/redis/blobs/"+l.Digest.String())
+	}
+	b.SetParallelism(200 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(pb *testing.PB) {
+		client := &http.Client{Transport: &http.Transport{}}
+		defer client.CloseIdleConnections()
+		for n := 0; pb.Next(); n++ {
+			resp, err := client.Get(server.URL + paths[n%len(paths)])
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+	})
 }
