@@ -124,6 +124,10 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	start := time.Now()
 	// swarm on Docker 20.10 passes over a mirror without it.
 	w.Header()["Docker-Distribution-Api-Version"] = apiVersion
+	if req.ContentLength != 0 {
+		// No request of a pull has a body. net/http waits for one before it answers.
+		http.NewResponseController(w).SetReadDeadline(start.Add(bodyWithin))
+	}
 	q, err := parse(req.URL.Path)
 	res := result{err: err}
 	if err == nil {
@@ -146,6 +150,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
 	}
 }
+
+// bodyWithin is how long a body that nobody asked for may take.
+const bodyWithin = 5 * time.Second
 
 var apiVersion = []string{"registry/2.0"}
 
