@@ -20,7 +20,7 @@ import (
 	"github.com/hubcache/hubcache/integration/fakehub"
 )
 
-// client pulls as container engines do, three layers at a time, and throws the bytes
+// client pulls as containerd does, config and layers three at a time, and throws the bytes
 // away. It has connections of its own.
 type client struct {
 	base   string
@@ -88,7 +88,7 @@ func (c *client) token(ctx context.Context, repository string) (string, error) {
 	return token, err
 }
 
-// pull pulls an image: HEAD of the tag, index, manifest, config, layers.
+// pull pulls an image: HEAD of the tag, index, manifest, config and layers.
 func (c *client) pull(ctx context.Context, img *fakehub.Image) error {
 	resp, err := c.get(ctx, http.MethodHead, img.Repository, "/manifests/"+img.Tag)
 	if err != nil {
@@ -101,11 +101,9 @@ func (c *client) pull(ctx context.Context, img *fakehub.Image) error {
 			return err
 		}
 	}
-	if err := c.blob(ctx, img.Repository, m.Config, nil); err != nil {
-		return err
-	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(3)
+	g.Go(func() error { return c.blob(ctx, img.Repository, m.Config, nil) })
 	for _, l := range m.Layers {
 		g.Go(func() error {
 			start := time.Now()

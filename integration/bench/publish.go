@@ -29,8 +29,8 @@ func (b *bench) publish(took time.Duration) error {
 		return fmt.Errorf("%s lacks the lines %q and %q", path, begin, end)
 	}
 	var out bytes.Buffer
-	fmt.Fprintf(&out, "%s%s\n\n`make bench`, %s, %d runs in %s, on %s.\n\n", before, begin,
-		time.Now().Format("January 2006"), b.runs, took, machine())
+	fmt.Fprintf(&out, "%s%s\n\n`make bench`, %s, %s in %s, on %s.\n\n", before, begin,
+		time.Now().Format("January 2006"), rounds(b.runs), took, machine())
 	for _, c := range charts {
 		file := "performance-" + c.name + ".svg"
 		if err := os.WriteFile(filepath.Join(b.docs, file), b.results.chart(c), 0o644); err != nil {
@@ -92,4 +92,11 @@ func (r results) chart(c chart) []byte {
 	}
 	fmt.Fprintln(&out, "</svg>")
 	return out.Bytes()
+}
+
+func rounds(n int) string {
+	if n == 1 {
+		return "one round"
+	}
+	return fmt.Sprint(n, " rounds")
 }
