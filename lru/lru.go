@@ -110,6 +110,11 @@ func (c *Cache[K, V]) Release(n int64) { c.reserved -= n }
 // used. e.Size must be at most n; the rest of the reservation is released.
 func (c *Cache[K, V]) Commit(n int64, e *Entry[K, V]) {
 	c.reserved -= n
+	// The caller replaces the file, so the old one's bytes are gone with this call.
+	if old := c.Peek(e.Key); old != nil {
+		c.drop(old)
+		c.Gone(old)
+	}
 	c.Load(e, false)
 }
 
@@ -142,13 +147,9 @@ func (c *Cache[K, V]) Doom(n int64, e *Entry[K, V]) {
 }
 
 // Load adds an entry that is on disk already, as the most recently used one, which has
-// been used again or not. Call it in order of last use.
+// been used again or not. Call it in order of last use, and with no key twice: a million
+// of them are loaded at a start, and looking for each first would take as long again.
 func (c *Cache[K, V]) Load(e *Entry[K, V], usedAgain bool) {
-	// The caller replaces the file, so the old one's bytes are gone with this call.
-	if old := c.Peek(e.Key); old != nil {
-		c.drop(old)
-		c.Gone(old)
-	}
 	c.used += e.Size
 	e.place = inFresh
 	if usedAgain {
