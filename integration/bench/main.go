@@ -150,6 +150,7 @@ func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 			if err := s.warm(ctx, t); err != nil {
 				return fmt.Errorf("warming up: %w", err)
 			}
+			t.idle()
 		}
 	}
 	if err := b.hub.quiet(ctx); err != nil {

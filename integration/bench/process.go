@@ -162,6 +162,18 @@ func (t *target) cpu() time.Duration {
 	return time.Duration(sum) * tick
 }
 
+// idle waits until the server has done what being filled made it do, such as a look at
+// what it has just written.
+func (t *target) idle() {
+	for range 50 {
+		before := t.cpu()
+		time.Sleep(200 * time.Millisecond)
+		if t.cpu() == before {
+			return
+		}
+	}
+}
+
 // peak is the server's largest resident set since resetPeak, in bytes.
 func (t *target) peak() int64 {
 	sum := int64(0)
