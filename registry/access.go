@@ -37,7 +37,7 @@ func (r *Registry) admit(ctx context.Context, name string) error {
 		if v, err = r.judge(ctx, name); err != nil {
 			return err
 		}
-	} else if age := time.Since(v.At); (age > verdictAge || !v.Public && age > refusalAge) && !r.renewed.has(name) {
+	} else if age := time.Since(v.At); (age < 0 || age > verdictAge || !v.Public && age > refusalAge) && !r.renewed.has(name) {
 		r.renewed.add(name, refusalAge) // whatever comes of it
 		r.background(func(ctx context.Context) { r.judge(ctx, name) })
 	}
@@ -62,7 +62,7 @@ var privateRepository = &failure{status: http.StatusNotFound, code: errcode.Erro
 
 // judge asks upstream whether the repository is public, once for all who wait.
 func (r *Registry) judge(ctx context.Context, name string) (storage.Verdict, error) {
-	return share(ctx, &r.once, "verdict "+name, func(ctx context.Context) (storage.Verdict, error) {
+	return share(ctx, r, "verdict "+name, func(ctx context.Context) (storage.Verdict, error) {
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()
 		access, err := r.up.auth.Access(ctx, name)
@@ -71,10 +71,11 @@ func (r *Registry) judge(ctx context.Context, name string) (storage.Verdict, err
 			return storage.Verdict{}, &upstreamError{cause: noVerdict, host: e.host, status: e.status, retryAfter: e.retryAfter, err: err}
 		}
 		v := storage.Verdict{Public: access == auth.Public, At: time.Now()}
-		if old, err := r.store.Verdict(r.full(name)); err == nil && old.Public != v.Public {
+		old, err := r.store.Verdict(r.full(name))
+		r.store.SetVerdict(r.full(name), v)
+		if err == nil && old.Public != v.Public {
 			r.hot.clear()
 		}
-		r.store.SetVerdict(r.full(name), v)
 		return v, nil
 	})
 }
@@ -104,7 +105,7 @@ func (r *Registry) linked(name string, d digest.Digest, private bool) (bool, err
 // confirm asks upstream whether the repository has the blob or manifest d, and links it.
 // A redirect of the registry's is a yes and isn't followed.
 func (r *Registry) confirm(ctx context.Context, q request, size int64) error {
-	_, err := share(ctx, &r.once, "confirm "+q.name+"@"+q.ref, func(ctx context.Context) (struct{}, error) {
+	_, err := share(ctx, r, "confirm "+q.name+"@"+q.ref, func(ctx context.Context) (struct{}, error) {
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()
 		path, m := "/blobs/", plain

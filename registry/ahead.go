@@ -139,8 +139,8 @@ func (a *ahead) unusedBytes() int64 {
 	return a.unused
 }
 
-// readAhead starts the downloads of the image that blob q belongs to, as many at a time as
-// limits.orphans, until all are here or one fails.
+// readAhead starts the downloads of the image that blob q belongs to, as many at a time,
+// of all images together, as limits.orphans, until all are here or one fails.
 func (r *Registry) readAhead(q request) {
 	if !r.policy.Load().ReadAhead {
 		return
@@ -154,6 +154,16 @@ func (r *Registry) readAhead(q request) {
 	if r.flights.closed {
 		return
 	}
+	// More than half of the budget, and what is read ahead would push itself out.
+	total := int64(0)
+	for _, l := range layers {
+		if _, ok := r.store.Has(l.Digest); !ok {
+			total += l.Size
+		}
+	}
+	if total > r.store.Budget()/2 {
+		return
+	}
 	next := make(chan storage.Child, len(layers))
 	for _, l := range layers {
 		if l.Digest != q.digest {
@@ -164,7 +174,13 @@ func (r *Registry) readAhead(q request) {
 	for range min(len(layers)-1, r.policy.Load().Limits.Orphans) {
 		r.flights.wait.Go(func() {
 			for l := range next {
-				if !r.fetchAhead(q.name, l) {
+				slots := r.aheads.Load()
+				if slots.Acquire(r.closing, 1) != nil {
+					return
+				}
+				ok := r.fetchAhead(q.name, l)
+				slots.Release(1)
+				if !ok {
 					return
 				}
 			}

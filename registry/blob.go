@@ -108,6 +108,14 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 		return result{err: errLanded}
 	}
 	defer f.leave()
+	if f.ctx.Err() != nil { // it was cancelled because nobody read it: not with us
+		select {
+		case <-f.landed:
+			return result{err: errLanded}
+		case <-ctx.Done():
+			return result{err: context.Cause(ctx)}
+		}
+	}
 	if f.name != q.name {
 		if ok, err := r.linked(q.name, q.digest, f.origin.Private); err != nil || !ok {
 			if err := r.confirm(ctx, q, link.Size); err != nil {
@@ -131,6 +139,13 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	}
 	defer rd.Close()
 	size := f.in.Size()
+	if size < 0 && !req.ProtoAtLeast(1, 1) {
+		// In HTTP/1.0 a body without a length ends like one that broke off.
+		if err := f.in.Wait(ctx); err != nil {
+			return result{err: err}
+		}
+		size = f.in.Size()
+	}
 	o := object{string(q.digest), octets, size, outcome}
 	grow := sendGrowing(req, rd)
 	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
@@ -176,6 +191,9 @@ func (r *Registry) source(name string, d digest.Digest) *source {
 // has an upstream request of its own.
 func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q request, size int64) result {
 	ctx := req.Context()
+	if req.Method == http.MethodHead {
+		return r.headBlob(w, req, q, storage.Link{Size: size})
+	}
 	slots := r.bypasses.Load()
 	wait, cancel := context.WithTimeout(ctx, slotDeadline)
 	err := slots.Acquire(wait, 1)
@@ -195,10 +213,11 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 			t.at, t.end = from, from+n
 		}
 	}
-	if req.Method == http.MethodGet {
-		if err := t.connect(firstDeadline); err != nil {
-			return result{err: err}
-		}
+	if err := t.connect(firstDeadline); err != nil {
+		return result{err: err}
+	}
+	if t.size < 0 && !req.ProtoAtLeast(1, 1) {
+		return result{err: &upstreamError{cause: broken, host: r.up.base.Host, err: errors.New("a blob of unknown length for a client of HTTP/1.0")}}
 	}
 	o := object{string(q.digest), octets, t.size, OutcomeBypass}
 	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {

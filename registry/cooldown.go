@@ -27,7 +27,7 @@ type coolDowns struct {
 	version uint64 // of the credential that met the pull limit
 	all     coolDown
 
-	refused bool // our credential, when it was last tried
+	refused time.Time // until when our credential is not tried again
 
 	heard   time.Time      // when the registry last answered anything
 	fall    *upstreamError // why the breaker is open; nil: it is closed
@@ -128,27 +128,30 @@ func (c *coolDowns) rose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heard = time.Now()
-	c.fall, c.pause, c.refused = nil, 0, false
+	c.fall, c.pause, c.refused = nil, 0, time.Time{}
 }
 
-// refuse says that the credential isn't accepted.
-func (c *coolDowns) refuse() {
+// refuse says that the credential isn't accepted, and until when it isn't tried again.
+func (c *coolDowns) refuse(until time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.refused = true
+	c.refused = until
 }
 
 // down returns why blobs can't be fetched now, as far as is known, or nil.
 func (c *coolDowns) down() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now := time.Now(); now.Before(c.all.until) {
+	now := time.Now()
+	if now.Before(c.all.until) {
 		return cooling("Docker Hub", c.all.until.Sub(now), "its abuse limit was met")
 	}
-	if c.fall != nil {
+	// Once a probe is due nothing is known any more, and the next request finds out: a
+	// client that is held off here would never send it.
+	if c.fall != nil && now.Before(c.probeAt) {
 		return c.fall
 	}
-	if c.refused {
+	if now.Before(c.refused) {
 		return &upstreamError{cause: refused, host: "Docker Hub"}
 	}
 	return nil
@@ -162,7 +165,7 @@ func (c *coolDowns) state(version uint64) string {
 	switch {
 	case c.fall != nil:
 		return "down"
-	case c.refused:
+	case now.Before(c.refused):
 		return "denied"
 	case now.Before(c.all.until), c.version == version && now.Before(c.pull.until):
 		return "cooling"

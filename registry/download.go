@@ -49,18 +49,12 @@ func (d *download) run() error {
 		return errBypass // not a byte need be asked for to know
 	}
 	slots := r.transfers.Load()
-	ctx, cancel := context.WithTimeout(f.ctx, slotDeadline)
-	err := slots.Acquire(ctx, 1)
-	cancel()
-	if err != nil {
-		if f.ctx.Err() != nil {
-			return context.Cause(f.ctx)
-		}
-		return errTooMany
+	if err := f.slot(slots); err != nil {
+		return err
 	}
 	defer slots.Release(1)
 
-	first := &tap{source: d.source, ctx: f.ctx, end: -1, size: f.size}
+	first := &tap{source: d.source, ctx: f.ctx, end: -1, size: f.size, whole: true}
 	defer first.Close()
 	chunk := chunkFor(f.size, limits.Ranges)
 	if size, gaps := r.store.Partial(f.digest); len(gaps) > 0 && (f.size < 0 || f.size == size) {
@@ -99,6 +93,29 @@ func (d *download) run() error {
 	d.work(chunk, nil)
 	others.Wait()
 	return d.failed()
+}
+
+// slot waits for a transfer's slot. What is only read ahead takes none that isn't free:
+// who comes for it then starts anew.
+func (f *flight) slot(slots *slots) error {
+	f.r.flights.mu.Lock()
+	wanted := f.wanted
+	f.r.flights.mu.Unlock()
+	if !wanted {
+		if !slots.TryAcquire(1) {
+			return errLanded
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, slotDeadline)
+	defer cancel()
+	if err := slots.Acquire(ctx, 1); err != nil {
+		if f.ctx.Err() != nil {
+			return context.Cause(f.ctx)
+		}
+		return errTooMany
+	}
+	return nil
 }
 
 // begin opens the ingest for what the first answer says.

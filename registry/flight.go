@@ -168,7 +168,9 @@ func (f *flight) board(ctx context.Context) (*storage.Reader, error) {
 		return nil, f.err
 	}
 	if size := f.in.Size(); size >= 0 && size <= storage.VerifyFirst {
-		if err := f.in.Wait(ctx); err != nil {
+		wait, cancel := context.WithTimeoutCause(ctx, smallWithin, &upstreamError{cause: timeout, host: f.r.up.base.Host})
+		defer cancel()
+		if err := f.in.Wait(wait); err != nil {
 			return nil, err
 		}
 	}
@@ -178,6 +180,10 @@ func (f *flight) board(ctx context.Context) (*storage.Reader, error) {
 	}
 	return rd, nil
 }
+
+// smallWithin is how long the headers of a small blob wait for all of it: with what came
+// before, less than the 30 s after which containerd gives up.
+const smallWithin = 15 * time.Second
 
 // errLanded: the flight ended between the look at the board and the reader. Look again.
 var errLanded = errors.New("the flight has landed")

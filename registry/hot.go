@@ -20,9 +20,10 @@ const hotBytes = 16 << 20
 // index. An entry says nothing that the store wouldn't: it is made of an answer that the
 // store and the verdict have just given, and lives as long as that one may.
 type hot struct {
-	mu    sync.Mutex // guards what follows
-	lru   *simplelru.LRU[hotKey, *hotManifest]
-	bytes int64
+	mu     sync.Mutex // guards what follows
+	lru    *simplelru.LRU[hotKey, *hotManifest]
+	bytes  int64
+	purged int // how many times everything was dropped
 }
 
 type hotKey struct{ name, ref string }
@@ -62,7 +63,15 @@ func (h *hot) get(name, ref string) *hotManifest {
 	return m
 }
 
-func (h *hot) put(name, ref string, f *found) {
+// age is what put wants to know from before the answer was made: one that is older than a
+// change of policy or verdict isn't kept.
+func (h *hot) age() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.purged
+}
+
+func (h *hot) put(age int, name, ref string, f *found) {
 	if len(f.body) > hotBytes/16 {
 		return
 	}
@@ -82,6 +91,9 @@ func (h *hot) put(name, ref string, f *found) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if age != h.purged {
+		return
+	}
 	h.lru.Remove(hotKey{name, ref})
 	h.lru.Add(hotKey{name, ref}, m)
 	for h.bytes += m.cost(); h.bytes > hotBytes; {
@@ -100,6 +112,7 @@ func (h *hot) clear() {
 	defer h.mu.Unlock()
 	h.lru.Purge()
 	h.bytes = 0
+	h.purged++
 }
 
 // due reports whether the use should be told to the store: once a second.

@@ -23,8 +23,11 @@ import (
 // far smaller.
 const maxList = 4 << 20
 
-// listCount bounds the lists kept: they are small, and only in memory.
-const listCount = 512
+// listCount and listKept bound the lists kept in memory: 32 MiB of them.
+const (
+	listCount = 128
+	listKept  = 256 << 10
+)
 
 // list is an upstream answer to tags/list or referrers.
 type list struct {
@@ -78,7 +81,7 @@ func (r *Registry) serveList(w http.ResponseWriter, req *http.Request, q request
 	if kept != nil && time.Since(kept.at) < s.ttl {
 		return kept.write(w, req, OutcomeHit)
 	}
-	l, err := share(ctx, &r.once, "list "+key, func(ctx context.Context) (*list, error) {
+	l, err := share(ctx, r, "list "+key, func(ctx context.Context) (*list, error) {
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()
 		l, err := r.getList(ctx, path, query)
@@ -87,6 +90,8 @@ func (r *Registry) serveList(w http.ResponseWriter, req *http.Request, q request
 		}
 		if err == nil {
 			l.at = time.Now()
+		}
+		if err == nil && len(l.body) <= listKept {
 			r.lists.put(key, l)
 		}
 		return l, err

@@ -116,7 +116,7 @@ func (r *Registry) deliverable(m *storage.Manifest) error {
 // who wait, and keeps it. The first to ask is a miss, the others share.
 func (r *Registry) fetchManifest(ctx context.Context, q request, d digest.Digest) (*found, error) {
 	first := false
-	f, err := share(ctx, &r.once, "manifest "+q.name+"@"+string(d), func(ctx context.Context) (*found, error) {
+	f, err := share(ctx, r, "manifest "+q.name+"@"+string(d), func(ctx context.Context) (*found, error) {
 		first = true
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()
@@ -204,7 +204,7 @@ func mediaTypeOf(h http.Header) string {
 // headManifest asks upstream for a manifest's headers, by tag or digest, and keeps
 // nothing but what a tag resolves to.
 func (r *Registry) headManifest(ctx context.Context, q request) (*found, error) {
-	return share(ctx, &r.once, "head "+q.name+":"+q.ref, func(ctx context.Context) (*found, error) {
+	return share(ctx, r, "head "+q.name+":"+q.ref, func(ctx context.Context) (*found, error) {
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()
 		header := http.Header{"Accept": {acceptManifest}}

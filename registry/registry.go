@@ -37,6 +37,7 @@ type Registry struct {
 	policy    atomic.Pointer[policy]
 	transfers atomic.Pointer[slots]
 	bypasses  atomic.Pointer[slots]
+	aheads    atomic.Pointer[slots]
 
 	flights flights
 	once    singleflight.Group // verdicts, confirmations, manifests, lists
@@ -89,6 +90,7 @@ func (r *Registry) SetPolicy(p Policy) error {
 	if old == nil || old.Limits != next.Limits {
 		r.transfers.Store(semaphore.NewWeighted(int64(next.Limits.Transfers)))
 		r.bypasses.Store(semaphore.NewWeighted(int64(next.Limits.Bypass)))
+		r.aheads.Store(semaphore.NewWeighted(int64(next.Limits.Orphans)))
 	}
 	r.hot.clear()
 	return nil
@@ -112,12 +114,32 @@ func (r *Registry) Close(ctx context.Context) error {
 
 // background runs what no client waits for, until Close.
 func (r *Registry) background(f func(context.Context)) {
-	r.flights.mu.Lock()
-	defer r.flights.mu.Unlock()
-	if !r.flights.closed {
-		r.behind.Go(func() { f(r.closing) })
+	if leave, ok := r.enter(); ok {
+		go func() { defer leave(); f(r.closing) }()
 	}
 }
+
+// enter says that something begins which Close has to wait for, and that leave ends.
+// ok is false when the server is stopping.
+func (r *Registry) enter() (leave func(), ok bool) {
+	r.flights.mu.Lock()
+	defer r.flights.mu.Unlock()
+	if r.flights.closed {
+		return nil, false
+	}
+	r.behind.Add(1)
+	return r.behind.Done, true
+}
+
+// detached returns a context with ctx's values that ends with the server and not with ctx.
+func (r *Registry) detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(r.closing, func() { cancel(errStopping) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+// errStopping is what requests get that come when the server stops.
+var errStopping = &upstreamError{cause: unreachable, host: "hubcache", err: errClosed}
 
 // ServeHTTP answers one request of the pull API.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -146,7 +168,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.count(q.kind, res)
 	}
 	r.access(req, q, res, time.Since(start))
-	if res.err != nil && res.status < 400 {
+	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
 	}
 }
@@ -201,20 +223,23 @@ func short(s string) string {
 // serveManifest answers a GET or HEAD of a manifest.
 func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, q request) result {
 	head := req.Method == http.MethodHead
+	age := r.hot.age()
 	if m := r.hot.get(q.name, q.ref); m != nil && r.up.cool.down() == nil && len(req.Header["Range"]) == 0 && len(req.Header["If-None-Match"]) == 0 {
 		if !head && m.handed.CompareAndSwap(false, true) {
 			r.ahead.handedOut(q.name, m.digest, m.children)
 		}
 		return r.serveHot(w, m, head)
 	}
-	f, err := r.manifestFor(req.Context(), q, head)
+	ctx, cancel := context.WithTimeoutCause(req.Context(), answerWithin, &upstreamError{cause: timeout, host: r.up.base.Host})
+	defer cancel()
+	f, err := r.manifestFor(ctx, q, head)
 	if err != nil {
 		return result{err: err}
 	}
 	if f.body != nil {
-		r.hot.put(q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
+		r.hot.put(age, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
 		if q.digest == "" && !f.expires.IsZero() {
-			r.hot.put(q.name, q.ref, f)
+			r.hot.put(age, q.name, q.ref, f)
 		}
 		if !head {
 			r.ahead.handedOut(q.name, f.digest, f.children)

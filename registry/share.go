@@ -1,15 +1,20 @@
 package registry
 
-import (
-	"context"
-
-	"golang.org/x/sync/singleflight"
-)
+import "context"
 
 // share runs f once for all who ask under one key at the same time. f goes on when its
-// askers leave; each waits with its own context.
-func share[T any](ctx context.Context, g *singleflight.Group, key string, f func(context.Context) (T, error)) (T, error) {
-	ch := g.DoChan(key, func() (any, error) { return f(context.WithoutCancel(ctx)) })
+// askers leave, until the server stops; each waits with its own context.
+func share[T any](ctx context.Context, r *Registry, key string, f func(context.Context) (T, error)) (T, error) {
+	ch := r.once.DoChan(key, func() (any, error) {
+		leave, ok := r.enter()
+		if !ok {
+			return nil, errStopping
+		}
+		defer leave()
+		ctx, cancel := r.detached(ctx)
+		defer cancel()
+		return f(ctx)
+	})
 	var none T
 	select {
 	case res := <-ch:

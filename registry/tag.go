@@ -66,8 +66,15 @@ func (r *Registry) revalidate(ctx context.Context, q request, head bool, m *stor
 		err error
 	}
 	done := make(chan checked, 1)
+	leave, ok := r.enter()
+	if !ok {
+		return nil, errStopping
+	}
 	go func() {
-		f, err := r.check(context.WithoutCancel(ctx), q, head)
+		defer leave()
+		ctx, cancel := r.detached(ctx)
+		defer cancel()
+		f, err := r.check(ctx, q, head)
 		r.slow.Store(false)
 		done <- checked{f, err}
 	}()

@@ -68,10 +68,11 @@ type tap struct {
 	at, end int64 // end -1: to the blob's end, wherever that is
 	size    int64 // of the blob; -1 until known
 	ranged  bool  // upstream honours ranges
+	whole   bool  // where it doesn't, this tap takes the whole blob
 
 	body    io.ReadCloser
 	cancel  context.CancelCauseFunc // of the body's request
-	stall   *time.Timer             // calls cancel
+	stall   *time.Timer             // calls cancel; runs during a read
 	exact   bool                    // the body ends by itself where it should
 	strikes int
 	err     error // final
@@ -145,6 +146,7 @@ func (t *tap) open() error {
 	t.found(at)
 	t.body, t.cancel = counted{resp.Body, &t.up.fetched}, cancel
 	t.stall = time.AfterFunc(stallAfter, func() { cancel(errStalled) })
+	t.stall.Stop()
 	return t.skip(resp.StatusCode)
 }
 
@@ -181,12 +183,10 @@ func (t *tap) accept(resp *http.Response, at *url.URL) error {
 		t.size = total
 	}
 	t.ranged = resp.StatusCode == http.StatusPartialContent
-	if !t.ranged {
-		t.end = t.size // the whole blob, whatever was asked for
-	} else if t.end < 0 || t.end > t.size {
+	if t.end < 0 || t.end > t.size || t.whole && !t.ranged {
 		t.end = t.size
 	}
-	t.exact = resp.ContentLength >= 0
+	t.exact = resp.ContentLength >= 0 && (t.ranged || t.end == t.size)
 	return nil
 }
 
@@ -199,9 +199,8 @@ func (t *tap) skip(status int) error {
 	buf := copyBuffers.Get().(*[copyPiece]byte)
 	defer copyBuffers.Put(buf)
 	for left > 0 {
-		n, err := t.body.Read(buf[:min(left, copyPiece)])
+		n, err := t.read(buf[:min(left, copyPiece)])
 		left -= int64(n)
-		t.stall.Reset(stallAfter)
 		if err != nil && left > 0 {
 			return t.broke(err)
 		}
@@ -237,6 +236,17 @@ func (t *tap) broke(err error) error {
 	return err
 }
 
+// read reads from the body. The stall timer runs while we wait for upstream, and not while
+// upstream waits for us.
+func (t *tap) read(p []byte) (int, error) {
+	t.stall.Reset(stallAfter)
+	n, err := t.body.Read(p)
+	if !t.stall.Stop() && err != nil && err != io.EOF && t.ctx.Err() == nil {
+		err = errStalled
+	}
+	return n, err
+}
+
 // Read reads the next bytes. At end it returns io.EOF; any other error is final.
 func (t *tap) Read(p []byte) (int, error) {
 	for t.err == nil {
@@ -253,8 +263,7 @@ func (t *tap) Read(p []byte) (int, error) {
 		if t.end >= 0 {
 			p = p[:min(int64(len(p)), t.end-t.at)]
 		}
-		n, err := t.body.Read(p)
-		t.stall.Reset(stallAfter)
+		n, err := t.read(p)
 		if n > 0 {
 			t.at += int64(n)
 			t.strikes = 0
@@ -276,9 +285,6 @@ func (t *tap) Read(p []byte) (int, error) {
 
 // interrupted decides whether to go on after a break.
 func (t *tap) interrupted(err error) {
-	if t.stall != nil && !t.stall.Stop() && t.ctx.Err() == nil {
-		err = errStalled
-	}
 	err = t.broke(classify(t.up.base.Host, err))
 	t.strikes++
 	if t.fatal(err) || t.strikes > maxStrikes {
@@ -296,7 +302,11 @@ func (t *tap) atEnd() error {
 		return io.EOF
 	}
 	var more [1]byte
-	if n, _ := io.ReadFull(t.body, more[:]); n > 0 {
+	n, err := 0, error(nil)
+	for n == 0 && err == nil {
+		n, err = t.read(more[:])
+	}
+	if n > 0 {
 		return &upstreamError{cause: broken, host: t.up.base.Host, err: fmt.Errorf("more than the %d bytes of the blob", t.size)}
 	}
 	return io.EOF
@@ -314,7 +324,7 @@ func (t *tap) Close() {
 		t.cancel(nil)
 	} else if t.exact {
 		var eof [1]byte
-		t.body.Read(eof[:]) // lets net/http see the end, and keep the connection
+		t.read(eof[:]) // lets net/http see the end, and keep the connection
 	}
 	t.body.Close()
 	t.cancel(nil)

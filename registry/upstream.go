@@ -24,10 +24,11 @@ import (
 // Deadlines towards upstream. A manifest must be answered within 5 s whatever happens,
 // or a client with no timeout of its own never falls back; containerd waits 30 s for headers.
 const (
-	manifestDeadline = 4500 * time.Millisecond
-	headersDeadline  = 4 * time.Second  // for the headers of a blob, once
-	firstDeadline    = 8 * time.Second  // for the headers of a blob, retries included
-	stallAfter       = 10 * time.Second // without a byte of a body
+	manifestDeadline = 4500 * time.Millisecond // for each request
+	answerWithin     = 4800 * time.Millisecond // for all that an answer needs
+	headersDeadline  = 4 * time.Second         // for the headers of a blob, once
+	firstDeadline    = 8 * time.Second         // for the headers of a blob, retries included
+	stallAfter       = 10 * time.Second        // without a byte of a body
 	dialDeadline     = 3 * time.Second
 )
 
@@ -169,7 +170,7 @@ func (u *upstream) get(ctx context.Context, method string, to *url.URL, header h
 			return nil, e // the asker's doing, not the upstream's
 		}
 		if e.cause == refused {
-			u.cool.refuse()
+			u.cool.refuse(time.Now().Add(max(e.retryAfter, failedFor)))
 		}
 		if m != cdn && (e.cause == timeout || e.cause == unreachable) {
 			u.cool.fell(e, sent)
@@ -255,7 +256,9 @@ func (u *upstream) follow(ctx context.Context, method string, to *url.URL, heade
 		}
 		resp.Body.Close()
 		next, err := to.Parse(resp.Header.Get("Location"))
-		if err == nil {
+		if err != nil { // whose text has the URL, signature and all
+			err = errors.New("redirect to something that is no URL refused")
+		} else {
 			err = u.mayFollow(next)
 		}
 		if err != nil {

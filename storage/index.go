@@ -195,7 +195,9 @@ func (x *index) condemn(err error) {
 	os.WriteFile(x.path+".damaged", []byte(err.Error()+"\n"), 0o600)
 }
 
-// each calls f for every key with the prefix that has been flushed, in order.
+// each calls f for every key with the prefix that has been flushed, in order. f must not
+// ask the index: a second read transaction inside the first waits for a writer that waits
+// for the first.
 // A damaged value is errDamaged.
 func (x *index) each(bucket, prefix []byte, f func(key, value []byte) error) (err error) {
 	defer recoverDamage(&err)()

@@ -69,6 +69,7 @@ type Ingest struct {
 	reserved int64      // bytes of the budget held
 	inFile   int64      // the part of them that the file has
 	have     spans
+	claimed  spans     // have, and what is being written
 	hasher   hash.Hash // of the bytes before hashed
 	hashed   int64
 	phase    phase
@@ -82,8 +83,9 @@ type Ingest struct {
 	stateAt    time.Time // when the state file was last due, and
 	stateBytes int64     // how many bytes it named
 
-	hashing sync.WaitGroup // the hasher
-	stating sync.Mutex     // held while the state file is written
+	hashing  sync.WaitGroup // the hasher
+	spilling sync.Mutex     // held while a failed one's rest is hashed
+	stating  sync.Mutex     // held while the state file is written
 }
 
 // Origin is under which repository a blob comes in, and whether that is a private one.
@@ -282,11 +284,20 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 		in.reserved += step
 		in.mu.Unlock()
 	}
-	if n, err := in.f.WriteAt(p, off); err != nil {
-		return n, in.diskError(err)
+	// No byte is written twice: the first may have been hashed, or read.
+	in.mu.Lock()
+	parts := in.claimed.missingIn(Span{off, end})
+	in.claimed = in.claimed.add(Span{off, end})
+	in.mu.Unlock()
+	for _, s := range parts {
+		if n, err := in.f.WriteAt(p[s.From-off:s.To-off], s.From); err != nil {
+			return int(s.From-off) + n, in.diskError(err)
+		}
 	}
 	in.mu.Lock()
-	in.have = in.have.add(Span{off, end})
+	for _, s := range parts {
+		in.have = in.have.add(s)
+	}
 	in.inFile = max(in.inFile, end)
 	in.progress()
 	due := in.have.bytes()-in.stateBytes >= stateEvery || time.Since(in.stateAt) >= stateAfter

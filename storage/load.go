@@ -261,7 +261,7 @@ func (s *Store) walkBlobs(f func(digest.Digest, fs.FileInfo)) error {
 // adopt books a file that the index doesn't know. Its digest is checked when it is first
 // asked for.
 func (s *Store) adopt(d digest.Digest, fi fs.FileInfo) {
-	r := record{fileID: fileIDOf(fi), unverified: true}
+	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm() == modePrivate}
 	e := r.entry(d, r.mtime)
 	s.mu.Lock()
 	// Not what is being committed at this moment, or has been meanwhile.
@@ -328,7 +328,7 @@ func (s *Store) restore(repo repoFile) {
 		s.index.set(bucketVerdicts, []byte(name), Verdict{*repo.Public, repo.VerdictAt}.encode())
 	}
 	for d, mediaType := range repo.Manifests {
-		s.restoreManifest(name, d, mediaType, repo.Private)
+		s.restoreManifest(name, d, mediaType)
 	}
 	for tag, t := range repo.Tags {
 		if t.Digest.Validate() == nil {
@@ -338,7 +338,7 @@ func (s *Store) restore(repo repoFile) {
 	}
 }
 
-func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType string, private bool) {
+func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType string) {
 	if d.Validate() != nil {
 		return
 	}
@@ -353,38 +353,17 @@ func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType st
 			s.manifests++
 		}
 		e.Value.bits = e.Value.bits&^unverified | isManifest
-		if private {
-			e.Value.bits |= isPrivate
-		}
 	}
 	s.mu.Unlock()
 	if e == nil {
 		return
 	}
-	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: private, manifest: true, mediaType: mediaType, children: Children(body)}
+	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: e.Value.has(isPrivate), manifest: true, mediaType: mediaType, children: Children(body)}
 	s.index.set(bucketBlobs, []byte(d), r.encode())
 	s.link(repository, d, Link{true, e.Size})
 	for _, c := range r.children {
 		s.name(repository, c)
-		if private {
-			s.markPrivate(c.Digest)
-		}
 	}
-}
-
-// markPrivate says of a blob that it may have come through a private repository: the safe
-// side, at the price of one HEAD for each public repository that has it too.
-func (s *Store) markPrivate(d digest.Digest) {
-	s.mu.Lock()
-	e := s.lru.Peek(d)
-	if e != nil {
-		e.Value.bits |= isPrivate
-	}
-	s.mu.Unlock()
-	if e == nil {
-		return
-	}
-	s.amend(d, func(r *record) { r.private = true })
 }
 
 // amend changes the record of d.

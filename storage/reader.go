@@ -107,10 +107,13 @@ func (in *Ingest) Spill() (s Spill, ok bool) {
 		return s, false
 	}
 	in.hashing.Wait()
+	in.spilling.Lock() // hasher and hashed are ours now, and mu must not be held so long
+	defer in.spilling.Unlock()
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	// Readers may be ahead of the hasher. It is a rare way to go: the lock may be held.
-	rest := io.NewSectionReader(in.f, in.hashed, in.have.end(0)-in.hashed)
+	end := in.have.end(0)
+	in.mu.Unlock()
+	// Readers may be ahead of the hasher.
+	rest := io.NewSectionReader(in.f, in.hashed, end-in.hashed)
 	n, err := io.Copy(in.hasher, rest)
 	in.hashed += n
 	if err != nil {

@@ -32,11 +32,13 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	m := &Manifest{MediaType: mediaType, Children: Children(body)}
 	in, err := s.begin(&Ingest{digest: d, from: from, size: int64(len(body)), manifest: m})
 	if errors.Is(err, fs.ErrExist) {
+		s.makeManifest(d, m)
 		s.link(from.Repository, d, Link{true, int64(len(body))})
 		for _, c := range m.Children {
 			s.name(from.Repository, c)
 		}
 		s.flush()
+		s.repoChanged(from.Repository)
 		return nil
 	}
 	if err != nil {
@@ -51,6 +53,30 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	}
 	s.repoChanged(from.Repository)
 	return nil
+}
+
+// makeManifest says that a blob which is here is a manifest: one that was found on disk
+// without a record, or fetched as a blob.
+func (s *Store) makeManifest(d digest.Digest, m *Manifest) {
+	s.mu.Lock()
+	e := s.lru.Peek(d)
+	was := e == nil || e.Value.has(isManifest)
+	if !was {
+		e.Value.bits |= isManifest
+		s.manifests++
+	}
+	s.mu.Unlock()
+	if !was {
+		s.amend(d, func(r *record) { r.manifest, r.mediaType, r.children = true, m.MediaType, m.Children })
+	}
+}
+
+// isManifest reports whether d is here, and a manifest.
+func (s *Store) isManifest(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.lru.Peek(d)
+	return e != nil && e.Value.has(isManifest)
 }
 
 // Manifest reads a manifest. It is not a use.
@@ -203,7 +229,6 @@ type repoFile struct {
 	VerdictAt  time.Time                `json:"verdict_at,omitzero"`
 	Tags       map[string]tagInFile     `json:"tags,omitempty"`
 	Manifests  map[digest.Digest]string `json:"manifests,omitempty"` // media types
-	Private    bool                     `json:"private,omitempty"`   // some of its blobs came through here unseen by the public
 }
 
 type tagInFile struct {
@@ -245,23 +270,23 @@ func (s *Store) writeRepo(name string) error {
 	if err != nil {
 		return err
 	}
-	err = s.index.each(bucketLinks, prefix, func(k, _ []byte) error {
+	var manifests []digest.Digest
+	err = s.index.each(bucketLinks, prefix, func(k, v []byte) error {
 		_, d := unpair(k)
-		s.mu.Lock()
-		e := s.lru.Peek(digest.Digest(d))
-		s.mu.Unlock()
-		if e == nil || !e.Value.has(isManifest) {
-			return nil
+		l, err := decodeLink(v)
+		// What an index only names comes back with the index, and no better linked.
+		if l.Confirmed && s.isManifest(digest.Digest(d)) {
+			manifests = append(manifests, digest.Digest(d))
 		}
-		r, err := s.record(digest.Digest(d))
-		if err == nil {
-			file.Manifests[digest.Digest(d)] = r.mediaType
-			file.Private = file.Private || r.private
-		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
+	}
+	for _, d := range manifests {
+		if r, err := s.record(d); err == nil {
+			file.Manifests[d] = r.mediaType
+		}
 	}
 	if len(file.Tags) == 0 && len(file.Manifests) == 0 && file.Public == nil {
 		err := os.Remove(s.layout.repo(name))

@@ -147,11 +147,19 @@ func (s *Store) removeFile(path string) {
 }
 
 // Remove drops blob d, if it is there. Its readers go on.
-func (s *Store) Remove(d digest.Digest) {
+func (s *Store) Remove(d digest.Digest) { s.removeIf(d, func(*entry) bool { return true }) }
+
+// removeIf is Remove for the entry that is meant, which may have been replaced meanwhile.
+func (s *Store) removeIf(d digest.Digest, meant func(*entry) bool) {
 	s.making.Lock()
 	defer s.making.Unlock()
 	s.mu.Lock()
-	e := s.lru.Remove(d)
+	e := s.lru.Peek(d)
+	if e == nil || meant(e) {
+		e = s.lru.Remove(d)
+	} else {
+		e = nil
+	}
 	if e != nil {
 		s.leave(e)
 	}
@@ -161,13 +169,24 @@ func (s *Store) Remove(d digest.Digest) {
 	}
 }
 
+// The modes of blobs' files. That one came through a private repository is in the file's
+// own mode, the owner's x, because it must not be forgotten with the index.
+const (
+	modePublic  = 0o400
+	modePrivate = 0o500
+)
+
 // commit makes a verified ingest a blob: fsync, chmod, rename, fsync of the folder, index.
 func (s *Store) commit(in *Ingest) error {
 	if err := in.f.Sync(); err != nil {
 		return err
 	}
 	// Not before the long part: a partial that a crash leaves must be open to writing.
-	if err := in.f.Chmod(0o400); err != nil {
+	mode := fs.FileMode(modePublic)
+	if in.from.Private {
+		mode = modePrivate
+	}
+	if err := in.f.Chmod(mode); err != nil {
 		return err
 	}
 	id, err := identify(in.f)
@@ -236,16 +255,17 @@ func place(from, to string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
 	// Some file systems can't sync a folder, and need it no more than that.
 	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		os.Remove(to) // it isn't booked
 		return err
 	}
 	return nil

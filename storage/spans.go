@@ -59,6 +59,16 @@ func (ss spans) missing(size int64) (gaps []Span) {
 	return gaps
 }
 
+// missingIn returns what the set lacks of s.
+func (ss spans) missingIn(s Span) (gaps []Span) {
+	for _, g := range ss.missing(s.To) {
+		if g.To > s.From {
+			gaps = append(gaps, Span{max(g.From, s.From), g.To})
+		}
+	}
+	return gaps
+}
+
 // bytes returns the number of bytes in the set.
 func (ss spans) bytes() (n int64) {
 	for _, s := range ss {

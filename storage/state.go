@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,7 +68,7 @@ func (in *Ingest) resume() bool {
 	if ok && st.Size == e.Size && (in.size < 0 || in.size == st.Size) {
 		if f, err := openSized(s.layout.partial(in.digest), st.Size); err == nil {
 			in.mu.Lock()
-			in.f, in.size, in.have = f, st.Size, st.Ranges
+			in.f, in.size, in.have, in.claimed = f, st.Size, st.Ranges, slices.Clone(st.Ranges)
 			in.mu.Unlock()
 			return true
 		}

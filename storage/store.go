@@ -239,14 +239,23 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) {
 	s.lru.Hold(e)
 	was := e.Value
 	s.mu.Unlock()
+	return s.openHeld(e, was)
+}
 
+// openHeld is Open for an entry that is held; the Blob or a failure lets it go.
+func (s *Store) openHeld(e *entry, was info) (*Blob, error) {
+	d := e.Key
 	f, why, err := s.open(e, was)
 	if why == "" && err == nil {
 		return &Blob{f, d, e.Size, was.has(isPrivate), s, e}, nil
 	}
 	if why != "" {
-		s.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
-		s.Remove(d)
+		s.removeIf(d, func(now *entry) bool {
+			if now == e {
+				s.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
+			}
+			return now == e
+		})
 		err = missing{why}
 	}
 	s.letGo(e)
@@ -329,7 +338,7 @@ func (s *Store) touch(d digest.Digest, now int64, depth int) {
 	if e != nil && e.Value.again(now) {
 		s.lru.Get(d)
 	}
-	fresh := e != nil && now-e.Value.used < int64(time.Second)
+	fresh := e != nil && now >= e.Value.used && now-e.Value.used < int64(time.Second)
 	if e != nil && !fresh {
 		e.Value.used = now
 		s.index.set(bucketUses, []byte(d), encodeTime(time.Unix(0, now)))

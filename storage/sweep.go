@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"bytes"
+	"errors"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -15,29 +17,31 @@ const tagsKept = 30 * 24 * time.Hour
 // back to a manifest that stayed needs its links.
 func (s *Store) sweep(now time.Time) {
 	s.flush()
+	// One repository at a time is in memory.
+	var repositories []string
+	err := s.index.each(bucketLinks, nil, func(k, _ []byte) error {
+		name, _ := unpair(k)
+		if n := len(repositories); n == 0 || repositories[n-1] != name {
+			repositories = append(repositories, name)
+		}
+		return nil
+	})
 	var keys [][]byte
-	// Links are sorted by repository: one at a time is in memory.
-	repo, links := "", map[digest.Digest][]byte{}
-	finish := func() {
+	for _, name := range repositories {
+		links := map[digest.Digest][]byte{}
+		err = errors.Join(err, s.index.each(bucketLinks, pair(name, ""), func(k, _ []byte) error {
+			_, d := unpair(k)
+			links[digest.Digest(d)] = bytes.Clone(k)
+			return nil
+		}))
 		for _, key := range s.unneeded(links) {
 			keys = append(keys, key)
 		}
-		clear(links)
 	}
-	err := s.index.each(bucketLinks, nil, func(k, _ []byte) error {
-		name, d := unpair(k)
-		if name != repo {
-			finish()
-			repo = name
-		}
-		links[digest.Digest(d)] = append([]byte(nil), k...)
-		return nil
-	})
 	if err != nil {
 		s.diskFailed(err)
 		return
 	}
-	finish()
 	for _, k := range keys {
 		s.index.delete(bucketLinks, k)
 	}
