@@ -56,6 +56,7 @@ demo: tools ## the mission in two minutes: a recipe deployed cold, warm, and wit
 .PHONY: soak
 soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
 	HUBCACHE_SOAK=1 $(GO) test -tags integration -timeout 60m -run 'Soak|Kill' -v ./integration/
+	HUBCACHE_SOAK=1 $(GO) test -timeout 30m -run Crash -v ./storage/
 
 .PHONY: bench
 bench: tools build ## measure beside the peers and write docs/performance.md (QUICK=1: five minutes)
