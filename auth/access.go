@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -125,7 +124,8 @@ func (t *Transport) unsettled(resp *http.Response) error {
 func (t *Transport) anonymous(method, path, bearer string) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
-	u := t.Registry.ResolveReference(&url.URL{Path: "/v2/" + path})
+	u := *t.Registry
+	u.Path, u.RawPath, u.RawQuery = strings.TrimSuffix(u.Path, "/")+"/v2/"+path, "", ""
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err

@@ -266,7 +266,8 @@ func with(req *http.Request, authorization string) *http.Request {
 
 var (
 	repository = regexp.MustCompile(`^[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*$`)
-	route      = regexp.MustCompile(`^/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+$`)
+	// A registry's URL may have a folder before /v2/.
+	route = regexp.MustCompile(`^(?:/.*?)??/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+$`)
 )
 
 // scopeOf is the token scope that a request for path needs: "repository:<name>:pull", or

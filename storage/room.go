@@ -50,8 +50,8 @@ func (s *Store) reserve(n int64) error {
 	}
 	s.making.Lock()
 	defer s.making.Unlock()
-	for {
-		short := s.shortOfSpace(n)
+	// Measured once: some file systems count freed room only later.
+	for short := s.shortOfSpace(n); ; {
 		if short <= 0 && s.reserveNow(n) {
 			return nil
 		}
@@ -59,9 +59,15 @@ func (s *Store) reserve(n int64) error {
 		victims := s.pick(s.lru.Victims(n, short))
 		s.mu.Unlock()
 		if len(victims) == 0 {
+			if short <= 0 && s.reserveNow(n) { // somebody has given room back meanwhile
+				return nil
+			}
 			return ErrNoRoom
 		}
 		s.unlink(victims)
+		for _, e := range victims {
+			short -= e.Size
+		}
 	}
 }
 
