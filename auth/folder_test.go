@@ -31,10 +31,10 @@ func TestRegistryInAFolder(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		"/hub/v2/library/redis/manifests/7": "repository:library/redis:pull",
-		"/v2/v2/redis/manifests/7":          "repository:v2/redis:pull",
+		"/hub/v2/v2/redis/manifests/7":      "repository:v2/redis:pull",
 		"/hub/library/redis/manifests/7":    "",
 	} {
-		if got := scopeOf(path); got != want {
+		if got := tr.scope(path); got != want {
 			t.Errorf("scope of %s: %q", path, got)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strings"
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -118,7 +119,7 @@ func (t *Transport) again(resp *http.Response, g grant) bool {
 
 // send sends req once, with the best that can be had.
 func (t *Transport) send(req *http.Request) (*http.Response, grant, error) {
-	g, err := t.authorize(req.Context(), scopeOf(req.URL.Path))
+	g, err := t.authorize(req.Context(), t.scope(req.URL.Path))
 	if err != nil {
 		return nil, g, err
 	}
@@ -266,9 +267,13 @@ func with(req *http.Request, authorization string) *http.Request {
 
 var (
 	repository = regexp.MustCompile(`^[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*$`)
-	// A registry's URL may have a folder before /v2/.
-	route = regexp.MustCompile(`^(?:/.*?)??/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+$`)
+	route      = regexp.MustCompile(`^/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+$`)
 )
+
+// scope is scopeOf for a registry that may be in a folder of its host.
+func (t *Transport) scope(path string) string {
+	return scopeOf(strings.TrimPrefix(path, strings.TrimSuffix(t.Registry.Path, "/")))
+}
 
 // scopeOf is the token scope that a request for path needs: "repository:<name>:pull", or
 // "" for a path that is not below a repository.
