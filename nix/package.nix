@@ -30,7 +30,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-LfSNuAAs6zkYqJZs5UpsG5KTNpmaBNOOu1ExQLi3FFg=";
+  vendorHash = "sha256-8AYuEJsA2YGuSHrCmQKYtSAEbs/HmiaCmMnDU01y0V4=";
 
   env.CGO_ENABLED = 0;
   # Needs root and a Docker daemon; the other packages' tests are content with loopback.
