@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,7 @@ type lab struct {
 	hub   *fakehub.Hub
 	store *storage.Store
 	reg   *registry.Registry
-	log   *bytes.Buffer
+	log   *logBuffer
 	opts  labOptions
 	dir   string
 	cred  *auth.File
@@ -48,6 +49,25 @@ const (
 	pat      = "dckr_pat_fakefakefakefakefakefake"
 )
 
+// logBuffer takes the log of a lab that is stopped and started again: two handlers, each
+// with a lock of its own.
+type logBuffer struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // newLab makes a lab. Call it inside a synctest bubble.
 func newLab(t *testing.T, o labOptions) *lab {
 	t.Helper()
@@ -57,7 +77,7 @@ func newLab(t *testing.T, o labOptions) *lab {
 	if o.budget == 0 {
 		o.budget = 1 << 30
 	}
-	l := &lab{t: t, hub: fakehub.New(o.hub), opts: o, dir: t.TempDir(), log: &bytes.Buffer{}}
+	l := &lab{t: t, hub: fakehub.New(o.hub), opts: o, dir: t.TempDir(), log: &logBuffer{}}
 	if !o.anonymous {
 		path := filepath.Join(l.dir, "pat")
 		if err := os.WriteFile(path, []byte(pat+"\n"), 0o600); err != nil {

@@ -109,7 +109,7 @@ func TestUnparsableLocationLeaks(t *testing.T) {
 
 // A client that has sent all it has to say and half-closes gets an empty 200.
 func TestHalfClosedClientGetsEmpty200(t *testing.T) {
-	l := &lab{t: t, hub: fakehub.New(fakehub.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &bytes.Buffer{}}
+	l := &lab{t: t, hub: fakehub.New(fakehub.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
 	l.start()
 	defer l.hub.Close()
 	defer l.stop()
@@ -521,7 +521,7 @@ func TestListsMemory(t *testing.T) {
 
 // HTTP/1.0, as nginx speaks to its upstreams by default, and a blob of unknown length.
 func TestHTTP10UnknownLength(t *testing.T) {
-	l := &lab{t: t, hub: fakehub.New(fakehub.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &bytes.Buffer{}}
+	l := &lab{t: t, hub: fakehub.New(fakehub.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
 	l.start()
 	defer l.hub.Close()
 	defer l.stop()
