@@ -254,13 +254,6 @@ func (c *Cache[K, V]) All(f func(*Entry[K, V])) {
 	}
 }
 
-// Partials calls f for every idle unfinished entry.
-func (c *Cache[K, V]) Partials(f func(*Entry[K, V])) {
-	for _, e := range c.partial.Values() {
-		f(e)
-	}
-}
-
 // Hold says that e is being read. A held entry leaves only when nothing else can,
 // and its bytes count until the last holder has let go.
 func (c *Cache[K, V]) Hold(e *Entry[K, V]) {

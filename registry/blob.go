@@ -195,11 +195,8 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 		return r.headBlob(w, req, q, storage.Link{Size: size})
 	}
 	slots := r.bypasses.Load()
-	wait, cancel := context.WithTimeout(ctx, slotDeadline)
-	err := slots.Acquire(wait, 1)
-	cancel()
-	if err != nil {
-		return result{err: errTooMany}
+	if err := takeSlot(ctx, slots); err != nil {
+		return result{err: err}
 	}
 	defer slots.Release(1)
 	t := &tap{source: r.source(q.name, q.digest), ctx: ctx, end: size, size: size}
@@ -246,10 +243,7 @@ func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, 
 // passOn goes on from upstream for a client that has the bytes before off.
 func (r *Registry) passOn(ctx context.Context, w http.ResponseWriter, name string, d digest.Digest, size int64, s storage.Spill, off, n int64) (int64, error) {
 	slots := r.bypasses.Load()
-	wait, cancel := context.WithTimeout(ctx, slotDeadline)
-	err := slots.Acquire(wait, 1)
-	cancel()
-	if err != nil {
+	if err := takeSlot(ctx, slots); err != nil {
 		return 0, err
 	}
 	defer slots.Release(1)

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -107,15 +106,7 @@ func (f *flight) slot(slots *slots) error {
 		}
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(f.ctx, slotDeadline)
-	defer cancel()
-	if err := slots.Acquire(ctx, 1); err != nil {
-		if f.ctx.Err() != nil {
-			return context.Cause(f.ctx)
-		}
-		return errTooMany
-	}
-	return nil
+	return takeSlot(f.ctx, slots)
 }
 
 // begin opens the ingest for what the first answer says.

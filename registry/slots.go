@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -17,3 +18,16 @@ const slotDeadline = 15 * time.Second
 
 // errTooMany: no slot came free in time.
 var errTooMany = &upstreamError{cause: throttled, host: "hubcache", retryAfter: retrySoon, err: errors.New("too many downloads are under way (limits.transfers, limits.bypass)")}
+
+// takeSlot waits for a slot. Errors: errTooMany, or ctx's.
+func takeSlot(ctx context.Context, s *slots) error {
+	wait, cancel := context.WithTimeout(ctx, slotDeadline)
+	defer cancel()
+	if s.Acquire(wait, 1) == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errTooMany
+}

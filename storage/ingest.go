@@ -481,12 +481,6 @@ func (in *Ingest) Wait(ctx context.Context) error {
 	return in.until(ctx, func() bool { return in.phase == verified })
 }
 
-// WaitSize blocks until the size is known, as Wait does.
-func (in *Ingest) WaitSize(ctx context.Context) (int64, error) {
-	err := in.until(ctx, func() bool { return in.size >= 0 })
-	return in.Size(), err
-}
-
 // until blocks until done, called with mu held, is true.
 func (in *Ingest) until(ctx context.Context, done func() bool) error {
 	in.mu.Lock()
