@@ -194,7 +194,10 @@ func findPrograms(ctx context.Context, hubcache, tmp string, log io.Writer) (p p
 			}
 		}
 	}
-	if p.hubcache = hubcache; hubcache == "" {
+	if p.hubcache, err = filepath.Abs(hubcache); err != nil {
+		return p, err
+	}
+	if hubcache == "" {
 		p.hubcache = filepath.Join(tmp, "hubcache")
 		if err := goTool(ctx, log, nil, "build", "-trimpath", "-o", p.hubcache, "./cmd/hubcache"); err != nil {
 			return p, err
