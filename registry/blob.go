@@ -73,8 +73,8 @@ func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request,
 		if n == b.Size {
 			r.doubt(req, q.digest)
 		}
-		sent, err := sendFile(b.File)(w, off, n)
-		if errors.Is(err, syscall.EIO) || err == io.EOF { // a bad sector, or the file was truncated meanwhile
+		sent, err := sendStretch(w, b.File, off, n)
+		if errors.Is(err, syscall.EIO) || errors.Is(err, io.ErrUnexpectedEOF) { // a bad sector, or the file was truncated meanwhile
 			r.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
 			r.store.Remove(q.digest)
 			more, err := r.passOn(req.Context(), w, q.name, q.digest, b.Size, storage.Spill{Hash: q.digest.Algorithm().Hash()}, off+sent, n-sent)

@@ -3,7 +3,6 @@ package registry
 import (
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -159,25 +158,6 @@ func decimal(s string) (int64, bool) {
 	return n, true
 }
 
-// sendFile is a sender for a whole file: nothing stands between it and the socket, so
-// that net/http can use sendfile.
-func sendFile(f *os.File) sender {
-	return func(w http.ResponseWriter, off, n int64) (sent int64, err error) {
-		if _, err := f.Seek(off, io.SeekStart); err != nil {
-			return 0, err
-		}
-		control := http.NewResponseController(w)
-		for sent < n && err == nil {
-			control.SetWriteDeadline(time.Now().Add(pieceWithin))
-			var m int64
-			m, err = io.CopyN(w, f, min(piece, n-sent))
-			sent += m
-		}
-		control.SetWriteDeadline(time.Time{})
-		return sent, err
-	}
-}
-
 // sendBytes is a sender for what is in memory.
 func sendBytes(b []byte) sender {
 	return func(w http.ResponseWriter, off, n int64) (int64, error) {
@@ -185,6 +165,11 @@ func sendBytes(b []byte) sender {
 		return int64(m), err
 	}
 }
+
+// step is how much of a growing file a client that has caught up with it is sent at a time:
+// to be woken for less costs more than the sending. What comes slower doesn't wait for it
+// (storage.Patience).
+const step = 512 << 10
 
 // sendGrowing is a sender for a blob on its way in, by sendfile as far as it has come.
 // Where net/http can't do that (TLS, an unknown length) a large buffer is better than its own.
@@ -195,43 +180,26 @@ func sendGrowing(req *http.Request, rd *storage.Reader) sender {
 		if req.TLS != nil || n < 0 {
 			return pump(w, off, n, read)
 		}
-		f, err := rd.File()
-		if err != nil {
-			return pump(w, off, n, read)
-		}
-		defer f.Close()
-		control := http.NewResponseController(w)
-		control.Flush() // the headers are news already
-		defer control.SetWriteDeadline(time.Time{})
-		due := int64(0)
+		http.NewResponseController(w).Flush() // the headers are news already
 		for sent < n {
-			end, err := rd.Shown(ctx, off+sent)
+			want := int64(step)
+			if sent == 0 {
+				want = 1
+			}
+			end, err := rd.Shown(ctx, off+sent, min(want, n-sent))
 			if err != nil {
 				return sent, err
 			}
-			if sent >= due {
-				control.SetWriteDeadline(time.Now().Add(pieceWithin))
-				due = sent + piece
-			}
-			m, err := sendPiece(w, f, off+sent, min(end-off-sent, n-sent, piece))
+			m, err := sendStretch(w, rd.File(), off+sent, min(end-off-sent, n-sent))
 			sent += m
 			if err != nil {
 				// The client or the disk: reading tells which.
 				more, err := pump(w, off+sent, n-sent, read)
 				return sent + more, err
 			}
-			control.Flush()
 		}
 		return sent, nil
 	}
-}
-
-// sendPiece sends n bytes of f from off on.
-func sendPiece(w io.Writer, f *os.File, off, n int64) (int64, error) {
-	if _, err := f.Seek(off, io.SeekStart); err != nil {
-		return 0, err
-	}
-	return io.CopyN(w, f, n)
 }
 
 // pump sends what read returns, waiting for it, until n bytes or io.EOF.

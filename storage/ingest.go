@@ -7,6 +7,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,8 +74,8 @@ type Ingest struct {
 	hasher   hash.Hash // of the bytes before hashed
 	hashed   int64
 	phase    phase
-	err      error         // why the phase is failed
-	wake     chan struct{} // closed at the next progress; nil while nobody waits
+	err      error // why the phase is failed
+	waiters  []*waiter
 	hashWake chan struct{} // the same for the hasher, closed when there is a piece for it
 	readers  int
 	closed   bool // the owner is done with f: the last reader closes it
@@ -317,12 +318,22 @@ func (in *Ingest) diskError(err error) error {
 	return err
 }
 
-// progress wakes those who wait for more. mu is held.
+// waiter is somebody who waits for an ingest to get somewhere.
+type waiter struct {
+	done func() bool   // whether it has; called with mu held, by who makes the progress
+	wake chan struct{} // closed when it has, or never will
+}
+
+// progress wakes those whose waiting is over. To wake them all for each piece, to look and
+// to wait again, would cost more than the piece. mu is held.
 func (in *Ingest) progress() {
-	if in.wake != nil {
-		close(in.wake)
-		in.wake = nil
-	}
+	in.waiters = slices.DeleteFunc(in.waiters, func(w *waiter) bool {
+		over := in.phase == failed || w.done()
+		if over {
+			close(w.wake)
+		}
+		return over
+	})
 	if in.hashWake != nil && (in.phase != running || in.ripe()) {
 		close(in.hashWake)
 		in.hashWake = nil
@@ -334,14 +345,6 @@ func (in *Ingest) progress() {
 func (in *Ingest) ripe() bool {
 	end := in.have.end(in.hashed)
 	return end-in.hashed >= hashPiece || end == in.size
-}
-
-// waiting returns what progress closes. mu is held.
-func (in *Ingest) waiting() <-chan struct{} {
-	if in.wake == nil {
-		in.wake = make(chan struct{})
-	}
-	return in.wake
 }
 
 // hashBuffers are shared by all ingests.
@@ -489,14 +492,16 @@ func (in *Ingest) until(ctx context.Context, done func() bool) error {
 		if in.phase == failed {
 			return in.err
 		}
-		wake := in.waiting()
+		w := &waiter{done, make(chan struct{})}
+		in.waiters = append(in.waiters, w)
 		in.mu.Unlock()
 		select {
-		case <-wake:
+		case <-w.wake:
 		case <-ctx.Done():
 		}
 		in.mu.Lock()
 		if err := context.Cause(ctx); err != nil {
+			in.waiters = slices.DeleteFunc(in.waiters, func(other *waiter) bool { return other == w })
 			return err
 		}
 	}

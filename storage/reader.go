@@ -5,7 +5,7 @@ import (
 	"hash"
 	"io"
 	"os"
-	"strconv"
+	"time"
 )
 
 // Reader reads an ingest behind its write head. Not safe for concurrent use.
@@ -36,15 +36,26 @@ func (in *Ingest) Readers() int {
 	return in.readers
 }
 
-// Shown waits until there is something to read at off, or ctx is done, and returns where
-// it ends. At the end of the blob it returns io.EOF. When the ingest has failed it shows
-// what arrived before, and then returns the reason.
-func (r *Reader) Shown(ctx context.Context, off int64) (end int64, err error) {
+// Patience is how long Shown waits for more than the first byte.
+const Patience = 20 * time.Millisecond
+
+// Shown waits until there are want bytes to read at off, or, after Patience, any at all, and
+// returns where they end; what the end of the blob or the holding back of its last byte
+// leaves of want will do. At the end of the blob it returns io.EOF. When the ingest has failed
+// it shows what arrived before, and then returns the reason.
+func (r *Reader) Shown(ctx context.Context, off, want int64) (end int64, err error) {
 	in := r.in
-	err = in.until(ctx, func() bool {
+	shown := func() bool {
 		end = in.shown(off)
-		return end > off || in.phase == verified
-	})
+		return end-off >= want || in.phase == verified || end > off && end == in.size-1
+	}
+	if want > 1 {
+		patient, cancel := context.WithTimeout(ctx, Patience)
+		in.until(patient, shown) // what it says, the second look says again
+		cancel()
+		want = 1
+	}
+	err = in.until(ctx, shown)
 	if end > off {
 		return end, nil
 	}
@@ -57,7 +68,7 @@ func (r *Reader) Shown(ctx context.Context, off int64) (end int64, err error) {
 // ReadAt reads what there is at off, at most len(p) bytes, and waits for it as Shown does,
 // whose errors it returns, and ErrDisk.
 func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	end, err := r.Shown(ctx, off)
+	end, err := r.Shown(ctx, off, 1)
 	if err != nil {
 		return 0, err
 	}
@@ -68,12 +79,9 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// File opens the growing file once more, for sendfile: its offset is the caller's, who
-// must not read beyond what is Shown. Close it before the Reader.
-func (r *Reader) File() (*os.File, error) {
-	// By its name it might be gone, or another one.
-	return os.Open("/proc/self/fd/" + strconv.Itoa(int(r.in.f.Fd())))
-}
+// File returns the growing file, for sendfile of what is Shown, until the Reader is closed.
+// Its offset is nobody's.
+func (r *Reader) File() *os.File { return r.in.f }
 
 // shown returns up to where readers at off may see. mu is held.
 func (in *Ingest) shown(off int64) int64 {

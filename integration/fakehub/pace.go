@@ -11,13 +11,19 @@ type pacer struct {
 	next time.Time  // when the bytes given out so far have passed
 }
 
+// late is how far behind its rate a body may fall and still catch up: a timer that fires a
+// millisecond late every ten would make a cap of 20 MB/s one of 15.
+const late = 50 * time.Millisecond
+
 // reserve returns how long to wait until n more bytes have passed at rate bytes a second.
 func (p *pacer) reserve(n, rate int64) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if p.next.Before(now) {
+	if p.next.IsZero() {
 		p.next = now
+	} else if least := now.Add(-late); p.next.Before(least) {
+		p.next = least
 	}
 	p.next = p.next.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
 	return p.next.Sub(now)
