@@ -14,8 +14,8 @@ const (
 	// liked what it got.
 	doubtWithin = time.Minute
 
-	// trustFor is how long a blob that was found right isn't looked at again. Hosts that
-	// share an address ask twice for good reasons.
+	// trustFor is how long a blob that was found right, coming in or later, isn't looked at
+	// again. Hosts that share an address ask twice for good reasons.
 	trustFor = 10 * time.Minute
 )
 

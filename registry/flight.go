@@ -137,8 +137,11 @@ func (f *flight) land(err error) {
 	delete(r.flights.all, f.digest)
 	wanted := f.wanted
 	r.flights.mu.Unlock()
-	if err == nil && !wanted {
-		r.ahead.landed(f.digest, f.in.Size())
+	if err == nil {
+		r.trusted.add(string(f.digest), trustFor) // it has just been hashed
+		if !wanted {
+			r.ahead.landed(f.digest, f.in.Size())
+		}
 	}
 	f.announce(err)
 	f.cancel(nil)
