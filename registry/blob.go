@@ -195,7 +195,7 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 		return r.headBlob(w, req, q, storage.Link{Size: size})
 	}
 	slots := r.bypasses.Load()
-	if err := takeSlot(ctx, slots); err != nil {
+	if err := takeSlot(ctx, func(ctx context.Context) error { return slots.Acquire(ctx, 1) }); err != nil {
 		return result{err: err}
 	}
 	defer slots.Release(1)
@@ -243,7 +243,7 @@ func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, 
 // passOn goes on from upstream for a client that has the bytes before off.
 func (r *Registry) passOn(ctx context.Context, w http.ResponseWriter, name string, d digest.Digest, size int64, s storage.Spill, off, n int64) (int64, error) {
 	slots := r.bypasses.Load()
-	if err := takeSlot(ctx, slots); err != nil {
+	if err := takeSlot(ctx, func(ctx context.Context) error { return slots.Acquire(ctx, 1) }); err != nil {
 		return 0, err
 	}
 	defer slots.Release(1)

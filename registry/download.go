@@ -1,22 +1,41 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hubcache/hubcache/storage"
 )
 
 // A blob of parallelFrom bytes or more is fetched by several closed ranges at once, since
-// a CDN gives each connection so much and no more. Chunks are small enough for the
-// connections to finish together, and large enough for a round trip not to count.
+// a CDN gives each connection so much and no more. Where one connection brings all that
+// this machine can take in, there is one: several would only bring the bytes out of order.
 const (
 	parallelFrom = 2 * chunkLeast
-	chunkLeast   = 4 << 20
-	chunkMost    = 32 << 20
+
+	// A chunk is what a connection asks for at a time: at least so much that a round trip
+	// does not count, at most what may be left on a connection that has become slow, and in
+	// between what takes it chunkTime.
+	chunkLeast = 4 << 20
+	chunkMost  = 128 << 20
+	chunkTime  = 500 * time.Millisecond
+
+	// firstMost is the same for the first chunk, before anything is known.
+	firstMost = 32 << 20
+
+	// enough is how much a second, over all downloads, makes more connections useless: a
+	// third of what a CPU hashes, 4 Gbit/s.
+	enough = 512 << 20
+
+	// steerFirst is how long the first connection may show what it can do; steerEvery is
+	// how often it is looked at again.
+	steerFirst = 20 * time.Millisecond
+	steerEvery = 100 * time.Millisecond
 )
 
 // download gets a flight's blob into its ingest.
@@ -24,89 +43,101 @@ type download struct {
 	f      *flight
 	r      *Registry
 	source *source
+	lanes  *lanes
+	ranges int // connections at once, at most
 
-	mu   sync.Mutex     // guards what follows
-	todo []storage.Span // that nobody has claimed yet, in order
-	err  error          // the first; ends all
+	ctx    context.Context // of the flight, and ended by the first failure
+	cancel context.CancelCauseFunc
+	others sync.WaitGroup // the workers but the first
+
+	mu      sync.Mutex     // guards what follows
+	todo    []storage.Span // that nobody has claimed yet, in order
+	claimed chan struct{}  // closed when there is nothing left of it
+	workers int            // connections that there are or will be
+	active  int            // the part of them that has a lane
+	pace    int64          // bytes a second of each of them; 0: not known yet
+	fast    bool           // more of them would not help
+	err     error          // the first; ends all
 }
 
 func newDownload(f *flight) *download {
 	r := f.r
-	return &download{f: f, r: r, source: r.source(f.name, f.digest)}
+	d := &download{f: f, r: r, source: r.source(f.name, f.digest), lanes: r.transfers.Load(), ranges: r.policy.Load().Limits.Ranges,
+		claimed: make(chan struct{}), workers: 1, active: 1}
+	d.ctx, d.cancel = context.WithCancelCause(f.ctx)
+	return d
 }
 
-func chunkFor(size int64, ranges int) int64 {
-	return min(max(size/int64(2*ranges), chunkLeast), chunkMost)
+// firstChunk is what is asked for of a blob of size bytes before anything is known.
+func firstChunk(size int64, ranges int) int64 {
+	return min(max(size/int64(2*ranges), chunkLeast), firstMost)
 }
 
 // run fetches all that is missing. The flight's ingest is set when upstream has answered.
 // errBypass: the blob can't be kept.
 func (d *download) run() error {
 	f, r := d.f, d.r
-	limits := r.policy.Load().Limits
+	defer d.cancel(nil)
 	if f.size > r.store.Budget() {
 		return errBypass // not a byte need be asked for to know
 	}
-	slots := r.transfers.Load()
-	if err := f.slot(slots); err != nil {
+	if err := f.lane(d.lanes); err != nil {
 		return err
 	}
-	defer slots.Release(1)
-
-	first := &tap{source: d.source, ctx: f.ctx, end: -1, size: f.size, whole: true}
-	defer first.Close()
-	chunk := chunkFor(f.size, limits.Ranges)
-	if size, gaps := r.store.Partial(f.digest); len(gaps) > 0 && (f.size < 0 || f.size == size) {
-		first.at, first.end, first.size = gaps[0].From, gaps[0].To, size
-		chunk = chunkFor(size, limits.Ranges)
-		first.end = min(first.end, first.at+chunk)
-		r.resumes.Add(1)
-	} else if f.size >= parallelFrom && limits.Ranges > 1 {
-		first.end = chunk
-	}
-	if err := first.connect(firstDeadline); err != nil {
+	if err := d.first(); err != nil {
 		return err
 	}
-	if err := d.begin(first); err != nil {
-		return err
-	}
-	f.announce(nil)
-
-	var others sync.WaitGroup
-	if first.ranged {
-		d.mu.Lock()
-		parts := 0
-		for _, s := range d.todo {
-			parts += int((s.To - s.From + chunk - 1) / chunk)
-		}
-		d.mu.Unlock()
-		for range min(parts, limits.Ranges-1) {
-			if !slots.TryAcquire(1) {
-				break
-			}
-			others.Go(func() { d.help(slots, chunk) })
-		}
-	}
-	d.copy(first)
-	first.Close()
-	d.work(chunk, nil)
-	others.Wait()
+	d.others.Wait()
 	return d.failed()
 }
 
-// slot waits for a transfer's slot. What is only read ahead takes none that isn't free:
-// who comes for it then starts anew.
-func (f *flight) slot(slots *slots) error {
-	f.r.flights.mu.Lock()
-	wanted := f.wanted
-	f.r.flights.mu.Unlock()
-	if !wanted {
-		if !slots.TryAcquire(1) {
+// first opens the ingest with the first connection and works to the end, or until others
+// can do without. It gives back the lane.
+func (d *download) first() error {
+	defer d.lanes.release()
+	f, r := d.f, d.r
+	t := &tap{source: d.source, ctx: d.ctx, end: -1, size: f.size, whole: true}
+	defer t.Close()
+	if size, gaps := r.store.Partial(f.digest); len(gaps) > 0 && (f.size < 0 || f.size == size) {
+		t.at, t.end, t.size = gaps[0].From, gaps[0].To, size
+		t.end = min(t.end, t.at+firstChunk(size, d.ranges))
+		r.resumes.Add(1)
+	} else if f.size >= parallelFrom && d.ranges > 1 {
+		t.end = firstChunk(f.size, d.ranges)
+	}
+	if err := t.connect(firstDeadline); err != nil {
+		return err
+	}
+	if err := d.begin(t); err != nil {
+		return err
+	}
+	f.announce(nil)
+	if t.ranged && d.ranges > 1 && len(d.todo) > 0 {
+		d.others.Go(d.steer)
+	}
+	d.copy(t)
+	t.Close()
+	d.work(func() bool { return true })
+	return nil
+}
+
+// lane waits for the flight's first lane. What is only read ahead takes none that isn't
+// free: who comes for it then starts anew.
+func (f *flight) lane(l *lanes) error {
+	if !f.hasReader() {
+		if !l.tryAcquire() {
 			return errLanded
 		}
 		return nil
 	}
-	return takeSlot(f.ctx, slots)
+	return takeSlot(f.ctx, func(ctx context.Context) error { return l.acquire(ctx, toBegin) })
+}
+
+// hasReader reports whether somebody has asked for the blob.
+func (f *flight) hasReader() bool {
+	f.r.flights.mu.Lock()
+	defer f.r.flights.mu.Unlock()
+	return f.wanted
 }
 
 // begin opens the ingest for what the first answer says.
@@ -142,31 +173,83 @@ func without(spans []storage.Span, s storage.Span) (rest []storage.Span) {
 	return rest
 }
 
-// help works on chunks until there are none, or somebody else needs the slot more.
-func (d *download) help(slots *slots, chunk int64) {
-	held := true
-	d.work(chunk, func() bool {
-		slots.Release(1)
-		held = slots.TryAcquire(1)
-		return held
-	})
-	if held {
-		slots.Release(1)
+// steer looks now and then at how fast the bytes come, until the download ends or nothing is
+// left to claim, and adds connections while more would help.
+func (d *download) steer() {
+	look := time.NewTimer(steerFirst)
+	defer look.Stop()
+	start, all, own := time.Now(), d.r.up.fetched.Load(), d.f.in.Received()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-d.claimed:
+			return
+		case <-look.C:
+		}
+		now, all2, own2 := time.Now(), d.r.up.fetched.Load(), d.f.in.Received()
+		took := max(now.Sub(start), 1)
+		second := func(n int64) int64 { return int64(float64(n) / took.Seconds()) }
+		d.paced(second(all2-all), second(own2-own))
+		start, all, own = now, all2, own2
+		look.Reset(steerEvery)
 	}
 }
 
-// work claims and fetches chunks. between, if any, is asked before each but the first
-// whether to go on.
-func (d *download) work(chunk int64, between func() bool) {
-	for n := 0; ; n++ {
-		if n > 0 && between != nil && !between() {
+// paced takes note of how many bytes a second come, over all and of this blob.
+func (d *download) paced(all, own int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fast = all >= enough
+	d.pace = max(own/int64(max(d.active, 1)), 1)
+	left := int64(0)
+	for _, s := range d.todo {
+		left += s.To - s.From
+	}
+	for want := min(d.ranges, 1+int(left/chunkLeast)); !d.fast && d.workers < want; {
+		d.add()
+	}
+}
+
+// add adds a worker, which waits for a lane. mu is held; who calls is a worker, or steers.
+func (d *download) add() {
+	d.workers++
+	d.others.Go(func() {
+		n := toHasten
+		if !d.f.hasReader() {
+			n = toReadAhead
+		}
+		if d.lanes.acquire(d.ctx, n) != nil {
 			return
 		}
-		span, ok := d.claim(chunk)
+		d.count(&d.active, 1)
+		held := true
+		d.work(func() bool {
+			held = d.lanes.yield(d.ctx, n)
+			return held
+		})
+		if held {
+			d.lanes.release()
+		}
+	})
+}
+
+func (d *download) count(of *int, n int) {
+	d.mu.Lock()
+	*of += n
+	d.mu.Unlock()
+}
+
+// work claims and fetches chunks until there are none, or others will do. between is asked
+// after each whether to go on.
+func (d *download) work(between func() bool) {
+	defer d.count(&d.active, -1)
+	for more := true; more; more = between() {
+		span, ok := d.claim()
 		if !ok {
 			return
 		}
-		t := &tap{source: d.source, ctx: d.f.ctx, at: span.From, end: span.To, size: d.f.in.Size()}
+		t := &tap{source: d.source, ctx: d.ctx, at: span.From, end: span.To, size: d.f.in.Size()}
 		if err := t.connect(firstDeadline); err != nil {
 			d.fail(err)
 			return
@@ -177,18 +260,26 @@ func (d *download) work(chunk int64, between func() bool) {
 }
 
 // claim takes the next chunk: in the order of the blob, which is that of need.
-func (d *download) claim(chunk int64) (s storage.Span, ok bool) {
+func (d *download) claim() (s storage.Span, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.err != nil || len(d.todo) == 0 {
+	if d.err != nil || len(d.todo) == 0 || d.fast && d.workers > 1 {
+		d.workers--
 		return s, false
 	}
 	s = d.todo[0]
-	if s.To-s.From > chunk {
+	chunk := min(max(int64(float64(d.pace)*chunkTime.Seconds()), chunkLeast), chunkMost)
+	if !d.fast { // and there is something for all
+		chunk = min(chunk, max((s.To-s.From)/int64(d.ranges), chunkLeast))
+	}
+	if s.To-s.From > chunk+chunkLeast/2 { // no round trip for a scrap
 		s.To = s.From + chunk
 		d.todo[0].From = s.To
 	} else {
 		d.todo = d.todo[1:]
+	}
+	if len(d.todo) == 0 {
+		close(d.claimed)
 	}
 	return s, true
 }
@@ -197,7 +288,7 @@ func (d *download) claim(chunk int64) (s storage.Span, ok bool) {
 func (d *download) copy(t *tap) {
 	buf := copyBuffers.Get().(*[copyPiece]byte)
 	defer copyBuffers.Put(buf)
-	for {
+	for handed := false; ; {
 		at := t.at
 		n, err := t.Read(buf[:])
 		if n > 0 {
@@ -221,7 +312,22 @@ func (d *download) copy(t *tap) {
 		if d.failed() != nil {
 			return
 		}
+		if !handed {
+			handed = d.handOver(t.end - t.at)
+		}
 	}
+}
+
+// handOver begins with the next chunk while the only connection still has left bytes to
+// bring: the next one's round trip passes meanwhile.
+func (d *download) handOver(left int64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.fast || d.workers > 1 || len(d.todo) == 0 || left > d.pace/8 {
+		return false
+	}
+	d.add()
+	return true
 }
 
 func (d *download) fail(err error) {
@@ -229,6 +335,7 @@ func (d *download) fail(err error) {
 	defer d.mu.Unlock()
 	if d.err == nil {
 		d.err = err
+		d.cancel(err)
 	}
 }
 

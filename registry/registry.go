@@ -35,7 +35,7 @@ type Registry struct {
 	log   *slog.Logger
 
 	policy    atomic.Pointer[policy]
-	transfers atomic.Pointer[slots]
+	transfers atomic.Pointer[lanes]
 	bypasses  atomic.Pointer[slots]
 	aheads    atomic.Pointer[slots]
 
@@ -88,7 +88,7 @@ func (r *Registry) SetPolicy(p Policy) error {
 	}
 	old := r.policy.Swap(next)
 	if old == nil || old.Limits != next.Limits {
-		r.transfers.Store(semaphore.NewWeighted(int64(next.Limits.Transfers)))
+		r.transfers.Store(newLanes(next.Limits.Transfers))
 		r.bypasses.Store(semaphore.NewWeighted(int64(next.Limits.Bypass)))
 		r.aheads.Store(semaphore.NewWeighted(int64(next.Limits.Orphans)))
 	}
