@@ -37,7 +37,7 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 		for _, c := range m.Children {
 			s.name(from.Repository, c)
 		}
-		s.flush()
+		s.flushSoon()
 		s.repoChanged(from.Repository)
 		return nil
 	}
@@ -82,7 +82,7 @@ func (s *Store) isManifest(d digest.Digest) bool {
 // Manifest reads a manifest. It is not a use.
 // Errors: fs.ErrNotExist when it isn't there, or is no manifest.
 func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
-	b, err := s.Open(d)
+	b, err := s.openUnread(d)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (s *Store) Confirm(repository string, d digest.Digest, size int64) {
 		return
 	}
 	s.link(repository, d, Link{true, size})
-	s.flush()
+	s.flushSoon()
 }
 
 func (s *Store) link(repository string, d digest.Digest, l Link) {
@@ -162,7 +162,7 @@ func (s *Store) SetTag(repository, tag string, t Tag) {
 	if err != nil {
 		s.tags.Add(1)
 	}
-	s.flush()
+	s.flushSoon()
 	s.repoChanged(repository)
 }
 
@@ -173,7 +173,7 @@ func (s *Store) DeleteTag(repository, tag string) {
 	}
 	s.index.delete(bucketTags, pair(repository, tag))
 	s.tags.Add(-1)
-	s.flush()
+	s.flushSoon()
 	s.repoChanged(repository)
 }
 

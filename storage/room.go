@@ -183,9 +183,16 @@ const (
 )
 
 // commit makes a verified ingest a blob: fsync, chmod, rename, fsync of the folder, index.
+//
+// A client waits for the commit of a manifest, and so it isn't synced: whoever reads one
+// from disk hashes it (Open), so that a power cut costs a fetch and nothing worse. What must
+// outlive the index, that it is private, is still made sure of.
 func (s *Store) commit(in *Ingest) error {
-	if err := in.f.Sync(); err != nil {
-		return err
+	synced := in.manifest == nil || in.from.Private
+	if synced {
+		if err := in.f.Sync(); err != nil {
+			return err
+		}
 	}
 	// Not before the long part: a partial that a crash leaves must be open to writing.
 	mode := fs.FileMode(modePublic)
@@ -199,7 +206,7 @@ func (s *Store) commit(in *Ingest) error {
 	if err != nil {
 		return err
 	}
-	if err := place(s.layout.partial(in.digest), s.layout.blob(in.digest)); err != nil {
+	if err := place(s.layout.partial(in.digest), s.layout.blob(in.digest), synced); err != nil {
 		return err
 	}
 	os.Remove(s.layout.partialState(in.digest))
@@ -214,7 +221,7 @@ func (s *Store) commit(in *Ingest) error {
 	for _, c := range links {
 		s.name(in.from.Repository, c)
 	}
-	s.flush()
+	s.flushSoon()
 	return nil
 }
 
@@ -255,8 +262,29 @@ func (s *Store) flush() {
 	}
 }
 
-// place renames a finished file to where it belongs, durably.
-func place(from, to string) error {
+// flushSoon has the index written at once, without waiting for it: those who come meanwhile
+// share one synced transaction, where each had one of its own and waited for those before.
+func (s *Store) flushSoon() {
+	select {
+	case s.dirty <- struct{}{}:
+	default: // it's going to be
+	}
+}
+
+// writeIndex writes the index whenever flushSoon asks.
+func (s *Store) writeIndex() {
+	for {
+		select {
+		case <-s.dirty:
+			s.flush()
+		case <-s.stop:
+			return
+		}
+	}
+}
+
+// place renames a finished file to where it belongs, durably if it shall be synced.
+func place(from, to string, synced bool) error {
 	dir := filepath.Dir(to)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -268,6 +296,9 @@ func place(from, to string) error {
 	defer d.Close()
 	if err := os.Rename(from, to); err != nil {
 		return err
+	}
+	if !synced {
+		return nil
 	}
 	// Some file systems can't sync a folder, and need it no more than that.
 	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {

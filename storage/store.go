@@ -35,8 +35,10 @@ type Options struct {
 
 // Store is the cache on disk. All methods are safe for concurrent use.
 //
-// A crash loses at most the uses of the last seconds and unfinished downloads' newest
-// bytes; what a method has committed stays.
+// A crash loses at most the uses of the last seconds, unfinished downloads' newest bytes, and
+// what the index was told a moment ago: a blob that it doesn't know is found by its file, and
+// hashed before it is served; a tag or link is asked for again. A power cut may also lose
+// manifests that came in within half a minute. What else has been committed stays.
 type Store struct {
 	layout  layout
 	log     *slog.Logger
@@ -63,6 +65,7 @@ type Store struct {
 	corrupt     atomic.Int64 // blobs dropped because their bytes had changed
 	diskLogged  atomic.Int64 // Unix seconds of the last log line about a failing disk
 
+	dirty   chan struct{} // of one: the index has something that should be written now
 	stop    chan struct{}
 	stopped sync.WaitGroup
 }
@@ -111,6 +114,7 @@ func Open(o Options) (*Store, error) {
 	}
 	s.shrink()
 	s.stopped.Go(s.keepHouse)
+	s.stopped.Go(s.writeIndex)
 	return s, nil
 }
 
@@ -123,6 +127,7 @@ func newStore(o Options) *Store {
 		ingests:   map[digest.Digest]*Ingest{},
 		unlinking: map[digest.Digest]chan struct{}{},
 		changed:   map[string]bool{},
+		dirty:     make(chan struct{}, 1),
 		stop:      make(chan struct{}),
 	}
 	s.minFree.Store(o.MinFree)
@@ -230,6 +235,18 @@ func (b *Blob) Close() error {
 // Errors: fs.ErrNotExist with the reason when it isn't there, which includes a file that
 // was deleted, truncated or replaced behind the store's back; others when it can't be told.
 func (s *Store) Open(d digest.Digest) (*Blob, error) {
+	return s.openAs(d, func(i *info) {
+		if i.has(isManifest) { // which wasn't synced
+			i.bits |= unverified
+		}
+	})
+}
+
+// openUnread is Open for those who hash what they read.
+func (s *Store) openUnread(d digest.Digest) (*Blob, error) { return s.openAs(d, func(*info) {}) }
+
+// openAs opens d as adjust has it look.
+func (s *Store) openAs(d digest.Digest, adjust func(*info)) (*Blob, error) {
 	s.mu.Lock()
 	e := s.lru.Peek(d)
 	if e == nil {
@@ -239,6 +256,7 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) {
 	s.lru.Hold(e)
 	was := e.Value
 	s.mu.Unlock()
+	adjust(&was)
 	return s.openHeld(e, was)
 }
 

@@ -14,7 +14,7 @@ import (
 //
 // Errors: fs.ErrNotExist; ErrDigest; ErrDisk; ctx's.
 func (s *Store) Verify(ctx context.Context, d digest.Digest) error {
-	b, err := s.Open(d)
+	b, err := s.openUnread(d)
 	if err != nil {
 		return err
 	}
