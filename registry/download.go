@@ -36,6 +36,9 @@ const (
 	// how often it is looked at again.
 	steerFirst = 20 * time.Millisecond
 	steerEvery = 100 * time.Millisecond
+
+	// handOverBefore the end of a chunk, the next one is asked for: a round trip.
+	handOverBefore = 60 * time.Millisecond
 )
 
 // download gets a flight's blob into its ingest.
@@ -117,7 +120,7 @@ func (d *download) first() error {
 	}
 	d.copy(t)
 	t.Close()
-	d.work(func() bool { return true })
+	d.work(true, func() bool { return true })
 	return nil
 }
 
@@ -224,7 +227,7 @@ func (d *download) add() {
 		}
 		d.count(&d.active, 1)
 		held := true
-		d.work(func() bool {
+		d.work(false, func() bool {
 			held = d.lanes.yield(d.ctx, n)
 			return held
 		})
@@ -240,15 +243,16 @@ func (d *download) count(of *int, n int) {
 	d.mu.Unlock()
 }
 
-// work claims and fetches chunks until there are none, or others will do. between is asked
-// after each whether to go on.
-func (d *download) work(between func() bool) {
+// work claims and fetches chunks until there are none, or others will do for the worker, which
+// may have had one before. between is asked after each whether to go on.
+func (d *download) work(before bool, between func() bool) {
 	defer d.count(&d.active, -1)
 	for more := true; more; more = between() {
-		span, ok := d.claim()
+		span, ok := d.claim(before)
 		if !ok {
 			return
 		}
+		before = true
 		t := &tap{source: d.source, ctx: d.ctx, at: span.From, end: span.To, size: d.f.in.Size()}
 		if err := t.connect(firstDeadline); err != nil {
 			d.fail(err)
@@ -259,16 +263,20 @@ func (d *download) work(between func() bool) {
 	}
 }
 
-// claim takes the next chunk: in the order of the blob, which is that of need.
-func (d *download) claim() (s storage.Span, ok bool) {
+// bytesIn is what a connection brings in that time. mu is held.
+func (d *download) bytesIn(t time.Duration) int64 { return int64(float64(d.pace) * t.Seconds()) }
+
+// claim takes the next chunk: in the order of the blob, which is that of need. again is for
+// a worker who has brought one.
+func (d *download) claim(again bool) (s storage.Span, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.err != nil || len(d.todo) == 0 || d.fast && d.workers > 1 {
+	if d.err != nil || len(d.todo) == 0 || again && d.fast && d.workers > 1 {
 		d.workers--
 		return s, false
 	}
 	s = d.todo[0]
-	chunk := min(max(int64(float64(d.pace)*chunkTime.Seconds()), chunkLeast), chunkMost)
+	chunk := min(max(d.bytesIn(chunkTime), chunkLeast), chunkMost)
 	if !d.fast { // and there is something for all
 		chunk = min(chunk, max((s.To-s.From)/int64(d.ranges), chunkLeast))
 	}
@@ -323,7 +331,7 @@ func (d *download) copy(t *tap) {
 func (d *download) handOver(left int64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.fast || d.workers > 1 || len(d.todo) == 0 || left > d.pace/8 {
+	if !d.fast || d.workers > 1 || len(d.todo) == 0 || left > d.bytesIn(handOverBefore) {
 		return false
 	}
 	d.add()
