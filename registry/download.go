@@ -73,8 +73,11 @@ func newDownload(f *flight) *download {
 
 // firstChunk is what is asked for of a blob of size bytes before anything is known.
 func firstChunk(size int64, ranges int) int64 {
-	return min(max(size/int64(2*ranges), chunkLeast), firstMost)
+	return min(max(wholePieces(size/int64(2*ranges)), chunkLeast), firstMost)
 }
+
+// wholePieces rounds n up, so that no two connections write into one piece of the file.
+func wholePieces(n int64) int64 { return (n + storage.Piece - 1) / storage.Piece * storage.Piece }
 
 // run fetches all that is missing. The flight's ingest is set when upstream has answered.
 // errBypass: the blob can't be kept.
@@ -127,7 +130,10 @@ func (d *download) first() error {
 // lane waits for the flight's first lane. What is only read ahead takes none that isn't
 // free: who comes for it then starts anew.
 func (f *flight) lane(l *lanes) error {
-	if !f.hasReader() {
+	f.r.flights.mu.Lock()
+	wanted := f.wanted
+	f.r.flights.mu.Unlock()
+	if !wanted {
 		if !l.tryAcquire() {
 			return errLanded
 		}
@@ -136,11 +142,20 @@ func (f *flight) lane(l *lanes) error {
 	return takeSlot(f.ctx, func(ctx context.Context) error { return l.acquire(ctx, toBegin) })
 }
 
-// hasReader reports whether somebody has asked for the blob.
-func (f *flight) hasReader() bool {
+// urgent reports whether somebody reads the blob, or nobody any: what is only read ahead
+// must not take the CDN's bandwidth from what clients wait for.
+func (f *flight) urgent() bool {
 	f.r.flights.mu.Lock()
 	defer f.r.flights.mu.Unlock()
-	return f.wanted
+	if f.readers > 0 {
+		return true
+	}
+	for _, other := range f.r.flights.all {
+		if other.readers > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // begin opens the ingest for what the first answer says.
@@ -201,6 +216,7 @@ func (d *download) steer() {
 
 // paced takes note of how many bytes a second come, over all and of this blob.
 func (d *download) paced(all, own int64) {
+	urgent := d.f.urgent()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.fast = all >= enough
@@ -209,7 +225,7 @@ func (d *download) paced(all, own int64) {
 	for _, s := range d.todo {
 		left += s.To - s.From
 	}
-	for want := min(d.ranges, 1+int(left/chunkLeast)); !d.fast && d.workers < want; {
+	for want := min(d.ranges, 1+int(left/chunkLeast)); urgent && !d.fast && d.workers < want; {
 		d.add()
 	}
 }
@@ -218,17 +234,13 @@ func (d *download) paced(all, own int64) {
 func (d *download) add() {
 	d.workers++
 	d.others.Go(func() {
-		n := toHasten
-		if !d.f.hasReader() {
-			n = toReadAhead
-		}
-		if d.lanes.acquire(d.ctx, n) != nil {
+		if d.lanes.acquire(d.ctx, toHasten) != nil {
 			return
 		}
 		d.count(&d.active, 1)
 		held := true
 		d.work(false, func() bool {
-			held = d.lanes.yield(d.ctx, n)
+			held = d.lanes.yield(d.ctx, toHasten)
 			return held
 		})
 		if held {
@@ -276,9 +288,9 @@ func (d *download) claim(again bool) (s storage.Span, ok bool) {
 		return s, false
 	}
 	s = d.todo[0]
-	chunk := min(max(d.bytesIn(chunkTime), chunkLeast), chunkMost)
+	chunk := min(max(wholePieces(d.bytesIn(chunkTime)), chunkLeast), chunkMost)
 	if !d.fast { // and there is something for all
-		chunk = min(chunk, max((s.To-s.From)/int64(d.ranges), chunkLeast))
+		chunk = min(chunk, max(wholePieces((s.To-s.From)/int64(d.ranges)), chunkLeast))
 	}
 	if s.To-s.From > chunk+chunkLeast/2 { // no round trip for a scrap
 		s.To = s.From + chunk
@@ -292,13 +304,21 @@ func (d *download) claim(again bool) (s storage.Span, ok bool) {
 	return s, true
 }
 
-// copy moves what a tap gives into the ingest.
+// copy moves what a tap gives into the ingest, in whole pieces where they come fast: to the
+// kernel they are half the work of what a socket happens to hold.
 func (d *download) copy(t *tap) {
-	buf := copyBuffers.Get().(*[copyPiece]byte)
-	defer copyBuffers.Put(buf)
-	for handed := false; ; {
-		at := t.at
-		n, err := t.Read(buf[:])
+	buf := pieces.Get().(*[storage.Piece]byte)
+	defer pieces.Put(buf)
+	for handed, first := false, true; ; first = false {
+		at, n, err := t.at, 0, error(nil)
+		for whole := int(storage.Piece - at%storage.Piece); n < whole && err == nil; {
+			var m int
+			m, err = t.Read(buf[n:whole])
+			n += m
+			if m < few || first { // who waits for this shall have it
+				break
+			}
+		}
 		if n > 0 {
 			if _, werr := d.f.in.WriteAt(buf[:n], at); werr != nil {
 				d.fail(werr)
@@ -325,6 +345,11 @@ func (d *download) copy(t *tap) {
 		}
 	}
 }
+
+// few is what a read brings at most from a connection that is slower than we are.
+const few = 16 << 10
+
+var pieces = sync.Pool{New: func() any { return new([storage.Piece]byte) }}
 
 // handOver begins with the next chunk while the only connection still has left bytes to
 // bring: the next one's round trip passes meanwhile.

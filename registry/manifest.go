@@ -117,6 +117,10 @@ func (r *Registry) deliverable(m *storage.Manifest) error {
 func (r *Registry) fetchManifest(ctx context.Context, q request, d digest.Digest) (*found, error) {
 	first := false
 	f, err := share(ctx, r, "manifest "+q.name+"@"+string(d), func(ctx context.Context) (*found, error) {
+		// Another one may have brought it between our look at the store and this one's take-off.
+		if m, err := r.store.Manifest(d); err == nil {
+			return r.stored(ctx, q, m)
+		}
 		first = true
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()

@@ -38,9 +38,8 @@ func takeSlot(ctx context.Context, acquire func(context.Context) error) error {
 type need uint8
 
 const (
-	toBegin     need = iota // a client has nothing of the blob yet
-	toHasten                // one more for a blob that a client reads
-	toReadAhead             // one more for a blob that nobody has asked for yet
+	toBegin  need = iota // a client has nothing of the blob yet
+	toHasten             // one more for a blob that is on its way
 	needs
 )
 

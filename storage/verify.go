@@ -20,7 +20,7 @@ func (s *Store) Verify(ctx context.Context, d digest.Digest) error {
 	}
 	defer b.Close()
 	h := d.Algorithm().Hash()
-	buf := hashBuffers.Get().(*[hashPiece]byte)
+	buf := hashBuffers.Get().(*[Piece]byte)
 	defer hashBuffers.Put(buf)
 	_, err = io.CopyBuffer(h, onlyReader{untilDone{ctx, b.File}}, buf[:])
 	switch got := digest.NewDigest(d.Algorithm(), h); {
