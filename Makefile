@@ -59,7 +59,8 @@ soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
 	HUBCACHE_SOAK=1 $(GO) test -timeout 30m -run Crash -v ./storage/
 
 .PHONY: bench
-bench: tools build ## measure beside the peers and write docs/performance.md (QUICK=1: five minutes)
+bench: build ## measure beside the peers and write docs/performance.md (QUICK=1: five minutes)
+	@integration/install-tools bench
 	$(GO) run ./integration/bench $(if $(QUICK),-quick)
 
 .PHONY: dist

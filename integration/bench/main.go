@@ -5,7 +5,7 @@
 //	go run ./integration/bench -quick   smaller blobs, fewer runs, to the terminal: five minutes
 //
 // The servers take turns within each round (A B A B), so that a machine that is busy for a
-// minute is busy for all of them. Bytes and requests are counted by the Hub, CPU time and
+// minute is busy for all of them, and each round begins with another one. Bytes and requests are counted by the Hub, CPU time and
 // memory by the kernel; nothing is asked of the server under test.
 //
 // It needs the Debian packages nginx-light, docker-registry and wrk, and Go's module proxy
@@ -26,6 +26,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -125,7 +127,8 @@ func (b *bench) play(ctx context.Context, s scenario) error {
 		all = append(all, &target{name: name, bench: b, scenario: s.name})
 	}
 	for n := range b.runs {
-		for _, t := range all {
+		for i := range all {
+			t := all[(i+n)%len(all)]
 			if n > 0 && slices.Contains(s.once, t.name) {
 				continue
 			}
@@ -143,6 +146,9 @@ func (b *bench) play(ctx context.Context, s scenario) error {
 func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 	if s.cold || t.process == nil {
 		t.stop()
+		if err := b.level(); err != nil {
+			return err
+		}
 		if err := t.start(ctx); err != nil {
 			return err
 		}
@@ -167,6 +173,27 @@ func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 	}
 	if s.cold {
 		t.stop()
+	}
+	return nil
+}
+
+// level makes runs begin alike: what the one before wrote is on the disk, and the memory that
+// it freed, which the host of a virtual machine takes back within seconds, is there again. A
+// server would pay several times the price of its writes for being the one that comes after.
+func (b *bench) level() error {
+	const memory = 2 << 30 // more than a run fills
+	unix.Sync()
+	f, err := os.CreateTemp(b.tmp, "level-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	buf := make([]byte, 256<<10)
+	for range memory / len(buf) {
+		if _, err := f.Write(buf); err != nil {
+			return err
+		}
 	}
 	return nil
 }
