@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -36,14 +37,38 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		s.loadEntry(e)
-	}
+	s.loadAll(entries)
 	s.loadPartials()
 	if built, err := s.index.get(bucketMeta, keyBuilt); err != nil || built != nil {
 		return err
 	}
 	return s.rebuild()
+}
+
+// ahead is how many entries are brought into the CPU's caches together. By last use they
+// lie anywhere in memory, and waiting for each on its own was half of filling the lru.
+const ahead = 32
+
+// loadAll fills the lru.
+func (s *Store) loadAll(entries []lastUse) {
+	slices.SortFunc(entries, func(a, b lastUse) int { return cmp.Compare(a.at, b.at) })
+	var sum byte // or the compiler would leave out what is only read
+	for part := range slices.Chunk(entries, ahead) {
+		for _, l := range part {
+			sum += l.e.Key[0]
+		}
+		for _, l := range part {
+			l.e.Value.used = l.at
+			s.loadEntry(l.e)
+		}
+	}
+	runtime.KeepAlive(sum)
+}
+
+// lastUse is an entry and the time to sort it by, which is read too often to be looked up.
+type lastUse struct {
+	at int64 // Unix nanoseconds
+	e  *entry
 }
 
 func (s *Store) loadEntry(e *entry) {
@@ -65,8 +90,8 @@ func (s *Store) setAside() error {
 }
 
 // loadIndex opens the index and reads all of it, so that damage shows now. It returns the
-// entries, least recently used first.
-func (s *Store) loadIndex() (entries []*entry, err error) {
+// entries in the order of their keys.
+func (s *Store) loadIndex() (entries []lastUse, err error) {
 	if s.index, err = openIndex(s.layout.index()); err != nil {
 		return nil, err
 	}
@@ -78,13 +103,13 @@ func (s *Store) loadIndex() (entries []*entry, err error) {
 	return entries, errors.Join(err, restErr)
 }
 
-func (s *Store) loadEntries() (entries []*entry, err error) {
+func (s *Store) loadEntries() (entries []lastUse, err error) {
 	err = s.index.each(bucketBlobs, nil, func(k, v []byte) error {
 		r, _, err := decodeHead(v)
 		if err != nil {
 			return err
 		}
-		entries = append(entries, r.entry(digest.Digest(k), 0))
+		entries = append(entries, lastUse{e: r.entry(digest.Digest(k), 0)})
 		return nil
 	})
 	if err != nil {
@@ -94,16 +119,13 @@ func (s *Store) loadEntries() (entries []*entry, err error) {
 	left := entries
 	err = s.index.each(bucketUses, nil, func(k, v []byte) error {
 		t, err := decodeTime(v)
-		for len(left) > 0 && string(left[0].Key) < string(k) {
+		for len(left) > 0 && string(left[0].e.Key) < string(k) {
 			left = left[1:]
 		}
-		if len(left) > 0 && string(left[0].Key) == string(k) {
-			left[0].Value.used = t
+		if len(left) > 0 && string(left[0].e.Key) == string(k) {
+			left[0].at = t
 		}
 		return err
-	})
-	slices.SortFunc(entries, func(a, b *entry) int {
-		return cmp.Compare(a.Value.used, b.Value.used)
 	})
 	return entries, err
 }
