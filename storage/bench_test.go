@@ -34,7 +34,7 @@ func indexOf(tb testing.TB, n int) string {
 			tb.Fatal(err)
 		}
 	}
-	x, err := openIndex(layout(dir).index())
+	x, err := openIndex(layout(dir).index(), nil, nothing)
 	if err != nil {
 		tb.Fatal(err)
 	}

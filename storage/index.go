@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // The buckets of index.db.
@@ -52,18 +53,34 @@ type change struct {
 
 // lockWait is how long a start waits for another process to let go of the index:
 // a server that is being restarted may still be closing it.
-const lockWait = 2 * time.Second
+const (
+	lockWait  = 2 * time.Second
+	lockRetry = 50 * time.Millisecond // bbolt's
+)
 
-// openIndex opens the database at path. errDamaged means that it can't be trusted.
-func openIndex(path string) (x *index, err error) {
-	if err := checkPages(path); err != nil {
+// openIndex opens the database at path and calls visit for all that is in it, see walkPages.
+// errDamaged means that it can't be trusted.
+func openIndex(path string, first [][]byte, visit visitor) (x *index, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	// Locked before the walk: a server that is being stopped may still be writing.
+	if err := lockFile(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err := checkFile(f, first, visit); err != nil {
+		f.Close()
 		return nil, err
 	}
 	defer recoverDamage(&err)()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		FreelistType: bbolt.FreelistMapType,
+		// bbolt's own lock is on the open file too, and is had at once.
+		OpenFile: func(string, int, os.FileMode) (*os.File, error) { return f, nil },
+	})
 	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("%s is in use by another process", path)
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("%w: %w", errDamaged, err)
 	case err != nil:
@@ -82,6 +99,28 @@ func openIndex(path string) (x *index, err error) {
 		return nil, err
 	}
 	return &index{path: path, db: db, pending: map[string]change{}}, nil
+}
+
+func checkFile(f *os.File, first [][]byte, visit visitor) error {
+	if _, err := os.Stat(f.Name() + ".damaged"); err == nil {
+		return fmt.Errorf("%w: found at run time", errDamaged)
+	}
+	return walkPages(f, first, visit)
+}
+
+// lockFile takes the lock that bbolt takes.
+func lockFile(f *os.File) error {
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockRetry) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case err != unix.EWOULDBLOCK:
+			return fmt.Errorf("locking %s: %w", f.Name(), err)
+		case time.Now().After(end):
+			return fmt.Errorf("%s is in use by another process", f.Name())
+		}
+	}
 }
 
 // recoverDamage turns what a damaged memory-mapped file does (a panic in bbolt, a fault

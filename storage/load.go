@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -55,7 +54,7 @@ func (s *Store) loadAll(entries []lastUse) {
 	var sum byte // or the compiler would leave out what is only read
 	for part := range slices.Chunk(entries, ahead) {
 		for _, l := range part {
-			sum += l.e.Key[0]
+			sum += l.e.Key[0] + l.e.Key[len(l.e.Key)-1] // in two lines of the cache
 		}
 		for _, l := range part {
 			l.e.Value.used = l.at
@@ -92,57 +91,35 @@ func (s *Store) setAside() error {
 // loadIndex opens the index and reads all of it, so that damage shows now. It returns the
 // entries in the order of their keys.
 func (s *Store) loadIndex() (entries []lastUse, err error) {
-	if s.index, err = openIndex(s.layout.index()); err != nil {
-		return nil, err
-	}
-	var rest sync.WaitGroup
-	var restErr error
-	rest.Go(func() { restErr = s.loadRest() })
-	entries, err = s.loadEntries()
-	rest.Wait()
-	return entries, errors.Join(err, restErr)
-}
-
-func (s *Store) loadEntries() (entries []lastUse, err error) {
-	err = s.index.each(bucketBlobs, nil, func(k, v []byte) error {
-		r, _, err := decodeHead(v)
-		if err != nil {
+	tags := int64(0)
+	var left []lastUse // those whose last use is to come: both buckets are in the order of their keys
+	s.index, err = openIndex(s.layout.index(), [][]byte{bucketBlobs, bucketUses}, func(bucket, k, v []byte) error {
+		switch string(bucket) {
+		case string(bucketBlobs):
+			r, _, err := decodeHead(v)
+			if err != nil {
+				return err
+			}
+			entries = append(entries, lastUse{e: r.entry(digest.Digest(k), 0)})
+			left = entries
+		case string(bucketUses):
+			t, err := decodeTime(v)
+			for len(left) > 0 && string(left[0].e.Key) < string(k) {
+				left = left[1:]
+			}
+			if len(left) > 0 && string(left[0].e.Key) == string(k) {
+				left[0].at = t
+			}
+			return err
+		case string(bucketTags):
+			tags++
+			_, err := decodeTag(v)
 			return err
 		}
-		entries = append(entries, lastUse{e: r.entry(digest.Digest(k), 0)})
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	// Both buckets are in the order of their keys.
-	left := entries
-	err = s.index.each(bucketUses, nil, func(k, v []byte) error {
-		t, err := decodeTime(v)
-		for len(left) > 0 && string(left[0].e.Key) < string(k) {
-			left = left[1:]
-		}
-		if len(left) > 0 && string(left[0].e.Key) == string(k) {
-			left[0].at = t
-		}
-		return err
-	})
-	return entries, err
-}
-
-// loadRest reads what loadIndex does not, so that damage shows now.
-func (s *Store) loadRest() error {
-	tags := int64(0)
-	err := s.index.each(bucketTags, nil, func(_, v []byte) error {
-		tags++
-		_, err := decodeTag(v)
-		return err
-	})
 	s.tags.Store(tags)
-	for _, b := range [][]byte{bucketLinks, bucketVerdicts} {
-		err = errors.Join(err, s.index.each(b, nil, func(_, _ []byte) error { return nil }))
-	}
-	return err
+	return entries, err
 }
 
 // loadPartials books the unfinished downloads that can be gone on with, and removes

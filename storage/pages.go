@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,26 +9,22 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 )
 
-// checkPages walks the tree of a bbolt file before bbolt does. bbolt trusts its pages:
+// walkPages walks the tree of a bbolt file before bbolt does. bbolt trusts its pages:
 // a pointer that a bad disk or an editor has changed can lead it in circles for ever,
-// or beyond the end of the mapped file. A missing file is fine; anything wrong is errDamaged.
+// or beyond the end of the mapped file. Anything wrong is errDamaged; an empty file is fine.
+//
+// It calls visit for every key, in the order of the keys, with the checked value: the start
+// needs all of them, and a second reading would take as long again. Those of the buckets
+// in first come one bucket after the other, those of all others at the same time from
+// another goroutine. Key and value are good until visit returns.
 //
 // The format is described in bbolt's internal/common/{page,meta}.go; it has been
 // version 2 since 2014, and is little-endian on the machines that hubcache runs on.
-func checkPages(path string) error {
-	if _, err := os.Stat(path + ".damaged"); err == nil {
-		return fmt.Errorf("%w: found at run time", errDamaged)
-	}
-	f, err := os.Open(path)
-	if os.IsNotExist(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+func walkPages(f *os.File, first [][]byte, visit visitor) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
@@ -35,21 +32,35 @@ func checkPages(path string) error {
 	if fi.Size() == 0 {
 		return nil // bbolt makes a new one of it
 	}
-	w := pageWalk{f: f, size: fi.Size()}
-	if err := w.check(); err != nil {
+	file := pageFile{f: f, size: fi.Size()}
+	if err := file.walk(first, visit); err != nil {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return nil
 }
 
-type pageWalk struct {
+// visitor is called with what an index holds.
+type visitor func(bucket, key, value []byte) error
+
+type pageFile struct {
 	f        io.ReaderAt
 	size     int64
 	pageSize uint64
-	high     uint64   // number of pages in use
-	seen     []bool   // by page
-	depth    int      // of the tree at hand, and
-	buffers  [][]byte // one page for each level of it
+	high     uint64        // number of pages in use
+	seen     []atomic.Bool // by page
+}
+
+// pageWalk is the walk of one tree.
+type pageWalk struct {
+	*pageFile
+	depth   int
+	buffers [][]byte // one page for each level
+	leaf    func(kind uint32, key, row []byte) error
+
+	// last is the key before, which the next one must be greater than, as bbolt searches by
+	// halves; or equal to when it stands in a branch, and the next one is the first below.
+	last     []byte
+	inBranch bool
 }
 
 const (
@@ -64,19 +75,20 @@ const (
 	bboltMagic = 0xED0CDAED
 )
 
-func (w *pageWalk) check() error {
-	meta, err := w.meta()
+func (p *pageFile) walk(first [][]byte, visit visitor) error {
+	meta, err := p.meta()
 	if err != nil {
 		return err
 	}
 	root := binary.LittleEndian.Uint64(meta[16:])
 	free := binary.LittleEndian.Uint64(meta[32:])
-	w.high = binary.LittleEndian.Uint64(meta[40:])
-	if w.high < 4 || w.high > uint64(w.size)/w.pageSize {
-		return fmt.Errorf("the file ends before page %d", w.high)
+	p.high = binary.LittleEndian.Uint64(meta[40:])
+	if p.high < 4 || p.high > uint64(p.size)/p.pageSize {
+		return fmt.Errorf("the file ends before page %d", p.high)
 	}
-	w.seen = make([]bool, w.high)
+	p.seen = make([]atomic.Bool, p.high)
 	if free != ^uint64(0) { // not kept in the file
+		w := pageWalk{pageFile: p}
 		page, err := w.page(free, freePage)
 		if err != nil {
 			return err
@@ -85,16 +97,71 @@ func (w *pageWalk) check() error {
 			return err
 		}
 	}
-	return w.tree(root)
+	return p.buckets(root, first, visit)
+}
+
+// buckets walks the tree of buckets, and then each of them.
+func (p *pageFile) buckets(root uint64, first [][]byte, visit visitor) error {
+	roots := map[string][]byte{}
+	w := pageWalk{pageFile: p, leaf: func(kind uint32, key, row []byte) error {
+		if kind != bucketLeaf {
+			return fmt.Errorf("%q is no bucket", key)
+		}
+		roots[string(key)] = bytes.Clone(row[len(key):])
+		return nil
+	}}
+	if err := w.tree(root); err != nil {
+		return err
+	}
+	var beside sync.WaitGroup
+	var err, besideErr error
+	beside.Go(func() {
+		for name, root := range roots {
+			if !slices.ContainsFunc(first, func(b []byte) bool { return string(b) == name }) {
+				besideErr = errors.Join(besideErr, p.bucket([]byte(name), root, visit))
+			}
+		}
+	})
+	for _, name := range first {
+		if root, ok := roots[string(name)]; ok && err == nil {
+			err = p.bucket(name, root, visit)
+		}
+	}
+	beside.Wait()
+	return errors.Join(err, besideErr)
+}
+
+// bucket walks a bucket's tree, whose root is a page or, of a small one, follows its header.
+func (p *pageFile) bucket(name, header []byte, visit visitor) error {
+	w := pageWalk{pageFile: p, leaf: func(kind uint32, key, row []byte) error {
+		if kind == bucketLeaf || len(key) == 0 {
+			return fmt.Errorf("what bucket %s has as %q is no key with a value", name, key)
+		}
+		value, err := unsealRow(row, len(key))
+		if err != nil {
+			return err
+		}
+		return visit(name, key, value)
+	}}
+	if len(header) < 16 {
+		return fmt.Errorf("bucket %s has no header", name)
+	}
+	if root := binary.LittleEndian.Uint64(header); root != 0 {
+		return w.tree(root)
+	}
+	if len(header) < 16+pageHeader || binary.LittleEndian.Uint16(header[24:]) != leafPage {
+		return fmt.Errorf("bucket %s has neither a root nor a page", name)
+	}
+	return w.elements(0, header[16:])
 }
 
 // meta returns the body of the newer of the two meta pages that are whole.
-func (w *pageWalk) meta() (best []byte, err error) {
+func (p *pageFile) meta() (best []byte, err error) {
 	// The second one stands a page further on, and the page's size is in it.
 	for _, size := range []uint64{4096, 8192, 16384, 32768, 65536} {
 		for _, at := range []uint64{0, size} {
 			b := make([]byte, pageHeader+64)
-			if _, err := w.f.ReadAt(b, int64(at)); err != nil {
+			if _, err := p.f.ReadAt(b, int64(at)); err != nil {
 				continue
 			}
 			m := b[pageHeader:]
@@ -105,7 +172,7 @@ func (w *pageWalk) meta() (best []byte, err error) {
 				continue
 			}
 			if best == nil || binary.LittleEndian.Uint64(m[48:]) > binary.LittleEndian.Uint64(best[48:]) {
-				best, w.pageSize = m, size
+				best, p.pageSize = m, size
 			}
 		}
 	}
@@ -118,10 +185,9 @@ func (w *pageWalk) meta() (best []byte, err error) {
 // page reads a whole page, overflow included, and checks its header. What it returns is
 // good until the next call at this depth.
 func (w *pageWalk) page(id uint64, flags ...uint16) ([]byte, error) {
-	if id < 2 || id >= w.high || w.seen[id] {
+	if id < 2 || id >= w.high || w.seen[id].Swap(true) {
 		return nil, fmt.Errorf("page %d is beyond the end or reached twice", id)
 	}
-	w.seen[id] = true
 	for len(w.buffers) <= w.depth {
 		w.buffers = append(w.buffers, make([]byte, w.pageSize))
 	}
@@ -155,7 +221,7 @@ func (w *pageWalk) freelist(b []byte) error {
 		if id <= last || id >= w.high {
 			return fmt.Errorf("page %d in the free list", id)
 		}
-		w.seen[id] = true // in use as well would be seen twice
+		w.seen[id].Store(true) // in use as well would be seen twice
 		last, at = id, at+8
 	}
 	return nil
@@ -182,8 +248,12 @@ func (w *pageWalk) elements(id uint64, b []byte) error {
 		e := b[at : at+element]
 		if flags == branchPage {
 			pos, key := uint64(binary.LittleEndian.Uint32(e)), uint64(binary.LittleEndian.Uint32(e[4:]))
-			if uint64(at)+pos+key > uint64(len(b)) {
+			from := uint64(at) + pos
+			if from+key > uint64(len(b)) {
 				return fmt.Errorf("page %d: element %d lies outside", id, i)
+			}
+			if err := w.inOrder(b[from:from+key], true); err != nil {
+				return err
 			}
 			if err := w.tree(binary.LittleEndian.Uint64(e[8:])); err != nil {
 				return err
@@ -192,29 +262,27 @@ func (w *pageWalk) elements(id uint64, b []byte) error {
 		}
 		pos, key := uint64(binary.LittleEndian.Uint32(e[4:])), uint64(binary.LittleEndian.Uint32(e[8:]))
 		val := uint64(binary.LittleEndian.Uint32(e[12:]))
-		from := uint64(at) + pos + key
-		if from+val > uint64(len(b)) {
+		from := uint64(at) + pos
+		if from+key+val > uint64(len(b)) {
 			return fmt.Errorf("page %d: element %d lies outside", id, i)
 		}
-		if binary.LittleEndian.Uint32(e) == bucketLeaf {
-			if err := w.bucket(id, b[from:from+val]); err != nil {
-				return err
-			}
+		row := b[from : from+key+val]
+		if err := w.inOrder(row[:key], false); err != nil {
+			return err
+		}
+		if err := w.leaf(binary.LittleEndian.Uint32(e), row[:key], row); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// bucket follows a bucket's root, which is a page or, for a small one, follows its header.
-func (w *pageWalk) bucket(id uint64, v []byte) error {
-	if len(v) < 16 {
-		return fmt.Errorf("page %d: a bucket without a header", id)
+// inOrder checks that key, which stands in a branch or in a leaf, comes after the one before.
+func (w *pageWalk) inOrder(key []byte, branch bool) error {
+	c := bytes.Compare(key, w.last)
+	if w.last != nil && (c < 0 || c == 0 && !w.inBranch) {
+		return fmt.Errorf("key %q comes after %q", key, w.last)
 	}
-	if root := binary.LittleEndian.Uint64(v); root != 0 {
-		return w.tree(root)
-	}
-	if len(v) < 16+pageHeader || binary.LittleEndian.Uint16(v[24:]) != leafPage {
-		return fmt.Errorf("page %d: an inline bucket without a page", id)
-	}
-	return w.elements(id, v[16:])
+	w.last, w.inBranch = append(w.last[:0], key...), branch
+	return nil
 }
