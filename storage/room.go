@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // claim makes in the one ingest of its digest.
@@ -87,12 +86,7 @@ func (s *Store) giveBack(n int64) {
 // shortOfSpace returns how many bytes have to leave the file system so that n more fit
 // and the free space to keep is kept; 0 or less when none.
 func (s *Store) shortOfSpace(n int64) int64 {
-	var st unix.Statfs_t
-	if unix.Statfs(string(s.layout), &st) != nil {
-		return -1
-	}
-	free := int64(st.Bavail) * st.Bsize
-	return n + s.minFree.Load() - free
+	return s.space.short(n, s.minFree.Load())
 }
 
 // shrink evicts what is over the budget and what has to go for the free space to keep.

@@ -44,6 +44,7 @@ type Store struct {
 	log     *slog.Logger
 	index   *index
 	minFree atomic.Int64
+	space   freeSpace
 
 	// making serializes those who make room, so that each sees the room the one before
 	// left. Held during unlinks; taken before mu.
@@ -130,6 +131,7 @@ func newStore(o Options) *Store {
 		dirty:     make(chan struct{}, 1),
 		stop:      make(chan struct{}),
 	}
+	s.space.measure = statfs(o.Dir)
 	s.minFree.Store(o.MinFree)
 	return s
 }

@@ -1,0 +1,108 @@
+package storage
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// disk is a file system that others write to as well.
+type disk struct {
+	free  int64
+	asked int
+	err   error
+}
+
+func (d *disk) measure() (int64, error) {
+	d.asked++
+	return d.free, d.err
+}
+
+// TestPromisesCountAtOnce: what has been promised and is not written yet is not promised
+// again, however fast one asks.
+func TestPromisesCountAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // no time passes
+		const keep, n = 1 << 30, 300 << 20
+		promised := int64(0)
+		// What was promised is written by the time the disk is asked.
+		f := freeSpace{measure: func() (int64, error) { return 10<<30 - promised, nil }}
+		for range 1000 {
+			if f.short(n, keep) > 0 {
+				break
+			}
+			promised += n
+		}
+		if promised > 9<<30 || promised < 8<<30 {
+			t.Errorf("%d MiB were promised of 9 GiB", promised>>20)
+		}
+	})
+}
+
+func TestFreeSpaceIsAskedForSeldomAndInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keep = 1 << 30
+		d := &disk{free: 100 << 30}
+		f := freeSpace{measure: d.measure}
+		for range 1000 {
+			if f.short(1<<20, keep) > 0 {
+				t.Fatal("short with 100 GiB")
+			}
+		}
+		if d.asked != 1 {
+			t.Errorf("asked %d times while there is plenty", d.asked)
+		}
+		d.free = 2 << 30 // somebody else writes
+		time.Sleep(spaceFresh + 1)
+		if short := f.short(2<<30, keep); short != 1<<30 {
+			t.Errorf("%d short, want 1 GiB", short)
+		}
+		// Near the edge every answer is the disk's.
+		for range 3 {
+			d.free -= 1 << 20
+			if short := f.short(0, keep); short != keep-d.free {
+				t.Errorf("%d short with %d free", short, d.free)
+			}
+		}
+		d.free = 100 << 30
+		if short := f.short(0, keep); short > 0 {
+			t.Errorf("%d short after there is room again", short)
+		}
+		// More than there was is asked for anew, and not promised on trust.
+		if short := f.short(100<<30, keep); short != keep {
+			t.Errorf("%d short, want 1 GiB", short)
+		}
+		d.err = errors.New("no such system call")
+		if short := f.short(1<<40, keep); short > 0 {
+			t.Errorf("%d short where it can't be told", short)
+		}
+	})
+}
+
+// TestMinFreeEvicts: blobs leave so that the free space to keep is kept, with budget for all,
+// and what can't be had that way is refused.
+func TestMinFreeEvicts(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	d := &disk{}
+	s.space.mu.Lock() // the start goes on beside
+	s.space.measure = func() (int64, error) {
+		d.free = 100<<20 - bytesOnDisk(t, s) // a disk of 100 MiB, with nothing else on it
+		return d.measure()
+	}
+	s.space.until = time.Time{} // the start has asked the real one
+	s.space.mu.Unlock()
+	s.minFree.Store(90 << 20)
+	for n := range 20 {
+		put(t, s, noise(uint64(n), 1<<20))
+		if got := s.Stats().Bytes; got > 10<<20 {
+			t.Fatalf("%d bytes, and 90 of 100 MiB are to be left free", got)
+		}
+	}
+	if st := s.Stats(); st.Bytes != 10<<20 || st.Evictions != 10 {
+		t.Errorf("%+v", st)
+	}
+	if err := s.reserve(11 << 20); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("room for more than may be used: %v", err)
+	}
+	balanced(t, s)
+}
