@@ -57,7 +57,9 @@ type download struct {
 	todo    []storage.Span // that nobody has claimed yet, in order
 	claimed chan struct{}  // closed when there is nothing left of it
 	workers int            // connections that there are or will be
-	active  int            // the part of them that has a lane
+	open    int            // the part of them to which bytes come
+	marked  time.Time      // when open changed last, or was looked at
+	flowed  time.Duration  // how long it has been more than 0 since the last look
 	pace    int64          // bytes a second of each of them; 0: not known yet
 	fast    bool           // more of them would not help
 	err     error          // the first; ends all
@@ -66,7 +68,7 @@ type download struct {
 func newDownload(f *flight) *download {
 	r := f.r
 	d := &download{f: f, r: r, source: r.source(f.name, f.digest), lanes: r.transfers.Load(), ranges: r.policy.Load().Limits.Ranges,
-		claimed: make(chan struct{}), workers: 1, active: 1}
+		claimed: make(chan struct{}), workers: 1}
 	d.ctx, d.cancel = context.WithCancelCause(f.ctx)
 	return d
 }
@@ -196,7 +198,7 @@ func without(spans []storage.Span, s storage.Span) (rest []storage.Span) {
 func (d *download) steer() {
 	look := time.NewTimer(steerFirst)
 	defer look.Stop()
-	start, all, own := time.Now(), d.r.up.fetched.Load(), d.f.in.Received()
+	all, own := d.r.up.fetched.Load(), d.f.in.Received()
 	for {
 		select {
 		case <-d.ctx.Done():
@@ -205,22 +207,30 @@ func (d *download) steer() {
 			return
 		case <-look.C:
 		}
-		now, all2, own2 := time.Now(), d.r.up.fetched.Load(), d.f.in.Received()
-		took := max(now.Sub(start), 1)
-		second := func(n int64) int64 { return int64(float64(n) / took.Seconds()) }
-		d.paced(second(all2-all), second(own2-own))
-		start, all, own = now, all2, own2
-		look.Reset(steerEvery)
+		all2, own2 := d.r.up.fetched.Load(), d.f.in.Received()
+		if d.paced(all2-all, own2-own) {
+			all, own = all2, own2
+			look.Reset(steerEvery)
+		} else {
+			look.Reset(steerFirst)
+		}
 	}
 }
 
-// paced takes note of how many bytes a second come, over all and of this blob.
-func (d *download) paced(all, own int64) {
+// paced takes note of how many bytes have come since it was told last, over all and of this
+// blob. It reports whether it could: not while connections are being made.
+func (d *download) paced(all, own int64) bool {
 	urgent := d.f.urgent()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.fast = all >= enough
-	d.pace = max(own/int64(max(d.active, 1)), 1)
+	d.mark(0)
+	if d.flowed < steerFirst {
+		return false
+	}
+	second := func(n int64) int64 { return int64(float64(n) / d.flowed.Seconds()) }
+	d.fast = second(all) >= enough
+	d.pace = max(second(own)/int64(max(d.open, 1)), 1)
+	d.flowed = 0
 	left := int64(0)
 	for _, s := range d.todo {
 		left += s.To - s.From
@@ -228,6 +238,16 @@ func (d *download) paced(all, own int64) {
 	for want := min(d.ranges, 1+int(left/chunkLeast)); urgent && !d.fast && d.workers < want; {
 		d.add()
 	}
+	return true
+}
+
+// mark takes note that bytes come to n more connections. mu is held.
+func (d *download) mark(n int) {
+	now := time.Now()
+	if d.open > 0 {
+		d.flowed += now.Sub(d.marked)
+	}
+	d.open, d.marked = d.open+n, now
 }
 
 // add adds a worker, which waits for a lane. mu is held; who calls is a worker, or steers.
@@ -237,7 +257,6 @@ func (d *download) add() {
 		if d.lanes.acquire(d.ctx, toHasten) != nil {
 			return
 		}
-		d.count(&d.active, 1)
 		held := true
 		d.work(false, func() bool {
 			held = d.lanes.yield(d.ctx, toHasten)
@@ -249,16 +268,9 @@ func (d *download) add() {
 	})
 }
 
-func (d *download) count(of *int, n int) {
-	d.mu.Lock()
-	*of += n
-	d.mu.Unlock()
-}
-
 // work claims and fetches chunks until there are none, or others will do for the worker, which
 // may have had one before. between is asked after each whether to go on.
 func (d *download) work(before bool, between func() bool) {
-	defer d.count(&d.active, -1)
 	for more := true; more; more = between() {
 		span, ok := d.claim(before)
 		if !ok {
@@ -307,6 +319,13 @@ func (d *download) claim(again bool) (s storage.Span, ok bool) {
 // copy moves what a tap gives into the ingest, in whole pieces where they come fast: to the
 // kernel they are half the work of what a socket happens to hold.
 func (d *download) copy(t *tap) {
+	flows := func(n int) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.mark(n)
+	}
+	flows(1)
+	defer flows(-1)
 	buf := pieces.Get().(*[storage.Piece]byte)
 	defer pieces.Put(buf)
 	for handed, first := false, true; ; first = false {
