@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -49,6 +50,17 @@ func (t *Transport) Access(ctx context.Context, repository string) (Verdict, err
 	case <-ctx.Done():
 		return Unknown, ctx.Err()
 	}
+}
+
+// Learn asks the registry at its front door how it challenges, unless that is known, so that
+// the first request need not find out. It sends no credential. Errors: those of Base.
+func (t *Transport) Learn() error {
+	t.init()
+	if t.known() != nil || t.Registry == nil {
+		return nil
+	}
+	_, err := t.anonymous(http.MethodGet, "", "")
+	return err
 }
 
 func (t *Transport) verdict(repository string) (Verdict, error) {
@@ -134,11 +146,17 @@ func (t *Transport) anonymous(method, path, bearer string) (*http.Response, erro
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Registry.Host, err)
 	}
-	resp.Body.Close()
+	drain(resp)
 	if resp.StatusCode == http.StatusUnauthorized {
 		t.learn(resp.Header)
 	}
 	return resp, nil
+}
+
+// drain reads what there is of a small body, so that the connection can be used again.
+func drain(resp *http.Response) {
+	io.CopyN(io.Discard, resp.Body, 64<<10)
+	resp.Body.Close()
 }
 
 // claims reads a token's access claim; ok is false when the token is not a JWT, or the

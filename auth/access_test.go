@@ -163,3 +163,23 @@ func TestAccessNeedsNoCredential(t *testing.T) {
 		}
 	})
 }
+
+// Learn asks at the front door, once and without the credential; the first request then
+// has its token beforehand.
+func TestLearn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		f, _ := secretFile(t, secretText)
+		tr, _ := transport(w, f)
+		for range 2 {
+			if err := tr.Learn(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if saw := w.auths["registry-1.docker.io"]; saw != "" {
+			t.Errorf("the front door saw %q", saw)
+		}
+		want(t, tr, redis, 200)
+		w.requests(t, "", frontDoor, "TOKEN basic repository:library/redis:pull", "GET registry-1.docker.io/v2/library/redis/manifests/7")
+	})
+}

@@ -3,7 +3,6 @@ package auth
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -79,9 +78,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil || resp.StatusCode != http.StatusUnauthorized || !t.again(resp, g) {
 		return resp, err
 	}
-	// Read what there is of a small body, so that the connection can be used again.
-	io.CopyN(io.Discard, resp.Body, 64<<10)
-	resp.Body.Close()
+	drain(resp)
 	resp, g, err = t.send(req)
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		t.again(resp, g)

@@ -79,6 +79,16 @@ func New(o Options) (*Registry, error) {
 	return r, nil
 }
 
+// Introduce asks upstream in the background how it wants to be spoken to, which spares the
+// first pull a round trip and a connection. Nothing depends on the answer.
+func (r *Registry) Introduce() {
+	r.background(func(context.Context) {
+		if err := r.up.auth.Learn(); err != nil {
+			r.log.Debug("upstream doesn't answer yet", "error", err)
+		}
+	})
+}
+
 // SetPolicy replaces the policy for the requests that come after it.
 // An invalid pattern is an error, and then nothing changes.
 func (r *Registry) SetPolicy(p Policy) error {

@@ -240,6 +240,9 @@ func (u *upstream) version() uint64 {
 	return u.cred.Version()
 }
 
+// maxRedirectBody is more than the line of HTML around a signed URL that registries send.
+const maxRedirectBody = 8 << 10
+
 // follow sends a GET or HEAD and follows redirects: at most five, to https anywhere, to
 // plain http and into the network only when the registry is of that kind itself, never
 // with credentials in the URL. It returns the URL that answered.
@@ -253,6 +256,10 @@ func (u *upstream) follow(ctx context.Context, method string, to *url.URL, heade
 		case 301, 302, 303, 307, 308:
 		default:
 			return resp, to, nil
+		}
+		// A connection whose body was not read to its end can't be used again.
+		if n := resp.ContentLength; n >= 0 && n <= maxRedirectBody {
+			io.CopyN(io.Discard, resp.Body, n+1)
 		}
 		resp.Body.Close()
 		next, err := to.Parse(resp.Header.Get("Location"))

@@ -112,6 +112,7 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	}
 	srv.serveAll(listeners)
 	srv.greet(listeners)
+	srv.registry.Introduce()
 	notify(daemon.SdNotifyReady)
 	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() }) // they take the locks that all need
 	defer stopWatchdog()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"html"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -152,8 +153,10 @@ func (x *exchange) blob() *reply {
 		rep.header.Set("Docker-Content-Digest", x.target.reference)
 		return rep
 	}
-	rep := textReply(http.StatusTemporaryRedirect, "text/html; charset=utf-8", "")
-	rep.header.Set("Location", x.signedURL())
+	to := x.signedURL()
+	// As distribution does, which leaves it to http.Redirect.
+	rep := textReply(http.StatusTemporaryRedirect, "text/html; charset=utf-8", `<a href="`+html.EscapeString(to)+`">Temporary Redirect</a>.`+"\n\n")
+	rep.header.Set("Location", to)
 	return rep
 }
 
