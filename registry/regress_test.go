@@ -574,3 +574,25 @@ func TestWriteAfterClose(t *testing.T) {
 		l.start()
 	})
 }
+
+// A manifest for which there is no room still tells how large its layers are: a Range of one
+// that comes without a length was answered with all of it.
+func TestUnkeptManifestTellsSizes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, budget: 100})
+		d := l.image("library/app", "1", 5<<18)[0]
+		if r := l.get("/v2/library/app/manifests/1"); r.header.Get("X-Hubcache") != "bypass" {
+			t.Fatalf("%d %v", r.status, r.header)
+		}
+		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+		resp, err := l.ask(t.Context(), "GET", blobPath("library/app", d), "Range", "bytes=1000-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if resp.StatusCode != 206 || err != nil || len(b) != 5<<18-1000 {
+			t.Errorf("%s, %d bytes, %v", resp.Status, len(b), err)
+		}
+	})
+}

@@ -26,17 +26,24 @@ type Manifest struct {
 	Private   bool // came through a repository that isn't public
 }
 
-// PutManifest keeps a manifest, whose children it links to the repository as named.
+// PutManifest keeps a manifest. Its children are linked to the repository as named even when
+// there is no room for it: that the repository names them, and how large they are, is so.
 // Errors: ErrDigest, ErrNoRoom, ErrDisk, ErrBusy; nil when it is there already.
 func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body []byte) error {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	if got := d.Algorithm().FromBytes(body); got != d {
+		return fmt.Errorf("%w: got %s for %s", ErrDigest, got, d)
+	}
 	m := &Manifest{MediaType: mediaType, Children: Children(body)}
+	for _, c := range m.Children {
+		s.name(from.Repository, c)
+	}
 	in, err := s.begin(&Ingest{digest: d, from: from, size: int64(len(body)), manifest: m})
 	if errors.Is(err, fs.ErrExist) {
 		s.makeManifest(d, m)
 		s.link(from.Repository, d, Link{true, int64(len(body))})
-		for _, c := range m.Children {
-			s.name(from.Repository, c)
-		}
 		s.flushSoon()
 		s.repoChanged(from.Repository)
 		return nil

@@ -205,16 +205,11 @@ func (s *Store) commit(in *Ingest) error {
 	}
 	os.Remove(s.layout.partialState(in.digest))
 	r := record{fileID: id, private: in.from.Private}
-	links := []Child{}
 	if in.manifest != nil {
 		r.manifest, r.mediaType, r.children = true, in.manifest.MediaType, in.manifest.Children
-		links = r.children
 	}
 	s.admit(in, r)
 	s.link(in.from.Repository, in.digest, Link{true, id.size})
-	for _, c := range links {
-		s.name(in.from.Repository, c)
-	}
 	s.flushSoon()
 	return nil
 }
