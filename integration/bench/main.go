@@ -146,8 +146,10 @@ func (b *bench) play(ctx context.Context, s scenario) error {
 func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 	if s.cold || t.process == nil {
 		t.stop()
-		if err := b.level(); err != nil {
-			return err
+		if !b.quick {
+			if err := b.level(); err != nil {
+				return err
+			}
 		}
 		if err := t.start(ctx); err != nil {
 			return err

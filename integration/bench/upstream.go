@@ -29,7 +29,7 @@ type upstream struct {
 	big   *fakehub.Image   // one large layer
 	many  *fakehub.Image   // eight layers
 	warm  *fakehub.Image   // eight layers, larger in a quick run
-	small []*fakehub.Image // 200 of six layers, three of which are one of five bases
+	small []*fakehub.Image // 200 (60 in a quick run) of six layers, three of which are one of five bases
 }
 
 // The Hub is 30 ms away, and a new connection costs two more round trips: TCP and TLS.
@@ -60,7 +60,11 @@ func newUpstream(quick bool) (*upstream, error) {
 	if quick {
 		u.warm = add("warm", fakehub.Layers(8, 64<<20)...)
 	}
-	for i := range 200 {
+	images := 200
+	if quick {
+		images = 60
+	}
+	for i := range images {
 		base := uint64(1 + i%5)
 		u.small = append(u.small, add(fmt.Sprintf("small%03d", i),
 			fakehub.Layer{Size: 1200 << 10, Seed: base}, fakehub.Layer{Size: 600 << 10, Seed: base}, fakehub.Layer{Size: 200 << 10, Seed: base},
