@@ -39,7 +39,8 @@ type Holds struct {
 	Dir string
 }
 
-// Hold is a hold in force, or on its way to be.
+// Hold is a hold in force, or on its way to be, until [Hold.Release]: keep it until then,
+// for the lock ends when the garbage collector closes a forgotten file.
 type Hold struct {
 	run *os.File
 }

@@ -174,10 +174,15 @@ func TestHoldStopsARun(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	orphans(e, 3)
 	p := newPruner(t, e, c)
+	var hold *Hold
 	entered := make(chan error, 1)
 	e.before = func(request string) {
 		if strings.HasPrefix(request, "DELETE") {
-			go func() { _, err := p.Holds.Enter(context.Background(), 10*time.Second, nil); entered <- err }()
+			go func() {
+				var err error
+				hold, err = p.Holds.Enter(context.Background(), 10*time.Second, nil)
+				entered <- err
+			}()
 			e.mu.Lock()
 			e.before = nil
 			e.mu.Unlock()
@@ -188,6 +193,7 @@ func TestHoldStopsARun(t *testing.T) {
 	if err := <-entered; err != nil || e.left() != "bc" {
 		t.Errorf("hold: %v; left %q", err, e.left())
 	}
+	hold.Release()
 }
 
 // TestCriticalWaitsForHolds: above the critical watermark prune waits for the hold in
@@ -251,9 +257,11 @@ func TestCriticalGivesUpAfterMaxWait(t *testing.T) {
 	e.used = 960
 	p := newPruner(t, e, c)
 	p.Policy.MaxWait = 5 * lockPoll
-	if _, err := p.Holds.Enter(t.Context(), 0, nil); err != nil {
+	hold, err := p.Holds.Enter(t.Context(), 0, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer hold.Release()
 	wantDecision(t, mustRun(t, p, true), Deferred, "after waiting")
 	if e.left() != "abc" {
 		t.Errorf("left %q", e.left())
