@@ -73,7 +73,7 @@ func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request,
 		if n == b.Size {
 			r.doubt(req, q.digest)
 		}
-		sent, err := sendStretch(w, b.File, off, n)
+		sent, err := sendStretch(w, b.File, off, n, false)
 		if errors.Is(err, syscall.EIO) || errors.Is(err, io.ErrUnexpectedEOF) { // a bad sector, or the file was truncated meanwhile
 			r.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
 			r.store.Remove(q.digest)

@@ -33,15 +33,15 @@ func TestSendfileIsUsed(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		off, n := int64(1000), int64(len(want)-1000)
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
-		if sent, err := sendStretch(w, f, off, n); err != nil || sent != n {
+		if sent, err := sendStretch(w, f, off, n, req.URL.Path == "/fresh"); err != nil || sent != n {
 			t.Errorf("%d of %d sent: %v", sent, n, err)
 		}
 	})
 	for _, start := range []func(http.Handler) *httptest.Server{httptest.NewServer, httptest.NewTLSServer} {
 		copies.Store(0)
 		srv := start(handler)
-		for range 2 { // the second on the same connection
-			resp, err := srv.Client().Get(srv.URL)
+		for _, path := range []string{"/", "/fresh", "/"} { // on one connection
+			resp, err := srv.Client().Get(srv.URL + path)
 			if err != nil {
 				t.Fatal(err)
 			}

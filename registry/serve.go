@@ -171,6 +171,10 @@ func sendBytes(b []byte) sender {
 // (storage.Patience).
 const step = 512 << 10
 
+// fresh is for how long the kernel has bytes in memory for certain: none go before they are on
+// the disk, which takes it seconds to begin with.
+const fresh = time.Second
+
 // sendGrowing is a sender for a blob on its way in, by sendfile as far as it has come.
 // Where net/http can't do that (TLS, an unknown length) a large buffer is better than its own.
 func sendGrowing(req *http.Request, rd *storage.Reader) sender {
@@ -181,7 +185,7 @@ func sendGrowing(req *http.Request, rd *storage.Reader) sender {
 			return pump(w, off, n, read)
 		}
 		http.NewResponseController(w).Flush() // the headers are news already
-		for sent < n {
+		for since := (time.Time{}); sent < n; {
 			want := int64(step)
 			if sent == 0 {
 				want = 1
@@ -190,7 +194,9 @@ func sendGrowing(req *http.Request, rd *storage.Reader) sender {
 			if err != nil {
 				return sent, err
 			}
-			m, err := sendStretch(w, rd.File(), off+sent, min(end-off-sent, n-sent))
+			now := time.Now() // all that is new has come since the last time
+			m, err := sendStretch(w, rd.File(), off+sent, min(end-off-sent, n-sent), now.Sub(since) < fresh)
+			since = now
 			sent += m
 			if err != nil {
 				// The client or the disk: reading tells which.
