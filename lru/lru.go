@@ -31,6 +31,7 @@ type Cache[K comparable, V any] struct {
 
 	fresh, proven segment[K, V]                   // committed entries: used once, and used again
 	partial       *simplelru.LRU[K, *Entry[K, V]] // idle unfinished ones: they leave before any whole entry
+	partialBytes  int64
 }
 
 // freshShare is how much of the budget, one part in so many, fresh entries may fill before
@@ -167,6 +168,7 @@ func (c *Cache[K, V]) LoadPartial(e *Entry[K, V]) {
 	c.used += e.Size
 	e.place = inPart
 	c.partial.Add(e.Key, e)
+	c.partialBytes += e.Size
 }
 
 // segment returns the one that e is in, or nil.
@@ -287,11 +289,7 @@ func (e *Entry[K, V]) Held() bool { return e.holders > 0 }
 // What it returns is out of the cache, and counted until Gone.
 func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	need := max(c.used+c.reserved+n-c.max, atLeast)
-	partBytes := int64(0)
-	for _, e := range c.partial.Values() {
-		partBytes += e.Size
-	}
-	if n > c.max || need > partBytes+c.fresh.idleBytes+c.proven.idleBytes {
+	if n > c.max || need > c.partialBytes+c.fresh.idleBytes+c.proven.idleBytes {
 		return nil
 	}
 	return c.take(need, false)
@@ -368,6 +366,7 @@ func (c *Cache[K, V]) drop(e *Entry[K, V]) {
 		s.remove(e)
 	} else {
 		c.partial.Remove(e.Key)
+		c.partialBytes -= e.Size
 	}
 	e.place = out
 	c.leaving += e.Size

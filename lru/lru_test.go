@@ -27,6 +27,16 @@ func (m *model) used() (n int64) {
 	return n
 }
 
+// idle is what may leave without anybody noticing.
+func (m *model) idle() (n int64) {
+	for _, e := range append(slices.Clone(m.whole), m.part...) {
+		if m.held[e] == 0 {
+			n += e.Size
+		}
+	}
+	return n
+}
+
 func find(list []*entry, k int) int {
 	return slices.IndexFunc(list, func(e *entry) bool { return e.Key == k })
 }
@@ -46,7 +56,12 @@ func run(t *testing.T, ops []byte) {
 				t.Fatalf("Reserve(%d) = %v, model says %v", n, ok, want)
 			}
 			if !ok {
-				for _, e := range c.Victims(n, 0) {
+				idle, need := m.idle(), m.used()+m.reserved+n-m.max
+				victims := c.Victims(n, 0)
+				if (len(victims) > 0) != (idle >= need) {
+					t.Fatalf("%d victims, with %d idle bytes for %d", len(victims), idle, need)
+				}
+				for _, e := range victims {
 					leave(t, m, e, evicted)
 				}
 				m.sweep(c)
