@@ -54,6 +54,11 @@ type ManifestRequests struct {
 	Error       int64 `json:"error"`
 }
 
+// Total is how many there were.
+func (r ManifestRequests) Total() int64 {
+	return r.Hit + r.Revalidated + r.Miss + r.Shared + r.Stale + r.Bypass + r.Error
+}
+
 // BlobRequests are those of blobs.
 type BlobRequests struct {
 	Hit    int64 `json:"hit"`
@@ -62,6 +67,9 @@ type BlobRequests struct {
 	Bypass int64 `json:"bypass"`
 	Error  int64 `json:"error"`
 }
+
+// Total is how many there were.
+func (r BlobRequests) Total() int64 { return r.Hit + r.Miss + r.Shared + r.Bypass + r.Error }
 
 // Bytes counts bodies of manifests and blobs: sent to clients, read from upstreams, and
 // read ahead for nobody.

@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
-	"net/http"
-	"strings"
-	"time"
 
-	"github.com/hubcache/hubcache/prune"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/prune"
 )
 
 // Exit codes beside 0 and 1; every command uses the same.
@@ -118,66 +115,22 @@ time it runs.`,
 
 // transfersOf asks a running hubcache how many downloads it has in flight; nil when there
 // is none to ask.
-func transfersOf(admin string) func(context.Context) (int, error) {
-	if admin == "" {
+func transfersOf(addr string) func(context.Context) (int, error) {
+	if addr == "" {
 		return nil
 	}
 	return func(ctx context.Context) (int, error) {
-		stats, err := askStats(ctx, admin)
+		stats, err := askStats(ctx, addr)
 		return len(stats.Inflight), err
 	}
 }
 
-// cacheStats is the part of GET /api/v1/stats that this machine's side reads.
-type cacheStats struct {
-	Version string `json:"version"`
-	Store   struct {
-		Bytes  int64 `json:"bytes"`
-		Budget int64 `json:"budget_bytes"`
-	} `json:"store"`
-	Requests map[string]map[string]int64 `json:"requests"`
-	Upstream []struct {
-		Registry      string `json:"registry"`
-		State         string `json:"state"`
-		Authenticated bool   `json:"authenticated"`
-		RateLimit     *struct {
-			Limit     int64 `json:"limit"`
-			Remaining int64 `json:"remaining"`
-		} `json:"rate_limit"`
-	} `json:"upstreams"`
-	Inflight []json.RawMessage `json:"inflight"`
-}
-
-// statsTimeout bounds a question to a server on this machine.
-const statsTimeout = 5 * time.Second
-
-// askStats asks the admin listener at addr: host:port or unix:/path.
-func askStats(ctx context.Context, addr string) (cacheStats, error) {
-	var stats cacheStats
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-	defer cancel()
-	transport := &http.Transport{DisableKeepAlives: true}
-	host := addr
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		host = "localhost"
-		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", path)
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/api/v1/stats", nil)
+// askStats asks the admin listener at addr.
+func askStats(ctx context.Context, addr string) (admin.Stats, error) {
+	c, err := newAdminClient(addr)
 	if err != nil {
-		return stats, fmt.Errorf("admin address %q: %w", addr, err)
+		return admin.Stats{}, err
 	}
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		return stats, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return stats, fmt.Errorf("the admin listener at %s answers %s", addr, resp.Status)
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&stats); err != nil {
-		return stats, fmt.Errorf("the admin listener at %s: %w", addr, err)
-	}
-	return stats, nil
+	stats, _, err := c.stats(ctx)
+	return stats, err
 }

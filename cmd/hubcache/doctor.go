@@ -12,10 +12,11 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/admin"
 )
 
 // doctorSettings are the settings that doctor looks at.
@@ -147,7 +148,7 @@ func (d *doctor) examine(ctx context.Context) []finding {
 // checkServer asks the pull port what a daemon asks first.
 func (d *doctor) checkServer(ctx context.Context) {
 	url := d.settings.Docker.Mirror + "/v2/"
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, adminWithin)
 	defer cancel()
 	resp, err := get(ctx, url)
 	switch {
@@ -177,8 +178,8 @@ func get(ctx context.Context, url string) (*http.Response, error) {
 
 // checkUpstreams reads what the server says of its upstreams: it knows best, and asking
 // Hub again would cost quota.
-func (d *doctor) checkUpstreams(stats cacheStats) {
-	for _, u := range stats.Upstream {
+func (d *doctor) checkUpstreams(stats admin.Stats) {
+	for _, u := range stats.Upstreams {
 		check := "upstream " + u.Registry
 		switch u.State {
 		case "denied":
@@ -221,7 +222,7 @@ const clockSkew = 2 * time.Minute
 
 // checkClock compares the clock with the upstream's. The question costs no quota.
 func (d *doctor) checkClock(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, adminWithin)
 	defer cancel()
 	resp, err := get(ctx, strings.TrimRight(d.settings.UpstreamURL, "/")+"/v2/")
 	if err != nil {
@@ -287,20 +288,13 @@ func (d *doctor) checkUse(ctx context.Context, engine *client.Client) {
 		return
 	}
 	switch {
-	case manifests(after) == manifests(before):
+	case after.Requests.Manifest.Total() == before.Requests.Manifest.Total():
 		d.say("pull", statusBroken, "the daemon asked for "+d.image+" and not through the cache", "the daemon's log says why it passed over the mirror (journalctl -u docker)")
 	case asked != nil:
 		d.say("pull", statusBroken, "the daemon asked the cache for "+d.image+" and got: "+asked.Error(), "see the upstream above, or the server's log")
 	default:
 		d.ok("pull", "the daemon asked for %s through the cache", d.image)
 	}
-}
-
-func manifests(s cacheStats) (n int64) {
-	for _, count := range s.Requests["manifest"] {
-		n += count
-	}
-	return n
 }
 
 func orNone(list []string) string {
@@ -311,7 +305,7 @@ func orNone(list []string) string {
 }
 
 // checkDisk compares budget and min_free with the disk.
-func (d *doctor) checkDisk(stats cacheStats) {
+func (d *doctor) checkDisk(stats admin.Stats) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(d.settings.DataDir, &st); err != nil {
 		d.say("disk", statusBroken, (&os.PathError{Op: "statfs", Path: d.settings.DataDir, Err: err}).Error(), "data_dir must exist and belong to the server's user")
@@ -323,7 +317,6 @@ func (d *doctor) checkDisk(stats cacheStats) {
 		return
 	}
 	free, total := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
-	human := func(n int64) string { return units.BytesSize(float64(n)) }
 	room := free + stats.Store.Bytes - d.settings.MinFree // what the cache can grow to
 	switch {
 	case budget > total:

@@ -4,12 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -20,9 +16,6 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 )
-
-// adminWithin is how long a running server may take to answer a command.
-const adminWithin = 10 * time.Second
 
 func newStatsCommand() *cobra.Command {
 	var (
@@ -36,22 +29,18 @@ func newStatsCommand() *cobra.Command {
 		Example: "  hubcache stats --watch=5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newAdminClient(addr)
+			c, err := newAdminClient(cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), defaults().Admin.Listen[0]))
 			if err != nil {
 				return err
 			}
 			show := func(ctx context.Context, w io.Writer) error {
-				raw, err := c.get(ctx, "/api/v1/stats")
+				s, raw, err := c.stats(ctx)
 				if err != nil {
 					return err
 				}
 				if asJSON {
 					_, err := w.Write(raw)
 					return err
-				}
-				var s admin.Stats
-				if err := json.Unmarshal(raw, &s); err != nil {
-					return fmt.Errorf("what answers at %s is not hubcache: %w", c.addr, err)
 				}
 				return printStats(w, s, time.Now(), drawable(cmd.OutOrStdout()))
 			}
@@ -125,8 +114,7 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	row("hubcache", "%s, up %s", s.Version, inWords(time.Duration(s.UptimeSeconds)*time.Second))
 
 	m, b := s.Requests.Manifest, s.Requests.Blob
-	manifests := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Error
-	blobs := b.Hit + b.Miss + b.Shared + b.Bypass + b.Error
+	manifests, blobs := m.Total(), b.Total()
 	var ratios []string
 	if blobs > 0 {
 		ratios = append(ratios, ratio(b.Hit+b.Shared, blobs)+" of "+plural(blobs, "blob"))
@@ -255,55 +243,4 @@ func bar(n, of int64, terminal bool) string {
 	}
 	full := int(max(0, min(n*cells/of, cells)))
 	return "[" + strings.Repeat("█", full) + strings.Repeat("░", cells-full) + "] "
-}
-
-// adminClient asks a running server.
-type adminClient struct {
-	addr string
-	http *http.Client
-}
-
-// newAdminClient takes the address of --admin, else of HUBCACHE_ADMIN, else the default.
-// The error is a usageError.
-func newAdminClient(addr string) (*adminClient, error) {
-	addr = cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), defaults().Admin.Listen[0])
-	addr = strings.TrimSuffix(strings.TrimPrefix(addr, "http://"), "/")
-	if err := checkAddress(addr); err != nil {
-		return nil, usageError{fmt.Errorf("admin address: %w", err)}
-	}
-	t := &http.Transport{DisableKeepAlives: true}
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", path)
-		}
-	}
-	return &adminClient{addr, &http.Client{Transport: t, Timeout: adminWithin}}, nil
-}
-
-// get returns the body of a 200.
-func (c *adminClient) get(ctx context.Context, path string) ([]byte, error) {
-	host := c.addr
-	if strings.HasPrefix(host, "unix:") {
-		host = "localhost"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("admin address %q: %w", c.addr, err)}
-	}
-	resp, err := c.http.Do(req)
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		return nil, fmt.Errorf("no hubcache answers at %s (%w); is 'hubcache serve' running, and is --admin right?", c.addr, op.Err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s: %s (is it the admin address?)", c.addr, resp.Status, bytes.TrimSpace(b))
-	}
-	return b, nil
 }
