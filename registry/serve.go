@@ -172,7 +172,8 @@ func sendBytes(b []byte) sender {
 const step = 512 << 10
 
 // fresh is for how long the kernel has bytes in memory for certain: none go before they are on
-// the disk, which takes it seconds to begin with.
+// the disk, which takes it seconds to begin with. What comes to light because a gap before it
+// is filled is a little older.
 const fresh = time.Second
 
 // sendGrowing is a sender for a blob on its way in, by sendfile as far as it has come.
@@ -195,7 +196,7 @@ func sendGrowing(req *http.Request, rd *storage.Reader) sender {
 				return sent, err
 			}
 			now := time.Now() // all that is new has come since the last time
-			m, err := sendStretch(w, rd.File(), off+sent, min(end-off-sent, n-sent), now.Sub(since) < fresh)
+			m, err := sendStretch(w, rd.File(), off+sent, min(end-off-sent, n-sent), now.Sub(since) < fresh && !rd.Resumed())
 			since = now
 			sent += m
 			if err != nil {

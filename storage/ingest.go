@@ -65,6 +65,7 @@ type Ingest struct {
 	f      *os.File
 
 	manifest *Manifest // set when it is one
+	resumed  bool      // some of its bytes came in earlier
 
 	mu       sync.Mutex // guards what follows; never held during I/O
 	size     int64      // -1: not known yet

@@ -83,6 +83,10 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 // Its offset is nobody's.
 func (r *Reader) File() *os.File { return r.in.f }
 
+// Resumed reports whether some of the bytes came in with an earlier ingest, of which the
+// kernel may have nothing in memory.
+func (r *Reader) Resumed() bool { return r.in.resumed }
+
 // shown returns up to where readers at off may see. mu is held.
 func (in *Ingest) shown(off int64) int64 {
 	end := in.have.end(off)

@@ -69,6 +69,7 @@ func (in *Ingest) resume() bool {
 		if f, err := openSized(s.layout.partial(in.digest), st.Size); err == nil {
 			in.mu.Lock()
 			in.f, in.size, in.have, in.claimed = f, st.Size, st.Ranges, slices.Clone(st.Ranges)
+			in.resumed = true
 			in.mu.Unlock()
 			return true
 		}

@@ -266,6 +266,14 @@ func TestPartialIsTakenUpAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	resumed := func() bool {
+		r, _ := in.Reader()
+		defer r.Close()
+		return r.Resumed()
+	}
+	if resumed() {
+		t.Error("a new one is said to be resumed")
+	}
 	in.WriteAt(body[:1<<20], 0)
 	in.WriteAt(body[2<<20:3<<20], 2<<20)
 	in.Abort(errors.New("upstream went away"))
@@ -280,6 +288,9 @@ func TestPartialIsTakenUpAgain(t *testing.T) {
 	}
 	if diff := cmp.Diff([]Span{{1 << 20, 2 << 20}, {3 << 20, 4 << 20}}, in.Missing()); diff != "" {
 		t.Error(diff)
+	}
+	if !resumed() {
+		t.Error("a resumed one is said to be new")
 	}
 	for _, g := range in.Missing() {
 		in.WriteAt(body[g.From:g.To], g.From)
