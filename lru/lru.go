@@ -29,9 +29,8 @@ type Cache[K comparable, V any] struct {
 	max, used, reserved int64
 	leaving             int64 // the part of used that is out of the lists and not Gone
 
-	fresh, proven segment[K, V]                   // committed entries: used once, and used again
-	partial       *simplelru.LRU[K, *Entry[K, V]] // idle unfinished ones: they leave before any whole entry
-	partialBytes  int64
+	fresh, proven segment[K, V] // committed entries: used once, and used again
+	partial       segment[K, V] // unfinished ones that nobody works on: they leave before any whole entry
 }
 
 // freshShare is how much of the budget, one part in so many, fresh entries may fill before
@@ -74,7 +73,7 @@ func New[K comparable, V any](max int64) *Cache[K, V] {
 	// The budget bounds the lists, not a number of entries.
 	c.fresh.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	c.proven.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
-	c.partial, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
+	c.partial.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	return c
 }
 
@@ -128,7 +127,7 @@ func (c *Cache[K, V]) Park(n int64, e *Entry[K, V]) {
 // Unpark takes an unfinished entry out again, to be worked on: its bytes become
 // reserved. It returns nil when there is none.
 func (c *Cache[K, V]) Unpark(k K) *Entry[K, V] {
-	e, ok := c.partial.Peek(k)
+	e, ok := c.partial.list.Peek(k)
 	if !ok {
 		return nil
 	}
@@ -161,14 +160,13 @@ func (c *Cache[K, V]) Load(e *Entry[K, V], usedAgain bool) {
 
 // LoadPartial is Load for an unfinished entry.
 func (c *Cache[K, V]) LoadPartial(e *Entry[K, V]) {
-	if old, ok := c.partial.Peek(e.Key); ok {
+	if old, ok := c.partial.list.Peek(e.Key); ok {
 		c.drop(old)
 		c.Gone(old)
 	}
 	c.used += e.Size
 	e.place = inPart
-	c.partial.Add(e.Key, e)
-	c.partialBytes += e.Size
+	c.partial.add(e)
 }
 
 // segment returns the one that e is in, or nil.
@@ -178,6 +176,8 @@ func (c *Cache[K, V]) segment(e *Entry[K, V]) *segment[K, V] {
 		return &c.fresh
 	case inProven:
 		return &c.proven
+	case inPart:
+		return &c.partial
 	}
 	return nil
 }
@@ -237,7 +237,7 @@ func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
 }
 
 // HasPartial reports whether k is an idle unfinished entry.
-func (c *Cache[K, V]) HasPartial(k K) bool { return c.partial.Contains(k) }
+func (c *Cache[K, V]) HasPartial(k K) bool { return c.partial.list.Contains(k) }
 
 // Oldest returns the entries that were used the longest ago: among those that are fresh
 // and among those that were used again. Either may be nil.
@@ -289,7 +289,7 @@ func (e *Entry[K, V]) Held() bool { return e.holders > 0 }
 // What it returns is out of the cache, and counted until Gone.
 func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	need := max(c.used+c.reserved+n-c.max, atLeast)
-	if n > c.max || need > c.partialBytes+c.fresh.idleBytes+c.proven.idleBytes {
+	if n > c.max || need > c.partial.idleBytes+c.fresh.idleBytes+c.proven.idleBytes {
 		return nil
 	}
 	return c.take(need, false)
@@ -313,8 +313,8 @@ func (c *Cache[K, V]) take(need int64, heldToo bool) (victims []*Entry[K, V]) {
 }
 
 func (c *Cache[K, V]) next(heldToo bool) *Entry[K, V] {
-	if _, e, ok := c.partial.GetOldest(); ok {
-		return e
+	if c.partial.idle > 0 {
+		return c.partial.oldest()
 	}
 	first, second := &c.proven, &c.fresh
 	if c.fresh.bytes > c.max/freshShare {
@@ -328,11 +328,12 @@ func (c *Cache[K, V]) next(heldToo bool) *Entry[K, V] {
 	if !heldToo {
 		return nil
 	}
-	_, e, ok := first.list.GetOldest()
-	if !ok {
-		_, e, _ = second.list.GetOldest()
+	for _, s := range []*segment[K, V]{&c.partial, first, second} {
+		if _, e, ok := s.list.GetOldest(); ok {
+			return e
+		}
 	}
-	return e
+	return nil
 }
 
 // oldest returns the idle entry that was used the longest ago. There must be one.
@@ -352,7 +353,7 @@ func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 	e := c.Peek(k)
 	if e == nil {
 		var ok bool
-		if e, ok = c.partial.Peek(k); !ok {
+		if e, ok = c.partial.list.Peek(k); !ok {
 			return nil
 		}
 	}
@@ -362,12 +363,7 @@ func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 
 // drop takes e off its list; its bytes stay in used.
 func (c *Cache[K, V]) drop(e *Entry[K, V]) {
-	if s := c.segment(e); s != nil {
-		s.remove(e)
-	} else {
-		c.partial.Remove(e.Key)
-		c.partialBytes -= e.Size
-	}
+	c.segment(e).remove(e)
 	e.place = out
 	c.leaving += e.Size
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -234,25 +235,59 @@ func (x *index) condemn(err error) {
 	os.WriteFile(x.path+".damaged", []byte(err.Error()+"\n"), 0o600)
 }
 
-// each calls f for every key with the prefix that has been flushed, in order. f must not
-// ask the index: a second read transaction inside the first waits for a writer that waits
-// for the first.
+// each calls f for every key with the prefix, in order. f must not ask the index: a second
+// read transaction inside the first waits for a writer that waits for the first.
 // A damaged value is errDamaged.
 func (x *index) each(bucket, prefix []byte, f func(key, value []byte) error) (err error) {
 	defer recoverDamage(&err)()
-	return x.db.View(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucket).Cursor()
-		for k, sealed := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, sealed = c.Next() {
-			v, err := unseal(k, sealed)
-			if err != nil {
-				return err
-			}
-			if err := f(k, v); err != nil {
-				return err
+	pending := x.unwritten(bucket, prefix) // before the transaction: what is written between stands twice
+	visit := func(k, sealed []byte) error {
+		v, err := unseal(k, sealed)
+		if err != nil {
+			return err
+		}
+		return f(k, v)
+	}
+	before := func(k []byte) error { // those before k, or all
+		for len(pending) > 0 && (k == nil || bytes.Compare(pending[0].key, k) < 0) {
+			c := pending[0]
+			pending = pending[1:]
+			if c.value != nil {
+				if err := visit(c.key, c.value); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
+	}
+	return x.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucket).Cursor()
+		for k, sealed := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, sealed = c.Next() {
+			if err := before(k); err != nil {
+				return err
+			}
+			if len(pending) > 0 && bytes.Equal(pending[0].key, k) {
+				continue // the pending one's turn comes before the next
+			}
+			if err := visit(k, sealed); err != nil {
+				return err
+			}
+		}
+		return before(nil)
 	})
+}
+
+// unwritten returns the pending changes of keys with the prefix, in order.
+func (x *index) unwritten(bucket, prefix []byte) (cs []change) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, c := range x.pending {
+		if bytes.Equal(c.bucket, bucket) && bytes.HasPrefix(c.key, prefix) {
+			cs = append(cs, c)
+		}
+	}
+	slices.SortFunc(cs, func(a, b change) int { return bytes.Compare(a.key, b.key) })
+	return cs
 }
 
 // size returns the size of the file in bytes.

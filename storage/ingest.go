@@ -66,6 +66,7 @@ type Ingest struct {
 
 	manifest *Manifest // set when it is one
 	resumed  bool      // some of its bytes came in earlier
+	parked   *entry    // what an earlier ingest left, reserved again by the claim
 
 	mu       sync.Mutex // guards what follows; never held during I/O
 	size     int64      // -1: not known yet

@@ -84,8 +84,13 @@ func (s *Store) setAside() error {
 		s.index.db.Close()
 		s.index = nil
 	}
-	os.Remove(path + ".damaged")
-	return os.Rename(path, path+".bad")
+	if err := os.Rename(path, path+".bad"); err != nil {
+		return err
+	}
+	if err := os.Remove(path + ".damaged"); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // loadIndex opens the index and reads all of it, so that damage shows now. It returns the
@@ -143,7 +148,12 @@ func (s *Store) loadPartials() {
 		d, ok := digestOf(algorithm, hex)
 		st, resumable := readState(path + ".json")
 		fi, err := file.Info()
-		if !ok || !resumable || err != nil || fi.Size() != st.Size || s.lru.Peek(d) != nil {
+		whole := false
+		if ok {
+			_, err := os.Lstat(s.layout.blob(d))
+			whole = err == nil
+		}
+		if !ok || !resumable || err != nil || fi.Size() != st.Size || whole {
 			os.Remove(path)
 			os.Remove(path + ".json")
 			continue
@@ -189,7 +199,7 @@ const (
 // reconcile makes the books equal to the files: a blob whose file is gone is forgotten, a
 // file that isn't in the index is adopted, others' files in our folders are left alone.
 func (s *Store) reconcile() {
-	err := s.walkBlobs(func(d digest.Digest, fi fs.FileInfo) {
+	err := s.walkBlobs(func(d digest.Digest, _ fs.FileInfo) {
 		s.mu.Lock()
 		e := s.lru.Peek(d)
 		if e != nil {
@@ -197,7 +207,7 @@ func (s *Store) reconcile() {
 		}
 		s.mu.Unlock()
 		if e == nil {
-			s.adopt(d, fi)
+			s.adoptFound(d)
 		}
 	})
 	if err != nil {
@@ -207,6 +217,7 @@ func (s *Store) reconcile() {
 	if s.stopping() { // in the middle of the walk
 		return
 	}
+	s.walked.Store(true)
 	var lost []digest.Digest
 	s.mu.Lock()
 	s.lru.All(func(e *entry) {
@@ -257,10 +268,19 @@ func (s *Store) walkBlobs(f func(digest.Digest, fs.FileInfo)) error {
 	})
 }
 
+// adoptFound books the file of d, if there is one that the books don't know.
+func (s *Store) adoptFound(d digest.Digest) {
+	s.making.Lock() // nothing is unlinked meanwhile
+	defer s.making.Unlock()
+	if fi, err := os.Lstat(s.layout.blob(d)); err == nil && fi.Mode().IsRegular() {
+		s.adopt(d, fi)
+	}
+}
+
 // adopt books a file that the index doesn't know. Its digest is checked when it is first
 // asked for.
 func (s *Store) adopt(d digest.Digest, fi fs.FileInfo) {
-	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm() == modePrivate}
+	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
 	e := r.entry(d, r.mtime)
 	s.mu.Lock()
 	// Not what is being committed at this moment, or has been meanwhile.
@@ -367,6 +387,8 @@ func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType st
 
 // amend changes the record of d.
 func (s *Store) amend(d digest.Digest, f func(*record)) {
+	s.amending.Lock()
+	defer s.amending.Unlock()
 	r, err := s.record(d)
 	if err != nil {
 		return

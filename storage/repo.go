@@ -37,9 +37,14 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 		return fmt.Errorf("%w: got %s for %s", ErrDigest, got, d)
 	}
 	m := &Manifest{MediaType: mediaType, Children: Children(body)}
-	for _, c := range m.Children {
-		s.name(from.Repository, c)
+	name := func() {
+		for _, c := range m.Children {
+			s.name(from.Repository, c)
+		}
+		s.flushSoon()
 	}
+	name()
+	defer name() // a sweep saw them without the manifest
 	in, err := s.begin(&Ingest{digest: d, from: from, size: int64(len(body)), manifest: m})
 	if errors.Is(err, fs.ErrExist) {
 		s.makeManifest(d, m)
@@ -127,22 +132,28 @@ func (s *Store) Link(repository string, d digest.Digest) (Link, error) {
 
 // Confirm links blob d to the repository because upstream answered for it there.
 func (s *Store) Confirm(repository string, d digest.Digest, size int64) {
-	if l, err := s.Link(repository, d); err == nil && l.Confirmed {
-		return
+	if s.link(repository, d, Link{true, size}) {
+		s.flushSoon()
 	}
-	s.link(repository, d, Link{true, size})
-	s.flushSoon()
 }
 
-func (s *Store) link(repository string, d digest.Digest, l Link) {
-	s.index.set(bucketLinks, pair(repository, string(d)), l.encode())
+// link links d to the repository, unless there is a better link.
+func (s *Store) link(repository string, d digest.Digest, l Link) (set bool) {
+	key := pair(repository, string(d))
+	s.linking.Lock()
+	defer s.linking.Unlock()
+	if s.linked != nil {
+		s.linked[string(key)] = true
+	}
+	if old, err := s.Link(repository, d); err == nil && (old == l || old.Confirmed && (!l.Confirmed || l.Size < 0)) {
+		return false
+	}
+	s.index.set(bucketLinks, key, l.encode())
+	return true
 }
 
 // name links a manifest's child, unless there is a better link.
 func (s *Store) name(repository string, c Child) {
-	if l, err := s.Link(repository, c.Digest); err == nil && l.Confirmed {
-		return
-	}
 	s.link(repository, c.Digest, Link{false, c.Size})
 }
 

@@ -13,6 +13,9 @@ import (
 
 // claim makes in the one ingest of its digest.
 func (s *Store) claim(in *Ingest) error {
+	if !s.walked.Load() {
+		s.adoptFound(in.digest) // or it would be adopted beside what comes in, or not at all
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -28,6 +31,7 @@ func (s *Store) claim(in *Ingest) error {
 			return fs.ErrExist
 		default:
 			s.ingests[in.digest] = in
+			in.parked = s.lru.Unpark(in.digest) // at once, or it might be chosen as a victim
 			return nil
 		}
 	}
@@ -44,6 +48,9 @@ func (s *Store) unclaim(in *Ingest, last func()) {
 // reserve promises n bytes, for which room is made when it can be had at once.
 // Errors: ErrNoRoom.
 func (s *Store) reserve(n int64) error {
+	if n > s.Budget() {
+		return ErrNoRoom // and sums of what upstream claims don't overflow
+	}
 	if s.shortOfSpace(n) <= 0 && s.reserveNow(n) {
 		return nil
 	}
@@ -86,7 +93,18 @@ func (s *Store) giveBack(n int64) {
 // shortOfSpace returns how many bytes have to leave the file system so that n more fit
 // and the free space to keep is kept; 0 or less when none.
 func (s *Store) shortOfSpace(n int64) int64 {
-	return s.space.short(n, s.minFree.Load())
+	return s.space.short(n, s.minFree.Load()+s.promised())
+}
+
+// promised returns how many bytes are reserved that no file has yet.
+func (s *Store) promised() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.lru.Reserved()
+	for _, in := range s.ingests {
+		n -= in.fileBytes()
+	}
+	return max(0, n)
 }
 
 // shrink evicts what is over the budget and what has to go for the free space to keep.
@@ -122,7 +140,10 @@ func (s *Store) leave(e *entry) {
 // unlink removes the files of entries that leave. making is held, mu is not.
 func (s *Store) unlink(victims []*entry) {
 	for _, e := range victims {
-		if e.Value.has(isPartial) {
+		s.mu.Lock()
+		partial := e.Value.has(isPartial)
+		s.mu.Unlock()
+		if partial {
 			s.removeFile(s.layout.partialState(e.Key))
 			s.removeFile(s.layout.partial(e.Key))
 		} else {
@@ -155,7 +176,7 @@ func (s *Store) removeIf(d digest.Digest, meant func(*entry) bool) {
 	defer s.making.Unlock()
 	s.mu.Lock()
 	e := s.lru.Peek(d)
-	if e == nil || meant(e) {
+	if meant(e) {
 		e = s.lru.Remove(d)
 	} else {
 		e = nil
@@ -174,6 +195,7 @@ func (s *Store) removeIf(d digest.Digest, meant func(*entry) bool) {
 const (
 	modePublic  = 0o400
 	modePrivate = 0o500
+	privateBit  = 0o100
 )
 
 // commit makes a verified ingest a blob: fsync, chmod, rename, fsync of the folder, index.

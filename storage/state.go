@@ -55,9 +55,7 @@ func readState(path string) (st partialState, ok bool) {
 // resume takes up what an earlier ingest of the digest left.
 func (in *Ingest) resume() bool {
 	s := in.s
-	s.mu.Lock()
-	e := s.lru.Unpark(in.digest)
-	s.mu.Unlock()
+	e := in.parked
 	if e == nil {
 		return false
 	}

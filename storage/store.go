@@ -66,6 +66,13 @@ type Store struct {
 	corrupt     atomic.Int64 // blobs dropped because their bytes had changed
 	diskLogged  atomic.Int64 // Unix seconds of the last log line about a failing disk
 
+	// linking makes looking at a link and setting it one step. Taken last but for the index's.
+	linking sync.Mutex
+	linked  map[string]bool // keys of links that were set or seen good since a sweep began; nil: none goes on
+
+	amending sync.Mutex // by one at a time, or one's change of a record would be lost
+
+	walked  atomic.Bool   // all files are in the books
 	dirty   chan struct{} // of one: the index has something that should be written now
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -267,7 +274,10 @@ func (s *Store) openHeld(e *entry, was info) (*Blob, error) {
 	d := e.Key
 	f, why, err := s.open(e, was)
 	if why == "" && err == nil {
-		return &Blob{f, d, e.Size, was.has(isPrivate), s, e}, nil
+		s.mu.Lock()
+		private := e.Value.has(isPrivate)
+		s.mu.Unlock()
+		return &Blob{f, d, e.Size, private, s, e}, nil
 	}
 	if why != "" {
 		s.removeIf(d, func(now *entry) bool {
@@ -296,10 +306,9 @@ func (s *Store) open(e *entry, was info) (f *os.File, why string, err error) {
 	case err != nil:
 	case id.size != e.Size:
 		why = fmt.Sprintf("its file has %d bytes instead of %d", id.size, e.Size)
-	case id.ino != was.ino || id.mtime != was.mtime:
-		why = "its file was replaced"
-	case was.has(unverified):
-		why, err = s.settle(e, f)
+	// Of another file the index has the record of an older one, if a crash came between.
+	case id.ino != was.ino || id.mtime != was.mtime || was.has(unverified):
+		why, err = s.settle(e, f, id)
 	}
 	if why != "" || err != nil {
 		f.Close()
@@ -308,8 +317,13 @@ func (s *Store) open(e *entry, was info) (f *os.File, why string, err error) {
 	return f, "", nil
 }
 
-// settle hashes a file that was found without a record.
-func (s *Store) settle(e *entry, f *os.File) (why string, err error) {
+// settle hashes a file that was found without a record, or with that of another one.
+func (s *Store) settle(e *entry, f *os.File, id fileID) (why string, err error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	private := fi.Mode().Perm()&privateBit != 0
 	h := e.Key.Algorithm().Hash()
 	if _, err := io.Copy(h, f); err != nil {
 		return "", err
@@ -318,9 +332,19 @@ func (s *Store) settle(e *entry, f *os.File) (why string, err error) {
 		return "its bytes have another digest", nil
 	}
 	s.mu.Lock()
+	if s.lru.Peek(e.Key) != e { // it has left meanwhile, and what was hashed may be another's file
+		s.mu.Unlock()
+		return "it was replaced", nil
+	}
 	e.Value.bits &^= unverified
+	e.Value.ino, e.Value.mtime = id.ino, id.mtime
+	if private {
+		e.Value.bits |= isPrivate
+	}
 	s.mu.Unlock()
-	s.amend(e.Key, func(r *record) { r.unverified = false })
+	s.amend(e.Key, func(r *record) {
+		r.fileID, r.unverified, r.private = id, false, r.private || private
+	})
 	_, err = f.Seek(0, io.SeekStart)
 	return "", err
 }
@@ -363,8 +387,9 @@ func (s *Store) touch(d digest.Digest, now int64, depth int) {
 		e.Value.used = now
 		s.index.set(bucketUses, []byte(d), encodeTime(time.Unix(0, now)))
 	}
+	manifest := e != nil && e.Value.has(isManifest)
 	s.mu.Unlock()
-	if e == nil || fresh || !e.Value.has(isManifest) || depth == maxDepth {
+	if !manifest || fresh || depth == maxDepth {
 		return
 	}
 	r, err := s.record(d)

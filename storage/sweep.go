@@ -16,6 +16,9 @@ const tagsKept = 30 * 24 * time.Hour
 // and old tags whose manifests have left. Eviction leaves them, since a blob that comes
 // back to a manifest that stayed needs its links.
 func (s *Store) sweep(now time.Time) {
+	s.linking.Lock()
+	s.linked = map[string]bool{}
+	s.linking.Unlock()
 	s.flush()
 	// One repository at a time is in memory.
 	var repositories []string
@@ -38,12 +41,22 @@ func (s *Store) sweep(now time.Time) {
 			keys = append(keys, key)
 		}
 	}
+	s.linking.Lock()
+	if err == nil {
+		for _, k := range keys {
+			if s.linked[string(k)] {
+				continue
+			}
+			s.index.delete(bucketLinks, k)
+			name, _ := unpair(k)
+			s.repoChanged(name) // or it comes back with a rebuild
+		}
+	}
+	s.linked = nil
+	s.linking.Unlock()
 	if err != nil {
 		s.diskFailed(err)
 		return
-	}
-	for _, k := range keys {
-		s.index.delete(bucketLinks, k)
 	}
 	s.sweepTags(now)
 	s.flush()
