@@ -51,12 +51,14 @@ type download struct {
 
 	ctx    context.Context // of the flight, and ended by the first failure
 	cancel context.CancelCauseFunc
+	more   context.Context // of ctx, and ended when nothing is left to claim
+	done   context.CancelFunc
 	others sync.WaitGroup // the workers but the first
 
 	mu      sync.Mutex     // guards what follows
 	todo    []storage.Span // that nobody has claimed yet, in order
-	claimed chan struct{}  // closed when there is nothing left of it
 	workers int            // connections that there are or will be
+	running int            // the part of them that have a lane
 	open    int            // the part of them to which bytes come
 	marked  time.Time      // when open changed last, or was looked at
 	flowed  time.Duration  // how long it has been more than 0 since the last look
@@ -68,8 +70,9 @@ type download struct {
 func newDownload(f *flight) *download {
 	r := f.r
 	d := &download{f: f, r: r, source: r.source(f.name, f.digest), lanes: r.transfers.Load(), ranges: r.policy.Load().Limits.Ranges,
-		claimed: make(chan struct{}), workers: 1}
+		workers: 1, running: 1}
 	d.ctx, d.cancel = context.WithCancelCause(f.ctx)
+	d.more, d.done = context.WithCancel(d.ctx)
 	return d
 }
 
@@ -96,7 +99,12 @@ func (d *download) run() error {
 		return err
 	}
 	d.others.Wait()
-	return d.failed()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err == nil && len(d.todo) > 0 { // cancelled while all waited for lanes
+		return context.Cause(d.ctx)
+	}
+	return d.err
 }
 
 // first opens the ingest with the first connection and works to the end, or until others
@@ -108,7 +116,9 @@ func (d *download) first() error {
 	defer t.Close()
 	if size, gaps := r.store.Partial(f.digest); len(gaps) > 0 && (f.size < 0 || f.size == size) {
 		t.at, t.end, t.size = gaps[0].From, gaps[0].To, size
-		t.end = min(t.end, t.at+firstChunk(size, d.ranges))
+		if d.ranges > 1 {
+			t.end = min(t.end, t.at+firstChunk(size, d.ranges))
+		}
 		r.resumes.Add(1)
 	} else if f.size >= parallelFrom && d.ranges > 1 {
 		t.end = firstChunk(f.size, d.ranges)
@@ -136,7 +146,7 @@ func (f *flight) lane(l *lanes) error {
 	wanted := f.wanted
 	f.r.flights.mu.Unlock()
 	if !wanted {
-		if !l.tryAcquire() {
+		if !l.tryAcquire(1) {
 			return errLanded
 		}
 		return nil
@@ -201,9 +211,7 @@ func (d *download) steer() {
 	all, own := d.r.up.fetched.Load(), d.f.in.Received()
 	for {
 		select {
-		case <-d.ctx.Done():
-			return
-		case <-d.claimed:
+		case <-d.more.Done():
 			return
 		case <-look.C:
 		}
@@ -254,18 +262,43 @@ func (d *download) mark(n int) {
 func (d *download) add() {
 	d.workers++
 	d.others.Go(func() {
-		if d.lanes.acquire(d.ctx, toHasten) != nil {
+		if d.lanes.acquire(d.more, toHasten) != nil {
 			return
 		}
+		d.runs()
 		held := true
 		d.work(false, func() bool {
-			held = d.lanes.yield(d.ctx, toHasten)
+			if !d.spare() {
+				return true
+			}
+			if held = d.lanes.yield(d.more, toHasten); held {
+				d.runs()
+			}
 			return held
 		})
 		if held {
 			d.lanes.release()
 		}
 	})
+}
+
+// runs counts a worker that has a lane.
+func (d *download) runs() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.running++
+}
+
+// spare reports whether a worker may do without its lane for a while, and then counts it as
+// one that does: the last one must not, or the blob's clients wait for other blobs' clients.
+func (d *download) spare() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running == 1 {
+		return false
+	}
+	d.running--
+	return true
 }
 
 // work claims and fetches chunks until there are none, or others will do for the worker, which
@@ -295,8 +328,9 @@ func (d *download) bytesIn(t time.Duration) int64 { return int64(float64(d.pace)
 func (d *download) claim(again bool) (s storage.Span, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.err != nil || len(d.todo) == 0 || again && d.fast && d.workers > 1 {
+	if d.err != nil || len(d.todo) == 0 || again && d.fast && d.running > 1 {
 		d.workers--
+		d.running--
 		return s, false
 	}
 	s = d.todo[0]
@@ -304,14 +338,14 @@ func (d *download) claim(again bool) (s storage.Span, ok bool) {
 	if !d.fast { // and there is something for all
 		chunk = min(chunk, max(wholePieces((s.To-s.From)/int64(d.ranges)), chunkLeast))
 	}
-	if s.To-s.From > chunk+chunkLeast/2 { // no round trip for a scrap
+	if d.ranges > 1 && s.To-s.From > chunk+chunkLeast/2 { // no round trip for a scrap
 		s.To = s.From + chunk
 		d.todo[0].From = s.To
 	} else {
 		d.todo = d.todo[1:]
 	}
 	if len(d.todo) == 0 {
-		close(d.claimed)
+		d.done()
 	}
 	return s, true
 }
@@ -330,11 +364,12 @@ func (d *download) copy(t *tap) {
 	defer pieces.Put(buf)
 	for handed, first := false, true; ; first = false {
 		at, n, err := t.at, 0, error(nil)
+		began := time.Now()
 		for whole := int(storage.Piece - at%storage.Piece); n < whole && err == nil; {
 			var m int
 			m, err = t.Read(buf[n:whole])
 			n += m
-			if m < few || first { // who waits for this shall have it
+			if m < few || first || time.Since(began) > storage.Patience { // who waits for this shall have it
 				break
 			}
 		}

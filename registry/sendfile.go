@@ -37,7 +37,7 @@ type stretch struct {
 // sendStretch sends n bytes of f from off on. It neither uses nor moves f's offset.
 // io.ErrUnexpectedEOF, perhaps wrapped: the file ends before.
 //
-// fresh: the bytes have just been written, so that no disk is waited for.
+// fresh: the bytes have just been written, so that hardly a disk is waited for.
 func sendStretch(w http.ResponseWriter, f *os.File, off, n int64, fresh bool) (int64, error) {
 	s := &stretch{f: f, at: off, n: n, control: http.NewResponseController(w), sendfile: unix.Sendfile}
 	if fresh {
@@ -102,7 +102,11 @@ func (s *stretch) piece(raw syscall.RawConn) (sent int64, err error) {
 	for due := min(s.n, piece); sent < due; {
 		m := 0
 		werr := raw.Write(func(fd uintptr) bool {
+			began := time.Now()
 			m, err = s.sendfile(int(fd), int(s.f.Fd()), &s.at, int(due-sent))
+			if time.Since(began) > turn { // it waited for a disk
+				s.sendfile = unix.Sendfile
+			}
 			return err != unix.EAGAIN
 		})
 		switch {

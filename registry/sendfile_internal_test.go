@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +12,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
 )
 
 // TestSendfileIsUsed: nothing copies what a file has for a plain connection, and TLS gets
@@ -55,5 +61,83 @@ func TestSendfileIsUsed(t *testing.T) {
 			t.Errorf("%s: bytes were copied: %v", srv.URL, copied)
 		}
 		srv.Close()
+	}
+}
+
+// stuck is a client that takes nothing; its connection is a socket, to which only sendfile
+// has been spoken.
+type stuck struct {
+	http.ResponseWriter
+	deadlines, writes int
+}
+
+func (s *stuck) ReadFrom(io.Reader) (int64, error) { return 0, os.ErrDeadlineExceeded }
+func (s *stuck) Write(p []byte) (int, error)       { s.writes++; return 0, os.ErrDeadlineExceeded }
+func (s *stuck) Flush()                            {}
+func (s *stuck) SetWriteDeadline(d time.Time) error {
+	if !d.IsZero() {
+		s.deadlines++
+	}
+	return nil
+}
+
+// A client that has taken nothing for pieceWithin gets no second pieceWithin.
+func TestStuckClientIsCutOnce(t *testing.T) {
+	const size = 4 << 20
+	store, err := storage.Open(storage.Options{Dir: t.TempDir(), Budget: 1 << 30, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	body := make([]byte, size)
+	in, err := store.Begin(storage.Origin{Repository: "docker.io/library/a"}, digest.FromBytes(body), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Abort(errClosed)
+	in.WriteAt(body, 0)
+	rd, _ := in.Reader()
+	defer rd.Close()
+	w := &stuck{ResponseWriter: httptest.NewRecorder()}
+	_, err = sendGrowing(httptest.NewRequest("GET", "/", nil), rd)(w, 0, size)
+	if err == nil || w.deadlines > 0 || w.writes > 0 {
+		t.Errorf("%v; %d more deadlines, %d more writes", err, w.deadlines, w.writes)
+	}
+}
+
+// TestSlowSendfileIsTold: a call that waits for a disk is the last of which the scheduler
+// isn't told.
+func TestSlowSendfileIsTold(t *testing.T) {
+	const size = 4 * piece
+	f, err := os.Create(filepath.Join(t.TempDir(), "blob"))
+	if err == nil {
+		err = f.Truncate(size)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var calls atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+		s := &stretch{f: f, n: size, control: http.NewResponseController(w)}
+		s.sendfile = func(to, from int, at *int64, n int) (int, error) {
+			calls.Add(1)
+			time.Sleep(2 * turn)
+			return sendfileNow(to, from, at, n)
+		}
+		s.control.Flush()
+		if sent, err := w.(io.ReaderFrom).ReadFrom(s); sent != size || err != nil {
+			t.Error(sent, err)
+		}
+	}))
+	defer srv.Close()
+	resp, err := srv.Client().Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if n, err := io.Copy(io.Discard, resp.Body); n != size || err != nil || calls.Load() != 1 {
+		t.Errorf("%d bytes, %v, %d calls", n, err, calls.Load())
 	}
 }

@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -171,9 +173,9 @@ func sendBytes(b []byte) sender {
 // (storage.Patience).
 const step = 512 << 10
 
-// fresh is for how long the kernel has bytes in memory for certain: none go before they are on
-// the disk, which takes it seconds to begin with. What comes to light because a gap before it
-// is filled is a little older.
+// fresh is for how long the kernel has bytes in memory: none go before they are on the disk,
+// which takes it seconds to begin with. What comes to light because a gap before it is filled
+// may be older; the first call that waits for a disk ends the belief.
 const fresh = time.Second
 
 // sendGrowing is a sender for a blob on its way in, by sendfile as far as it has come.
@@ -199,6 +201,9 @@ func sendGrowing(req *http.Request, rd *storage.Reader) sender {
 			m, err := sendStretch(w, rd.File(), off+sent, min(end-off-sent, n-sent), now.Sub(since) < fresh && !rd.Resumed())
 			since = now
 			sent += m
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return sent, err // it isn't waited for twice
+			}
 			if err != nil {
 				// The client or the disk: reading tells which.
 				more, err := pump(w, off+sent, n-sent, read)

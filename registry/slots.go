@@ -53,11 +53,11 @@ type lanes struct {
 
 func newLanes(n int) *lanes { return &lanes{free: n} }
 
-// tryAcquire takes a lane that nobody waits for.
-func (l *lanes) tryAcquire() bool {
+// tryAcquire takes a lane that nobody waits for, if spare others stay free.
+func (l *lanes) tryAcquire(spare int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.free == 0 {
+	if l.free <= spare {
 		return false
 	}
 	l.free--

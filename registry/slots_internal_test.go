@@ -14,7 +14,7 @@ import (
 func TestLanesOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLanes(1)
-		if !l.tryAcquire() || l.tryAcquire() {
+		if !l.tryAcquire(0) || l.tryAcquire(0) {
 			t.Fatal("one lane is one")
 		}
 		var mu sync.Mutex
