@@ -139,8 +139,9 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	}
 	defer rd.Close()
 	size := f.in.Size()
-	if size < 0 && !req.ProtoAtLeast(1, 1) {
-		// In HTTP/1.0 a body without a length ends like one that broke off.
+	if size < 0 && (!req.ProtoAtLeast(1, 1) || req.Header.Get("Range") != "") {
+		// In HTTP/1.0 a body without a length ends like one that broke off; and of a range
+		// nobody can say yet what it is.
 		if err := f.in.Wait(ctx); err != nil {
 			return result{err: err}
 		}

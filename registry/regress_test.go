@@ -596,3 +596,18 @@ func TestUnkeptManifestTellsSizes(t *testing.T) {
 		}
 	})
 }
+
+// TestRangeOfUnknownLength: nothing says how long the blob is, neither a manifest nor the
+// CDN: the range is sent when the blob has come.
+func TestRangeOfUnknownLength(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true})
+		b := bytes.Repeat([]byte("0123456789abcdef"), 3<<20/16)
+		d := l.hub.AddBlob("library/app", "application/octet-stream", b).Digest
+		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+		r := l.get(blobPath("library/app", d), "Range", "bytes=1000-1999")
+		if r.status != 206 || !bytes.Equal(r.body, b[1000:2000]) {
+			t.Errorf("%d, %d bytes", r.status, len(r.body))
+		}
+	})
+}
