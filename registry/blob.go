@@ -142,7 +142,11 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	if size < 0 && (!req.ProtoAtLeast(1, 1) || req.Header.Get("Range") != "") {
 		// In HTTP/1.0 a body without a length ends like one that broke off; and of a range
 		// nobody can say yet what it is.
-		if err := f.in.Wait(ctx); err != nil {
+		err := f.in.Wait(ctx)
+		if errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk) {
+			return r.serveBypass(w, req, q, link.Size)
+		}
+		if err != nil {
 			return result{err: err}
 		}
 		size = f.in.Size()
