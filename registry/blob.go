@@ -128,7 +128,7 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 		outcome = OutcomeMiss
 	}
 	rd, err := f.board(ctx)
-	if errors.Is(err, errBypass) || errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk) {
+	if errors.Is(err, errBypass) || unkept(err) {
 		return r.serveBypass(w, req, q, link.Size)
 	}
 	if u, ok := errors.AsType[*upstreamError](err); ok && f.name != q.name && (u.cause == gone || u.cause == denied) {
@@ -143,7 +143,7 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 		// In HTTP/1.0 a body without a length ends like one that broke off; and of a range
 		// nobody can say yet what it is.
 		err := f.in.Wait(ctx)
-		if errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk) {
+		if unkept(err) {
 			return r.serveBypass(w, req, q, link.Size)
 		}
 		if err != nil {
@@ -155,13 +155,18 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 	grow := sendGrowing(req, rd)
 	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := grow(w, off, n)
-		if errors.Is(err, storage.ErrDisk) || errors.Is(err, storage.ErrNoRoom) {
+		if unkept(err) {
 			more, err := r.spill(ctx, w, f, off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		return sent, err
 	})
 	return result{status, sent, outcome, err}
+}
+
+// unkept reports whether err says that the store can't keep a blob.
+func unkept(err error) bool {
+	return errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk)
 }
 
 // headBlob is one upstream HEAD. What a manifest said of the size saves the way to the CDN.

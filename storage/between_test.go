@@ -305,31 +305,6 @@ func TestOpenRemovesPartialOfSuccessor(t *testing.T) {
 	}
 }
 
-// A private blob stays private when whoever backs the cache up changes the other bits.
-func TestPrivateWithGroupBits(t *testing.T) {
-	dir := t.TempDir()
-	s := open(t, dir, 100<<20)
-	b := noise(9, 2<<20)
-	in := begun(t, s, Origin{"docker.io/corp/app", true}, b)
-	in.WriteAt(b[len(b)-100:], int64(len(b)-100))
-	if err := in.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	d := digest.FromBytes(b)
-	shut(t, s)
-	os.Chmod(s.layout.blob(d), 0o550) // chmod -R g+rX, of one who backs it up
-	os.Remove(filepath.Join(dir, "index.db"))
-	s = open(t, dir, 100<<20)
-	f, err := s.Open(d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if !f.Private {
-		t.Error("a private blob is public now")
-	}
-}
-
 // name does not overwrite what Confirm has set meanwhile.
 func TestNameLosesConfirm(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)

@@ -83,28 +83,33 @@ func TestRebuildConfirmsWhatWasOnlyNamed(t *testing.T) {
 	}
 }
 
-// A private blob whose manifest isn't here (any more) is public after a rebuild, or
-// after a crash between rename and index.
+// A private blob whose manifest isn't here (any more) stays private after a rebuild, or after
+// a crash between rename and index, and when whoever backs the cache up changes the other bits.
 func TestAdoptedBlobIsPublic(t *testing.T) {
-	dir := t.TempDir()
-	s := open(t, dir, 100<<20)
-	b := noise(9, 2<<20)
-	d := digest.FromBytes(b)
-	in, _ := s.Begin(Origin{"docker.io/corp/app", true}, d, int64(len(b)))
-	in.WriteAt(b, 0)
-	if err := in.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	shut(t, s)
-	os.Remove(filepath.Join(dir, "index.db"))
-	s = open(t, dir, 100<<20)
-	f, err := s.Open(d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if !f.Private {
-		t.Error("a blob that came through a private repository is public now")
+	for _, mode := range []os.FileMode{modePrivate, 0o550} { // chmod -R g+rX
+		dir := t.TempDir()
+		s := open(t, dir, 100<<20)
+		b := noise(9, 2<<20)
+		d := digest.FromBytes(b)
+		in, _ := s.Begin(Origin{"docker.io/corp/app", true}, d, int64(len(b)))
+		in.WriteAt(b, 0)
+		if err := in.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		shut(t, s)
+		if err := os.Chmod(s.layout.blob(d), mode); err != nil {
+			t.Fatal(err)
+		}
+		os.Remove(filepath.Join(dir, "index.db"))
+		s = open(t, dir, 100<<20)
+		f, err := s.Open(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if !f.Private {
+			t.Errorf("%v: a blob that came through a private repository is public now", mode)
+		}
 	}
 }
 
