@@ -12,16 +12,16 @@ import (
 	"time"
 )
 
-// Verdict says who may pull a repository.
-type Verdict uint8
+// Visibility says who may pull a repository.
+type Visibility uint8
 
 const (
-	Unknown Verdict = iota // nothing learned; comes with an error
-	Public                 // everybody
-	Private                // not everybody, or nobody: registries don't tell the two apart
+	Unknown Visibility = iota // nothing learned; comes with an error
+	Public                    // everybody
+	Private                   // not everybody, or nobody: registries don't tell the two apart
 )
 
-func (v Verdict) String() string {
+func (v Visibility) String() string {
 	return [...]string{"unknown", "public", "private"}[min(v, Private)]
 }
 
@@ -36,7 +36,7 @@ func (v Verdict) String() string {
 // Whatever else happens is an error and no verdict: *ThrottledError (by the token
 // service, or by the registry to the HEAD), *TokenError, the context's, or a plain one
 // that names what the registry did.
-func (t *Transport) Access(ctx context.Context, repository string) (Verdict, error) {
+func (t *Transport) Access(ctx context.Context, repository string) (Visibility, error) {
 	t.init()
 	if scopeOf("/v2/"+repository+"/tags/list") == "" || t.Registry == nil {
 		return Unknown, fmt.Errorf("auth: %q is not a repository name", repository)
@@ -46,7 +46,7 @@ func (t *Transport) Access(ctx context.Context, repository string) (Verdict, err
 	})
 	select {
 	case r := <-flight:
-		return r.Val.(Verdict), r.Err
+		return r.Val.(Visibility), r.Err
 	case <-ctx.Done():
 		return Unknown, ctx.Err()
 	}
@@ -63,7 +63,7 @@ func (t *Transport) Learn() error {
 	return err
 }
 
-func (t *Transport) verdict(repository string) (Verdict, error) {
+func (t *Transport) verdict(repository string) (Visibility, error) {
 	if t.known() == nil {
 		resp, err := t.anonymous(http.MethodGet, "", "")
 		if err != nil {
@@ -83,7 +83,7 @@ func (t *Transport) verdict(repository string) (Verdict, error) {
 }
 
 // judge asks once, as challenge c wants it.
-func (t *Transport) judge(c *Challenge, repository string) (Verdict, error) {
+func (t *Transport) judge(c *Challenge, repository string) (Visibility, error) {
 	if c == nil || c.Scheme != "bearer" {
 		return t.probe(repository, "")
 	}
@@ -105,7 +105,7 @@ func (t *Transport) judge(c *Challenge, repository string) (Verdict, error) {
 }
 
 // probe settles what no token tells.
-func (t *Transport) probe(repository, bearer string) (Verdict, error) {
+func (t *Transport) probe(repository, bearer string) (Visibility, error) {
 	resp, err := t.anonymous(http.MethodHead, repository+"/manifests/latest", bearer)
 	if err != nil {
 		return Unknown, err
@@ -162,7 +162,7 @@ func drain(resp *http.Response) {
 // claims reads a token's access claim; ok is false when the token is not a JWT, or the
 // claim not what the token specification says. The signature is the registry's business:
 // the token came from its own token service, and what is read here grants nothing there.
-func claims(jwt, repository string) (v Verdict, ok bool) {
+func claims(jwt, repository string) (v Visibility, ok bool) {
 	parts := strings.Split(jwt, ".")
 	if len(parts) != 3 {
 		return Unknown, false

@@ -28,7 +28,7 @@ func TestAccess(t *testing.T) {
 		fail   error
 		front  func(*http.Request) *http.Response // nil: the challenge
 		head   func(*http.Request) *http.Response // nil: must not be asked
-		want   Verdict                            // Unknown: an error
+		want   Visibility                         // Unknown: an error
 		sees   []string                           // after the front door
 	}{
 		"pull":            {tokens: claim(`{"access":[{"type":"repository","name":"library/redis","actions":["pull"]}]}`), want: Public, sees: []string{redisGet}},

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 const budgetBytes = 32 << 20
@@ -77,13 +77,13 @@ func sampleBytes(t *testing.T, data string) (stop func() (most int64, samples in
 
 // TestBudgetIsNeverExceeded has 16 clients pull ten times what the budget holds.
 func TestBudgetIsNeverExceeded(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Bandwidth: 100 << 20})
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 100 << 20})
 	s := startServer(t, serverOptions{Hub: hub, Data: ownFileSystem(t), Args: []string{"--budget", fmt.Sprint(budgetBytes), "--min-free", "1MiB"}})
-	var images []*fakehub.Image
+	var images []*hubtest.Image
 	var total int64
 	for i := 0; total < 10*budgetBytes; i++ {
 		size := int64(100<<10) << (i % 7) // to 6.4 MiB
-		img := hub.AddImage(fmt.Sprintf("library/app%d", i), "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, size)})
+		img := hub.AddImage(fmt.Sprintf("library/app%d", i), "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, size)})
 		images = append(images, img)
 		total += img.Size()
 	}
@@ -147,16 +147,16 @@ func waitIdle(t *testing.T, s *server) {
 
 // TestVictimsLeaveByLastUse fills the budget, uses the oldest image again, and needs room.
 func TestVictimsLeaveByLastUse(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Data: ownFileSystem(t), Args: []string{"--budget", fmt.Sprint(budgetBytes), "--min-free", "1MiB"}})
-	pull := func(img *fakehub.Image) {
+	pull := func(img *hubtest.Image) {
 		t.Helper()
 		if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
-	add := func(tag string) *fakehub.Image {
-		return hub.AddImage("library/app", tag, fakehub.ImageSpec{Layers: fakehub.Layers(1, 9<<20)})
+	add := func(tag string) *hubtest.Image {
+		return hub.AddImage("library/app", tag, hubtest.ImageSpec{Layers: hubtest.Layers(1, 9<<20)})
 	}
 	first, second, third, fourth := add("1"), add("2"), add("3"), add("4")
 	pull(first)
@@ -170,7 +170,7 @@ func TestVictimsLeaveByLastUse(t *testing.T) {
 	}
 	pull(fourth)
 	waitIdle(t, s)
-	for img, kept := range map[*fakehub.Image]bool{first: true, second: false, third: true, fourth: true} {
+	for img, kept := range map[*hubtest.Image]bool{first: true, second: false, third: true, fourth: true} {
 		layer := img.Manifests[0].Layers[0].Digest.String()
 		a, err := request(t.Context(), http.MethodHead, s.URL+"/v2/library/app/blobs/"+layer)
 		if err != nil || a.Status != http.StatusOK {
@@ -185,13 +185,13 @@ func TestVictimsLeaveByLastUse(t *testing.T) {
 // TestLargerThanTheBudget pulls what does not fit: it is delivered, and not kept, and
 // nothing leaves for it.
 func TestLargerThanTheBudget(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Data: ownFileSystem(t), Args: []string{"--budget", fmt.Sprint(budgetBytes), "--min-free", "1MiB"}})
-	small := hub.AddImage("library/small", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 4<<20)})
-	huge := hub.AddImage("library/huge", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, budgetBytes+1)})
+	small := hub.AddImage("library/small", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 4<<20)})
+	huge := hub.AddImage("library/huge", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, budgetBytes+1)})
 	stop := sampleBytes(t, s.Data)
 	for range 2 {
-		for _, img := range []*fakehub.Image{small, huge} {
+		for _, img := range []*hubtest.Image{small, huge} {
 			if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
 				t.Error(err)
 			}

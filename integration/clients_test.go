@@ -12,18 +12,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // imageKinds are the shapes in which images lie on Docker Hub.
 var imageKinds = []struct {
 	name string
-	spec fakehub.ImageSpec
+	spec hubtest.ImageSpec
 }{
-	{"single", fakehub.ImageSpec{}},
-	{"docker-single", fakehub.ImageSpec{Docker: true}},
-	{"docker-list", fakehub.ImageSpec{Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}}},
-	{"oci-index", fakehub.ImageSpec{Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true}},
+	{"single", hubtest.ImageSpec{}},
+	{"docker-single", hubtest.ImageSpec{Docker: true}},
+	{"docker-list", hubtest.ImageSpec{Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}}},
+	{"oci-index", hubtest.ImageSpec{Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true}},
 }
 
 // shutProxy is the environment of clients whose own way to Docker Hub is shut: their mirror
@@ -89,7 +89,7 @@ func (c containersClient) run(t testing.TB, program string, args ...string) stri
 // checkPullsOnce pulls an image twice; forget makes the client lose it in between. The
 // second time the Hub sees no GET but of tokens, and what the server has is the Hub's to
 // the byte.
-func checkPullsOnce(t *testing.T, hub *fakehub.Hub, s *server, img *fakehub.Image, pull, forget func(t *testing.T)) {
+func checkPullsOnce(t *testing.T, hub *hubtest.Hub, s *server, img *hubtest.Image, pull, forget func(t *testing.T)) {
 	t.Helper()
 	hub.ResetLedger()
 	pull(t)
@@ -109,7 +109,7 @@ func checkPullsOnce(t *testing.T, hub *fakehub.Hub, s *server, img *fakehub.Imag
 // TestContainerdPulls drives Debian's containerd, whose hosts.toml sends each request with
 // ?ns=docker.io.
 func TestContainerdPulls(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	c := startContainerd(t, s)
 	for _, kind := range imageKinds {

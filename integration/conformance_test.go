@@ -14,7 +14,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // conformanceSuite is the distribution specification's own suite. It has no releases.
@@ -37,12 +37,12 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
-	index := hub.AddImage("library/proto", "1", fakehub.ImageSpec{
-		Layers: fakehub.Layers(2, 100<<10), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true,
+	index := hub.AddImage("library/proto", "1", hubtest.ImageSpec{
+		Layers: hubtest.Layers(2, 100<<10), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true,
 	})
-	plain := hub.AddImage("library/proto", "plain", fakehub.ImageSpec{Layers: fakehub.Layers(1, 2<<20), Docker: true})
+	plain := hub.AddImage("library/proto", "plain", hubtest.ImageSpec{Layers: hubtest.Layers(1, 2<<20), Docker: true})
 	addReferrer(t, hub, index)
 	manifests := []string{index.Digest.String(), plain.Digest.String()}
 	for _, m := range index.Manifests {
@@ -71,7 +71,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-func addReferrer(t *testing.T, hub *fakehub.Hub, of *fakehub.Image) {
+func addReferrer(t *testing.T, hub *hubtest.Hub, of *hubtest.Image) {
 	t.Helper()
 	empty := hub.AddBlob(of.Repository, ocispec.MediaTypeEmptyJSON, []byte("{}"))
 	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/vnd.example.sbom", Config: empty, Layers: []ocispec.Descriptor{empty}, Subject: &of.Descriptor}

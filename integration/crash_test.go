@@ -16,7 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // crashRounds is how often the server is killed: 200 times with HUBCACHE_SOAK.
@@ -56,9 +56,9 @@ var crashDamages = []struct {
 // that is larger than the budget, tags move, and one image is in use all the time.
 type crashLoad struct {
 	t      *testing.T
-	hub    *fakehub.Hub
-	images []*fakehub.Image
-	steady *fakehub.Image
+	hub    *hubtest.Hub
+	images []*hubtest.Image
+	steady *hubtest.Image
 	wrong  sync.Map // errors that must not be
 }
 
@@ -142,11 +142,11 @@ func crashAccounted(t *testing.T, s *server) {
 // TestKillAtRandomInstants kills the server in the middle of its work, damages the index
 // every other time, and looks at what the next start makes of it.
 func TestKillAtRandomInstants(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, TotalBandwidth: 15 << 20})
-	l := &crashLoad{t: t, hub: hub, steady: hub.AddImage("library/steady", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 1<<20), Index: true})}
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, TotalBandwidth: 15 << 20})
+	l := &crashLoad{t: t, hub: hub, steady: hub.AddImage("library/steady", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20), Index: true})}
 	for i := range 40 { // small enough for what is on its way at one time to leave room for the steady one
 
-		l.images = append(l.images, hub.AddImage("library/app", fmt.Sprint(i), fakehub.ImageSpec{Layers: fakehub.Layers(2, int64(200<<10)<<(i%4))}))
+		l.images = append(l.images, hub.AddImage("library/app", fmt.Sprint(i), hubtest.ImageSpec{Layers: hubtest.Layers(2, int64(200<<10)<<(i%4))}))
 	}
 	s := startServer(t, serverOptions{Hub: hub, Args: []string{"--budget", "40MiB", "--min-free", "1MiB"}})
 	if err := pullImage(t.Context(), s.URL, l.steady, ""); err != nil {
@@ -170,7 +170,7 @@ func TestKillAtRandomInstants(t *testing.T) {
 		} else if err := damage.damage(index, fi.Size()); err != nil {
 			t.Fatal(err)
 		}
-		rule := hub.Inject(fakehub.Match{}, fakehub.Reset()) // the Hub is dead
+		rule := hub.Inject(hubtest.Match{}, hubtest.Reset()) // the Hub is dead
 		start := time.Now()
 		s.Start()
 		slowest = max(slowest, time.Since(start))
@@ -195,7 +195,7 @@ func TestKillAtRandomInstants(t *testing.T) {
 
 // TestKillAndResume: what had arrived of a large blob isn't fetched again.
 func TestKillAndResume(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Bandwidth: 4 << 20})
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 4 << 20})
 	const size = 48 << 20
 	img, layer := diskImage(hub, "large", size)
 	s := startServer(t, serverOptions{Hub: hub})
@@ -230,7 +230,7 @@ func TestKillAndResume(t *testing.T) {
 	if n := ledger.BlobBytes(); n > size/2+26<<20 || n == 0 {
 		t.Errorf("%d of %d bytes were fetched after the crash:\n%s", n, size, ledger)
 	}
-	if n := ledger.Count(func(e fakehub.Entry) bool { return e.Face == fakehub.CDN && e.Range == "" }); n > 0 {
+	if n := ledger.Count(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN && e.Range == "" }); n > 0 {
 		t.Errorf("%d requests without Range:\n%s", n, ledger)
 	}
 	waitIdle(t, s)
@@ -240,7 +240,7 @@ func TestKillAndResume(t *testing.T) {
 
 // TestKillLeavesNoOpenDoor: nobody but the owner can read what the server leaves.
 func TestKillLeavesNoOpenDoor(t *testing.T) {
-	hub := startHub(t, fakehub.Options{Bandwidth: 4 << 20})
+	hub := startHub(t, hubtest.Options{Bandwidth: 4 << 20})
 	img, layer := diskImage(hub, "app", 20<<20)
 	s := startServer(t, serverOptions{Hub: hub})
 	get(t, s.URL+"/v2/"+img.Repository+"/manifests/"+img.Tag)

@@ -7,33 +7,33 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // daemonFaults is what befalls every request that hubcache makes upstream; the limit is
 // how long dockerd may take longer for it.
 var daemonFaults = []struct {
 	name   string
-	match  fakehub.Match
-	faults []fakehub.Fault
+	match  hubtest.Match
+	faults []hubtest.Fault
 	limit  time.Duration
 }{
-	{"registry down", fakehub.Match{}, []fakehub.Fault{fakehub.Reset()}, 10 * time.Second},
-	{"registry silent", fakehub.Match{}, []fakehub.Fault{fakehub.Hang()}, 10 * time.Second},
-	{"no token", fakehub.Match{Face: fakehub.Token}, []fakehub.Fault{fakehub.Status(500, "")}, 10 * time.Second},
-	{"manifests 500", fakehub.Match{Kind: "manifests"}, []fakehub.Fault{fakehub.Status(500, "")}, 10 * time.Second},
-	{"manifests 429", fakehub.Match{Kind: "manifests"}, []fakehub.Fault{fakehub.TooManyRequests()}, 10 * time.Second},
-	{"manifests 404", fakehub.Match{Kind: "manifests"}, []fakehub.Fault{fakehub.Status(404, "")}, 10 * time.Second},
-	{"blobs 500", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.Status(500, "")}, 10 * time.Second},
-	{"blobs 403", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.Status(403, "")}, 10 * time.Second},
-	{"blobs 404", fakehub.Match{Kind: "blobs"}, []fakehub.Fault{fakehub.Status(404, "")}, 10 * time.Second},
-	{"blobs silent", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.Hang()}, 10 * time.Second},
-	{"blobs HAP429", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.HAP429()}, 10 * time.Second},
-	{"bodies cut", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.CutAfter(0)}, 45 * time.Second},
-	{"bodies stall", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.StallAfter(0)}, 45 * time.Second},
-	{"bodies wrong", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.FlipByte(900 << 10)}, 45 * time.Second},
-	{"bodies cut half way", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.CutAfter(1200 << 10), fakehub.IgnoreRange()}, 45 * time.Second},
-	{"bodies HTML", fakehub.Match{Face: fakehub.CDN}, []fakehub.Fault{fakehub.HTML()}, 45 * time.Second},
+	{"registry down", hubtest.Match{}, []hubtest.Fault{hubtest.Reset()}, 10 * time.Second},
+	{"registry silent", hubtest.Match{}, []hubtest.Fault{hubtest.Hang()}, 10 * time.Second},
+	{"no token", hubtest.Match{Face: hubtest.Token}, []hubtest.Fault{hubtest.Status(500, "")}, 10 * time.Second},
+	{"manifests 500", hubtest.Match{Kind: "manifests"}, []hubtest.Fault{hubtest.Status(500, "")}, 10 * time.Second},
+	{"manifests 429", hubtest.Match{Kind: "manifests"}, []hubtest.Fault{hubtest.TooManyRequests()}, 10 * time.Second},
+	{"manifests 404", hubtest.Match{Kind: "manifests"}, []hubtest.Fault{hubtest.Status(404, "")}, 10 * time.Second},
+	{"blobs 500", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.Status(500, "")}, 10 * time.Second},
+	{"blobs 403", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.Status(403, "")}, 10 * time.Second},
+	{"blobs 404", hubtest.Match{Kind: "blobs"}, []hubtest.Fault{hubtest.Status(404, "")}, 10 * time.Second},
+	{"blobs silent", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.Hang()}, 10 * time.Second},
+	{"blobs HAP429", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.HAP429()}, 10 * time.Second},
+	{"bodies cut", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.CutAfter(0)}, 45 * time.Second},
+	{"bodies stall", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.StallAfter(0)}, 45 * time.Second},
+	{"bodies wrong", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.FlipByte(900 << 10)}, 45 * time.Second},
+	{"bodies cut half way", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.CutAfter(1200 << 10), hubtest.IgnoreRange()}, 45 * time.Second},
+	{"bodies HTML", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.HTML()}, 45 * time.Second},
 }
 
 // daemonSlack is what a pull takes by itself on a busy machine.
@@ -42,9 +42,9 @@ const daemonSlack = 15 * time.Second
 // TestDaemonFallsBack: a dockerd whose mirror is hubcache, and which reaches the real Hub
 // too. Whatever goes wrong between hubcache and its upstream, the pull succeeds, in time.
 func TestDaemonFallsBack(t *testing.T) {
-	accounts := fakehub.Options{AccountLimit: fakehub.Unlimited}
+	accounts := hubtest.Options{AccountLimit: hubtest.Unlimited}
 	upstream := startHub(t, accounts)
-	hub := startHub(t, fakehub.Options{TLS: true, AnonymousLimit: fakehub.Unlimited,
+	hub := startHub(t, hubtest.Options{TLS: true, AnonymousLimit: hubtest.Unlimited,
 		RegistryName: "registry-1.docker.io", TokenName: "auth.docker.io", CDNName: "production.cloudflare.docker.com"})
 	network := dockertest.NewNetwork(t)
 	proxy := startProxy(t, hub, network.Addr.String())
@@ -54,8 +54,8 @@ func TestDaemonFallsBack(t *testing.T) {
 			d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{s.URL}, Env: []string{
 				"HTTPS_PROXY=" + proxy.URL, "HTTP_PROXY=" + proxy.URL, "NO_PROXY=" + network.Addr.String(), "SSL_CERT_FILE=" + writeCA(t, hub)}})
 			tag := "t" + time.Now().Format("150405.000000")
-			img := runnableImage(t, upstream, "library/app", tag, 2, 2<<20, fakehub.ImageSpec{})
-			if same := runnableImage(t, hub, "library/app", tag, 2, 2<<20, fakehub.ImageSpec{}); same.Digest != img.Digest {
+			img := runnableImage(t, upstream, "library/app", tag, 2, 2<<20, hubtest.ImageSpec{})
+			if same := runnableImage(t, hub, "library/app", tag, 2, 2<<20, hubtest.ImageSpec{}); same.Digest != img.Digest {
 				t.Fatal("the Hubs differ")
 			}
 			rule := upstream.Inject(row.match, row.faults...)

@@ -16,7 +16,7 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 var (
@@ -82,7 +82,7 @@ func TestDemo(t *testing.T) {
 		runs = 5
 	}
 	say("Starting a Docker Hub of our own, hubcache, and two Docker hosts.\n")
-	d := &demoRun{missionLab: newMissionLab(t, fakehub.Options{}), t: t}
+	d := &demoRun{missionLab: newMissionLab(t, hubtest.Options{}), t: t}
 	d.direct.name, d.cold.name, d.warm.name = "without hubcache", "hubcache, empty", "hubcache, images pruned"
 	d.mirrored, d.plain = d.host(t), d.plainHost(t)
 	for run := range runs {

@@ -23,7 +23,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // diskSmall is a file system in memory of a size.
@@ -83,7 +83,7 @@ func diskBreak(t *testing.T, dir string) {
 
 // diskRead reads a blob from an offset on and holds every byte against the Hub's. pause
 // is called after each piece.
-func diskRead(ctx context.Context, s *server, hub *fakehub.Hub, repository string, d digest.Digest, from int64, pause func(n int64)) error {
+func diskRead(ctx context.Context, s *server, hub *hubtest.Hub, repository string, d digest.Digest, from int64, pause func(n int64)) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/v2/"+repository+"/blobs/"+d.String(), nil)
 	if err != nil {
 		return err
@@ -127,7 +127,7 @@ func diskRead(ctx context.Context, s *server, hub *fakehub.Hub, repository strin
 
 // diskCrowd has 20 clients read a blob from different offsets, and calls mid once when
 // the first of them has got a third of it. All must get all.
-func diskCrowd(t *testing.T, s *server, hub *fakehub.Hub, repository string, b ocispec.Descriptor, mid func()) {
+func diskCrowd(t *testing.T, s *server, hub *hubtest.Hub, repository string, b ocispec.Descriptor, mid func()) {
 	t.Helper()
 	var once sync.Once
 	var clients sync.WaitGroup
@@ -175,15 +175,15 @@ func (s *server) diskSaysSo() {
 	}
 }
 
-func diskImage(hub *fakehub.Hub, name string, size int64) (*fakehub.Image, ocispec.Descriptor) {
-	img := hub.AddImage("library/"+name, "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, size)})
+func diskImage(hub *hubtest.Hub, name string, size int64) (*hubtest.Image, ocispec.Descriptor) {
+	img := hub.AddImage("library/"+name, "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, size)})
 	return img, img.Manifests[0].Layers[0]
 }
 
 // TestDiskIsTiny: 100 MB of disk, a budget of 80, every blob held open by 20 readers, and
 // 50 MB more are asked for; then a blob larger than the budget.
 func TestDiskIsTiny(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited})
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "100m"), Args: []string{"--budget", "80MiB", "--min-free", "5MiB"}})
 	held := make([]ocispec.Descriptor, 3)
 	release := make(chan struct{})
@@ -243,10 +243,10 @@ func TestDiskIsTiny(t *testing.T) {
 // in. 20 readers at different offsets get all of it, and when there is room again the
 // cache takes up its work.
 func TestDiskFullInMidBlob(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Bandwidth: 20 << 20})
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 20 << 20})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "100m"), Args: []string{"--budget", "80MiB", "--min-free", "0"}})
 	_, layer := diskImage(hub, "app", 24<<20)
-	hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+	hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
 	other := filepath.Join(s.Data, "somebody-elses")
 	diskCrowd(t, s, hub, "library/app", layer, func() {
 		f, err := os.Create(other)
@@ -270,7 +270,7 @@ func TestDiskFullInMidBlob(t *testing.T) {
 }
 
 // diskKeeps: an image that is pulled now is kept.
-func diskKeeps(t *testing.T, s *server, hub *fakehub.Hub, img *fakehub.Image) {
+func diskKeeps(t *testing.T, s *server, hub *hubtest.Hub, img *hubtest.Image) {
 	t.Helper()
 	if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
 		t.Fatal(err)
@@ -287,7 +287,7 @@ func diskKeeps(t *testing.T, s *server, hub *fakehub.Hub, img *fakehub.Image) {
 
 // TestDiskFullAtStart: a start with no byte free, index included, serves what is there.
 func TestDiskFullAtStart(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "60m"), Args: []string{"--budget", "50MiB", "--min-free", "0"}})
 	img, _ := diskImage(hub, "app", 10<<20)
 	diskKeeps(t, s, hub, img)
@@ -314,7 +314,7 @@ func TestDiskFullAtStart(t *testing.T) {
 // on, for 20 readers at different offsets, for the commit, for the index, for the blobs
 // that are cached. Clients get all bytes; with a disk that works the cache is whole again.
 func TestDiskFailsInMidBlob(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Bandwidth: 20 << 20})
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 20 << 20})
 	data := diskReal(t, 200)
 	s := startServer(t, serverOptions{Hub: hub, Data: filepath.Join(data, "cache"), Args: []string{"--budget", "150MiB", "--min-free", "1MiB"}})
 	cached, _ := diskImage(hub, "cached", 5<<20)
@@ -335,11 +335,11 @@ func TestDiskFailsInMidBlob(t *testing.T) {
 // TestDiskFailsAtCommit: all bytes are written, and the disk fails when they are to be
 // made to stay. The readers have them all the same.
 func TestDiskFailsAtCommit(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Bandwidth: 20 << 20})
+	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 20 << 20})
 	data := diskReal(t, 200)
 	s := startServer(t, serverOptions{Hub: hub, Data: filepath.Join(data, "cache"), Args: []string{"--budget", "150MiB", "--min-free", "1MiB"}})
 	_, layer := diskImage(hub, "app", 3<<20)
-	rule := hub.Inject(fakehub.Match{Face: fakehub.CDN, Times: 1}, fakehub.StallAfter(layer.Size-1)) // all but the last byte
+	rule := hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.StallAfter(layer.Size-1)) // all but the last byte
 	var got atomic.Int64
 	done := make(chan error, 1)
 	go func() {

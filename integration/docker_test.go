@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // startDaemon starts a dockerd that has the server as its mirror and no other way out.
@@ -25,7 +25,7 @@ func startDaemon(t testing.TB, network *dockertest.Network, mirror *server) *doc
 // TestDockerPullRemovePull is what hubcache is for: an image that was pulled once, and
 // then lost to a prune, comes from the local disk.
 func TestDockerPullRemovePull(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
 	d := startDaemon(t, network, s)
@@ -74,7 +74,7 @@ func checkRuns(t *testing.T, d *dockertest.Daemon, image string) {
 
 // checkUpstreamBytes compares every manifest and blob that the server answers with the
 // Hub's: bytes, media type, digest, and that HEAD says the same.
-func checkUpstreamBytes(t *testing.T, s *server, img *fakehub.Image) {
+func checkUpstreamBytes(t *testing.T, s *server, img *hubtest.Image) {
 	t.Helper()
 	if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
 		t.Error(err)
@@ -96,12 +96,12 @@ func checkUpstreamBytes(t *testing.T, s *server, img *fakehub.Image) {
 // TestDockerPullsAllTags pulls a repository with all of its tags, whose list comes through
 // hubcache, too.
 func TestDockerPullsAllTags(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
 	d := startDaemon(t, network, s)
 	for _, tag := range []string{"1", "2", "3"} {
-		runnableImage(t, hub, "acme/tool", tag, 1, 100<<10, fakehub.ImageSpec{})
+		runnableImage(t, hub, "acme/tool", tag, 1, 100<<10, hubtest.ImageSpec{})
 	}
 	d.Docker("pull", "--all-tags", "acme/tool")
 	if got := strings.Fields(d.Docker("images", "--format", "{{.Tag}}", "acme/tool")); len(got) != 3 {
@@ -112,11 +112,11 @@ func TestDockerPullsAllTags(t *testing.T) {
 // TestDockerPullInterrupted ends `docker pull` in the middle of a layer. hubcache goes on,
 // and the next pull costs nothing more.
 func TestDockerPullInterrupted(t *testing.T) {
-	hub := startHub(t, fakehub.Options{TotalBandwidth: 10 << 20})
+	hub := startHub(t, hubtest.Options{TotalBandwidth: 10 << 20})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
 	d := startDaemon(t, network, s)
-	img := runnableImage(t, hub, "library/app", "1", 1, 16<<20, fakehub.ImageSpec{})
+	img := runnableImage(t, hub, "library/app", "1", 1, 16<<20, hubtest.ImageSpec{})
 	pull := d.Command("pull", "app:1")
 	if err := pull.Start(); err != nil {
 		t.Fatal(err)
@@ -139,14 +139,14 @@ func TestDockerPullInterrupted(t *testing.T) {
 // and by the BuildKit in dockerd. That of 20.10 asks every mirror but a loopback one by https,
 // unless insecure-registries has its URL, "http://" and all: the bare host:port won't do.
 func TestDockerBuilds(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
 	d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{s.URL}, Env: shutProxy(s),
 		Config: map[string]any{"insecure-registries": []string{s.URL}}})
 	for name, buildkit := range map[string]string{"classic": "0", "buildkit": "1"} {
 		t.Run(name, func(t *testing.T) {
-			runnableImage(t, hub, "library/"+name, "1", 2, 1<<20, fakehub.ImageSpec{Attestations: true})
+			runnableImage(t, hub, "library/"+name, "1", 2, 1<<20, hubtest.ImageSpec{Attestations: true})
 			build := func() {
 				t.Helper()
 				dir := t.TempDir()

@@ -21,7 +21,7 @@ import (
 	"testing"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // connectProxy is a proxy that tunnels to the Hub, under the names that the Hub has.
@@ -33,7 +33,7 @@ type connectProxy struct {
 }
 
 // startProxy starts a proxy that listens on that address.
-func startProxy(t *testing.T, hub *fakehub.Hub, host string) *connectProxy {
+func startProxy(t *testing.T, hub *hubtest.Hub, host string) *connectProxy {
 	t.Helper()
 	p := &connectProxy{hosts: map[string]bool{}}
 	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
@@ -82,7 +82,7 @@ func (p *connectProxy) Hosts() []string {
 }
 
 // writeCA writes the certificate of the Hub's authority to a file.
-func writeCA(t *testing.T, hub *fakehub.Hub) string {
+func writeCA(t *testing.T, hub *hubtest.Hub) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ca.pem")
 	ca, _ := hub.CA()
@@ -95,11 +95,11 @@ func writeCA(t *testing.T, hub *fakehub.Hub) string {
 // TestEgressByProxyAndPrivateCA reaches a Hub whose names only the proxy knows, and whose
 // certificate only the CA file vouches for: registry, token service and CDN alike.
 func TestEgressByProxyAndPrivateCA(t *testing.T) {
-	names := fakehub.Options{TLS: true, RegistryName: "registry.hub.test", TokenName: "auth.hub.test", CDNName: "cdn.bucket.test"}
+	names := hubtest.Options{TLS: true, RegistryName: "registry.hub.test", TokenName: "auth.hub.test", CDNName: "cdn.bucket.test"}
 	hub := startHub(t, names)
 	proxy := startProxy(t, hub, "127.0.0.1")
 	env := []string{"HTTPS_PROXY=" + proxy.URL, "NO_PROXY=elsewhere.test"}
-	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 3<<20)})
+	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 3<<20)})
 
 	s := startServer(t, serverOptions{Hub: hub, Env: env, Args: []string{"--upstream-ca-file", writeCA(t, hub)}})
 	if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
@@ -124,11 +124,11 @@ func TestEgressByProxyAndPrivateCA(t *testing.T) {
 // and the CDN behind the proxy.
 func TestEgressExceptions(t *testing.T) {
 	host := dockertest.NewNetwork(t).Addr.String() // loopback never goes through a proxy
-	hub := startHub(t, fakehub.Options{TLS: true, RegistryAddr: host + ":0", TokenAddr: host + ":0", CDNName: "cdn.bucket.test"})
+	hub := startHub(t, hubtest.Options{TLS: true, RegistryAddr: host + ":0", TokenAddr: host + ":0", CDNName: "cdn.bucket.test"})
 	proxy := startProxy(t, hub, "127.0.0.1")
 	env := []string{"HTTPS_PROXY=" + proxy.URL, "NO_PROXY=" + host}
 	s := startServer(t, serverOptions{Hub: hub, Env: env, Args: []string{"--upstream-ca-file", writeCA(t, hub)}})
-	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 3<<20)})
+	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 3<<20)})
 	if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
 		t.Error(err)
 	}
@@ -139,8 +139,8 @@ func TestEgressExceptions(t *testing.T) {
 
 // TestListeners serves on several addresses of both families, in plain text and by TLS.
 func TestListeners(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
-	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)})
+	hub := startHub(t, hubtest.Options{})
+	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<20)})
 	six, second := freeAddr(t, "::1"), freeAddr(t, "127.0.0.2")
 	listen := []string{"--listen", six, "--listen", second}
 	plain := startServer(t, serverOptions{Hub: hub, Args: listen})

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // hostileRaw sends bytes as they are and returns what comes back until the connection ends
@@ -39,7 +39,7 @@ func hostileRaw(t *testing.T, addr, request string, within time.Duration) (answe
 // TestHostileRequests: names and digests that climb, headers without end, bodies that
 // nobody asked for. No answer is a 2xx or 5xx, nothing goes upstream.
 func TestHostileRequests(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	hex := strings.Repeat("a", 64)
 	for _, path := range []string{
@@ -63,7 +63,7 @@ func TestHostileRequests(t *testing.T) {
 	if !ended || a != "" && !strings.HasPrefix(a, "HTTP/1.1 431") {
 		t.Errorf("headers of 200 KiB: %.80q, ended: %v", a, ended)
 	}
-	asked := func(e fakehub.Entry) bool { return e.Kind != "ping" } // that is the server's own, at its start
+	asked := func(e hubtest.Entry) bool { return e.Kind != "ping" } // that is the server's own, at its start
 	if l := hub.Ledger().Filter(asked); len(l) > 0 {
 		t.Errorf("it went upstream:\n%s", l)
 	}
@@ -73,7 +73,7 @@ func TestHostileRequests(t *testing.T) {
 // TestHostileSlowness: headers and bodies that come a byte at a time, or not at all, end.
 func TestHostileSlowness(t *testing.T) {
 	t.Parallel()
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	var wg sync.WaitGroup
 	for name, request := range map[string]string{
@@ -105,9 +105,9 @@ func TestHostileCrowd(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < 11_000 {
 		t.Fatalf("11,000 file descriptors are needed, the limit is %d (ulimit -Hn): %v", limit.Cur, err)
 	}
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
-	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 2<<20)})
+	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2<<20)})
 	conns := make([]net.Conn, 0, 10_000)
 	defer func() {
 		for _, c := range conns {

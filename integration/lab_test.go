@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // The account that hubcache has at the fake Hub. The token is looked for in whatever
@@ -82,12 +82,12 @@ func hubcacheProgram(t testing.TB) string {
 // startHub starts a fake Hub on loopback sockets, where labUser has an account unless the
 // options name others. It ends with the test, and fails it when a client did what none
 // may do.
-func startHub(t testing.TB, o fakehub.Options) *fakehub.Hub {
+func startHub(t testing.TB, o hubtest.Options) *hubtest.Hub {
 	t.Helper()
 	if o.Accounts == nil {
-		o.Accounts = []fakehub.Account{{Username: labUser, PAT: labPAT, Private: []string{"*"}}}
+		o.Accounts = []hubtest.Account{{Username: labUser, PAT: labPAT, Private: []string{"*"}}}
 	}
-	hub := fakehub.New(o)
+	hub := hubtest.New(o)
 	if err := hub.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func startHub(t testing.TB, o fakehub.Options) *fakehub.Hub {
 
 // serverOptions says how a server is started. Hub or Upstream must be set.
 type serverOptions struct {
-	Hub       *fakehub.Hub
+	Hub       *hubtest.Hub
 	Upstream  string   // URL; "" is the Hub's
 	Host      string   // address that the pull listener is on; "" is 127.0.0.1
 	Data      string   // data directory; "" is a temporary one

@@ -17,11 +17,11 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // manifestTypes is what clients accept.
-var manifestTypes = []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, fakehub.DockerList, fakehub.DockerManifest}
+var manifestTypes = []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, hubtest.DockerList, hubtest.DockerManifest}
 
 // labClient is for requests of the tests' own: no proxy, no limit on connections.
 var labClient = &http.Client{Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
@@ -66,7 +66,7 @@ func get(t testing.TB, url string) answer {
 // pullImage pulls an image, every platform of it, from the registry at base, as a careful
 // client would: what is not byte for byte what the Hub has is an error. reference is a tag
 // or digest; "" is the image's own tag.
-func pullImage(ctx context.Context, base string, img *fakehub.Image, reference string) error {
+func pullImage(ctx context.Context, base string, img *hubtest.Image, reference string) error {
 	if reference == "" {
 		reference = img.Tag
 	}
@@ -155,13 +155,13 @@ func cacheSize(t testing.TB, data string) int64 {
 
 // runnableImage adds an image that runs a shell, of layers layers of size bytes each over
 // busybox.
-func runnableImage(t testing.TB, hub *fakehub.Hub, repository, tag string, layers int, size int64, spec fakehub.ImageSpec) *fakehub.Image {
+func runnableImage(t testing.TB, hub *hubtest.Hub, repository, tag string, layers int, size int64, spec hubtest.ImageSpec) *hubtest.Image {
 	t.Helper()
-	base, err := fakehub.Busybox()
+	base, err := hubtest.Busybox()
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Layers = slices.Concat([]fakehub.Layer{base}, fakehub.Layers(layers, size))
+	spec.Layers = slices.Concat([]hubtest.Layer{base}, hubtest.Layers(layers, size))
 	if spec.Config.Cmd == nil {
 		spec.Config.Cmd = []string{"/bin/sh"}
 	}
@@ -170,8 +170,8 @@ func runnableImage(t testing.TB, hub *fakehub.Hub, repository, tag string, layer
 }
 
 // upstreamGETs are the requests that a second pull must not cause.
-func upstreamGETs(hub *fakehub.Hub) fakehub.Ledger {
-	return hub.Ledger().Filter(func(e fakehub.Entry) bool {
+func upstreamGETs(hub *hubtest.Hub) hubtest.Ledger {
+	return hub.Ledger().Filter(func(e hubtest.Entry) bool {
 		return e.Method == http.MethodGet && (e.Kind == "blobs" || e.Kind == "manifests")
 	})
 }

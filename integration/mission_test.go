@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // recipeFile is a recipe as such hosts deploy them: three services, one of them of the
@@ -45,24 +45,24 @@ networks:
 // recipe is a compose file and the images that it names.
 type recipe struct {
 	file   string
-	images []*fakehub.Image
+	images []*hubtest.Image
 	layers int
 	bytes  int64 // of the blobs, each once
 }
 
 // addRecipe puts the recipe's images into the Hub: 13 layers, of which all three images
 // share the first.
-func addRecipe(t *testing.T, hub *fakehub.Hub) recipe {
+func addRecipe(t *testing.T, hub *hubtest.Hub) recipe {
 	t.Helper()
 	r := recipe{file: filepath.Join(t.TempDir(), "compose.yml")}
 	if err := os.WriteFile(r.file, []byte(recipeFile), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	index := fakehub.ImageSpec{Index: true}
-	r.images = []*fakehub.Image{
+	index := hubtest.ImageSpec{Index: true}
+	r.images = []*hubtest.Image{
 		runnableImage(t, hub, "library/postgres", "16", 4, 16<<20, index),
-		runnableImage(t, hub, "acme/app", "2.1", 5, 12<<20, fakehub.ImageSpec{Docker: true}),
-		runnableImage(t, hub, "library/nginx", "1.27", 3, 8<<20, fakehub.ImageSpec{Attestations: true}),
+		runnableImage(t, hub, "acme/app", "2.1", 5, 12<<20, hubtest.ImageSpec{Docker: true}),
+		runnableImage(t, hub, "library/nginx", "1.27", 3, 8<<20, hubtest.ImageSpec{Attestations: true}),
 	}
 	seen := map[digest.Digest]bool{}
 	for _, img := range r.images {
@@ -86,7 +86,7 @@ const (
 
 // dockerHub puts a Hub on that line, under Docker Hub's own names, so that a daemon without
 // a mirror finds it.
-func dockerHub(o fakehub.Options) fakehub.Options {
+func dockerHub(o hubtest.Options) hubtest.Options {
 	o.TLS = true
 	o.RegistryName, o.TokenName, o.CDNName = "registry-1.docker.io", "auth.docker.io", "production.cloudflare.docker.com"
 	o.Latency, o.Bandwidth = hubLatency, hubSpeed
@@ -96,7 +96,7 @@ func dockerHub(o fakehub.Options) fakehub.Options {
 // missionLab is a fake Docker Hub behind a proxy, a recipe in it, and hubcache, which is the
 // only way to them for the daemons of its network.
 type missionLab struct {
-	hub     *fakehub.Hub
+	hub     *hubtest.Hub
 	network *dockertest.Network
 	proxy   *connectProxy
 	ca      string
@@ -104,7 +104,7 @@ type missionLab struct {
 	recipe  recipe
 }
 
-func newMissionLab(t *testing.T, o fakehub.Options) *missionLab {
+func newMissionLab(t *testing.T, o hubtest.Options) *missionLab {
 	t.Helper()
 	lab := &missionLab{hub: startHub(t, dockerHub(o)), network: dockertest.NewNetwork(t)}
 	lab.proxy = startProxy(t, lab.hub, lab.network.Addr.String())
@@ -180,7 +180,7 @@ func (lab *missionLab) checkFetchedOnce(t *testing.T) {
 // TestMission deploys a recipe on a swarm, and again after all that used to cost another
 // download: prunes, a restart of the cache, and Docker Hub out of reach.
 func TestMission(t *testing.T) {
-	lab := newMissionLab(t, fakehub.Options{AnonymousLimit: 2}) // too few for the recipe
+	lab := newMissionLab(t, hubtest.Options{AnonymousLimit: 2}) // too few for the recipe
 	if lab.recipe.layers < 10 || lab.recipe.bytes < 140e6 {
 		t.Fatalf("a recipe of %d layers and %d bytes", lab.recipe.layers, lab.recipe.bytes)
 	}
@@ -211,7 +211,7 @@ func TestMission(t *testing.T) {
 
 // TestMissionTwoDaemonsAtOnce has two daemons deploy the recipe at the same moment, cold.
 func TestMissionTwoDaemonsAtOnce(t *testing.T) {
-	lab := newMissionLab(t, fakehub.Options{})
+	lab := newMissionLab(t, hubtest.Options{})
 	hosts := []swarmHost{lab.host(t), lab.host(t)}
 	var both sync.WaitGroup
 	for _, h := range hosts {
@@ -235,23 +235,23 @@ func TestMissionTwoDaemonsAtOnce(t *testing.T) {
 // TestDockerFallsBackToHub pulls by a daemon that reaches Docker Hub, too, while hubcache is
 // of no use: the pull must succeed, and soon.
 func TestDockerFallsBackToHub(t *testing.T) {
-	lab := newMissionLab(t, fakehub.Options{})
+	lab := newMissionLab(t, hubtest.Options{})
 	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Mirrors: []string{lab.cache.URL},
 		Env: []string{"HTTPS_PROXY=" + lab.proxy.URL, "SSL_CERT_FILE=" + lab.ca, "NO_PROXY=" + lab.network.Addr.String()}})
 	for name, spoil := range map[string]func(){
 		"token-refused": func() {
-			lab.hub.Set(func(o *fakehub.Options) { o.Accounts = []fakehub.Account{{Username: labUser, PAT: "revoked"}} })
+			lab.hub.Set(func(o *hubtest.Options) { o.Accounts = []hubtest.Account{{Username: labUser, PAT: "revoked"}} })
 			lab.cache.Start()
 		},
 		"account-has-no-pulls-left": func() {
-			lab.hub.Set(func(o *fakehub.Options) { o.Accounts = []fakehub.Account{{Username: labUser, PAT: labPAT, Limit: 1}} })
+			lab.hub.Set(func(o *hubtest.Options) { o.Accounts = []hubtest.Account{{Username: labUser, PAT: labPAT, Limit: 1}} })
 			lab.hub.SetUsed(labUser, 1)
 			lab.cache.Start()
 		},
 		"stopped": func() {},
 	} {
 		t.Run(name, func(t *testing.T) {
-			runnableImage(t, lab.hub, "library/"+name, "1", 1, 1<<20, fakehub.ImageSpec{})
+			runnableImage(t, lab.hub, "library/"+name, "1", 1, 1<<20, hubtest.ImageSpec{})
 			lab.cache.Stop()
 			spoil()
 			lab.hub.ResetLedger()

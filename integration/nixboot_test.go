@@ -237,7 +237,7 @@ func (h *nixHost) mainPID() string {
 func nixPrograms(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Dir(nixHubcache(t))
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "fakehubd"), "./fakehub/fakehubd")
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "fakehubd"), "./hubtest/fakehubd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	nixRun(t, build)
 	// Other users than root run them.

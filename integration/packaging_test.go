@@ -21,7 +21,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // packagingVersion is the version that the tests build.
@@ -139,8 +139,8 @@ func packagingImage(t *testing.T, archive string) {
 	packagingLayer(t, archive)
 	network := dockertest.NewNetwork(t)
 	listen := net.JoinHostPort(network.Addr.String(), "0")
-	hub := fakehub.New(fakehub.Options{RegistryAddr: listen, TokenAddr: listen, CDNAddr: listen})
-	image := hub.AddImage("library/sample", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)})
+	hub := hubtest.New(hubtest.Options{RegistryAddr: listen, TokenAddr: listen, CDNAddr: listen})
+	image := hub.AddImage("library/sample", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<20)})
 	if err := hub.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -6,12 +6,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // TestPodmanPulls pulls and runs with podman, which has hubcache as a registries.conf mirror.
 func TestPodmanPulls(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	c := newContainersClient(t, s)
 	podman := program(t, "podman", "podman")

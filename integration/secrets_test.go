@@ -16,16 +16,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // TestPullsUseTheAccount pulls when the anonymous quota of the address is gone: every
 // manifest GET must be made with a token of the account's.
 func TestPullsUseTheAccount(t *testing.T) {
-	hub := startHub(t, fakehub.Options{AnonymousLimit: 1})
+	hub := startHub(t, hubtest.Options{AnonymousLimit: 1})
 	s := startServer(t, serverOptions{Hub: hub})
 	hub.SetUsed("", 1)
-	spec := fakehub.ImageSpec{Layers: fakehub.Layers(2, 1<<20), Platforms: []string{"linux/amd64", "linux/arm64"}}
+	spec := hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20), Platforms: []string{"linux/amd64", "linux/arm64"}}
 	gets := 0
 	for i := range 5 {
 		img := hub.AddImage(fmt.Sprintf("library/app%d", i), "1", spec)
@@ -34,7 +34,7 @@ func TestPullsUseTheAccount(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	isGET := func(e fakehub.Entry) bool {
+	isGET := func(e hubtest.Entry) bool {
 		return e.Kind == "manifests" && e.Method == http.MethodGet && e.Status != http.StatusUnauthorized
 	}
 	if got := hub.Ledger().Count(isGET); got != gets {
@@ -56,7 +56,7 @@ func TestPullsUseTheAccount(t *testing.T) {
 // secretWatch collects what hubcache lets out, to look through it for secrets.
 type secretWatch struct {
 	t   *testing.T
-	hub *fakehub.Hub
+	hub *hubtest.Hub
 
 	mu   sync.Mutex
 	seen map[string]string // what came out, by where
@@ -143,49 +143,49 @@ func (w *secretWatch) check() {
 // secretFaults are occasions for an error that quotes too much.
 var secretFaults = []struct {
 	at    string // CDN, token service, or manifests or blobs at the registry
-	fault fakehub.Fault
+	fault hubtest.Fault
 	alone bool // the server asks nobody anything for a while
 }{
-	{at: "cdn", fault: fakehub.Drop()},
-	{at: "cdn", fault: fakehub.Reset()},
-	{at: "cdn", fault: fakehub.CutAfter(1 << 20)},
-	{at: "cdn", fault: fakehub.Status(500, "no")},
-	{at: "cdn", fault: fakehub.ExpiredURL()},
-	{at: "cdn", fault: fakehub.RedirectLoop()},
-	{at: "cdn", fault: fakehub.FlipByte(100)},
-	{at: "cdn", fault: fakehub.Shorter(100)},
-	{at: "cdn", fault: fakehub.HTML()},
-	{at: "cdn", fault: fakehub.Raw(200, "HTTP/1.1 huh\r\n\r\n")},
-	{at: "blobs", fault: fakehub.EditRedirect(func(u *url.URL) { u.Host = "127.0.0.1:1" })},
-	{at: "blobs", fault: fakehub.EditRedirect(func(u *url.URL) { u.Host = "cdn.invalid" })},
-	{at: "blobs", fault: fakehub.EditRedirect(func(u *url.URL) { u.Scheme = "ftp" })},
-	{at: "blobs", fault: fakehub.EditRedirect(func(u *url.URL) { u.User = url.UserPassword("u", "verify=p") })},
-	{at: "cdn", fault: fakehub.HAP429(), alone: true},
-	{at: "manifests", fault: fakehub.Drop(), alone: true},
-	{at: "manifests", fault: fakehub.Status(500, "no"), alone: true},
-	{at: "manifests", fault: fakehub.Status(401, "no", `Www-Authenticate: Bearer realm="http://127.0.0.1:1/token",service="x"`), alone: true},
-	{at: "manifests", fault: fakehub.TooManyRequests(), alone: true},
-	{at: "token", fault: fakehub.Drop(), alone: true},
-	{at: "token", fault: fakehub.HTML(), alone: true},
-	{at: "token", fault: fakehub.Status(500, "no"), alone: true},
-	{at: "token", fault: fakehub.Status(401, `{"details":"incorrect username or password"}`), alone: true},
+	{at: "cdn", fault: hubtest.Drop()},
+	{at: "cdn", fault: hubtest.Reset()},
+	{at: "cdn", fault: hubtest.CutAfter(1 << 20)},
+	{at: "cdn", fault: hubtest.Status(500, "no")},
+	{at: "cdn", fault: hubtest.ExpiredURL()},
+	{at: "cdn", fault: hubtest.RedirectLoop()},
+	{at: "cdn", fault: hubtest.FlipByte(100)},
+	{at: "cdn", fault: hubtest.Shorter(100)},
+	{at: "cdn", fault: hubtest.HTML()},
+	{at: "cdn", fault: hubtest.Raw(200, "HTTP/1.1 huh\r\n\r\n")},
+	{at: "blobs", fault: hubtest.EditRedirect(func(u *url.URL) { u.Host = "127.0.0.1:1" })},
+	{at: "blobs", fault: hubtest.EditRedirect(func(u *url.URL) { u.Host = "cdn.invalid" })},
+	{at: "blobs", fault: hubtest.EditRedirect(func(u *url.URL) { u.Scheme = "ftp" })},
+	{at: "blobs", fault: hubtest.EditRedirect(func(u *url.URL) { u.User = url.UserPassword("u", "verify=p") })},
+	{at: "cdn", fault: hubtest.HAP429(), alone: true},
+	{at: "manifests", fault: hubtest.Drop(), alone: true},
+	{at: "manifests", fault: hubtest.Status(500, "no"), alone: true},
+	{at: "manifests", fault: hubtest.Status(401, "no", `Www-Authenticate: Bearer realm="http://127.0.0.1:1/token",service="x"`), alone: true},
+	{at: "manifests", fault: hubtest.TooManyRequests(), alone: true},
+	{at: "token", fault: hubtest.Drop(), alone: true},
+	{at: "token", fault: hubtest.HTML(), alone: true},
+	{at: "token", fault: hubtest.Status(500, "no"), alone: true},
+	{at: "token", fault: hubtest.Status(401, `{"details":"incorrect username or password"}`), alone: true},
 }
 
 // TestSecretsStayInside lets go wrong what can, logging all there is to log, and looks for
 // the access token, the bearer tokens and the signed URLs in everything that comes out.
 func TestSecretsStayInside(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	w := &secretWatch{t: t, hub: hub, seen: map[string]string{}}
-	good := hub.AddImage("library/good", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 4<<20)})
+	good := hub.AddImage("library/good", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 4<<20)})
 	if err := pullImage(t.Context(), s.URL, good, ""); err != nil {
 		t.Fatal(err)
 	}
-	match := map[string]fakehub.Match{"cdn": {Face: fakehub.CDN}, "blobs": {Face: fakehub.Registry, Kind: "blobs"},
-		"manifests": {Face: fakehub.Registry, Kind: "manifests"}, "token": {Face: fakehub.Token}}
+	match := map[string]hubtest.Match{"cdn": {Face: hubtest.CDN}, "blobs": {Face: hubtest.Registry, Kind: "blobs"},
+		"manifests": {Face: hubtest.Registry, Kind: "manifests"}, "token": {Face: hubtest.Token}}
 	var together sync.WaitGroup
 	for i, f := range secretFaults {
-		img := hub.AddImage(fmt.Sprintf("library/fault%d", i), "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 4<<20)})
+		img := hub.AddImage(fmt.Sprintf("library/fault%d", i), "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 4<<20)})
 		m := match[f.at]
 		m.Repository = img.Repository
 		rule := hub.Inject(m, f.fault)
@@ -210,7 +210,7 @@ func TestSecretsStayInside(t *testing.T) {
 	together.Wait()
 	w.admin(s)
 	hub.ClearFaults()
-	hub.Set(func(o *fakehub.Options) { o.Accounts[0].PAT = "another" }) // revoked
+	hub.Set(func(o *hubtest.Options) { o.Accounts[0].PAT = "another" }) // revoked
 	hub.RevokeTokens()
 	w.ask(s.URL + "/v2/library/unknown/manifests/1")
 	w.ask(s.URL + "/v2/library/good/manifests/2")

@@ -10,13 +10,13 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // TestSkopeoCopies copies images with all that belongs to them, through a registries.conf
 // mirror, and compares what arrived.
 func TestSkopeoCopies(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	c := newContainersClient(t, s)
 	skopeo := program(t, "skopeo", "skopeo")
@@ -42,7 +42,7 @@ func TestSkopeoCopies(t *testing.T) {
 }
 
 // checkCopy compares a dir: copy with what the Hub has.
-func checkCopy(t *testing.T, dir string, img *fakehub.Image) {
+func checkCopy(t *testing.T, dir string, img *hubtest.Image) {
 	t.Helper()
 	check := func(name string, want digest.Digest) {
 		b, err := os.ReadFile(filepath.Join(dir, name))

@@ -25,7 +25,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/admin"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 const (
@@ -45,10 +45,10 @@ func soakFor() time.Duration {
 
 // soak is the load and what came of it.
 type soak struct {
-	hub    *fakehub.Hub
+	hub    *hubtest.Hub
 	s      *server
-	images []*fakehub.Image
-	rules  []*fakehub.Rule
+	images []*hubtest.Image
+	rules  []*hubtest.Rule
 
 	pulls, requests, disconnects, ranges atomic.Int64
 	unverified                           atomic.Int64 // closed ranges of a bad body, before it was known
@@ -62,12 +62,12 @@ type soak struct {
 
 // TestSoak: 200 clients, a catalogue ten times the budget, and everything that can happen.
 func TestSoak(t *testing.T) {
-	k := &soak{failures: map[string]int{}, hub: startHub(t, fakehub.Options{AccountLimit: fakehub.Unlimited, Latency: 20 * time.Millisecond, Bandwidth: 20 << 20})}
+	k := &soak{failures: map[string]int{}, hub: startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Latency: 20 * time.Millisecond, Bandwidth: 20 << 20})}
 	total := int64(0)
 	for i := 0; total < 10*soakBudget; i++ {
-		layers := append([]fakehub.Layer{{Size: 1 << 20, Seed: uint64(1 + i%8)}}, fakehub.Layers(2, int64(128<<10)<<(i%6))...)
+		layers := append([]hubtest.Layer{{Size: 1 << 20, Seed: uint64(1 + i%8)}}, hubtest.Layers(2, int64(128<<10)<<(i%6))...)
 		for _, tag := range []string{"1", "2"} {
-			img := k.hub.AddImage(fmt.Sprintf("library/app%d", i), tag, fakehub.ImageSpec{Layers: layers, Index: i%2 == 0})
+			img := k.hub.AddImage(fmt.Sprintf("library/app%d", i), tag, hubtest.ImageSpec{Layers: layers, Index: i%2 == 0})
 			k.images = append(k.images, img)
 			total += img.Size()
 		}
@@ -114,24 +114,24 @@ func TestSoak(t *testing.T) {
 
 // inject makes one in a hundred upstream requests fail, each kind of fault in its share.
 func (k *soak) inject() {
-	on := func(face fakehub.Face, chance float64, faults ...fakehub.Fault) {
-		k.rules = append(k.rules, k.hub.Inject(fakehub.Match{Face: face, Chance: chance}, faults...))
+	on := func(face hubtest.Face, chance float64, faults ...hubtest.Fault) {
+		k.rules = append(k.rules, k.hub.Inject(hubtest.Match{Face: face, Chance: chance}, faults...))
 	}
-	on(fakehub.CDN, .002, fakehub.CutAfter(100<<10))
-	on(fakehub.CDN, .002, fakehub.ResetAfter(64<<10))
-	on(fakehub.CDN, .001, fakehub.StallAfter(50<<10))
-	on(fakehub.CDN, .001, fakehub.FlipByte(70<<10))
-	on(fakehub.CDN, .001, fakehub.Shorter(1000), fakehub.Chunked())
-	on(fakehub.CDN, .001, fakehub.IgnoreRange())
-	on(fakehub.CDN, .001, fakehub.Status(503, "busy"))
-	on(fakehub.CDN, .001, fakehub.HTML())
-	on(fakehub.Registry, .002, fakehub.Status(500, "oops"))
-	on(fakehub.Registry, .002, fakehub.Reset())
-	on(fakehub.Registry, .001, fakehub.ExpiredURL())
-	on(fakehub.Registry, .001, fakehub.Hang())
-	on(fakehub.Registry, .002, fakehub.CutAfter(30))
-	on(fakehub.Registry, .0002, fakehub.TooManyRequests("Retry-After: 1")) // nothing at all is fetched for as long
-	on(fakehub.Token, .01, fakehub.Reset())
+	on(hubtest.CDN, .002, hubtest.CutAfter(100<<10))
+	on(hubtest.CDN, .002, hubtest.ResetAfter(64<<10))
+	on(hubtest.CDN, .001, hubtest.StallAfter(50<<10))
+	on(hubtest.CDN, .001, hubtest.FlipByte(70<<10))
+	on(hubtest.CDN, .001, hubtest.Shorter(1000), hubtest.Chunked())
+	on(hubtest.CDN, .001, hubtest.IgnoreRange())
+	on(hubtest.CDN, .001, hubtest.Status(503, "busy"))
+	on(hubtest.CDN, .001, hubtest.HTML())
+	on(hubtest.Registry, .002, hubtest.Status(500, "oops"))
+	on(hubtest.Registry, .002, hubtest.Reset())
+	on(hubtest.Registry, .001, hubtest.ExpiredURL())
+	on(hubtest.Registry, .001, hubtest.Hang())
+	on(hubtest.Registry, .002, hubtest.CutAfter(30))
+	on(hubtest.Registry, .0002, hubtest.TooManyRequests("Retry-After: 1")) // nothing at all is fetched for as long
+	on(hubtest.Token, .01, hubtest.Reset())
 }
 
 // moveTags moves a tag every 200 ms, now and again that of a popular image.
@@ -190,7 +190,7 @@ func (s soakStatus) Error() string { return http.StatusText(int(s)) }
 
 // pull pulls an image, half of the time by its moving tag, and sometimes leaves in the
 // middle.
-func (k *soak) pull(ctx context.Context, r *rand.Rand, img *fakehub.Image) error {
+func (k *soak) pull(ctx context.Context, r *rand.Rand, img *hubtest.Image) error {
 	reference := img.Tag
 	if r.IntN(2) == 0 {
 		reference = "current"
@@ -317,7 +317,7 @@ func (k *soak) compare(d digest.Digest, body io.Reader, from, to, leave int64) e
 }
 
 // slow reads a layer at 10 KB/s for half a minute, and leaves.
-func (k *soak) slow(ctx context.Context, img *fakehub.Image) error {
+func (k *soak) slow(ctx context.Context, img *hubtest.Image) error {
 	if _, _, err := k.get(ctx, img.Repository+"/manifests/"+img.Tag); err != nil {
 		return err
 	}

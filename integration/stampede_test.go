@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 const (
@@ -30,9 +30,9 @@ type bigBlob struct {
 	bytes  []byte
 }
 
-func addBigBlob(t *testing.T, hub *fakehub.Hub, s *server, tag string) bigBlob {
+func addBigBlob(t *testing.T, hub *hubtest.Hub, s *server, tag string) bigBlob {
 	t.Helper()
-	img := hub.AddImage("library/big", tag, fakehub.ImageSpec{Layers: fakehub.Layers(1, stampedeSize)})
+	img := hub.AddImage("library/big", tag, hubtest.ImageSpec{Layers: hubtest.Layers(1, stampedeSize)})
 	get(t, s.URL+"/v2/library/big/manifests/"+tag)
 	layer := img.Manifests[0].Layers[0].Digest
 	b := bigBlob{url: s.URL + "/v2/library/big/blobs/" + layer.String(), digest: layer.String(), bytes: make([]byte, stampedeSize)}
@@ -82,9 +82,9 @@ func (b bigBlob) read(ctx context.Context, n int) (first time.Duration, err erro
 
 // checkFetchedOnce compares what the CDN sent of the blob with its size: one download, or
 // several of ranges that are disjoint.
-func (b bigBlob) checkFetchedOnce(t *testing.T, hub *fakehub.Hub) {
+func (b bigBlob) checkFetchedOnce(t *testing.T, hub *hubtest.Hub) {
 	t.Helper()
-	fetches := hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Face == fakehub.CDN && e.Reference == b.digest })
+	fetches := hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN && e.Reference == b.digest })
 	if got := fetches.BlobBytes(); got != stampedeSize {
 		t.Errorf("upstream sent %d bytes of a blob of %d:\n%s", got, stampedeSize, fetches)
 	}
@@ -100,7 +100,7 @@ func (b bigBlob) checkFetchedOnce(t *testing.T, hub *fakehub.Hub) {
 
 // TestFiftyClientsOneDownload lets fifty clients ask at once for a blob that is not cached.
 func TestFiftyClientsOneDownload(t *testing.T) {
-	hub := startHub(t, fakehub.Options{TotalBandwidth: stampedeSpeed, Latency: 20 * time.Millisecond})
+	hub := startHub(t, hubtest.Options{TotalBandwidth: stampedeSpeed, Latency: 20 * time.Millisecond})
 	s := startServer(t, serverOptions{Hub: hub})
 	blob := addBigBlob(t, hub, s, "1")
 	var clients sync.WaitGroup
@@ -136,7 +136,7 @@ func TestFiftyClientsOneDownload(t *testing.T) {
 // TestFirstClientLeavesAnotherJoins has the client that began a download leave after a
 // tenth of it, and another one come when half is there.
 func TestFirstClientLeavesAnotherJoins(t *testing.T) {
-	hub := startHub(t, fakehub.Options{TotalBandwidth: stampedeSpeed})
+	hub := startHub(t, hubtest.Options{TotalBandwidth: stampedeSpeed})
 	s := startServer(t, serverOptions{Hub: hub})
 	blob := addBigBlob(t, hub, s, "1")
 	if _, err := blob.read(t.Context(), stampedeSize/10); err != nil {

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // Stats is what the server's admin listener says.
@@ -96,11 +96,11 @@ func jsonShape(path string, v any, shape map[string]bool) {
 // TestStatsDocument looks at the document while a download is under way, so that no list
 // is empty and nothing null.
 func TestStatsDocument(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Args: []string{"--budget", "3GiB"}})
-	img := hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 2<<20)})
+	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2<<20)})
 	layer := img.Manifests[0].Layers[0]
-	rule := hub.Inject(fakehub.Match{Face: fakehub.CDN, Reference: layer.Digest.String()}, fakehub.StallAfter(1<<20))
+	rule := hub.Inject(hubtest.Match{Face: hubtest.CDN, Reference: layer.Digest.String()}, hubtest.StallAfter(1<<20))
 	get(t, s.URL+"/v2/library/app/manifests/1")
 	done := make(chan error, 1)
 	go func() { done <- pullBlob(t.Context(), s.URL, "library/app", layer) }()
@@ -136,13 +136,13 @@ func TestStatsDocument(t *testing.T) {
 // TestStatsAddUp makes requests of each kind and compares what the server counted with
 // what the clients did and what the Hub sent.
 func TestStatsAddUp(t *testing.T) {
-	hub := startHub(t, fakehub.Options{})
+	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
-	spec := fakehub.ImageSpec{Layers: fakehub.Layers(3, 3<<20), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true}
+	spec := hubtest.ImageSpec{Layers: hubtest.Layers(3, 3<<20), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true}
 	img := hub.AddImage("library/app", "1", spec)
-	other := hub.AddImage("acme/tool", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)}) // TTL 0: revalidated
+	other := hub.AddImage("acme/tool", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<20)}) // TTL 0: revalidated
 	var manifests, blobs, served int64
-	for _, pulled := range []*fakehub.Image{img, img, other, other} {
+	for _, pulled := range []*hubtest.Image{img, img, other, other} {
 		if err := pullImage(t.Context(), s.URL, pulled, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +207,7 @@ func TestStatsAddUp(t *testing.T) {
 }
 
 // bodyBytes is what the Hub has sent of manifests and blobs, error bodies not counted.
-func bodyBytes(hub *fakehub.Hub) (n int64) {
+func bodyBytes(hub *hubtest.Hub) (n int64) {
 	for _, e := range hub.Ledger() {
 		if (e.Kind == "manifests" || e.Kind == "blobs") && (e.Status == http.StatusOK || e.Status == http.StatusPartialContent) {
 			n += e.BodyBytes

@@ -27,7 +27,7 @@ import (
 // Not safe for concurrent use.
 type Cache[K comparable, V any] struct {
 	max, used, reserved int64
-	leaving             int64 // the part of used that is out of the lists and not Gone
+	leaving             int64 // the part of used that is out of the lists and not Removed
 
 	fresh, proven segment[K, V] // committed entries: used once, and used again
 	partial       segment[K, V] // unfinished ones that nobody works on: they leave before any whole entry
@@ -60,7 +60,7 @@ type Entry[K comparable, V any] struct {
 type place uint8
 
 const (
-	out      place = iota // not in the cache, or leaving: counted until Gone
+	out      place = iota // not in the cache, or leaving: counted until Removed
 	inFresh               // committed
 	inProven              // committed, and used again
 	inPart                // idle and unfinished
@@ -103,8 +103,8 @@ func (c *Cache[K, V]) Reserve(n int64) bool {
 	return true
 }
 
-// Release takes back n bytes of what Reserve promised.
-func (c *Cache[K, V]) Release(n int64) { c.reserved -= n }
+// Unreserve takes back n bytes of what Reserve promised.
+func (c *Cache[K, V]) Unreserve(n int64) { c.reserved -= n }
 
 // Commit turns the reservation of n bytes into a whole entry, fresh and most recently
 // used. e.Size must be at most n; the rest of the reservation is released.
@@ -113,7 +113,7 @@ func (c *Cache[K, V]) Commit(n int64, e *Entry[K, V]) {
 	// The caller replaces the file, so the old one's bytes are gone with this call.
 	if old := c.Peek(e.Key); old != nil {
 		c.drop(old)
-		c.Gone(old)
+		c.Removed(old)
 	}
 	c.Load(e, false)
 }
@@ -132,15 +132,15 @@ func (c *Cache[K, V]) Unpark(k K) *Entry[K, V] {
 		return nil
 	}
 	c.drop(e)
-	c.Gone(e)
+	c.Removed(e)
 	e.place = inHand
 	c.reserved += e.Size
 	return e
 }
 
-// Doom turns the reservation of n bytes into an entry that has left already: its file
-// is unlinked, and counts until Gone.
-func (c *Cache[K, V]) Doom(n int64, e *Entry[K, V]) {
+// Discard turns the reservation of n bytes into an entry that has left already: its file
+// is unlinked, and counts until Removed.
+func (c *Cache[K, V]) Discard(n int64, e *Entry[K, V]) {
 	c.reserved -= n
 	c.used += e.Size
 	c.leaving += e.Size
@@ -162,7 +162,7 @@ func (c *Cache[K, V]) Load(e *Entry[K, V], usedAgain bool) {
 func (c *Cache[K, V]) LoadPartial(e *Entry[K, V]) {
 	if old, ok := c.partial.list.Peek(e.Key); ok {
 		c.drop(old)
-		c.Gone(old)
+		c.Removed(old)
 	}
 	c.used += e.Size
 	e.place = inPart
@@ -265,9 +265,9 @@ func (c *Cache[K, V]) Hold(e *Entry[K, V]) {
 	e.holders++
 }
 
-// LetGo ends one Hold. It reports whether e has left the cache meanwhile and this
-// was its last holder: then the caller calls Gone.
-func (c *Cache[K, V]) LetGo(e *Entry[K, V]) (last bool) {
+// Release ends one Hold. It reports whether e has left the cache meanwhile and this
+// was its last holder: then the caller calls Removed.
+func (c *Cache[K, V]) Release(e *Entry[K, V]) (last bool) {
 	e.holders--
 	if e.holders > 0 {
 		return false
@@ -286,7 +286,7 @@ func (e *Entry[K, V]) Held() bool { return e.holders > 0 }
 // nobody holds, fresh ones before the others while they are more than their share. It
 // returns nil when that would not be enough, for then nothing should leave in vain.
 //
-// What it returns is out of the cache, and counted until Gone.
+// What it returns is out of the cache, and counted until Removed.
 func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	need := max(c.used+c.reserved+n-c.max, atLeast)
 	if n > c.max || need > c.partial.idleBytes+c.fresh.idleBytes+c.proven.idleBytes {
@@ -348,7 +348,7 @@ func (s *segment[K, V]) oldest() *Entry[K, V] {
 }
 
 // Remove takes the entry of k out, whole or unfinished, for whatever reason, and
-// returns it, or nil. It counts until Gone.
+// returns it, or nil. It counts until Removed.
 func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 	e := c.Peek(k)
 	if e == nil {
@@ -368,8 +368,8 @@ func (c *Cache[K, V]) drop(e *Entry[K, V]) {
 	c.leaving += e.Size
 }
 
-// Gone says that the file of an entry that has left is unlinked and nobody reads it.
-func (c *Cache[K, V]) Gone(e *Entry[K, V]) {
+// Removed says that the file of an entry that has left is unlinked and nobody reads it.
+func (c *Cache[K, V]) Removed(e *Entry[K, V]) {
 	c.used -= e.Size
 	c.leaving -= e.Size
 }

@@ -110,8 +110,8 @@ func run(t *testing.T, ops []byte) {
 			for e := range m.held {
 				m.held[e]--
 				left := slices.Contains(m.leaving, e)
-				if last := c.LetGo(e); last != (left && m.held[e] == 0) {
-					t.Fatalf("LetGo = %v", last)
+				if last := c.Release(e); last != (left && m.held[e] == 0) {
+					t.Fatalf("Release = %v", last)
 				}
 				if m.held[e] == 0 {
 					delete(m.held, e)
@@ -152,7 +152,7 @@ func run(t *testing.T, ops []byte) {
 		}
 	}
 	for _, n := range open {
-		c.Release(n)
+		c.Unreserve(n)
 	}
 	if c.Reserved() != 0 {
 		t.Fatalf("%d bytes stay reserved", c.Reserved())
@@ -237,7 +237,7 @@ func (m *model) sweep(c *cache) {
 		if m.held[e] > 0 {
 			return false
 		}
-		c.Gone(e)
+		c.Removed(e)
 		return true
 	})
 }
@@ -280,7 +280,7 @@ func BenchmarkEvict(b *testing.B) {
 	k := 1 << 20
 	for b.Loop() {
 		for _, e := range c.Victims(1, 0) {
-			c.Gone(e)
+			c.Removed(e)
 		}
 		c.Reserve(1)
 		c.Commit(1, &entry{Key: k, Size: 1})
@@ -294,7 +294,7 @@ func TestScan(t *testing.T) {
 	c := New[int, struct{}](100)
 	add := func(k int) {
 		for _, e := range c.Victims(1, 0) {
-			c.Gone(e)
+			c.Removed(e)
 		}
 		c.Reserve(1)
 		c.Commit(1, &entry{Key: k, Size: 1})

@@ -12,7 +12,7 @@ in
     let
       fakehubd = config.services.hubcache.package.overrideAttrs {
         pname = "fakehubd";
-        subPackages = [ "integration/fakehub/fakehubd" ];
+        subPackages = [ "integration/hubtest/fakehubd" ];
         excludedPackages = [ ];
         postInstall = "";
         doCheck = false;

@@ -32,7 +32,7 @@ func (r *Registry) admit(ctx context.Context, name string) error {
 	if r.up.cred == nil || p.private.match(name) {
 		return nil
 	}
-	v, err := r.store.Verdict(r.full(name))
+	v, err := r.store.Visibility(r.full(name))
 	if err != nil {
 		if v, err = r.judge(ctx, name); err != nil {
 			return err
@@ -53,7 +53,7 @@ func (r *Registry) unjudged(name string) bool {
 	if r.up.cred == nil || !p.allowed(name) || p.private.match(name) {
 		return false
 	}
-	_, err := r.store.Verdict(r.full(name))
+	_, err := r.store.Visibility(r.full(name))
 	return err != nil
 }
 
@@ -61,18 +61,18 @@ var privateRepository = &failure{status: http.StatusNotFound, code: errcode.Erro
 	detail: "unknown, or private and not named in upstream.private"}
 
 // judge asks upstream whether the repository is public, once for all who wait.
-func (r *Registry) judge(ctx context.Context, name string) (storage.Verdict, error) {
-	return share(ctx, r, "verdict "+name, func(ctx context.Context) (storage.Verdict, error) {
+func (r *Registry) judge(ctx context.Context, name string) (storage.Visibility, error) {
+	return share(ctx, r, "verdict "+name, func(ctx context.Context) (storage.Visibility, error) {
 		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
 		defer cancel()
 		access, err := r.up.auth.Access(ctx, name)
 		if err != nil {
 			e := classify(r.up.base.Host, err)
-			return storage.Verdict{}, &upstreamError{cause: noVerdict, host: e.host, status: e.status, retryAfter: e.retryAfter, err: err}
+			return storage.Visibility{}, &upstreamError{cause: noVerdict, host: e.host, status: e.status, retryAfter: e.retryAfter, err: err}
 		}
-		v := storage.Verdict{Public: access == auth.Public, At: time.Now()}
-		old, err := r.store.Verdict(r.full(name))
-		r.store.SetVerdict(r.full(name), v)
+		v := storage.Visibility{Public: access == auth.Public, At: time.Now()}
+		old, err := r.store.Visibility(r.full(name))
+		r.store.SetVisibility(r.full(name), v)
 		if err == nil && old.Public != v.Public {
 			r.hot.clear()
 		}
@@ -85,7 +85,7 @@ func (r *Registry) judge(ctx context.Context, name string) (storage.Verdict, err
 func (r *Registry) origin(name string) storage.Origin {
 	o := storage.Origin{Repository: r.full(name)}
 	if r.up.cred != nil {
-		v, err := r.store.Verdict(o.Repository)
+		v, err := r.store.Visibility(o.Repository)
 		o.Private = err != nil || !v.Public || r.policy.Load().private.match(name)
 	}
 	return o

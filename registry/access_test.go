@@ -7,14 +7,14 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
 func TestPrivateRepositoryIsUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, opaque := range []bool{false, true} {
-			l := newLab(t, labOptions{hub: fakehub.Options{OpaqueTokens: opaque}})
+			l := newLab(t, labOptions{hub: hubtest.Options{OpaqueTokens: opaque}})
 			img := small(l, "corp/secret", "1")
 			l.hub.SetPrivate("corp/secret", true)
 			for range 2 {
@@ -38,7 +38,7 @@ func TestNothingIsKeptBeforeTheVerdict(t *testing.T) {
 		l.hub.SetPrivate("corp/secret", true)
 		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
 			[]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+string(secret.Digest)+`","size":1}]}`))
-		l.hub.Inject(fakehub.Match{Face: fakehub.Token, Times: 1, Skip: 1}, fakehub.Delay(time.Second)) // the verdict is late
+		l.hub.Inject(hubtest.Match{Face: hubtest.Token, Times: 1, Skip: 1}, hubtest.Delay(time.Second)) // the verdict is late
 		if r := l.get(manifestPath(secret)); r.status != 404 {
 			t.Fatal(r.status)
 		}
@@ -58,7 +58,7 @@ func TestNothingIsKeptBeforeTheVerdict(t *testing.T) {
 func TestRebuiltIndexServesWithoutTheHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(3, 2*mib), Index: true})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(3, 2*mib), Index: true})
 		l.pull(img)
 		l.quiet()
 		l.stop()
@@ -66,7 +66,7 @@ func TestRebuiltIndexServesWithoutTheHub(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.start()
-		l.hub.Inject(fakehub.Match{}, fakehub.Drop())
+		l.hub.Inject(hubtest.Match{}, hubtest.Drop())
 		time.Sleep(2 * time.Minute)
 		l.hub.ResetLedger()
 		l.pull(img)
@@ -104,7 +104,7 @@ func TestPrivateRepositoryThatIsNamed(t *testing.T) {
 			}
 		}
 		steal("before")
-		l.hub.Set(func(o *fakehub.Options) { o.Bandwidth = 10_000 })
+		l.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 10_000 })
 		done := make(chan bool)
 		go func() { l.pull(secret); close(done) }()
 		time.Sleep(2 * time.Second)
@@ -123,7 +123,7 @@ func TestPrivateRepositoryThatIsNamed(t *testing.T) {
 		for range 3 {
 			l.blob("evil/public", string(layer))
 		}
-		if n := len(l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Kind == "blobs" })); n != 1 || l.hub.Ledger().BlobBytes() != 0 {
+		if n := len(l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Kind == "blobs" })); n != 1 || l.hub.Ledger().BlobBytes() != 0 {
 			t.Errorf("upstream saw\n%s", l.hub.Ledger())
 		}
 	})
@@ -132,14 +132,14 @@ func TestPrivateRepositoryThatIsNamed(t *testing.T) {
 func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		base := fakehub.Layer{Size: 2 * mib, Seed: 7}
-		a := l.hub.AddImage("library/a", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base, {Size: 5000}}})
-		b := l.hub.AddImage("library/b", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base, {Size: 6000}}})
+		base := hubtest.Layer{Size: 2 * mib, Seed: 7}
+		a := l.hub.AddImage("library/a", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{base, {Size: 5000}}})
+		b := l.hub.AddImage("library/b", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{base, {Size: 6000}}})
 		l.pull(a)
 		l.quiet()
 		l.hub.ResetLedger()
 		l.pull(b)
-		ledger := l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Reference == string(a.Manifests[0].Layers[0].Digest) })
+		ledger := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Reference == string(a.Manifests[0].Layers[0].Digest) })
 		if len(ledger) != 0 {
 			t.Errorf("upstream saw\n%s", ledger)
 		}
@@ -153,7 +153,7 @@ func TestPublicThoughAnonymousQuotaIsGone(t *testing.T) {
 		img := small(l, "library/redis", "7")
 		l.pull(img)
 		for _, e := range l.hub.Ledger() {
-			if e.Face == fakehub.Registry && e.Kind == "manifests" && e.Account != username && e.Status != 401 {
+			if e.Face == hubtest.Registry && e.Kind == "manifests" && e.Account != username && e.Status != 401 {
 				t.Errorf("not with the PAT: %s", e)
 			}
 		}
@@ -167,7 +167,7 @@ func TestNoVerdictNoImage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := small(l, "library/redis", "7")
-		rule := l.hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Status(500, "oops"))
+		rule := l.hub.Inject(hubtest.Match{Face: hubtest.Token}, hubtest.Status(500, "oops"))
 		r := l.get(manifestPath(img))
 		if r.status != 429 || r.header.Get("Retry-After") == "" {
 			t.Errorf("%d %s", r.status, r.body)
@@ -178,7 +178,7 @@ func TestNoVerdictNoImage(t *testing.T) {
 		// A day later the verdict is old: it stays in force while it is renewed, and while
 		// it can't be.
 		time.Sleep(25 * time.Hour)
-		l.hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Status(500, "oops"))
+		l.hub.Inject(hubtest.Match{Face: hubtest.Token}, hubtest.Status(500, "oops"))
 		if r := l.get("/v2/library/redis/manifests/" + string(img.Digest)); r.status != 200 {
 			t.Errorf("an old verdict: %d", r.status)
 		}
@@ -196,12 +196,12 @@ func TestNoVerdictNoImage(t *testing.T) {
 func TestAllowAndDeny(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Allow, p.Deny = []string{"library/*"}, []string{"library/bad"} }})
-		base := fakehub.Layer{Size: 5000, Seed: 7}
-		good := l.hub.AddImage("library/good", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base}})
+		base := hubtest.Layer{Size: 5000, Seed: 7}
+		good := l.hub.AddImage("library/good", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{base}})
 		l.pull(good)
 		l.hub.ResetLedger()
 		for _, repository := range []string{"library/bad", "corp/app"} {
-			img := l.hub.AddImage(repository, "1", fakehub.ImageSpec{Layers: []fakehub.Layer{base}})
+			img := l.hub.AddImage(repository, "1", hubtest.ImageSpec{Layers: []hubtest.Layer{base}})
 			for _, path := range []string{manifestPath(img), "/v2/" + repository + "/manifests/" + string(img.Digest), blobPath(repository, img.Manifests[0].Layers[0].Digest), "/v2/" + repository + "/tags/list"} {
 				if r := l.get(path); r.status != 404 {
 					t.Errorf("%s: %d", path, r.status)

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -26,13 +26,13 @@ import (
 
 // stand is a Registry before a Hub in memory, on the real clock.
 type stand struct {
-	hub *fakehub.Hub
+	hub *hubtest.Hub
 	reg *registry.Registry
 }
 
 func newStand(tb testing.TB, log *slog.Logger) *stand {
 	tb.Helper()
-	s := &stand{hub: fakehub.New(fakehub.Options{AnonymousLimit: -1})}
+	s := &stand{hub: hubtest.New(hubtest.Options{AnonymousLimit: -1})}
 	store, err := storage.Open(storage.Options{Dir: tb.TempDir(), Budget: 1 << 30, Log: log})
 	if err != nil {
 		tb.Fatal(err)
@@ -68,7 +68,7 @@ func (s *stand) get(path string) (int, []byte) {
 }
 
 // pull asks for everything that an image is made of.
-func (s *stand) pull(img *fakehub.Image) error {
+func (s *stand) pull(img *hubtest.Image) error {
 	paths := []string{"manifests/" + img.Tag, "manifests/" + img.Digest.String()}
 	for _, m := range img.Manifests {
 		paths = append(paths, "manifests/"+m.Digest.String())
@@ -98,7 +98,7 @@ func (n *nowhere) WriteHeader(int)             {}
 // hotManifest returns a function that answers one request for a manifest in memory.
 func hotManifest(tb testing.TB, byTag bool, log *slog.Logger) func() {
 	s := newStand(tb, log)
-	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(8, 4<<10)})
+	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(8, 4<<10)})
 	if err := s.pull(img); err != nil {
 		tb.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestHotManifestAllocations(t *testing.T) {
 // TestWarmTagAsksNobody: inside the TTL a pull by tag is local, all of it.
 func TestWarmTagAsksNobody(t *testing.T) {
 	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Index: true, Layers: fakehub.Layers(3, 5<<20)})
+	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(3, 5<<20)})
 	if err := s.pull(img); err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestWarmTagAsksNobody(t *testing.T) {
 // crosses the wire once, in ranges that don't overlap.
 func TestStampedeIsOneDownload(t *testing.T) {
 	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Index: true, Layers: fakehub.Layers(2, 9<<20)})
+	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(2, 9<<20)})
 	var clients sync.WaitGroup
 	for range 20 {
 		clients.Go(func() {
@@ -191,7 +191,7 @@ func TestStampedeIsOneDownload(t *testing.T) {
 		type span struct{ from, to int64 }
 		var spans []span
 		for _, e := range l {
-			if e.Face != fakehub.CDN || e.Reference != layer.Digest.String() {
+			if e.Face != hubtest.CDN || e.Reference != layer.Digest.String() {
 				continue
 			}
 			var p span
@@ -219,13 +219,13 @@ func TestStampedeIsOneDownload(t *testing.T) {
 // as it grows, and all of them, whole or from anywhere.
 func TestGrowingBlobOverTCP(t *testing.T) {
 	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(1, 24<<20)})
+	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 24<<20)})
 	layer := img.Manifests[0].Layers[0]
 	want := make([]byte, layer.Size)
 	if _, err := s.hub.Blob(layer.Digest).ReadAt(want, 0); err != nil {
 		t.Fatal(err)
 	}
-	s.hub.Set(func(o *fakehub.Options) { o.Bandwidth = 40 << 20 })
+	s.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 40 << 20 })
 	server := httptest.NewServer(s.reg)
 	defer server.Close()
 	var clients sync.WaitGroup
@@ -262,7 +262,7 @@ func TestGrowingBlobOverTCP(t *testing.T) {
 // tag, and a blob. Run with -mutexprofile it shows which locks they meet at.
 func BenchmarkClients(b *testing.B) {
 	s := newStand(b, accessLog())
-	img := s.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(8, 64<<10)})
+	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(8, 64<<10)})
 	if err := s.pull(img); err != nil {
 		b.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request,
 		if errors.Is(err, syscall.EIO) || errors.Is(err, io.ErrUnexpectedEOF) { // a bad sector, or the file was truncated meanwhile
 			r.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
 			r.store.Remove(q.digest)
-			more, err := r.passOn(req.Context(), w, q.name, q.digest, b.Size, storage.Spill{Hash: q.digest.Algorithm().Hash()}, off+sent, n-sent)
+			more, err := r.passOn(req.Context(), w, q.name, q.digest, b.Size, storage.Fallback{Hash: q.digest.Algorithm().Hash()}, off+sent, n-sent)
 			return sent + more, err
 		}
 		return sent, err
@@ -243,15 +243,15 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 // spill goes on for a reader whose flight has failed on the disk: what the file still has,
 // and then from upstream, with the digest of what went before.
 func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, off, n int64) (int64, error) {
-	s, ok := f.in.Spill()
+	s, ok := f.in.Fallback()
 	if !ok || off < s.At { // what is there can't be used: all of it once more
-		s = storage.Spill{Hash: f.digest.Algorithm().Hash()}
+		s = storage.Fallback{Hash: f.digest.Algorithm().Hash()}
 	}
 	return r.passOn(ctx, w, f.name, f.digest, f.in.Size(), s, off, n)
 }
 
 // passOn goes on from upstream for a client that has the bytes before off.
-func (r *Registry) passOn(ctx context.Context, w http.ResponseWriter, name string, d digest.Digest, size int64, s storage.Spill, off, n int64) (int64, error) {
+func (r *Registry) passOn(ctx context.Context, w http.ResponseWriter, name string, d digest.Digest, size int64, s storage.Fallback, off, n int64) (int64, error) {
 	slots := r.bypasses.Load()
 	if err := takeSlot(ctx, func(ctx context.Context) error { return slots.Acquire(ctx, 1) }); err != nil {
 		return 0, err

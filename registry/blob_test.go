@@ -14,7 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -25,8 +25,8 @@ func blobPath(repository string, d digest.Digest) string {
 }
 
 // oneLayer adds an image with one layer of size bytes and makes its manifest known.
-func oneLayer(l *lab, size int64) (img *fakehub.Image, layer digest.Digest) {
-	img = l.hub.AddImage("library/one", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, size)})
+func oneLayer(l *lab, size int64) (img *hubtest.Image, layer digest.Digest) {
+	img = l.hub.AddImage("library/one", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, size)})
 	if r := l.get(manifestPath(img)); r.status != 200 {
 		l.t.Fatal(r.status)
 	}
@@ -51,7 +51,7 @@ func TestStampede(t *testing.T) {
 	for _, ranges := range []int{1, 6} {
 		t.Run(fmt.Sprint(ranges, " ranges"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t, labOptions{hub: fakehub.Options{Bandwidth: 20e6, Latency: 30 * time.Millisecond},
+				l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6, Latency: 30 * time.Millisecond},
 					policy: func(p *registry.Policy) { p.Limits.Ranges = ranges }})
 				const size = 24 * mib
 				_, d := oneLayer(l, size)
@@ -114,7 +114,7 @@ func TestStampede(t *testing.T) {
 
 func TestOnlyClientLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{Bandwidth: 20e6}})
+		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
 		const size = 32 * mib
 		_, d := oneLayer(l, size)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -159,7 +159,7 @@ func TestRangeAndConditions(t *testing.T) {
 		for _, when := range []string{"miss", "shared", "hit", "bypass"} {
 			t.Run(when+" "+field, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					o := labOptions{hub: fakehub.Options{Bandwidth: 1e6}}
+					o := labOptions{hub: hubtest.Options{Bandwidth: 1e6}}
 					if when == "bypass" {
 						o.budget = mib
 					}
@@ -208,7 +208,7 @@ func TestRangeAndConditions(t *testing.T) {
 func TestHeadDownloadsNothing(t *testing.T) {
 	for _, headOK := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLab(t, labOptions{hub: fakehub.Options{HeadBlobOK: headOK}})
+			l := newLab(t, labOptions{hub: hubtest.Options{HeadBlobOK: headOK}})
 			_, d := oneLayer(l, 3*mib)
 			unnamed := l.hub.AddBlobAt("library/one", "", digest.FromBytes([]byte("blob")), bytes.NewReader([]byte("blob")), 4)
 			for blob, size := range map[digest.Digest]string{d: fmt.Sprint(3 * mib), unnamed.Digest: "4"} {
@@ -247,7 +247,7 @@ func TestHeadDownloadsNothing(t *testing.T) {
 // containerd's parallel fetch: open-ended ranges, each dropped early.
 func TestOpenRangesDroppedEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{Bandwidth: 20e6}})
+		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
 		const size, part = 16 * mib, 2 * mib
 		_, d := oneLayer(l, size)
 		var wg sync.WaitGroup
@@ -282,7 +282,7 @@ func TestLargerThanTheBudgetIsDelivered(t *testing.T) {
 		l := newLab(t, labOptions{budget: 4 * mib})
 		_, kept := oneLayer(l, 2*mib)
 		l.blob("library/one", string(kept))
-		big := l.hub.AddImage("library/big", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 20*mib)})
+		big := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 20*mib)})
 		r := l.blob("library/big", string(big.Manifests[0].Layers[0].Digest))
 		if r.header.Get("X-Hubcache") != "bypass" {
 			t.Errorf("X-Hubcache: %s", r.header.Get("X-Hubcache"))
@@ -291,7 +291,7 @@ func TestLargerThanTheBudgetIsDelivered(t *testing.T) {
 		if _, ok := l.store.Has(kept); !ok {
 			t.Error("what was cached had to go in vain")
 		}
-		if n := l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Repository == "library/big" }).BlobBytes(); n > 20*mib+64<<10 {
+		if n := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Repository == "library/big" }).BlobBytes(); n > 20*mib+64<<10 {
 			t.Errorf("upstream sent %d bytes", n)
 		}
 		if st := l.reg.Stats(); st.Blob.Bypass != 1 {
@@ -305,7 +305,7 @@ func TestBypassHoldsTheLastByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: mib})
 		_, d := oneLayer(l, 3*mib)
-		l.hub.Inject(fakehub.Match{Face: fakehub.CDN, Times: 1}, fakehub.FlipByte(1000))
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.FlipByte(1000))
 		if r := l.get(blobPath("library/one", d)); r.err == nil || len(r.body) >= 3*mib {
 			t.Errorf("%d wrong bytes, ended with %v", len(r.body), r.err)
 		}
@@ -320,7 +320,7 @@ func TestBudgetHolds(t *testing.T) {
 		l := newLab(t, labOptions{budget: budget})
 		var blobs []digest.Digest
 		for i := range 20 {
-			img := l.hub.AddImage("library/many", fmt.Sprint(i), fakehub.ImageSpec{Layers: fakehub.Layers(4, mib/2)})
+			img := l.hub.AddImage("library/many", fmt.Sprint(i), hubtest.ImageSpec{Layers: hubtest.Layers(4, mib/2)})
 			for _, d := range img.Manifests[0].Layers {
 				blobs = append(blobs, d.Digest)
 			}
@@ -361,14 +361,14 @@ func TestBudgetHolds(t *testing.T) {
 func TestHeadOfTheTagKeepsLayers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: 2 * mib})
-		base := l.hub.AddImage("library/base", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 300<<10), Index: true})
+		base := l.hub.AddImage("library/base", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 300<<10), Index: true})
 		l.pull(base)
 		for i := range 30 {
 			time.Sleep(10 * time.Minute)
 			if r := l.do("HEAD", manifestPath(base)); r.status != 200 {
 				t.Fatal(r.status)
 			}
-			other := l.hub.AddImage("library/other", fmt.Sprint(i), fakehub.ImageSpec{Layers: fakehub.Layers(2, 300<<10)})
+			other := l.hub.AddImage("library/other", fmt.Sprint(i), hubtest.ImageSpec{Layers: hubtest.Layers(2, 300<<10)})
 			l.pull(other)
 		}
 		l.quiet()
@@ -383,7 +383,7 @@ func TestHeadOfTheTagKeepsLayers(t *testing.T) {
 func TestReadAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.ReadAhead = true }})
-		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(6, 2*mib), Platforms: []string{"linux/amd64", "linux/arm64"}})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(6, 2*mib), Platforms: []string{"linux/amd64", "linux/arm64"}})
 		m := img.Manifests[0]
 		l.get(manifestPath(img))
 		for _, m := range img.Manifests {
@@ -423,7 +423,7 @@ func TestReadAhead(t *testing.T) {
 func TestReadAheadOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(6, 2*mib)})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(6, 2*mib)})
 		l.get(manifestPath(img))
 		l.blob("library/redis", string(img.Manifests[0].Layers[0].Digest))
 		l.quiet()
@@ -435,14 +435,14 @@ func TestReadAheadOff(t *testing.T) {
 
 // A blob that breaks off is continued, and nobody notices.
 func TestBreakIsResumed(t *testing.T) {
-	for name, fault := range map[string]fakehub.Fault{
-		"cut": fakehub.CutAfter(mib), "reset": fakehub.ResetAfter(mib), "stall": fakehub.StallAfter(mib), "expired": fakehub.ExpiredURL(),
+	for name, fault := range map[string]hubtest.Fault{
+		"cut": hubtest.CutAfter(mib), "reset": hubtest.ResetAfter(mib), "stall": hubtest.StallAfter(mib), "expired": hubtest.ExpiredURL(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLab(t, labOptions{})
 				_, d := oneLayer(l, 3*mib)
-				l.hub.Inject(fakehub.Match{Face: fakehub.CDN, Times: 1}, fault)
+				l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, fault)
 				start := time.Now()
 				l.blob("library/one", string(d))
 				if took := time.Since(start); took > 12*time.Second {
@@ -461,7 +461,7 @@ func TestBreakIsResumed(t *testing.T) {
 // Resuming needs no server to have stayed: what has arrived is taken up after a restart.
 func TestUnfinishedDownloadSurvivesRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{Bandwidth: 1e6}})
+		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 1e6}})
 		const size = 6 * mib
 		_, d := oneLayer(l, size)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -541,7 +541,7 @@ func TestErrorsInCodeAndJSON(t *testing.T) {
 func TestSHA512(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/redis", "512", fakehub.ImageSpec{Layers: fakehub.Layers(2, 2*mib), Algorithm: digest.SHA512})
+		img := l.hub.AddImage("library/redis", "512", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2*mib), Algorithm: digest.SHA512})
 		l.pullDigest(img)
 		l.hub.ResetLedger()
 		l.pullDigest(img)
@@ -570,7 +570,7 @@ func TestListsPassThrough(t *testing.T) {
 			t.Error("asked again inside the TTL")
 		}
 		time.Sleep(2 * time.Minute)
-		l.hub.Inject(fakehub.Match{}, fakehub.Status(500, ""))
+		l.hub.Inject(hubtest.Match{}, hubtest.Status(500, ""))
 		if r := l.get("/v2/library/redis/tags/list?n=2"); r.status != 200 || r.header.Get("X-Hubcache") != "stale" {
 			t.Errorf("stale: %d %v", r.status, r.header)
 		}
@@ -583,7 +583,7 @@ func TestListsPassThrough(t *testing.T) {
 			t.Errorf("referrers: %d %v %s", r.status, r.header, r.body)
 		}
 		l.hub.ClearFaults()
-		l.hub.Set(func(o *fakehub.Options) { o.NoReferrers = true })
+		l.hub.Set(func(o *hubtest.Options) { o.NoReferrers = true })
 		if r := l.get("/v2/library/redis/referrers/" + d); r.status != 200 || !strings.Contains(string(r.body), `"manifests":[]`) {
 			t.Errorf("referrers that upstream has not: %d %s", r.status, r.body)
 		}

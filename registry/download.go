@@ -369,7 +369,7 @@ func (d *download) copy(t *tap) {
 			var m int
 			m, err = t.Read(buf[n:whole])
 			n += m
-			if m < few || first || time.Since(began) > storage.Patience { // who waits for this shall have it
+			if m < few || first || time.Since(began) > storage.BatchDelay { // who waits for this shall have it
 				break
 			}
 		}

@@ -12,24 +12,24 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
 // spells is the CDN's part of the ledger of one blob, in order of the bytes.
-func (l *lab) spells(d digest.Digest) fakehub.Ledger {
-	all := l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Face == fakehub.CDN && e.Reference == string(d) })
-	slices.SortFunc(all, func(a, b fakehub.Entry) int { return int(firstByteOf(a) - firstByteOf(b)) })
+func (l *lab) spells(d digest.Digest) hubtest.Ledger {
+	all := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN && e.Reference == string(d) })
+	slices.SortFunc(all, func(a, b hubtest.Entry) int { return int(firstByteOf(a) - firstByteOf(b)) })
 	return all
 }
 
-func firstByteOf(e fakehub.Entry) (n int64) {
+func firstByteOf(e hubtest.Entry) (n int64) {
 	fmt.Sscanf(e.Range, "bytes=%d-", &n)
 	return n
 }
 
 // sum is how many body bytes they are.
-func sum(all fakehub.Ledger) (n int64) {
+func sum(all hubtest.Ledger) (n int64) {
 	for _, e := range all {
 		n += e.BodyBytes
 	}
@@ -37,9 +37,9 @@ func sum(all fakehub.Ledger) (n int64) {
 }
 
 // most is how many of them went on at the same time.
-func most(all fakehub.Ledger) (n int) {
+func most(all hubtest.Ledger) (n int) {
 	for _, e := range all {
-		at := all.Count(func(o fakehub.Entry) bool { return !o.Started.After(e.Started) && o.Ended.After(e.Started) })
+		at := all.Count(func(o hubtest.Entry) bool { return !o.Started.After(e.Started) && o.Ended.After(e.Started) })
 		n = max(n, at)
 	}
 	return n
@@ -73,9 +73,9 @@ func (l *lab) pullAll(repository string, ds ...digest.Digest) []time.Duration {
 func TestLanesAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const lanes, rate, size = 8, 20e6, 24 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = lanes }})
-		img := l.hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(3, size)})
+		img := l.hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(3, size)})
 		l.get(manifestPath(img))
 		var ds []digest.Digest
 		for _, layer := range img.Manifests[0].Layers {
@@ -94,7 +94,7 @@ func TestLanesAreShared(t *testing.T) {
 				t.Errorf("%d bytes came of %d", got, size)
 			}
 		}
-		if n := most(l.hub.Ledger().Filter(func(e fakehub.Entry) bool { return e.Face == fakehub.CDN })); n > lanes {
+		if n := most(l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN })); n > lanes {
 			t.Errorf("%d connections at once", n)
 		}
 	})
@@ -105,7 +105,7 @@ func TestLanesAreShared(t *testing.T) {
 func TestOneFastConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 256 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: rate, Latency: 30 * time.Millisecond}})
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond}})
 		d := l.zeros("library/app", size)
 		took := l.pullAll("library/app", d)[0]
 		// Two round trips before the first byte, and some time until the pace is known.
@@ -127,11 +127,11 @@ func TestOneFastConnection(t *testing.T) {
 func TestFastConnectionSlowsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 512 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: 800e6, Latency: 30 * time.Millisecond}})
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 800e6, Latency: 30 * time.Millisecond}})
 		d := l.zeros("library/app", size)
 		go func() {
 			time.Sleep(150 * time.Millisecond)
-			l.hub.Set(func(o *fakehub.Options) { o.Bandwidth = 40e6 })
+			l.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 40e6 })
 		}()
 		took := l.pullAll("library/app", d)[0]
 		l.quiet()
@@ -149,7 +149,7 @@ func TestNoScraps(t *testing.T) {
 	for _, size := range []int64{8 * mib, 8*mib + 1, 24*mib - 1, 24*mib + 5, 64 * mib, 64*mib + 4} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: 20e6, Latency: 30 * time.Millisecond}})
+				l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 20e6, Latency: 30 * time.Millisecond}})
 				d := l.zeros("library/app", size)
 				l.pullAll("library/app", d)
 				l.quiet()

@@ -22,7 +22,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -56,8 +56,8 @@ const (
 
 type blobFault struct {
 	name     string
-	face     fakehub.Face
-	faults   func(f fetching) []fakehub.Fault
+	face     hubtest.Face
+	faults   func(f fetching) []hubtest.Fault
 	once     ending
 	always   ending
 	rest     time.Duration // how long upstream isn't asked afterwards, if longer than a failure is remembered
@@ -65,12 +65,12 @@ type blobFault struct {
 	narrow   bool          // one cell is enough: how and how often make no difference
 }
 
-func fixed(fault fakehub.Fault) func(fetching) []fakehub.Fault {
-	return func(fetching) []fakehub.Fault { return []fakehub.Fault{fault} }
+func fixed(fault hubtest.Fault) func(fetching) []hubtest.Fault {
+	return func(fetching) []hubtest.Fault { return []hubtest.Fault{fault} }
 }
 
-func redirectTo(edit func(*url.URL)) func(fetching) []fakehub.Fault {
-	return fixed(fakehub.EditRedirect(edit))
+func redirectTo(edit func(*url.URL)) func(fetching) []hubtest.Fault {
+	return fixed(hubtest.EditRedirect(edit))
 }
 
 // requests is how often the faulty host may be asked for a single stream: until a resume
@@ -91,50 +91,50 @@ func (row *blobFault) requests(fared ending) int {
 var internalHosts = []string{"127.0.0.1", "[::1]", "localhost", "10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "0.0.0.0"}
 
 func blobFaults() []blobFault {
-	at := func(fault func(int64) fakehub.Fault, more ...fakehub.Fault) func(fetching) []fakehub.Fault {
-		return func(f fetching) []fakehub.Fault { return append(more, fault(f.offset)) }
+	at := func(fault func(int64) hubtest.Fault, more ...hubtest.Fault) func(fetching) []hubtest.Fault {
+		return func(f fetching) []hubtest.Fault { return append(more, fault(f.offset)) }
 	}
 	rows := []blobFault{
 		// In the body.
-		{name: "cut", face: fakehub.CDN, faults: at(fakehub.CutAfter), once: whole, always: whole},
-		{name: "cut at the first byte", face: fakehub.CDN, faults: fixed(fakehub.CutAfter(0)), once: whole, always: either},
-		{name: "reset in the body", face: fakehub.CDN, faults: at(fakehub.ResetAfter), once: whole, always: whole},
-		{name: "stall in the body", face: fakehub.CDN, faults: at(fakehub.StallAfter), once: whole, always: whole},
-		{name: "stall at the first byte", face: fakehub.CDN, faults: fixed(fakehub.StallAfter(0)), once: whole, always: either},
-		{name: "cut, and a resume gets 200", face: fakehub.CDN, faults: at(fakehub.CutAfter, fakehub.IgnoreRange()), once: whole, always: either},
-		{name: "cut without length", face: fakehub.CDN, faults: at(fakehub.CutAfter, fakehub.Chunked()), once: whole, always: whole},
-		{name: "shorter without length", face: fakehub.CDN, faults: func(f fetching) []fakehub.Fault {
-			return []fakehub.Fault{fakehub.Chunked(), fakehub.Shorter(1000)}
+		{name: "cut", face: hubtest.CDN, faults: at(hubtest.CutAfter), once: whole, always: whole},
+		{name: "cut at the first byte", face: hubtest.CDN, faults: fixed(hubtest.CutAfter(0)), once: whole, always: either},
+		{name: "reset in the body", face: hubtest.CDN, faults: at(hubtest.ResetAfter), once: whole, always: whole},
+		{name: "stall in the body", face: hubtest.CDN, faults: at(hubtest.StallAfter), once: whole, always: whole},
+		{name: "stall at the first byte", face: hubtest.CDN, faults: fixed(hubtest.StallAfter(0)), once: whole, always: either},
+		{name: "cut, and a resume gets 200", face: hubtest.CDN, faults: at(hubtest.CutAfter, hubtest.IgnoreRange()), once: whole, always: either},
+		{name: "cut without length", face: hubtest.CDN, faults: at(hubtest.CutAfter, hubtest.Chunked()), once: whole, always: whole},
+		{name: "shorter without length", face: hubtest.CDN, faults: func(f fetching) []hubtest.Fault {
+			return []hubtest.Fault{hubtest.Chunked(), hubtest.Shorter(1000)}
 		}, once: whole, always: either},
 
 		// In the headers.
-		{name: "shorter", face: fakehub.CDN, faults: fixed(fakehub.Shorter(1000)), once: whole, always: either},
-		{name: "longer", face: fakehub.CDN, faults: fixed(fakehub.Longer(1000)), once: whole, always: either},
-		{name: "no Content-Length", face: fakehub.CDN, faults: fixed(fakehub.Chunked()), once: whole, always: whole, harmless: true},
-		{name: "200 to every range", face: fakehub.CDN, faults: fixed(fakehub.IgnoreRange()), once: whole, always: whole, harmless: true},
-		{name: "HTML", face: fakehub.CDN, faults: fixed(fakehub.HTML()), once: whole, always: either},
-		{name: "HTML from the registry", face: fakehub.Registry, faults: fixed(fakehub.HTML()), once: whole, always: either},
-		{name: "redirect loop", face: fakehub.Registry, faults: fixed(fakehub.RedirectLoop()), once: whole, always: either},
-		{name: "redirect to http", face: fakehub.Registry, faults: redirectTo(func(u *url.URL) { u.Scheme = "http" }), once: whole, always: either},
-		{name: "redirect to a file", face: fakehub.Registry, faults: fixed(fakehub.RedirectTo("file:///etc/passwd")), once: whole, always: either},
-		{name: "redirect to itself", face: fakehub.Registry, faults: fixed(fakehub.RedirectTo("")), once: whole, always: either},
-		{name: "redirect with credentials", face: fakehub.Registry, faults: redirectTo(func(u *url.URL) { u.User = url.UserPassword("a", "b") }), once: whole, always: either},
+		{name: "shorter", face: hubtest.CDN, faults: fixed(hubtest.Shorter(1000)), once: whole, always: either},
+		{name: "longer", face: hubtest.CDN, faults: fixed(hubtest.Longer(1000)), once: whole, always: either},
+		{name: "no Content-Length", face: hubtest.CDN, faults: fixed(hubtest.Chunked()), once: whole, always: whole, harmless: true},
+		{name: "200 to every range", face: hubtest.CDN, faults: fixed(hubtest.IgnoreRange()), once: whole, always: whole, harmless: true},
+		{name: "HTML", face: hubtest.CDN, faults: fixed(hubtest.HTML()), once: whole, always: either},
+		{name: "HTML from the registry", face: hubtest.Registry, faults: fixed(hubtest.HTML()), once: whole, always: either},
+		{name: "redirect loop", face: hubtest.Registry, faults: fixed(hubtest.RedirectLoop()), once: whole, always: either},
+		{name: "redirect to http", face: hubtest.Registry, faults: redirectTo(func(u *url.URL) { u.Scheme = "http" }), once: whole, always: either},
+		{name: "redirect to a file", face: hubtest.Registry, faults: fixed(hubtest.RedirectTo("file:///etc/passwd")), once: whole, always: either},
+		{name: "redirect to itself", face: hubtest.Registry, faults: fixed(hubtest.RedirectTo("")), once: whole, always: either},
+		{name: "redirect with credentials", face: hubtest.Registry, faults: redirectTo(func(u *url.URL) { u.User = url.UserPassword("a", "b") }), once: whole, always: either},
 
 		// Before the headers.
-		{name: "expired URL", face: fakehub.Registry, faults: fixed(fakehub.ExpiredURL()), once: whole, always: either},
-		{name: "host without an address", face: fakehub.Registry, faults: redirectTo(func(u *url.URL) { u.Host = "gone.hub.test" }), once: whole, always: either},
+		{name: "expired URL", face: hubtest.Registry, faults: fixed(hubtest.ExpiredURL()), once: whole, always: either},
+		{name: "host without an address", face: hubtest.Registry, faults: redirectTo(func(u *url.URL) { u.Host = "gone.hub.test" }), once: whole, always: either},
 	}
 	for _, host := range internalHosts {
-		rows = append(rows, blobFault{narrow: true, name: "redirect to " + host, face: fakehub.Registry, faults: redirectTo(func(u *url.URL) { u.Host = host }), once: whole, always: either})
+		rows = append(rows, blobFault{narrow: true, name: "redirect to " + host, face: hubtest.Registry, faults: redirectTo(func(u *url.URL) { u.Host = host }), once: whole, always: either})
 	}
-	for _, face := range []fakehub.Face{fakehub.Registry, fakehub.CDN} {
+	for _, face := range []hubtest.Face{hubtest.Registry, hubtest.CDN} {
 		for _, f := range []struct {
 			name  string
-			fault fakehub.Fault
+			fault hubtest.Fault
 		}{
-			{"connection closed", fakehub.Drop()}, {"connection reset", fakehub.Reset()}, {"silence", fakehub.Hang()},
-			{"500", fakehub.Status(500, "oops")}, {"503", fakehub.Status(503, "<html>")},
-			{"half a status line", fakehub.Raw(0, "HTTP/1.1 20")}, {"half a header", fakehub.Raw(0, "HTTP/1.1 200 OK\r\nContent-Le")},
+			{"connection closed", hubtest.Drop()}, {"connection reset", hubtest.Reset()}, {"silence", hubtest.Hang()},
+			{"500", hubtest.Status(500, "oops")}, {"503", hubtest.Status(503, "<html>")},
+			{"half a status line", hubtest.Raw(0, "HTTP/1.1 20")}, {"half a header", hubtest.Raw(0, "HTTP/1.1 200 OK\r\nContent-Le")},
 		} {
 			row := blobFault{name: f.name + " at the " + string(face), face: face, faults: fixed(f.fault), once: whole, always: either}
 			if row.name == "silence at the registry" {
@@ -144,22 +144,22 @@ func blobFaults() []blobFault {
 		}
 		for _, f := range []struct {
 			name  string
-			fault fakehub.Fault
+			fault hubtest.Fault
 			rest  time.Duration
 		}{
-			{"429", fakehub.TooManyRequests(), time.Minute},
-			{"429 with Retry-After", fakehub.TooManyRequests("Retry-After: 200"), 200 * time.Second},
-			{"HAP429", fakehub.HAP429(), time.Minute},
+			{"429", hubtest.TooManyRequests(), time.Minute},
+			{"429 with Retry-After", hubtest.TooManyRequests("Retry-After: 200"), 200 * time.Second},
+			{"HAP429", hubtest.HAP429(), time.Minute},
 		} {
 			rows = append(rows, blobFault{name: f.name + " at the " + string(face), face: face, faults: fixed(f.fault), once: either, always: either, rest: f.rest})
 		}
 	}
 	return append(rows,
-		blobFault{name: "403 at the CDN", face: fakehub.CDN, faults: fixed(fakehub.Status(403, "<Error/>")), once: whole, always: either},
-		blobFault{name: "404 at the CDN", face: fakehub.CDN, faults: fixed(fakehub.Status(404, "<Error/>")), once: whole, always: either},
-		blobFault{name: "401 at the CDN", face: fakehub.CDN, faults: fixed(fakehub.Status(401, "<Error/>")), once: whole, always: either},
-		blobFault{name: "403 at the registry", face: fakehub.Registry, faults: fixed(fakehub.Status(403, "{}")), once: either, always: either},
-		blobFault{name: "404 at the registry", face: fakehub.Registry, faults: fixed(fakehub.Status(404, "{}")), once: either, always: either},
+		blobFault{name: "403 at the CDN", face: hubtest.CDN, faults: fixed(hubtest.Status(403, "<Error/>")), once: whole, always: either},
+		blobFault{name: "404 at the CDN", face: hubtest.CDN, faults: fixed(hubtest.Status(404, "<Error/>")), once: whole, always: either},
+		blobFault{name: "401 at the CDN", face: hubtest.CDN, faults: fixed(hubtest.Status(401, "<Error/>")), once: whole, always: either},
+		blobFault{name: "403 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(403, "{}")), once: either, always: either},
+		blobFault{name: "404 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(404, "{}")), once: either, always: either},
 	)
 }
 
@@ -169,7 +169,7 @@ func TestBlobFaults(t *testing.T) {
 		for _, how := range fetchings {
 			for _, often := range []string{"once", "always"} {
 				if row.narrow && (how.skip > 0 || how.ahead || often == "once") ||
-					row.face == fakehub.Registry && how.skip > 0 { // it is asked once, for all ranges
+					row.face == hubtest.Registry && how.skip > 0 { // it is asked once, for all ranges
 					continue
 				}
 				t.Run(row.name+"/"+how.name+"/"+often, func(t *testing.T) {
@@ -183,7 +183,7 @@ func TestBlobFaults(t *testing.T) {
 
 func blobFaultCell(t *testing.T, row blobFault, how fetching, once bool) {
 	l := newLab(t, labOptions{
-		hub:    fakehub.Options{TLS: true, Bandwidth: 20 << 20},
+		hub:    hubtest.Options{TLS: true, Bandwidth: 20 << 20},
 		policy: func(p *registry.Policy) { p.ReadAhead = how.ahead },
 	})
 	trespassed := l.trap()
@@ -192,7 +192,7 @@ func blobFaultCell(t *testing.T, row blobFault, how fetching, once bool) {
 	if r := l.get("/v2/library/app/manifests/1"); r.status != 200 {
 		t.Fatalf("manifest: %d", r.status)
 	}
-	match := fakehub.Match{Face: row.face, Kind: "blobs", Reference: string(target), Skip: how.skip}
+	match := hubtest.Match{Face: row.face, Kind: "blobs", Reference: string(target), Skip: how.skip}
 	want := row.always
 	if once {
 		match.Times, want = 1, row.once
@@ -225,7 +225,7 @@ func blobFaultCell(t *testing.T, row blobFault, how fetching, once bool) {
 	}
 	l.settled(target)
 	if how.name == "single stream" {
-		asked := l.hub.Ledger().Count(func(e fakehub.Entry) bool { return e.Face == row.face && e.Kind == "blobs" })
+		asked := l.hub.Ledger().Count(func(e hubtest.Entry) bool { return e.Face == row.face && e.Kind == "blobs" })
 		if want := row.requests(want); asked != want {
 			t.Errorf("%d requests to the %s instead of %d:\n%s", asked, row.face, want, l.hub.Ledger())
 		}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // file is where a committed blob lies.
@@ -80,7 +80,7 @@ func TestBlobChangedBehindItsBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+				l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 				d := l.image("library/app", "1", 5<<18)[0]
 				l.get("/v2/library/app/manifests/1")
 				l.fetch("library/app", d)
@@ -101,7 +101,7 @@ func TestBlobChangedBehindItsBack(t *testing.T) {
 // TestBlobTruncatedWhileItIsSent: who is in the middle of it gets the rest from upstream.
 func TestBlobTruncatedWhileItIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.image("library/app", "1", 17<<19)[0]
 		l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
@@ -130,7 +130,7 @@ func TestBlobTruncatedWhileItIsSent(t *testing.T) {
 // time it is read.
 func TestBitRotIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.image("library/app", "1", 5<<18)[0]
 		m := l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
@@ -170,7 +170,7 @@ func TestBitRotIsFound(t *testing.T) {
 // TestTwoGETsApartAreNoDoubt: a blob is not hashed for those who pull it now and again.
 func TestTwoGETsApartAreNoDoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.image("library/app", "1", 5<<18)[0]
 		l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
@@ -189,9 +189,9 @@ func TestTwoGETsApartAreNoDoubt(t *testing.T) {
 // TestUnknownSizeBeyondTheBudget: nobody knows how large it is until it no longer fits.
 func TestUnknownSizeBeyondTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
 		d := l.image("library/app", "1", 5<<21)[0]
-		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
 		for _, from := range []int64{0, 0, 0} {
 			c := &visitor{name: "chunked", from: from}
 			c.visit(l, "library/app", d)

@@ -13,7 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -23,9 +23,9 @@ import (
 
 type manifestFault struct {
 	name   string
-	match  fakehub.Match
-	faults []fakehub.Fault
-	hub    func(*fakehub.Options) // instead of faults: what the Hub is like from then on
+	match  hubtest.Match
+	faults []hubtest.Fault
+	hub    func(*hubtest.Options) // instead of faults: what the Hub is like from then on
 	cold   int                    // status of an uncached tag; 0: some failure
 	cached int                    // of a cached one; 0: 200, stale
 	heals  bool                   // a cached tag is not even stale
@@ -33,52 +33,52 @@ type manifestFault struct {
 }
 
 func manifestFaults() []manifestFault {
-	heads := fakehub.Match{Face: fakehub.Registry, Kind: "manifests"}
-	gets := fakehub.Match{Face: fakehub.Registry, Kind: "manifests", Method: "GET"}
-	tokens := fakehub.Match{Face: fakehub.Token}
-	one := func(f ...fakehub.Fault) []fakehub.Fault { return f }
+	heads := hubtest.Match{Face: hubtest.Registry, Kind: "manifests"}
+	gets := hubtest.Match{Face: hubtest.Registry, Kind: "manifests", Method: "GET"}
+	tokens := hubtest.Match{Face: hubtest.Token}
+	one := func(f ...hubtest.Fault) []hubtest.Fault { return f }
 	return []manifestFault{
 		// Before the headers.
-		{name: "connection closed", match: heads, faults: one(fakehub.Drop()), cold: 502},
-		{name: "connection reset", match: heads, faults: one(fakehub.Reset()), cold: 502},
-		{name: "silence", match: heads, faults: one(fakehub.Hang()), cold: 504},
-		{name: "500", match: heads, faults: one(fakehub.Status(500, "")), cold: 502},
-		{name: "503", match: heads, faults: one(fakehub.Status(503, "")), cold: 502},
-		{name: "401 for ever", match: heads, faults: one(fakehub.Status(401, "")), cold: 404, cached: 404},
-		{name: "403", match: heads, faults: one(fakehub.Status(403, "")), cold: 404, cached: 404},
-		{name: "404", match: heads, faults: one(fakehub.Status(404, "")), cold: 404, cached: 404},
-		{name: "410", match: heads, faults: one(fakehub.Status(410, "")), cold: 404, cached: 404},
-		{name: "429", match: heads, faults: one(fakehub.TooManyRequests()), cold: 429, rest: time.Minute},
-		{name: "429 with Retry-After", match: heads, faults: one(fakehub.TooManyRequests("Retry-After: 300")), cold: 429, rest: 300 * time.Second},
-		{name: "HAP429", match: heads, faults: one(fakehub.HAP429()), cold: 429, rest: time.Minute},
-		{name: "HAP429 well formed", match: heads, faults: one(fakehub.Status(429, "Too Many Requests (HAP429).\n", "Retry-After: 60")), cold: 429, rest: time.Minute},
-		{name: "redirect loop", match: heads, faults: one(fakehub.RedirectLoop()), cold: 502},
-		{name: "redirect into the network", match: heads, faults: one(fakehub.RedirectTo("https://127.0.0.1/v2/")), cold: 502},
+		{name: "connection closed", match: heads, faults: one(hubtest.Drop()), cold: 502},
+		{name: "connection reset", match: heads, faults: one(hubtest.Reset()), cold: 502},
+		{name: "silence", match: heads, faults: one(hubtest.Hang()), cold: 504},
+		{name: "500", match: heads, faults: one(hubtest.Status(500, "")), cold: 502},
+		{name: "503", match: heads, faults: one(hubtest.Status(503, "")), cold: 502},
+		{name: "401 for ever", match: heads, faults: one(hubtest.Status(401, "")), cold: 404, cached: 404},
+		{name: "403", match: heads, faults: one(hubtest.Status(403, "")), cold: 404, cached: 404},
+		{name: "404", match: heads, faults: one(hubtest.Status(404, "")), cold: 404, cached: 404},
+		{name: "410", match: heads, faults: one(hubtest.Status(410, "")), cold: 404, cached: 404},
+		{name: "429", match: heads, faults: one(hubtest.TooManyRequests()), cold: 429, rest: time.Minute},
+		{name: "429 with Retry-After", match: heads, faults: one(hubtest.TooManyRequests("Retry-After: 300")), cold: 429, rest: 300 * time.Second},
+		{name: "HAP429", match: heads, faults: one(hubtest.HAP429()), cold: 429, rest: time.Minute},
+		{name: "HAP429 well formed", match: heads, faults: one(hubtest.Status(429, "Too Many Requests (HAP429).\n", "Retry-After: 60")), cold: 429, rest: time.Minute},
+		{name: "redirect loop", match: heads, faults: one(hubtest.RedirectLoop()), cold: 502},
+		{name: "redirect into the network", match: heads, faults: one(hubtest.RedirectTo("https://127.0.0.1/v2/")), cold: 502},
 
 		// In the headers: HEAD tells no digest, and GET has another body.
-		{name: "HTML", match: heads, faults: one(fakehub.HTML()), cold: 0, cached: 0},
+		{name: "HTML", match: heads, faults: one(hubtest.HTML()), cold: 0, cached: 0},
 
 		// In the body.
-		{name: "cut", match: gets, faults: one(fakehub.CutAfter(20)), cold: 502, heals: true},
-		{name: "reset in the body", match: gets, faults: one(fakehub.ResetAfter(20)), cold: 502, heals: true},
-		{name: "stall in the body", match: gets, faults: one(fakehub.StallAfter(20)), cold: 504, heals: true},
-		{name: "wrong byte", match: gets, faults: one(fakehub.FlipByte(20)), cold: 502, heals: true},
-		{name: "shorter", match: gets, faults: one(fakehub.Shorter(10)), cold: 502, heals: true},
-		{name: "longer", match: gets, faults: one(fakehub.Longer(10)), cold: 502, heals: true},
-		{name: "shorter without length", match: gets, faults: one(fakehub.Shorter(10), fakehub.Chunked()), cold: 502, heals: true},
-		{name: "without length", match: gets, faults: one(fakehub.Chunked()), cold: 200, heals: true},
-		{name: "endless", match: gets, faults: one(fakehub.Longer(1<<40), fakehub.Chunked()), cold: 502, heals: true},
+		{name: "cut", match: gets, faults: one(hubtest.CutAfter(20)), cold: 502, heals: true},
+		{name: "reset in the body", match: gets, faults: one(hubtest.ResetAfter(20)), cold: 502, heals: true},
+		{name: "stall in the body", match: gets, faults: one(hubtest.StallAfter(20)), cold: 504, heals: true},
+		{name: "wrong byte", match: gets, faults: one(hubtest.FlipByte(20)), cold: 502, heals: true},
+		{name: "shorter", match: gets, faults: one(hubtest.Shorter(10)), cold: 502, heals: true},
+		{name: "longer", match: gets, faults: one(hubtest.Longer(10)), cold: 502, heals: true},
+		{name: "shorter without length", match: gets, faults: one(hubtest.Shorter(10), hubtest.Chunked()), cold: 502, heals: true},
+		{name: "without length", match: gets, faults: one(hubtest.Chunked()), cold: 200, heals: true},
+		{name: "endless", match: gets, faults: one(hubtest.Longer(1<<40), hubtest.Chunked()), cold: 502, heals: true},
 
 		// The token service.
-		{name: "no token service", match: tokens, faults: one(fakehub.Reset()), cold: 429},
-		{name: "slow token service", match: tokens, faults: one(fakehub.Delay(20 * time.Second)), cold: 429},
-		{name: "token service 401", match: tokens, faults: one(fakehub.Status(401, `{"details":"incorrect username or password"}`)), rest: time.Minute},
-		{name: "token service 429", match: tokens, faults: one(fakehub.TooManyRequests()), cold: 429, rest: time.Minute},
-		{name: "token service 500", match: tokens, faults: one(fakehub.Status(500, "")), cold: 429},
-		{name: "token service HTML", match: tokens, faults: one(fakehub.HTML()), cold: 429},
-		{name: "tokens without expires_in", hub: func(o *fakehub.Options) { o.OmitExpiresIn = true }, cold: 200, heals: true},
-		{name: "upstream's clock an hour ahead", hub: func(o *fakehub.Options) { o.ClockSkew = time.Hour }, cold: 200, heals: true},
-		{name: "upstream's clock an hour behind", hub: func(o *fakehub.Options) { o.ClockSkew = -time.Hour }, cold: 200, heals: true},
+		{name: "no token service", match: tokens, faults: one(hubtest.Reset()), cold: 429},
+		{name: "slow token service", match: tokens, faults: one(hubtest.Delay(20 * time.Second)), cold: 429},
+		{name: "token service 401", match: tokens, faults: one(hubtest.Status(401, `{"details":"incorrect username or password"}`)), rest: time.Minute},
+		{name: "token service 429", match: tokens, faults: one(hubtest.TooManyRequests()), cold: 429, rest: time.Minute},
+		{name: "token service 500", match: tokens, faults: one(hubtest.Status(500, "")), cold: 429},
+		{name: "token service HTML", match: tokens, faults: one(hubtest.HTML()), cold: 429},
+		{name: "tokens without expires_in", hub: func(o *hubtest.Options) { o.OmitExpiresIn = true }, cold: 200, heals: true},
+		{name: "upstream's clock an hour ahead", hub: func(o *hubtest.Options) { o.ClockSkew = time.Hour }, cold: 200, heals: true},
+		{name: "upstream's clock an hour behind", hub: func(o *hubtest.Options) { o.ClockSkew = -time.Hour }, cold: 200, heals: true},
 	}
 }
 
@@ -92,7 +92,7 @@ func TestManifestFaults(t *testing.T) {
 }
 
 func manifestFaultCell(t *testing.T, row manifestFault) {
-	l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+	l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
 	trespassed := l.trap()
 	l.image("library/app", "cached", 1000, 5<<18)
 	l.image("library/new", "cold", 1000, 1001)
@@ -172,10 +172,10 @@ func apiError(t *testing.T, r reply) {
 // TestTokenRevokedInMidPull: one new token, one more try, and nobody notices.
 func TestTokenRevokedInMidPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 1 << 20}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 20}})
 		layers := l.image("library/app", "1", 5<<18, 17<<19)
 		l.get("/v2/library/app/manifests/1")
-		l.hub.Inject(fakehub.Match{Face: fakehub.CDN, Reference: string(layers[1]), Times: 1}, fakehub.CutAfter(1<<19))
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Reference: string(layers[1]), Times: 1}, hubtest.CutAfter(1<<19))
 		l.hub.ResetLedger()
 		l.hub.RevokeTokens()
 		l.fetch("library/app", layers[0])
@@ -190,7 +190,7 @@ func TestTokenRevokedInMidPull(t *testing.T) {
 // TestTokensExpireInMidPull: tokens live for 5 s, signed URLs for 1 s, the pull takes 30.
 func TestTokensExpireInMidPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 1 << 18, TokenLifetime: 5 * time.Second, URLLifetime: time.Second}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 18, TokenLifetime: 5 * time.Second, URLLifetime: time.Second}})
 		layers := l.image("library/app", "1", 5<<18, 17<<19, 5<<18)
 		l.get("/v2/library/app/manifests/1")
 		for _, d := range layers {
@@ -224,7 +224,7 @@ func TestUpstreamGone(t *testing.T) {
 }
 
 func upstreamGone(t *testing.T, s silent) {
-	l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+	l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
 	layers := l.image("library/app", "1", 5<<18)
 	half := l.image("library/half", "1", 1000, 1001)
 	m := l.get("/v2/library/app/manifests/1")

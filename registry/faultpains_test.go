@@ -6,7 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -16,11 +16,11 @@ func TestWrongBytesAreNeverASuccess(t *testing.T) {
 	for _, how := range fetchings {
 		t.Run(how.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 20 << 20}, policy: func(p *registry.Policy) { p.ReadAhead = how.ahead }})
+				l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, policy: func(p *registry.Policy) { p.ReadAhead = how.ahead }})
 				layers := l.image("library/app", "1", how.size, how.size)
 				l.get("/v2/library/app/manifests/1")
 				target := layers[1]
-				rule := l.hub.Inject(fakehub.Match{Face: fakehub.CDN, Reference: string(target)}, fakehub.FlipByte(how.size/2))
+				rule := l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Reference: string(target)}, hubtest.FlipByte(how.size/2))
 				if how.ahead {
 					l.fetch("library/app", layers[0])
 				}
@@ -52,7 +52,7 @@ func TestWrongBytesAreNeverASuccess(t *testing.T) {
 // and the layer's file is lost besides. The other is pulled whole, and then from the cache.
 func TestSharedLayerSurvivesItsImage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, budget: 10 << 20})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, budget: 10 << 20})
 		a := l.image("library/a", "1", 5<<18, 3<<20)
 		b := l.image("library/b", "1", 5<<18, 4<<20)
 		if a[0] != b[0] {
@@ -91,7 +91,7 @@ func TestSharedLayerSurvivesItsImage(t *testing.T) {
 // TestHeadersBeforeTheLastByte: a blob takes a minute; its headers don't.
 func TestHeadersBeforeTheLastByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Bandwidth: 5 << 18 / 60}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 5 << 18 / 60}})
 		d := l.image("library/app", "1", 5<<18)[0]
 		l.get("/v2/library/app/manifests/1")
 		start := time.Now()

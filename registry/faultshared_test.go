@@ -5,7 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -13,7 +13,7 @@ import (
 // ahead under its own repository, whichever manifest was handed out last.
 func TestReadAheadOfASharedBase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Latency: 20 * time.Millisecond}, policy: func(p *registry.Policy) { p.ReadAhead = true }})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 20 * time.Millisecond}, policy: func(p *registry.Policy) { p.ReadAhead = true }})
 		one := l.image("library/one", "1", 1000, 5<<18)
 		two := l.image("library/two", "1", 1000, 6<<18)
 		l.get("/v2/library/one/manifests/1")
@@ -39,7 +39,7 @@ func TestReadAheadOfASharedBase(t *testing.T) {
 // hasn't got it. Who asks for it meanwhile where it is, gets it.
 func TestFailureUnderAnotherRepository(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true, Latency: 100 * time.Millisecond}})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 100 * time.Millisecond}})
 		d := l.image("library/app", "1", 5<<18)[0]
 		l.image("evil/repo", "1", 1001)
 		l.get("/v2/library/app/manifests/1")

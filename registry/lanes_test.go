@@ -13,7 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -22,7 +22,7 @@ import (
 func TestNobodyWaitsForLanesInVain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 20e6
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 1 }})
 		first, second := l.zeros("library/a", 48*mib), l.zeros("library/b", 400*mib)
 		took := l.after("library/a", first, time.Second, "library/b", second)
@@ -59,7 +59,7 @@ func (s slowly) Read(p []byte) (int, error) {
 func TestOnlyConnectionKeepsItsLane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 512 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 1 }})
 		second := l.zeros("library/b", 7*mib)
 		l.bodies(second, func(b io.ReadCloser) io.ReadCloser { return slowly{b, 16 << 10} }) // 45 s
@@ -77,7 +77,7 @@ func TestOnlyConnectionKeepsItsLane(t *testing.T) {
 func TestCancelledBetweenLanes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 512 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 1; p.Limits.Orphans = 1 }})
 		second := l.zeros("library/b", 7*mib)
 		l.bodies(second, func(b io.ReadCloser) io.ReadCloser { return slowly{b, 128 << 10} }) // 6 s
@@ -125,13 +125,13 @@ func TestReadAheadLeavesLanes(t *testing.T) {
 	for _, lanes := range []int{2, 4} {
 		t.Run(fmt.Sprint(lanes), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: 200e3, Latency: 30 * time.Millisecond},
+				l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 200e3, Latency: 30 * time.Millisecond},
 					policy: func(p *registry.Policy) { p.ReadAhead = true; p.Limits.Transfers = lanes }})
-				var layers []fakehub.Layer
+				var layers []hubtest.Layer
 				for range 9 {
-					layers = append(layers, fakehub.Layers(1, 5*mib)...)
+					layers = append(layers, hubtest.Layers(1, 5*mib)...)
 				}
-				img := l.hub.AddImage("library/app", "1", fakehub.ImageSpec{Layers: layers})
+				img := l.hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: layers})
 				l.get(manifestPath(img))
 				var wg sync.WaitGroup
 				for _, d := range img.Manifests[0].Layers[:1] {
@@ -151,7 +151,7 @@ func TestReadAheadLeavesLanes(t *testing.T) {
 // Nobody waits long for the end of what has come whole.
 func TestManyBlobsEndWhenTheyHaveCome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: 5e6, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 5e6, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 8 }})
 		var ds []digest.Digest
 		for i := range 8 { // as many as there are lanes
@@ -213,7 +213,7 @@ func TestSlowRecordsAreShown(t *testing.T) {
 func TestResumeWithOneRange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 256 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: 50e6, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 50e6, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Ranges = 1 }})
 		d := l.zeros("library/a", size)
 		resp, err := l.ask(t.Context(), "GET", blobPath("library/a", d))

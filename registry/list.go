@@ -233,6 +233,6 @@ func (r *Registry) seen(p *policy, name string) bool {
 	if r.up.cred == nil || p.private.match(name) {
 		return true
 	}
-	v, err := r.store.Verdict(r.full(name))
+	v, err := r.store.Visibility(r.full(name))
 	return err == nil && v.Public
 }

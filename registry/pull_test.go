@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/auth"
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -26,7 +26,7 @@ import (
 // lab is a fake Hub with a registry before it, all in memory but for the files.
 type lab struct {
 	t     *testing.T
-	hub   *fakehub.Hub
+	hub   *hubtest.Hub
 	store *storage.Store
 	reg   *registry.Registry
 	log   *logBuffer
@@ -38,7 +38,7 @@ type lab struct {
 }
 
 type labOptions struct {
-	hub       fakehub.Options
+	hub       hubtest.Options
 	anonymous bool
 	budget    int64 // 0: 1 GiB
 	policy    func(*registry.Policy)
@@ -72,12 +72,12 @@ func (l *logBuffer) String() string {
 func newLab(t *testing.T, o labOptions) *lab {
 	t.Helper()
 	if o.hub.Accounts == nil {
-		o.hub.Accounts = []fakehub.Account{{Username: username, PAT: pat, Private: []string{"*"}, Limit: fakehub.Unlimited}}
+		o.hub.Accounts = []hubtest.Account{{Username: username, PAT: pat, Private: []string{"*"}, Limit: hubtest.Unlimited}}
 	}
 	if o.budget == 0 {
 		o.budget = 1 << 30
 	}
-	l := &lab{t: t, hub: fakehub.New(o.hub), opts: o, dir: t.TempDir(), log: &logBuffer{}}
+	l := &lab{t: t, hub: hubtest.New(o.hub), opts: o, dir: t.TempDir(), log: &logBuffer{}}
 	if !o.anonymous {
 		path := filepath.Join(l.dir, "pat")
 		if err := os.WriteFile(path, []byte(pat+"\n"), 0o600); err != nil {
@@ -210,7 +210,7 @@ func (l *lab) get(path string, header ...string) reply {
 }
 
 // pull pulls an image as dockerd does, and checks every byte.
-func (l *lab) pull(img *fakehub.Image) {
+func (l *lab) pull(img *hubtest.Image) {
 	l.t.Helper()
 	if r := l.do("HEAD", "/v2/"+img.Repository+"/manifests/"+img.Tag); r.status != 200 || r.header.Get("Docker-Content-Digest") != string(img.Digest) {
 		l.t.Fatalf("HEAD of the tag: %d %v\n%s", r.status, r.header, l.log)
@@ -218,7 +218,7 @@ func (l *lab) pull(img *fakehub.Image) {
 	l.pullDigest(img)
 }
 
-func (l *lab) pullDigest(img *fakehub.Image) {
+func (l *lab) pullDigest(img *hubtest.Image) {
 	l.t.Helper()
 	r := l.get("/v2/" + img.Repository + "/manifests/" + string(img.Digest))
 	if r.status != 200 || !bytes.Equal(r.body, img.Bytes) || r.header.Get("Content-Type") != img.MediaType {
@@ -249,7 +249,7 @@ func (l *lab) blob(repository, d string) reply {
 func TestColdThenWarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(4, 3<<20), Index: true, Attestations: true})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(4, 3<<20), Index: true, Attestations: true})
 		l.pull(img)
 		cold := l.hub.Ledger()
 		if cold.ManifestHEADs() != 1 || cold.ManifestGETs() != 2 || cold.BlobGETs() != 5 {

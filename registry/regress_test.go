@@ -19,7 +19,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -46,7 +46,7 @@ func TestBreakerLocksOutDigests(t *testing.T) {
 			t.Fatal(r.status)
 		}
 		time.Sleep(2 * time.Minute)
-		l.hub.Inject(fakehub.Match{}, fakehub.Hang())
+		l.hub.Inject(hubtest.Match{}, hubtest.Hang())
 		l.get(blobPath("library/half", img.Manifests[0].Layers[0].Digest))
 		l.hub.ClearFaults() // a hiccup of some seconds
 		time.Sleep(time.Hour)
@@ -109,12 +109,12 @@ func TestUnparsableLocationLeaks(t *testing.T) {
 
 // A client that has sent all it has to say and half-closes gets an empty 200.
 func TestHalfClosedClientGetsEmpty200(t *testing.T) {
-	l := &lab{t: t, hub: fakehub.New(fakehub.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
+	l := &lab{t: t, hub: hubtest.New(hubtest.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
 	l.start()
 	defer l.hub.Close()
 	defer l.stop()
 	img := small(l, "library/redis", "7")
-	l.hub.Inject(fakehub.Match{Kind: "blobs"}, fakehub.Delay(time.Second))
+	l.hub.Inject(hubtest.Match{Kind: "blobs"}, hubtest.Delay(time.Second))
 	srv := httptest.NewServer(l.reg)
 	defer srv.Close()
 	c, err := net.Dial("tcp", srv.Listener.Addr().String())
@@ -173,7 +173,7 @@ func TestHotSurvivesPolicy(t *testing.T) {
 		img := small(l, "library/redis", "7")
 		l.pull(img)
 		l.hub.AddManifest("other/copy", "1", img.MediaType, img.Bytes)
-		l.hub.Inject(fakehub.Match{Repository: "other/copy"}, fakehub.Delay(time.Second))
+		l.hub.Inject(hubtest.Match{Repository: "other/copy"}, hubtest.Delay(time.Second))
 		path := "/v2/other/copy/manifests/" + string(img.Digest)
 		done := make(chan bool)
 		go func() { l.get(path); close(done) }()
@@ -191,16 +191,16 @@ func TestHotSurvivesPolicy(t *testing.T) {
 // Read-ahead of several images is not bounded by limits.orphans, and takes the slots.
 func TestReadAheadIsUnbounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{anonymous: true, policy: func(p *registry.Policy) { p.ReadAhead = true }, hub: fakehub.Options{Bandwidth: 40_000}})
+		l := newLab(t, labOptions{anonymous: true, policy: func(p *registry.Policy) { p.ReadAhead = true }, hub: hubtest.Options{Bandwidth: 40_000}})
 		var first []digest.Digest
 		var names []string
 		for n := range 5 {
 			name := fmt.Sprintf("library/image%d", n)
-			var layers []fakehub.Layer
+			var layers []hubtest.Layer
 			for range 9 {
-				layers = append(layers, fakehub.Layers(1, 2*mib)...)
+				layers = append(layers, hubtest.Layers(1, 2*mib)...)
 			}
-			img := l.hub.AddImage(name, "1", fakehub.ImageSpec{Layers: layers})
+			img := l.hub.AddImage(name, "1", hubtest.ImageSpec{Layers: layers})
 			if len(img.Manifests[0].Layers) != 9 {
 				t.Fatal(len(img.Manifests[0].Layers))
 			}
@@ -245,7 +245,7 @@ func TestReadAheadWithLittleRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, on := range []bool{false, true} {
 			l := newLab(t, labOptions{anonymous: true, budget: 10 * mib, policy: func(p *registry.Policy) { p.ReadAhead = on }})
-			img := l.hub.AddImage("library/big", "1", fakehub.ImageSpec{Layers: fakehub.Layers(8, 3*mib)})
+			img := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(8, 3*mib)})
 			l.get(manifestPath(img))
 			l.hub.ResetLedger()
 			for _, layer := range img.Manifests[0].Layers {
@@ -322,7 +322,7 @@ func TestSmallBlobThatStalls(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := small(l, "library/redis", "7")
 		l.get(manifestPath(img))
-		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.StallAfter(100))
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.StallAfter(100))
 		defer l.hub.ClearFaults()
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
@@ -344,8 +344,8 @@ func TestColdTagWithinFiveSeconds(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := small(l, "library/redis", "7")
 		l.pull(small(l, "library/redis", "6"))
-		l.hub.Inject(fakehub.Match{Kind: "manifests", Method: "HEAD"}, fakehub.Delay(3*time.Second))
-		l.hub.Inject(fakehub.Match{Kind: "manifests", Method: "GET"}, fakehub.Hang())
+		l.hub.Inject(hubtest.Match{Kind: "manifests", Method: "HEAD"}, hubtest.Delay(3*time.Second))
+		l.hub.Inject(hubtest.Match{Kind: "manifests", Method: "GET"}, hubtest.Hang())
 		defer l.hub.ClearFaults()
 		start := time.Now()
 		r := l.get(manifestPath(img))
@@ -361,7 +361,7 @@ func TestVerdictOfTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := small(l, "corp/app", "1")
-		l.store.SetVerdict("docker.io/corp/app", storage.Verdict{Public: false, At: time.Now().Add(10 * 365 * 24 * time.Hour)})
+		l.store.SetVisibility("docker.io/corp/app", storage.Visibility{Public: false, At: time.Now().Add(10 * 365 * 24 * time.Hour)})
 		for range 3 {
 			l.get(manifestPath(img))
 			time.Sleep(5 * time.Minute)
@@ -375,8 +375,8 @@ func TestVerdictOfTheFuture(t *testing.T) {
 // Who comes while an orphan is being cancelled.
 func TestJoinDyingFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{anonymous: true, hub: fakehub.Options{Bandwidth: 50_000}, policy: func(p *registry.Policy) { p.Limits.Orphans = 1 }})
-		img := l.hub.AddImage("library/two", "1", fakehub.ImageSpec{Layers: fakehub.Layers(2, 2*mib)})
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 50_000}, policy: func(p *registry.Policy) { p.Limits.Orphans = 1 }})
+		img := l.hub.AddImage("library/two", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2*mib)})
 		l.through(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 			resp, err := next.RoundTrip(req)
 			if err == nil && resp.ContentLength > mib {
@@ -521,12 +521,12 @@ func TestListsMemory(t *testing.T) {
 
 // HTTP/1.0, as nginx speaks to its upstreams by default, and a blob of unknown length.
 func TestHTTP10UnknownLength(t *testing.T) {
-	l := &lab{t: t, hub: fakehub.New(fakehub.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
+	l := &lab{t: t, hub: hubtest.New(hubtest.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
 	l.start()
 	defer l.hub.Close()
 	defer l.stop()
 	d := l.hub.AddBlob("library/x", "application/octet-stream", bytes.Repeat([]byte("0123456789abcdef"), mib/2)).Digest
-	l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked(), fakehub.FlipByte(5*mib))
+	l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked(), hubtest.FlipByte(5*mib))
 	srv := httptest.NewServer(l.reg)
 	defer srv.Close()
 	c, err := net.Dial("tcp", srv.Listener.Addr().String())
@@ -551,8 +551,8 @@ func TestWriteAfterClose(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		l.pull(small(l, "library/redis", "7"))
 		time.Sleep(2 * time.Minute)
-		img := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1000)})
-		l.hub.Inject(fakehub.Match{Kind: "manifests"}, fakehub.Delay(2*time.Second))
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1000)})
+		l.hub.Inject(hubtest.Match{Kind: "manifests"}, hubtest.Delay(2*time.Second))
 		ctx, cancel := context.WithTimeout(context.Background(), 1600*time.Millisecond)
 		defer cancel()
 		if resp, err := l.ask(ctx, "GET", "/v2/library/redis/manifests/7"); err == nil {
@@ -579,12 +579,12 @@ func TestWriteAfterClose(t *testing.T) {
 // that comes without a length was answered with all of it.
 func TestUnkeptManifestTellsSizes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{TLS: true}, budget: 100})
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, budget: 100})
 		d := l.image("library/app", "1", 5<<18)[0]
 		if r := l.get("/v2/library/app/manifests/1"); r.header.Get("X-Hubcache") != "bypass" {
 			t.Fatalf("%d %v", r.status, r.header)
 		}
-		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
 		resp, err := l.ask(t.Context(), "GET", blobPath("library/app", d), "Range", "bytes=1000-")
 		if err != nil {
 			t.Fatal(err)
@@ -604,7 +604,7 @@ func TestRangeOfUnknownLength(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		b := bytes.Repeat([]byte("0123456789abcdef"), 3<<20/16)
 		d := l.hub.AddBlob("library/app", "application/octet-stream", b).Digest
-		l.hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Chunked())
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
 		r := l.get(blobPath("library/app", d), "Range", "bytes=1000-1999")
 		if r.status != 206 || !bytes.Equal(r.body, b[1000:2000]) {
 			t.Errorf("%d, %d bytes", r.status, len(r.body))

@@ -170,7 +170,7 @@ func sendBytes(b []byte) sender {
 
 // step is how much of a growing file a client that has caught up with it is sent at a time:
 // to be woken for less costs more than the sending. What comes slower doesn't wait for it
-// (storage.Patience).
+// (storage.BatchDelay).
 const step = 512 << 10
 
 // fresh is for how long the kernel has bytes in memory: none go before they are on the disk,
@@ -193,7 +193,7 @@ func sendGrowing(req *http.Request, rd *storage.Reader) sender {
 			if sent == 0 {
 				want = 1
 			}
-			end, err := rd.Shown(ctx, off+sent, min(want, n-sent))
+			end, err := rd.Available(ctx, off+sent, min(want, n-sent))
 			if err != nil {
 				return sent, err
 			}

@@ -10,17 +10,17 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 )
 
 // manifestPath is the path of a manifest by tag.
-func manifestPath(img *fakehub.Image) string {
+func manifestPath(img *hubtest.Image) string {
 	return "/v2/" + img.Repository + "/manifests/" + img.Tag
 }
 
-func small(l *lab, repository, tag string) *fakehub.Image {
-	return l.hub.AddImage(repository, tag, fakehub.ImageSpec{Layers: fakehub.Layers(2, 64<<10)})
+func small(l *lab, repository, tag string) *hubtest.Image {
+	return l.hub.AddImage(repository, tag, hubtest.ImageSpec{Layers: hubtest.Layers(2, 64<<10)})
 }
 
 func TestHundredPullsInsideTheTTL(t *testing.T) {
@@ -59,7 +59,7 @@ func TestOtherRepositoriesAreAskedEveryTime(t *testing.T) {
 func TestManyMissesAskForOneToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/big", "1", fakehub.ImageSpec{Layers: fakehub.Layers(200, 4096)})
+		img := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(200, 4096)})
 		done := make(chan reply)
 		for _, b := range img.Manifests[0].Layers {
 			go func() { done <- l.get("/v2/library/big/blobs/" + string(b.Digest)) }()
@@ -80,7 +80,7 @@ func TestTagMovesAndGoes(t *testing.T) {
 		l := newLab(t, labOptions{})
 		old := small(l, "library/redis", "7")
 		l.pull(old)
-		moved := l.hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(1, 99<<10)})
+		moved := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 99<<10)})
 		if r := l.get(manifestPath(old)); !bytes.Equal(r.body, old.Bytes) {
 			t.Error("inside the TTL another manifest")
 		}
@@ -126,33 +126,33 @@ func TestDeletedTagIsKeptIfAsked(t *testing.T) {
 // fails in time with an honest code.
 func TestUpstreamFailing(t *testing.T) {
 	for name, c := range map[string]struct {
-		fault  fakehub.Fault
-		face   fakehub.Face
+		fault  hubtest.Fault
+		face   hubtest.Face
 		status int
 	}{
-		"429":           {fakehub.TooManyRequests("Retry-After: 30"), fakehub.Registry, 429},
-		"429 bare":      {fakehub.TooManyRequests(), fakehub.Registry, 429},
-		"abuse limit":   {fakehub.HAP429(), fakehub.Registry, 429},
-		"500":           {fakehub.Status(500, "oops"), fakehub.Registry, 502},
-		"503":           {fakehub.Status(503, "oops"), fakehub.Registry, 502},
-		"reset":         {fakehub.Reset(), fakehub.Registry, 502},
-		"drop":          {fakehub.Drop(), fakehub.Registry, 502},
-		"hang":          {fakehub.Hang(), fakehub.Registry, 504},
-		"token 500":     {fakehub.Status(500, "oops"), fakehub.Token, 502},
-		"token hangs":   {fakehub.Hang(), fakehub.Token, 504},
-		"token 429":     {fakehub.Status(429, "slow down"), fakehub.Token, 429},
-		"PAT refused":   {fakehub.Status(401, `{"details":"incorrect username or password"}`), fakehub.Token, 503},
-		"HTML from CDN": {fakehub.HTML(), fakehub.Registry, 502},
+		"429":           {hubtest.TooManyRequests("Retry-After: 30"), hubtest.Registry, 429},
+		"429 bare":      {hubtest.TooManyRequests(), hubtest.Registry, 429},
+		"abuse limit":   {hubtest.HAP429(), hubtest.Registry, 429},
+		"500":           {hubtest.Status(500, "oops"), hubtest.Registry, 502},
+		"503":           {hubtest.Status(503, "oops"), hubtest.Registry, 502},
+		"reset":         {hubtest.Reset(), hubtest.Registry, 502},
+		"drop":          {hubtest.Drop(), hubtest.Registry, 502},
+		"hang":          {hubtest.Hang(), hubtest.Registry, 504},
+		"token 500":     {hubtest.Status(500, "oops"), hubtest.Token, 502},
+		"token hangs":   {hubtest.Hang(), hubtest.Token, 504},
+		"token 429":     {hubtest.Status(429, "slow down"), hubtest.Token, 429},
+		"PAT refused":   {hubtest.Status(401, `{"details":"incorrect username or password"}`), hubtest.Token, 503},
+		"HTML from CDN": {hubtest.HTML(), hubtest.Registry, 502},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLab(t, labOptions{hub: fakehub.Options{TokenLifetime: time.Minute}})
+				l := newLab(t, labOptions{hub: hubtest.Options{TokenLifetime: time.Minute}})
 				img, other := small(l, "library/redis", "7"), small(l, "library/other", "1")
 				l.pull(img)
 				l.pull(other) // so that the verdict is known
 				l.hub.Tag("library/other", "2", other.Digest)
 				time.Sleep(10 * time.Minute)
-				l.hub.Inject(fakehub.Match{Face: c.face}, c.fault)
+				l.hub.Inject(hubtest.Match{Face: c.face}, c.fault)
 				defer l.hub.ClearFaults()
 				for _, method := range []string{"GET", "HEAD", "GET"} {
 					start := time.Now()
@@ -198,7 +198,7 @@ func TestCoolDownIsKept(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := small(l, "coop/app", "1")
 		l.pull(img)
-		rule := l.hub.Inject(fakehub.Match{Face: fakehub.Registry, Kind: "manifests"}, fakehub.TooManyRequests("Retry-After: 300"))
+		rule := l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "manifests"}, hubtest.TooManyRequests("Retry-After: 300"))
 		for range 20 {
 			if r := l.get(manifestPath(img)); r.status != 200 {
 				t.Fatal(r.status)
@@ -209,7 +209,7 @@ func TestCoolDownIsKept(t *testing.T) {
 			t.Errorf("asked %d times", n)
 		}
 		// The pull limit stops manifests, not blobs.
-		other := l.hub.AddImage("coop/app", "2", fakehub.ImageSpec{Layers: fakehub.Layers(1, 5000)})
+		other := l.hub.AddImage("coop/app", "2", hubtest.ImageSpec{Layers: hubtest.Layers(1, 5000)})
 		l.blob("coop/app", string(other.Manifests[0].Layers[0].Digest))
 		// It belongs to the credential: a new one is tried at once.
 		rule.Remove()
@@ -222,7 +222,7 @@ func TestCoolDownIsKept(t *testing.T) {
 
 // newPAT changes the access token at the Hub and in its file.
 func (l *lab) newPAT(secret string) {
-	l.hub.Set(func(o *fakehub.Options) { o.Accounts[0].PAT = secret })
+	l.hub.Set(func(o *hubtest.Options) { o.Accounts[0].PAT = secret })
 	if err := os.WriteFile(filepath.Join(l.dir, "pat"), []byte(secret), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
@@ -235,8 +235,8 @@ func TestSlowHub(t *testing.T) {
 		l := newLab(t, labOptions{})
 		old := small(l, "coop/app", "1")
 		l.pull(old)
-		l.hub.Inject(fakehub.Match{Face: fakehub.Registry, Kind: "manifests"}, fakehub.Delay(2*time.Second))
-		moved := l.hub.AddImage("coop/app", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 5000)})
+		l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "manifests"}, hubtest.Delay(2*time.Second))
+		moved := l.hub.AddImage("coop/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 5000)})
 		start := time.Now()
 		r := l.get(manifestPath(old))
 		if took := time.Since(start); r.header.Get("X-Hubcache") != "stale" || took != 1500*time.Millisecond {
@@ -260,7 +260,7 @@ func TestStaleHasAnEnd(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.MaxStale = time.Hour }})
 		img := small(l, "library/redis", "7")
 		l.pull(img)
-		l.hub.Inject(fakehub.Match{}, fakehub.Status(500, ""))
+		l.hub.Inject(hubtest.Match{}, hubtest.Status(500, ""))
 		time.Sleep(50 * time.Minute)
 		if r := l.get(manifestPath(img)); r.status != 200 {
 			t.Error(r.status)
@@ -283,7 +283,7 @@ func TestHalfAnImageIsNotPromisedWhileUpstreamIsDown(t *testing.T) {
 			t.Fatal(r.status)
 		}
 		time.Sleep(2 * time.Minute)
-		l.hub.Inject(fakehub.Match{}, fakehub.Hang())
+		l.hub.Inject(hubtest.Match{}, hubtest.Hang())
 		defer l.hub.ClearFaults()
 		l.get(manifestPath(whole)) // finds out
 		time.Sleep(5 * time.Second)
@@ -345,11 +345,11 @@ func TestRefreshAhead(t *testing.T) {
 
 func TestManifestBytesAreUpstreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: fakehub.Options{Gzip: true}})
+		l := newLab(t, labOptions{hub: hubtest.Options{Gzip: true}})
 		odd := []byte("{ \"schemaVersion\": 2,\n\t\"odd\" :\"white space\"}\n\n")
 		l.hub.AddManifest("library/odd", "1", "application/vnd.example.unknown+json", odd)
-		index := l.hub.AddImage("library/index", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 100), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true})
-		list := l.hub.AddImage("library/list", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 100), Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}})
+		index := l.hub.AddImage("library/index", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true})
+		list := l.hub.AddImage("library/list", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100), Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}})
 		check := func(path, mediaType string, want []byte) {
 			t.Helper()
 			for _, method := range []string{"HEAD", "GET", "GET", "HEAD"} {
@@ -365,7 +365,7 @@ func TestManifestBytesAreUpstreams(t *testing.T) {
 			}
 		}
 		check("/v2/library/odd/manifests/1", "application/vnd.example.unknown+json", odd)
-		for _, img := range []*fakehub.Image{index, list} {
+		for _, img := range []*hubtest.Image{index, list} {
 			check(manifestPath(img), img.MediaType, img.Bytes)
 			for _, m := range img.Manifests {
 				check("/v2/"+img.Repository+"/manifests/"+string(m.Digest), m.MediaType, m.Bytes)

@@ -211,7 +211,7 @@ func TestSweptLinkComesBack(t *testing.T) {
 	if err := s.PutManifest(Origin{"docker.io/a/public", false}, d, "x", body); err != nil {
 		t.Fatal(err)
 	}
-	s.SetVerdict("docker.io/a/public", Verdict{true, time.Now()})
+	s.SetVisibility("docker.io/a/public", Visibility{true, time.Now()})
 	s.writeRepos()
 	s.Remove(d)
 	s.sweep(time.Now())

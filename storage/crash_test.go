@@ -211,7 +211,7 @@ func TestCrashAndDamagedIndex(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.SetTag(repo, "7", Tag{Digest: md, MediaType: "application/x", Size: int64(len(m)), Checked: time.Now()})
-			s.SetVerdict(repo, Verdict{Public: true, At: time.Now()})
+			s.SetVisibility(repo, Visibility{Public: true, At: time.Now()})
 			shut(t, s)
 			committed := crash(t, dir, budget)
 			index := filepath.Join(dir, "index.db")
@@ -242,7 +242,7 @@ func TestCrashAndDamagedIndex(t *testing.T) {
 			if _, err := s.Link(repo, d); err != nil {
 				t.Errorf("link: %v", err)
 			}
-			if v, err := s.Verdict(repo); err != nil || !v.Public {
+			if v, err := s.Visibility(repo); err != nil || !v.Public {
 				t.Errorf("verdict: %+v, %v", v, err)
 			}
 			shut(t, s)

@@ -50,7 +50,7 @@ func FuzzRecord(f *testing.F) {
 func FuzzSmallRecords(f *testing.F) {
 	f.Add(Link{true, -1}.encode())
 	f.Add(Tag{Digest: digest.FromString("x"), MediaType: "t", Size: 7, Checked: time.Unix(1, 2)}.encode())
-	f.Add(Verdict{true, time.Unix(3, 4)}.encode())
+	f.Add(Visibility{true, time.Unix(3, 4)}.encode())
 	f.Add(encodeTime(time.Unix(5, 6)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if l, err := decodeLink(b); err == nil {

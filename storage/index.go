@@ -21,7 +21,7 @@ var (
 	bucketUses     = []byte("uses")     // digest → time of last use
 	bucketLinks    = []byte("links")    // repository \0 digest → Link
 	bucketTags     = []byte("tags")     // repository \0 tag → Tag
-	bucketVerdicts = []byte("verdicts") // repository → Verdict
+	bucketVerdicts = []byte("verdicts") // repository → Visibility
 	bucketMeta     = []byte("meta")     // keyBuilt
 
 	buckets = [][]byte{bucketBlobs, bucketUses, bucketLinks, bucketTags, bucketVerdicts, bucketMeta}

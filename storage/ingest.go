@@ -183,7 +183,7 @@ func (in *Ingest) release() {
 		in.f.Close()
 		in.remove()
 	}
-	in.s.unclaim(in, func() { in.s.lru.Release(in.reserved) })
+	in.s.unclaim(in, func() { in.s.lru.Unreserve(in.reserved) })
 }
 
 // remove unlinks the partial and its state.
@@ -458,7 +458,7 @@ func (in *Ingest) Abort(err error) {
 		if keep {
 			in.s.lru.Park(reserved, e)
 		} else {
-			in.s.lru.Doom(reserved, e)
+			in.s.lru.Discard(reserved, e)
 		}
 		in.become(e)
 	})

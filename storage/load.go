@@ -344,7 +344,7 @@ func (s *Store) rebuild() error {
 func (s *Store) restore(repo repoFile) {
 	name := repo.Repository
 	if repo.Public != nil {
-		s.index.set(bucketVerdicts, []byte(name), Verdict{*repo.Public, repo.VerdictAt}.encode())
+		s.index.set(bucketVerdicts, []byte(name), Visibility{*repo.Public, repo.VerdictAt}.encode())
 	}
 	for d, mediaType := range repo.Manifests {
 		s.restoreManifest(name, d, mediaType)

@@ -36,21 +36,21 @@ func (in *Ingest) Readers() int {
 	return in.readers
 }
 
-// Patience is how long Shown waits for more than the first byte.
-const Patience = 20 * time.Millisecond
+// BatchDelay is how long Available waits for more than the first byte.
+const BatchDelay = 20 * time.Millisecond
 
-// Shown waits until there are want bytes to read at off, or, after Patience, any at all, and
+// Available waits until there are want bytes to read at off, or, after BatchDelay, any at all, and
 // returns where they end; what the end of the blob or the holding back of its last byte
 // leaves of want will do. At the end of the blob it returns io.EOF. When the ingest has failed
 // it shows what arrived before, and then returns the reason.
-func (r *Reader) Shown(ctx context.Context, off, want int64) (end int64, err error) {
+func (r *Reader) Available(ctx context.Context, off, want int64) (end int64, err error) {
 	in := r.in
 	shown := func() bool {
 		end = in.shown(off)
 		return end-off >= want || in.phase == verified || end > off && end == in.size-1
 	}
 	if want > 1 {
-		patient, cancel := context.WithTimeout(ctx, Patience)
+		patient, cancel := context.WithTimeout(ctx, BatchDelay)
 		in.until(patient, shown) // what it says, the second look says again
 		cancel()
 		want = 1
@@ -65,10 +65,10 @@ func (r *Reader) Shown(ctx context.Context, off, want int64) (end int64, err err
 	return off, err
 }
 
-// ReadAt reads what there is at off, at most len(p) bytes, and waits for it as Shown does,
+// ReadAt reads what there is at off, at most len(p) bytes, and waits for it as Available does,
 // whose errors it returns, and ErrDisk.
 func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	end, err := r.Shown(ctx, off, 1)
+	end, err := r.Available(ctx, off, 1)
 	if err != nil {
 		return 0, err
 	}
@@ -79,7 +79,7 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// File returns the growing file, for sendfile of what is Shown, until the Reader is closed.
+// File returns the growing file, for sendfile of what is Available, until the Reader is closed.
 // Its offset is nobody's.
 func (r *Reader) File() *os.File { return r.in.f }
 
@@ -102,16 +102,16 @@ func (in *Ingest) shown(off int64) int64 {
 	return end
 }
 
-// Spill is from where on a blob that can't be kept has to come from elsewhere: the file
+// Fallback is from where on a blob that can't be kept has to come from elsewhere: the file
 // has the bytes before At, and Hash their digest so far.
-type Spill struct {
+type Fallback struct {
 	At   int64
 	Hash hash.Hash
 }
 
-// Spill returns where the readers of a failed ingest have to go on by themselves.
+// Fallback returns where the readers of a failed ingest have to go on by themselves.
 // ok is false when it hasn't failed, or when what is there can't be read again.
-func (in *Ingest) Spill() (s Spill, ok bool) {
+func (in *Ingest) Fallback() (s Fallback, ok bool) {
 	in.mu.Lock()
 	ok = in.phase == failed
 	in.mu.Unlock()
@@ -136,7 +136,7 @@ func (in *Ingest) Spill() (s Spill, ok bool) {
 		return s, false
 	}
 	h, err := c.Clone()
-	return Spill{At: in.hashed, Hash: h}, err == nil
+	return Fallback{At: in.hashed, Hash: h}, err == nil
 }
 
 // Close ends the reading.

@@ -171,13 +171,13 @@ func decodeTag(b []byte) (Tag, error) {
 	return t, d.end()
 }
 
-// Verdict says whether anybody may read a repository.
-type Verdict struct {
+// Visibility says whether anybody may read a repository.
+type Visibility struct {
 	Public bool
 	At     time.Time // when it was reached
 }
 
-func (v Verdict) encode() []byte {
+func (v Visibility) encode() []byte {
 	b := []byte{0}
 	if v.Public {
 		b[0] = 1
@@ -185,9 +185,9 @@ func (v Verdict) encode() []byte {
 	return binary.AppendVarint(b, v.At.UnixNano())
 }
 
-func decodeVerdict(b []byte) (Verdict, error) {
+func decodeVerdict(b []byte) (Visibility, error) {
 	d := decoder{b: b}
-	v := Verdict{Public: d.byte() == 1, At: time.Unix(0, d.int())}
+	v := Visibility{Public: d.byte() == 1, At: time.Unix(0, d.int())}
 	return v, d.end()
 }
 

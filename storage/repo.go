@@ -195,20 +195,20 @@ func (s *Store) DeleteTag(repository, tag string) {
 	s.repoChanged(repository)
 }
 
-// Verdict returns whether the repository is public. Errors: fs.ErrNotExist.
-func (s *Store) Verdict(repository string) (Verdict, error) {
+// Visibility returns whether the repository is public. Errors: fs.ErrNotExist.
+func (s *Store) Visibility(repository string) (Visibility, error) {
 	v, err := s.index.get(bucketVerdicts, []byte(repository))
 	if err != nil {
-		return Verdict{}, err
+		return Visibility{}, err
 	}
 	if v == nil {
-		return Verdict{}, missing{"no verdict"}
+		return Visibility{}, missing{"no verdict"}
 	}
 	return decodeVerdict(v)
 }
 
-// SetVerdict keeps whether the repository is public.
-func (s *Store) SetVerdict(repository string, v Verdict) {
+// SetVisibility keeps whether the repository is public.
+func (s *Store) SetVisibility(repository string, v Visibility) {
 	s.index.set(bucketVerdicts, []byte(repository), v.encode())
 	s.repoChanged(repository)
 }
@@ -275,7 +275,7 @@ func (s *Store) writeRepos() {
 
 func (s *Store) writeRepo(name string) error {
 	file := repoFile{Schema: 1, Repository: name, Tags: map[string]tagInFile{}, Manifests: map[digest.Digest]string{}}
-	if v, err := s.Verdict(name); err == nil {
+	if v, err := s.Visibility(name); err == nil {
 		file.Public, file.VerdictAt = &v.Public, v.At
 	}
 	prefix := pair(name, "")

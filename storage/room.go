@@ -86,7 +86,7 @@ func (s *Store) reserveNow(n int64) bool {
 // giveBack returns n reserved bytes.
 func (s *Store) giveBack(n int64) {
 	s.mu.Lock()
-	s.lru.Release(n)
+	s.lru.Unreserve(n)
 	s.mu.Unlock()
 }
 
@@ -154,8 +154,8 @@ func (s *Store) unlink(victims []*entry) {
 		s.mu.Lock()
 		close(s.unlinking[e.Key])
 		delete(s.unlinking, e.Key)
-		if s.lru.LetGo(e) {
-			s.lru.Gone(e)
+		if s.lru.Release(e) {
+			s.lru.Removed(e)
 		}
 		s.mu.Unlock()
 	}

@@ -361,8 +361,8 @@ func (s *Store) Has(d digest.Digest) (size int64, ok bool) {
 
 func (s *Store) letGo(e *entry) {
 	s.mu.Lock()
-	if s.lru.LetGo(e) {
-		s.lru.Gone(e)
+	if s.lru.Release(e) {
+		s.lru.Removed(e)
 	}
 	s.mu.Unlock()
 }

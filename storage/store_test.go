@@ -477,7 +477,7 @@ func TestDamagedIndexIsRebuilt(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.SetTag(repo, "7", Tag{Digest: di, MediaType: "application/x", Size: int64(len(image))})
-			s.SetVerdict(repo, Verdict{Public: true})
+			s.SetVisibility(repo, Visibility{Public: true})
 			shut(t, s)
 			if err := harm(filepath.Join(dir, "index.db")); err != nil {
 				t.Fatal(err)
@@ -486,7 +486,7 @@ func TestDamagedIndexIsRebuilt(t *testing.T) {
 			if tag, err := s.Tag(repo, "7"); err != nil || tag.Digest != di {
 				t.Errorf("tag %+v, %v", tag, err)
 			}
-			if v, err := s.Verdict(repo); err != nil || !v.Public {
+			if v, err := s.Visibility(repo); err != nil || !v.Public {
 				t.Errorf("verdict %+v, %v", v, err)
 			}
 			if m, err := s.Manifest(di); err != nil || m.MediaType != "application/x" || !bytes.Equal(m.Body, image) {

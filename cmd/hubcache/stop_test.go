@@ -11,17 +11,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 const layerSize = 4 << 20
 
 // aHub is a Hub with one image of one layer, which comes from a CDN of that bandwidth.
-func aHub(t *testing.T, bandwidth int64) (hub *fakehub.Hub, img *fakehub.Image) {
+func aHub(t *testing.T, bandwidth int64) (hub *hubtest.Hub, img *hubtest.Image) {
 	t.Helper()
-	hub = fakehub.New(fakehub.Options{Bandwidth: bandwidth})
+	hub = hubtest.New(hubtest.Options{Bandwidth: bandwidth})
 	t.Cleanup(hub.Close)
-	img = hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(1, layerSize)})
+	img = hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, layerSize)})
 	if err := hub.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func aHub(t *testing.T, bandwidth int64) (hub *fakehub.Hub, img *fakehub.Image) 
 }
 
 // pulling starts a pull of the image's layer and returns it when it has begun.
-func (p *process) pulling(img *fakehub.Image) io.ReadCloser {
+func (p *process) pulling(img *hubtest.Image) io.ReadCloser {
 	p.t.Helper()
 	if status, _ := p.get(p.pull + "/v2/library/redis/manifests/7"); status != http.StatusOK {
 		p.t.Fatalf("manifest: %d", status)
@@ -83,7 +83,7 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			hub, img := aHub(t, 0)
-			hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.StallAfter(64<<10))
+			hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.StallAfter(64<<10))
 			p := serving(t, "upstream: {url: '"+hub.RegistryURL()+"'}\n")
 			body := p.pulling(img)
 			defer body.Close()

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // client pulls as containerd does, config and layers three at a time, and throws the bytes
@@ -89,7 +89,7 @@ func (c *client) token(ctx context.Context, repository string) (string, error) {
 }
 
 // pull pulls an image: HEAD of the tag, index, manifest, config and layers.
-func (c *client) pull(ctx context.Context, img *fakehub.Image) error {
+func (c *client) pull(ctx context.Context, img *hubtest.Image) error {
 	resp, err := c.get(ctx, http.MethodHead, img.Repository, "/manifests/"+img.Tag)
 	if err != nil {
 		return err

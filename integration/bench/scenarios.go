@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // scenario is one thing that is measured on some servers.
@@ -54,7 +54,7 @@ func scenarios(b *bench) []scenario {
 }
 
 // warmUp fills a cache, and sees to it that what comes out is right.
-func warmUp(img *fakehub.Image) func(context.Context, *target) error {
+func warmUp(img *hubtest.Image) func(context.Context, *target) error {
 	return func(ctx context.Context, t *target) error {
 		c := newClient(t)
 		defer c.close()
@@ -181,7 +181,7 @@ func (b *bench) warmTag(ctx context.Context, t *target) (values, error) {
 }
 
 // coldPull is so many clients that pull one image at the same moment into an empty cache.
-func (b *bench) coldPull(img *fakehub.Image, clients int) func(context.Context, *target) (values, error) {
+func (b *bench) coldPull(img *hubtest.Image, clients int) func(context.Context, *target) (values, error) {
 	return func(ctx context.Context, t *target) (values, error) {
 		cpu, start := t.cpu(), time.Now()
 		g, gctx := errgroup.WithContext(ctx)
@@ -252,7 +252,7 @@ func (b *bench) leave(ctx context.Context, t *target) (values, error) {
 	}
 	sent := int64(0)
 	for _, e := range b.hub.Ledger() {
-		if e.Face == fakehub.CDN && e.Reference == layer.Digest.String() {
+		if e.Face == hubtest.CDN && e.Reference == layer.Digest.String() {
 			sent += e.BodyBytes
 		}
 	}
@@ -271,7 +271,7 @@ func (b *bench) smallImages(ctx context.Context, t *target) (values, error) {
 	for _, n := range unique {
 		all += n
 	}
-	next := make(chan *fakehub.Image, len(b.hub.small))
+	next := make(chan *hubtest.Image, len(b.hub.small))
 	for _, img := range b.hub.small {
 		next <- img
 	}

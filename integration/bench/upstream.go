@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // The account that all caches use, and what clients accept.
@@ -24,12 +24,12 @@ const (
 
 // upstream is the fake Hub with the images that are pulled.
 type upstream struct {
-	*fakehub.Hub
+	*hubtest.Hub
 	token string           // for all of the images: nginx gets no others
-	big   *fakehub.Image   // one large layer
-	many  *fakehub.Image   // eight layers
-	warm  *fakehub.Image   // eight layers, larger in a quick run
-	small []*fakehub.Image // 200 (60 in a quick run) of six layers, three of which are one of five bases
+	big   *hubtest.Image   // one large layer
+	many  *hubtest.Image   // eight layers
+	warm  *hubtest.Image   // eight layers, larger in a quick run
+	small []*hubtest.Image // 200 (60 in a quick run) of six layers, three of which are one of five bases
 }
 
 // The Hub is 30 ms away, and a new connection costs two more round trips: TCP and TLS.
@@ -39,8 +39,8 @@ const (
 )
 
 func newUpstream(quick bool) (*upstream, error) {
-	hub := fakehub.New(fakehub.Options{
-		Accounts:       []fakehub.Account{{Username: account, PAT: pat}},
+	hub := hubtest.New(hubtest.Options{
+		Accounts:       []hubtest.Account{{Username: account, PAT: pat}},
 		AnonymousLimit: -1, AccountLimit: -1,
 		CDNAddr: "127.0.0.2:0", // another host, so that nobody sends it the registry's token
 		Latency: latency, ConnLatency: connLatency,
@@ -51,14 +51,14 @@ func newUpstream(quick bool) (*upstream, error) {
 	if quick {
 		layer = 16 << 20
 	}
-	add := func(name string, layers ...fakehub.Layer) *fakehub.Image {
-		return hub.AddImage("library/"+name, "1", fakehub.ImageSpec{Index: true, Layers: layers})
+	add := func(name string, layers ...hubtest.Layer) *hubtest.Image {
+		return hub.AddImage("library/"+name, "1", hubtest.ImageSpec{Index: true, Layers: layers})
 	}
-	u.big = add("big", fakehub.Layers(1, 1<<30)...)
-	u.many = add("many", fakehub.Layers(8, layer)...)
+	u.big = add("big", hubtest.Layers(1, 1<<30)...)
+	u.many = add("many", hubtest.Layers(8, layer)...)
 	u.warm = u.many
 	if quick {
-		u.warm = add("warm", fakehub.Layers(8, 64<<20)...)
+		u.warm = add("warm", hubtest.Layers(8, 64<<20)...)
 	}
 	images := 200
 	if quick {
@@ -67,8 +67,8 @@ func newUpstream(quick bool) (*upstream, error) {
 	for i := range images {
 		base := uint64(1 + i%5)
 		u.small = append(u.small, add(fmt.Sprintf("small%03d", i),
-			fakehub.Layer{Size: 1200 << 10, Seed: base}, fakehub.Layer{Size: 600 << 10, Seed: base}, fakehub.Layer{Size: 200 << 10, Seed: base},
-			fakehub.Layer{Size: 400 << 10}, fakehub.Layer{Size: 150 << 10}, fakehub.Layer{Size: 50 << 10}))
+			hubtest.Layer{Size: 1200 << 10, Seed: base}, hubtest.Layer{Size: 600 << 10, Seed: base}, hubtest.Layer{Size: 200 << 10, Seed: base},
+			hubtest.Layer{Size: 400 << 10}, hubtest.Layer{Size: 150 << 10}, hubtest.Layer{Size: 50 << 10}))
 	}
 	if err := u.keep(); err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func newUpstream(quick bool) (*upstream, error) {
 // keep makes the bytes of the large layers once. A CDN that computes them as it sends takes
 // CPU time from the server under test, which real ones don't.
 func (u *upstream) keep() error {
-	for _, img := range []*fakehub.Image{u.big, u.many, u.warm} {
+	for _, img := range []*hubtest.Image{u.big, u.many, u.warm} {
 		for _, l := range img.Manifests[0].Layers {
 			b := make([]byte, l.Size)
 			if _, err := u.Blob(l.Digest).ReadAt(b, 0); err != nil && err != io.EOF {
@@ -98,10 +98,10 @@ func (u *upstream) keep() error {
 
 // opaqueToken gets one token for all images: a JWT that names them would not fit a header.
 func (u *upstream) opaqueToken() (string, error) {
-	u.Set(func(o *fakehub.Options) { o.OpaqueTokens = true })
-	defer u.Set(func(o *fakehub.Options) { o.OpaqueTokens = false })
+	u.Set(func(o *hubtest.Options) { o.OpaqueTokens = true })
+	defer u.Set(func(o *hubtest.Options) { o.OpaqueTokens = false })
 	query := url.Values{"service": {"registry.docker.io"}}
-	for _, img := range append([]*fakehub.Image{u.big, u.many, u.warm}, u.small...) {
+	for _, img := range append([]*hubtest.Image{u.big, u.many, u.warm}, u.small...) {
 		query.Add("scope", "repository:"+img.Repository+":pull")
 	}
 	return getToken(context.Background(), http.DefaultClient, u.TokenURL()+"/token?"+query.Encode())
@@ -129,7 +129,7 @@ func getToken(ctx context.Context, c *http.Client, from string) (string, error) 
 type pace struct{ connection, total int64 }
 
 func (u *upstream) set(p pace) {
-	u.Set(func(o *fakehub.Options) { o.Bandwidth, o.TotalBandwidth = p.connection, p.total })
+	u.Set(func(o *hubtest.Options) { o.Bandwidth, o.TotalBandwidth = p.connection, p.total })
 }
 
 // quiet waits until nobody asks the Hub for anything any more.
@@ -142,7 +142,7 @@ func (u *upstream) quiet(ctx context.Context) error {
 // files writes the large images where a static file server finds them under the paths of
 // the pull API.
 func (u *upstream) files(dir string) error {
-	for _, img := range []*fakehub.Image{u.big, u.warm} {
+	for _, img := range []*hubtest.Image{u.big, u.warm} {
 		m := img.Manifests[0]
 		base := filepath.Join(dir, "files", "v2", img.Repository)
 		if err := write(filepath.Join(base, "manifests", img.Tag), img.Bytes); err != nil {

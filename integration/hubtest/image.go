@@ -1,4 +1,4 @@
-package fakehub
+package hubtest
 
 import (
 	"bytes"
@@ -164,7 +164,7 @@ func (b *builder) platform(p ocispec.Platform, child bool) Manifest {
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	}
 	for range layers {
-		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: "fakehub"})
+		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: "hubtest"})
 	}
 	m := Manifest{
 		Config: b.blob(b.pick(ocispec.MediaTypeImageConfig, dockerConfig), mustJSON(config, "")),
@@ -224,7 +224,7 @@ func (b *builder) blob(mediaType string, content []byte) ocispec.Descriptor {
 func (b *builder) blobAt(mediaType string, r io.ReaderAt, size int64) ocispec.Descriptor {
 	d, err := b.spec.Algorithm.FromReader(io.NewSectionReader(r, 0, size))
 	if err != nil {
-		panic(fmt.Sprintf("fakehub: reading a blob: %v", err)) // all of ours are in memory
+		panic(fmt.Sprintf("hubtest: reading a blob: %v", err)) // all of ours are in memory
 	}
 	return b.hub.AddBlobAt(b.repository, mediaType, d, r, size)
 }

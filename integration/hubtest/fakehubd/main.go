@@ -23,7 +23,7 @@ import (
 	"github.com/docker/go-units"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 func main() {
@@ -45,7 +45,7 @@ var errUsage = errors.New("wrong usage")
 
 // settings is what the flags say.
 type settings struct {
-	hub          fakehub.Options
+	hub          hubtest.Options
 	username     string
 	passwordFile string
 	certFile     string
@@ -63,7 +63,7 @@ type imageFlag struct {
 }
 
 func parseFlags(args []string, stderr io.Writer) (settings, error) {
-	s := settings{hub: fakehub.Options{LedgerPage: true}}
+	s := settings{hub: hubtest.Options{LedgerPage: true}}
 	o := &s.hub
 	f := flag.NewFlagSet("fakehubd", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -166,7 +166,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		s.hub.Accounts = []fakehub.Account{{Username: s.username, PAT: strings.TrimSpace(string(pat)), Private: s.private}}
+		s.hub.Accounts = []hubtest.Account{{Username: s.username, PAT: strings.TrimSpace(string(pat)), Private: s.private}}
 	}
 	if s.certFile != "" {
 		cert, err := tls.LoadX509KeyPair(s.certFile, s.keyFile)
@@ -175,7 +175,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		s.hub.Certificate = &cert
 	}
-	hub := fakehub.New(s.hub)
+	hub := hubtest.New(s.hub)
 	for _, repository := range s.private {
 		hub.SetPrivate(repository, true)
 	}
@@ -196,38 +196,38 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // addImages adds busybox, some samples of other shapes, and what --image asked for.
-func addImages(hub *fakehub.Hub, s settings, stderr io.Writer) []*fakehub.Image {
-	base, err := fakehub.Busybox()
+func addImages(hub *hubtest.Hub, s settings, stderr io.Writer) []*hubtest.Image {
+	base, err := hubtest.Busybox()
 	if err != nil {
 		fmt.Fprintf(stderr, "%v; library/busybox is synthetic and can't be run\n", err)
-		base = fakehub.Layer{Size: 1 << 20}
+		base = hubtest.Layer{Size: 1 << 20}
 	}
 	shell := ocispec.ImageConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}
-	motd := fakehub.Layer{Tar: fakehub.Tar(map[string]string{"etc/motd": "Hello from the fake Hub.\n"})}
-	images := []*fakehub.Image{
-		hub.AddImage("library/busybox", "latest", fakehub.ImageSpec{
-			Layers: []fakehub.Layer{base, motd}, Config: shell, Attestations: true,
+	motd := hubtest.Layer{Tar: hubtest.Tar(map[string]string{"etc/motd": "Hello from the fake Hub.\n"})}
+	images := []*hubtest.Image{
+		hub.AddImage("library/busybox", "latest", hubtest.ImageSpec{
+			Layers: []hubtest.Layer{base, motd}, Config: shell, Attestations: true,
 		}),
-		hub.AddImage("library/busybox", "docker", fakehub.ImageSpec{
-			Layers: []fakehub.Layer{base, motd}, Config: shell, Docker: true,
+		hub.AddImage("library/busybox", "docker", hubtest.ImageSpec{
+			Layers: []hubtest.Layer{base, motd}, Config: shell, Docker: true,
 		}),
-		hub.AddImage("library/sample", "1", fakehub.ImageSpec{
-			Layers: fakehub.Layers(4, 8<<20), Platforms: []string{"linux/amd64", "linux/arm64"},
+		hub.AddImage("library/sample", "1", hubtest.ImageSpec{
+			Layers: hubtest.Layers(4, 8<<20), Platforms: []string{"linux/amd64", "linux/arm64"},
 		}),
 	}
 	for _, i := range s.images {
-		images = append(images, hub.AddImage(i.repository, i.tag, fakehub.ImageSpec{Layers: fakehub.Layers(i.layers, i.size)}))
+		images = append(images, hub.AddImage(i.repository, i.tag, hubtest.ImageSpec{Layers: hubtest.Layers(i.layers, i.size)}))
 	}
 	for _, repository := range s.private {
-		images = append(images, hub.AddImage(repository, "latest", fakehub.ImageSpec{Layers: fakehub.Layers(1, 1<<20)}))
+		images = append(images, hub.AddImage(repository, "latest", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<20)}))
 	}
 	return images
 }
 
-func explain(w io.Writer, hub *fakehub.Hub, s settings, images []*fakehub.Image) {
+func explain(w io.Writer, hub *hubtest.Hub, s settings, images []*hubtest.Image) {
 	fmt.Fprintf(w, "registry  %s\ntoken     %s/token\nCDN       %s\n\n", hub.RegistryURL(), hub.TokenURL(), hub.CDNURL())
 	for _, i := range images {
-		fmt.Fprintf(w, "%-32s %9s  %s\n", i.Repository+":"+i.Tag, units.BytesSize(float64(i.Size())), fakehub.Short(i.Digest.String()))
+		fmt.Fprintf(w, "%-32s %9s  %s\n", i.Repository+":"+i.Tag, units.BytesSize(float64(i.Size())), hubtest.Short(i.Digest.String()))
 	}
 	command := "hubcache serve --upstream " + hub.RegistryURL()
 	if s.username != "" {

@@ -1,4 +1,4 @@
-package fakehub_test
+package hubtest_test
 
 import (
 	"encoding/json"
@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // client is a registry client as simple as can be.
@@ -118,9 +118,9 @@ func (c *client) tryGet(method, repository, what string, header ...string) (answ
 }
 
 // onBoth runs a test over sockets and, in a bubble, in memory.
-func onBoth(t *testing.T, o fakehub.Options, test func(*testing.T, *fakehub.Hub, http.RoundTripper)) {
+func onBoth(t *testing.T, o hubtest.Options, test func(*testing.T, *hubtest.Hub, http.RoundTripper)) {
 	t.Run("sockets", func(t *testing.T) {
-		hub := fakehub.New(o)
+		hub := hubtest.New(o)
 		if err := hub.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +130,7 @@ func onBoth(t *testing.T, o fakehub.Options, test func(*testing.T, *fakehub.Hub,
 	})
 	t.Run("memory", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			hub := fakehub.New(o)
+			hub := hubtest.New(o)
 			defer hub.Close()
 			test(t, hub, hub.Transport())
 		})
@@ -138,10 +138,10 @@ func onBoth(t *testing.T, o fakehub.Options, test func(*testing.T, *fakehub.Hub,
 }
 
 func TestPullWalk(t *testing.T) {
-	onBoth(t, fakehub.Options{Accounts: []fakehub.Account{{Username: "alice", PAT: "secret"}}},
-		func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
-			img := hub.AddImage("library/redis", "7", fakehub.ImageSpec{
-				Layers: fakehub.Layers(2, 100_000), Platforms: []string{"linux/amd64", "linux/arm/v7"}, Attestations: true,
+	onBoth(t, hubtest.Options{Accounts: []hubtest.Account{{Username: "alice", PAT: "secret"}}},
+		func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+			img := hub.AddImage("library/redis", "7", hubtest.ImageSpec{
+				Layers: hubtest.Layers(2, 100_000), Platforms: []string{"linux/amd64", "linux/arm/v7"}, Attestations: true,
 			})
 			c := newClient(t, hub.RegistryURL(), rt)
 			c.username, c.password = "alice", "secret"
@@ -168,12 +168,12 @@ func TestPullWalk(t *testing.T) {
 				t.Errorf("range: %d %v", part.StatusCode, part.Header)
 			}
 
-			d := fakehub.Short(layer.Digest.String())
+			d := hubtest.Short(layer.Digest.String())
 			want := []string{
 				"GET registry library/redis manifests/none range=- account=- → 401",
 				"GET token library/redis token/pull range=- account=alice → 200",
 				"HEAD registry library/redis manifests/7 range=- account=alice → 200",
-				"GET registry library/redis manifests/" + fakehub.Short(img.Digest.String()) + " range=- account=alice → 200",
+				"GET registry library/redis manifests/" + hubtest.Short(img.Digest.String()) + " range=- account=alice → 200",
 				"GET registry library/redis blobs/" + d + " range=- account=alice → 307",
 				"GET cdn library/redis blobs/" + d + " range=- account=alice → 200",
 				"GET registry library/redis blobs/" + d + " range=bytes=1000-1999 account=alice → 307",

@@ -1,4 +1,4 @@
-package fakehub_test
+package hubtest_test
 
 import (
 	"archive/tar"
@@ -15,31 +15,31 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // TestImageShapes checks what kinds of images there are, and that every descriptor in them
 // leads to the bytes it promises.
 func TestImageShapes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{AnonymousLimit: fakehub.Unlimited})
+		hub := hubtest.New(hubtest.Options{AnonymousLimit: hubtest.Unlimited})
 		defer hub.Close()
 		c := newClient(t, hub.RegistryURL(), hub.Transport())
 		two := []string{"linux/amd64", "linux/arm64/v8"}
 		for name, row := range map[string]struct {
-			spec           fakehub.ImageSpec
+			spec           hubtest.ImageSpec
 			top, child     string
 			manifests, all int // manifests, and blobs of all of them
 		}{
-			"oci":          {fakehub.ImageSpec{}, ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageManifest, 1, 3},
-			"docker":       {fakehub.ImageSpec{Docker: true}, fakehub.DockerManifest, fakehub.DockerManifest, 1, 3},
-			"index of one": {fakehub.ImageSpec{Index: true}, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, 1, 3},
-			"list":         {fakehub.ImageSpec{Docker: true, Platforms: two}, fakehub.DockerList, fakehub.DockerManifest, 2, 6},
-			"attested":     {fakehub.ImageSpec{Platforms: two, Attestations: true}, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, 4, 10},
-			"sha512":       {fakehub.ImageSpec{Algorithm: digest.SHA512, Index: true}, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, 1, 3},
+			"oci":          {hubtest.ImageSpec{}, ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageManifest, 1, 3},
+			"docker":       {hubtest.ImageSpec{Docker: true}, hubtest.DockerManifest, hubtest.DockerManifest, 1, 3},
+			"index of one": {hubtest.ImageSpec{Index: true}, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, 1, 3},
+			"list":         {hubtest.ImageSpec{Docker: true, Platforms: two}, hubtest.DockerList, hubtest.DockerManifest, 2, 6},
+			"attested":     {hubtest.ImageSpec{Platforms: two, Attestations: true}, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, 4, 10},
+			"sha512":       {hubtest.ImageSpec{Algorithm: digest.SHA512, Index: true}, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, 1, 3},
 		} {
 			repository := "library/" + strings.ReplaceAll(name, " ", "-")
-			row.spec.Layers = fakehub.Layers(2, 5000)
+			row.spec.Layers = hubtest.Layers(2, 5000)
 			img := hub.AddImage(repository, "1", row.spec)
 			c.login(repository)
 			top := c.get("GET", repository, "manifests/1")
@@ -67,7 +67,7 @@ func TestImageShapes(t *testing.T) {
 
 // TestAttestations checks the marks by which Docker tells an attestation from a platform.
 func TestAttestations(t *testing.T) {
-	img := fakehub.New(fakehub.Options{}).AddImage("a/b", "1", fakehub.ImageSpec{Attestations: true})
+	img := hubtest.New(hubtest.Options{}).AddImage("a/b", "1", hubtest.ImageSpec{Attestations: true})
 	var index ocispec.Index
 	if err := json.Unmarshal(img.Bytes, &index); err != nil || len(index.Manifests) != 2 {
 		t.Fatalf("%v: %s", err, img.Bytes)
@@ -83,13 +83,13 @@ func TestAttestations(t *testing.T) {
 // TestLayersCanBeUnpacked reads synthetic and real layers as a container engine does, and
 // compares them with the config's diff IDs.
 func TestLayersCanBeUnpacked(t *testing.T) {
-	busybox, err := fakehub.Busybox()
+	busybox, err := hubtest.Busybox()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub := fakehub.New(fakehub.Options{})
-	img := hub.AddImage("a/b", "1", fakehub.ImageSpec{Layers: []fakehub.Layer{
-		busybox, {Tar: fakehub.Tar(map[string]string{"etc/motd": "hello\n"})}, {Size: 4096}, {Size: 1_000_001},
+	hub := hubtest.New(hubtest.Options{})
+	img := hub.AddImage("a/b", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{
+		busybox, {Tar: hubtest.Tar(map[string]string{"etc/motd": "hello\n"})}, {Size: 4096}, {Size: 1_000_001},
 	}})
 	m := img.Manifests[0]
 	var config ocispec.Image
@@ -121,7 +121,7 @@ func TestLayersCanBeUnpacked(t *testing.T) {
 			t.Errorf("no %s in %q", want, names)
 		}
 	}
-	if !strings.HasPrefix(names[len(names)-1], "fakehub/") {
+	if !strings.HasPrefix(names[len(names)-1], "hubtest/") {
 		t.Errorf("synthetic layer: %q", names)
 	}
 }
@@ -129,11 +129,11 @@ func TestLayersCanBeUnpacked(t *testing.T) {
 // TestImagesAreReproducible checks that a digest is the same on every run, that images don't
 // share layers by chance, and that they do on purpose.
 func TestImagesAreReproducible(t *testing.T) {
-	hub := fakehub.New(fakehub.Options{})
-	make := func(hub *fakehub.Hub, tag string) *fakehub.Image {
-		return hub.AddImage("a/b", tag, fakehub.ImageSpec{Layers: []fakehub.Layer{{Size: 5000, Seed: 7}, {Size: 5000}}})
+	hub := hubtest.New(hubtest.Options{})
+	make := func(hub *hubtest.Hub, tag string) *hubtest.Image {
+		return hub.AddImage("a/b", tag, hubtest.ImageSpec{Layers: []hubtest.Layer{{Size: 5000, Seed: 7}, {Size: 5000}}})
 	}
-	one, two, again := make(hub, "1"), make(hub, "2"), make(fakehub.New(fakehub.Options{}), "1")
+	one, two, again := make(hub, "1"), make(hub, "2"), make(hubtest.New(hubtest.Options{}), "1")
 	if one.Digest != again.Digest || one.Digest == two.Digest {
 		t.Errorf("%s, %s, %s", one.Digest, again.Digest, two.Digest)
 	}
@@ -142,15 +142,15 @@ func TestImagesAreReproducible(t *testing.T) {
 		t.Error("layers shared by chance, or not shared on purpose")
 	}
 	// Recorded once: a change here changes every digest that somebody has written down.
-	if want := "sha256:8a98cbc22dc9"; fakehub.Short(first[0].Digest.String()) != want {
+	if want := "sha256:8a98cbc22dc9"; hubtest.Short(first[0].Digest.String()) != want {
 		t.Errorf("layer %s, want %s", first[0].Digest, want)
 	}
 }
 
 func TestTagsMoveAndGo(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
-		one := hub.AddImage("a/b", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 10)})
-		two := hub.AddImage("a/b", "2", fakehub.ImageSpec{Layers: fakehub.Layers(1, 10)})
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+		one := hub.AddImage("a/b", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 10)})
+		two := hub.AddImage("a/b", "2", hubtest.ImageSpec{Layers: hubtest.Layers(1, 10)})
 		odd := []byte(" {\n\t\"odd\" :1}\r\n")
 		hub.AddManifest("a/b", "odd", "application/vnd.example+json", odd)
 		c := newClient(t, hub.RegistryURL(), rt)
@@ -183,8 +183,8 @@ func TestTagsMoveAndGo(t *testing.T) {
 }
 
 func TestReferrers(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
-		img := hub.AddImage("a/b", "1", fakehub.ImageSpec{})
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+		img := hub.AddImage("a/b", "1", hubtest.ImageSpec{})
 		doc, _ := json.Marshal(map[string]any{
 			"schemaVersion": 2, "mediaType": ocispec.MediaTypeImageManifest, "artifactType": "application/x", "subject": img.Descriptor,
 		})
@@ -203,7 +203,7 @@ func TestReferrers(t *testing.T) {
 		if a = c.get("GET", "a/b", "referrers/sha256:zz"); a.StatusCode != 400 {
 			t.Errorf("malformed digest: %d", a.StatusCode)
 		}
-		hub.Set(func(o *fakehub.Options) { o.NoReferrers = true })
+		hub.Set(func(o *hubtest.Options) { o.NoReferrers = true })
 		if a = c.get("GET", "a/b", "referrers/"+img.Digest.String()); a.StatusCode != 404 {
 			t.Errorf("switched off: %d", a.StatusCode)
 		}
@@ -216,7 +216,7 @@ func FuzzLayerReadAt(f *testing.F) {
 	f.Add(uint64(2), uint16(4096), uint16(0), uint16(4096))
 	f.Add(uint64(3), uint16(10), uint16(3), uint16(4))
 	f.Fuzz(func(t *testing.T, seed uint64, size, off, n uint16) {
-		layer := fakehub.NewLayer(seed, int64(size))
+		layer := hubtest.NewLayer(seed, int64(size))
 		whole := make([]byte, size)
 		if _, err := layer.ReadAt(whole, 0); err != nil && err != io.EOF {
 			t.Fatal(err)
@@ -245,12 +245,12 @@ func FuzzLayerReadAt(f *testing.F) {
 
 // TestGzip checks that a manifest is compressed only when allowed and asked for.
 func TestGzip(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
-		img := hub.AddImage("a/b", "1", fakehub.ImageSpec{})
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+		img := hub.AddImage("a/b", "1", hubtest.ImageSpec{})
 		c := newClient(t, hub.RegistryURL(), rt)
 		c.login("a/b")
 		for _, allowed := range []bool{false, true} {
-			hub.Set(func(o *fakehub.Options) { o.Gzip = allowed })
+			hub.Set(func(o *hubtest.Options) { o.Gzip = allowed })
 			for _, accept := range []string{"identity", "gzip"} {
 				a := c.get("GET", "a/b", "manifests/1", "Accept-Encoding: "+accept)
 				plain := bytes.Equal(a.body, img.Bytes) && a.Header.Get("Content-Encoding") == ""

@@ -1,4 +1,4 @@
-// Package fakehub is a Docker Hub for tests: a registry, a token service and a CDN, as three
+// Package hubtest is a Docker Hub for tests: a registry, a token service and a CDN, as three
 // hosts of their own, with a ledger of every request and faults to order.
 //
 // # In five minutes
@@ -6,12 +6,12 @@
 // Make a Hub, put an image into it, start it, let the thing under test pull, and read the
 // ledger:
 //
-//	hub := fakehub.New(fakehub.Options{
-//		Accounts:  []fakehub.Account{{Username: "alice", PAT: "secret"}},
+//	hub := hubtest.New(hubtest.Options{
+//		Accounts:  []hubtest.Account{{Username: "alice", PAT: "secret"}},
 //		Bandwidth: 20 << 20,
 //	})
 //	defer hub.Close()
-//	img := hub.AddImage("library/redis", "7", fakehub.ImageSpec{Layers: fakehub.Layers(3, 64<<20)})
+//	img := hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(3, 64<<20)})
 //	if err := hub.Start(); err != nil { ... }
 //	pull(hub.RegistryURL())
 //	if l := hub.Ledger(); l.ManifestGETs() != 1 || l.BlobBytes() != img.Size() {
@@ -48,9 +48,9 @@
 //
 // A rule has a [Match] and some faults:
 //
-//	hub.Inject(fakehub.Match{Face: fakehub.CDN, Times: 1}, fakehub.CutAfter(1<<20))
-//	hub.Inject(fakehub.Match{Kind: "manifests", Skip: 2}, fakehub.TooManyRequests("Retry-After: 30"))
-//	rule := hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Hang())
+//	hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.CutAfter(1<<20))
+//	hub.Inject(hubtest.Match{Kind: "manifests", Skip: 2}, hubtest.TooManyRequests("Retry-After: 30"))
+//	rule := hub.Inject(hubtest.Match{Face: hubtest.Token}, hubtest.Hang())
 //	...
 //	rule.Release()
 //
@@ -70,4 +70,4 @@
 //
 // A request is complete in it before its client has the last byte; after a client that left
 // early, call [Hub.Wait] first.
-package fakehub
+package hubtest

@@ -1,4 +1,4 @@
-package fakehub
+package hubtest
 
 import (
 	"crypto/ecdsa"
@@ -55,13 +55,13 @@ func hostNames(o Options) []string {
 
 func newAuthority(names []string) *authority {
 	caKey, ca := newCertificate(&x509.Certificate{
-		Subject:      pkix.Name{CommonName: "fakehub test authority"},
+		Subject:      pkix.Name{CommonName: "hubtest test authority"},
 		IsCA:         true,
 		KeyUsage:     x509.KeyUsageCertSign,
-		SubjectKeyId: []byte("fakehub"),
+		SubjectKeyId: []byte("hubtest"),
 	}, nil, nil)
 	template := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: "fakehub"},
+		Subject:     pkix.Name{CommonName: "hubtest"},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},

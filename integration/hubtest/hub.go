@@ -1,4 +1,4 @@
-package fakehub
+package hubtest
 
 import (
 	"bytes"
@@ -156,7 +156,7 @@ func (h *Hub) Start() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.isClosed || h.listeners != nil {
-		return errors.New("fakehub: started or closed already")
+		return errors.New("hubtest: started or closed already")
 	}
 	listeners := map[Face]net.Listener{}
 	for _, face := range faces {
@@ -165,7 +165,7 @@ func (h *Hub) Start() error {
 			for _, l := range listeners {
 				l.Close()
 			}
-			return fmt.Errorf("fakehub: %s: %w", face, err)
+			return fmt.Errorf("hubtest: %s: %w", face, err)
 		}
 		listeners[face] = l
 	}

@@ -1,4 +1,4 @@
-package fakehub_test
+package hubtest_test
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 const faultyRepo = "library/faulty"
@@ -29,78 +29,78 @@ type outcome struct {
 
 // faults is each kind of fault with what a plain client sees of it.
 var faults = map[string]struct {
-	match  fakehub.Match
-	faults []fakehub.Fault
+	match  hubtest.Match
+	faults []hubtest.Fault
 	header string
 	check  func(outcome) bool
 }{
-	"delay": {faults: one(fakehub.Delay(50 * time.Millisecond)),
+	"delay": {faults: one(hubtest.Delay(50 * time.Millisecond)),
 		check: func(o outcome) bool { return o.whole() && o.took >= 50*time.Millisecond }},
-	"status": {faults: one(fakehub.Status(503, "no\n", "Retry-After: 7")),
+	"status": {faults: one(hubtest.Status(503, "no\n", "Retry-After: 7")),
 		check: func(o outcome) bool {
 			return o.StatusCode == 503 && string(o.body) == "no\n" && o.Header.Get("Retry-After") == "7"
 		}},
-	"429 without Retry-After": {faults: one(fakehub.TooManyRequests()),
+	"429 without Retry-After": {faults: one(hubtest.TooManyRequests()),
 		check: func(o outcome) bool {
 			return o.StatusCode == 429 && o.Header.Get("Retry-After") == "" && strings.Contains(string(o.body), "TOOMANYREQUESTS")
 		}},
-	"HAP429": {faults: one(fakehub.HAP429()),
+	"HAP429": {faults: one(hubtest.HAP429()),
 		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "malformed MIME header") }},
-	"HTML": {faults: one(fakehub.HTML()),
+	"HTML": {faults: one(hubtest.HTML()),
 		check: func(o outcome) bool { return o.StatusCode == 200 && bytes.HasPrefix(o.body, []byte("<!DOCTYPE html>")) }},
-	"reset": {faults: one(fakehub.Reset()),
+	"reset": {faults: one(hubtest.Reset()),
 		check: func(o outcome) bool { return errors.Is(o.err, syscall.ECONNRESET) }},
-	"drop": {faults: one(fakehub.Drop()),
+	"drop": {faults: one(hubtest.Drop()),
 		check: func(o outcome) bool { return errors.Is(o.err, io.EOF) }},
-	"cut": {faults: one(fakehub.CutAfter(50_000)),
+	"cut": {faults: one(hubtest.CutAfter(50_000)),
 		check: func(o outcome) bool { return o.broken(50_000, io.ErrUnexpectedEOF) }},
-	"cut at nothing": {faults: one(fakehub.CutAfter(0)),
+	"cut at nothing": {faults: one(hubtest.CutAfter(0)),
 		check: func(o outcome) bool { return o.broken(0, io.ErrUnexpectedEOF) }},
-	"cut without length": {faults: []fakehub.Fault{fakehub.Chunked(), fakehub.CutAfter(50_000)},
+	"cut without length": {faults: []hubtest.Fault{hubtest.Chunked(), hubtest.CutAfter(50_000)},
 		check: func(o outcome) bool { return o.ContentLength == -1 && o.broken(50_000, io.ErrUnexpectedEOF) }},
-	"reset in the body": {faults: one(fakehub.ResetAfter(50_000)),
+	"reset in the body": {faults: one(hubtest.ResetAfter(50_000)),
 		check: func(o outcome) bool { return len(o.body) <= 50_000 && errors.Is(o.answer.err, syscall.ECONNRESET) }},
-	"wrong byte": {faults: one(fakehub.FlipByte(70_000)),
+	"wrong byte": {faults: one(hubtest.FlipByte(70_000)),
 		check: func(o outcome) bool {
 			o.want[70_000] ^= 0xff
 			return o.whole()
 		}},
-	"wrong byte in a range": {faults: one(fakehub.FlipByte(70_000)), header: "Range: bytes=60000-79999",
+	"wrong byte in a range": {faults: one(hubtest.FlipByte(70_000)), header: "Range: bytes=60000-79999",
 		check: func(o outcome) bool {
 			o.want[70_000] ^= 0xff
 			return o.StatusCode == 206 && bytes.Equal(o.body, o.want[60_000:80_000])
 		}},
-	"shorter": {faults: one(fakehub.Shorter(10)),
+	"shorter": {faults: one(hubtest.Shorter(10)),
 		check: func(o outcome) bool {
 			return o.answer.err == nil && o.ContentLength == 99_990 && bytes.Equal(o.body, o.want[:99_990])
 		}},
-	"shorter without length": {faults: []fakehub.Fault{fakehub.Shorter(10), fakehub.Chunked()},
+	"shorter without length": {faults: []hubtest.Fault{hubtest.Shorter(10), hubtest.Chunked()},
 		check: func(o outcome) bool {
 			return o.answer.err == nil && o.ContentLength == -1 && bytes.Equal(o.body, o.want[:99_990])
 		}},
-	"longer": {faults: one(fakehub.Longer(10)),
+	"longer": {faults: one(hubtest.Longer(10)),
 		check: func(o outcome) bool {
 			return o.answer.err == nil && o.ContentLength == 100_010 && bytes.Equal(o.body[:100_000], o.want)
 		}},
-	"no length": {faults: one(fakehub.Chunked()),
+	"no length": {faults: one(hubtest.Chunked()),
 		check: func(o outcome) bool { return o.ContentLength == -1 && o.whole() }},
-	"range ignored": {faults: one(fakehub.IgnoreRange()), header: "Range: bytes=5-",
+	"range ignored": {faults: one(hubtest.IgnoreRange()), header: "Range: bytes=5-",
 		check: func(o outcome) bool { return o.whole() }},
-	"expired at the CDN": {faults: one(fakehub.ExpiredURL()),
+	"expired at the CDN": {faults: one(hubtest.ExpiredURL()),
 		check: func(o outcome) bool { return o.StatusCode == 403 }},
-	"expired at the registry": {match: fakehub.Match{Face: fakehub.Registry}, faults: one(fakehub.ExpiredURL()),
+	"expired at the registry": {match: hubtest.Match{Face: hubtest.Registry}, faults: one(hubtest.ExpiredURL()),
 		check: func(o outcome) bool { return o.StatusCode == 403 }},
-	"redirect loop": {faults: one(fakehub.RedirectLoop()),
+	"redirect loop": {faults: one(hubtest.RedirectLoop()),
 		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "too many redirects") }},
-	"redirect elsewhere": {match: fakehub.Match{Face: fakehub.Registry}, faults: one(fakehub.RedirectTo("ftp://elsewhere.invalid/x")),
+	"redirect elsewhere": {match: hubtest.Match{Face: hubtest.Registry}, faults: one(hubtest.RedirectTo("ftp://elsewhere.invalid/x")),
 		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "ftp") }},
-	"redirect with credentials": {match: fakehub.Match{Face: fakehub.Registry},
-		faults: one(fakehub.EditRedirect(func(u *url.URL) { u.User = url.UserPassword("u", "p") })),
+	"redirect with credentials": {match: hubtest.Match{Face: hubtest.Registry},
+		faults: one(hubtest.EditRedirect(func(u *url.URL) { u.User = url.UserPassword("u", "p") })),
 		// net/http makes Authorization of it, which the CDN refuses
 		check: func(o outcome) bool { return o.StatusCode == 400 }},
 }
 
-func one(f fakehub.Fault) []fakehub.Fault { return []fakehub.Fault{f} }
+func one(f hubtest.Fault) []hubtest.Fault { return []hubtest.Fault{f} }
 
 // whole reports whether all of the blob came, with 200.
 func (o outcome) whole() bool {
@@ -117,12 +117,12 @@ func (o outcome) broken(n int, err error) bool {
 func TestFaults(t *testing.T) {
 	for name, row := range faults {
 		t.Run(name, func(t *testing.T) {
-			onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+			onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 				c, path, want := faulty(t, hub, rt)
 				m := row.match
 				m.Method, m.Kind = "GET", "blobs"
 				if m.Face == "" {
-					m.Face = fakehub.CDN
+					m.Face = hubtest.CDN
 				}
 				if name != "redirect loop" {
 					m.Times = 1
@@ -152,8 +152,8 @@ func TestFaults(t *testing.T) {
 }
 
 // faulty makes a hub with one blob of 100,000 bytes and a client that has a token for it.
-func faulty(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) (c *client, path string, want []byte) {
-	img := hub.AddImage(faultyRepo, "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 100_000)})
+func faulty(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) (c *client, path string, want []byte) {
+	img := hub.AddImage(faultyRepo, "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100_000)})
 	layer := img.Manifests[0].Layers[0].Digest
 	want, err := io.ReadAll(hub.Blob(layer))
 	if err != nil {
@@ -167,11 +167,11 @@ func faulty(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) (c *client, pa
 // TestHangAndStall checks the faults that last: until the client gives up, and until they
 // are released.
 func TestHangAndStall(t *testing.T) {
-	for name, fault := range map[string]fakehub.Fault{"hang": fakehub.Hang(), "stall": fakehub.StallAfter(50_000)} {
+	for name, fault := range map[string]hubtest.Fault{"hang": hubtest.Hang(), "stall": hubtest.StallAfter(50_000)} {
 		t.Run(name, func(t *testing.T) {
-			onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+			onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 				c, path, want := faulty(t, hub, rt)
-				rule := hub.Inject(fakehub.Match{Face: fakehub.CDN}, fault)
+				rule := hub.Inject(hubtest.Match{Face: hubtest.CDN}, fault)
 
 				c.http.Timeout = 100 * time.Millisecond
 				start := time.Now()
@@ -198,9 +198,9 @@ func TestHangAndStall(t *testing.T) {
 
 // TestCloseEndsHangs checks that Close does not wait for a fault to end.
 func TestCloseEndsHangs(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, _ := faulty(t, hub, rt)
-		hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.Hang())
+		hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Hang())
 		done := make(chan error)
 		go func() {
 			_, err := c.tryGet("GET", faultyRepo, path)
@@ -216,11 +216,11 @@ func TestCloseEndsHangs(t *testing.T) {
 
 // TestMatch checks which of several requests a rule fires for.
 func TestMatch(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, _ := faulty(t, hub, rt)
-		hub.Inject(fakehub.Match{Face: fakehub.CDN, Repository: "library/*", Skip: 1, Times: 2}, fakehub.Status(500, ""))
-		hub.Inject(fakehub.Match{Face: fakehub.CDN, Repository: "other/*"}, fakehub.Status(501, ""))
-		hub.Inject(fakehub.Match{Path: "*/data", Ranged: true}, fakehub.Status(502, ""))
+		hub.Inject(hubtest.Match{Face: hubtest.CDN, Repository: "library/*", Skip: 1, Times: 2}, hubtest.Status(500, ""))
+		hub.Inject(hubtest.Match{Face: hubtest.CDN, Repository: "other/*"}, hubtest.Status(501, ""))
+		hub.Inject(hubtest.Match{Path: "*/data", Ranged: true}, hubtest.Status(502, ""))
 		var got []int
 		for range 4 {
 			got = append(got, c.get("GET", faultyRepo, path).StatusCode)
@@ -242,9 +242,9 @@ func TestChance(t *testing.T) {
 	hits := func() []int {
 		var statuses []int
 		synctest.Test(t, func(t *testing.T) {
-			hub := fakehub.New(fakehub.Options{Seed: 7})
+			hub := hubtest.New(hubtest.Options{Seed: 7})
 			defer hub.Close()
-			hub.Inject(fakehub.Match{Kind: "ping", Chance: 0.3}, fakehub.Status(500, ""))
+			hub.Inject(hubtest.Match{Kind: "ping", Chance: 0.3}, hubtest.Status(500, ""))
 			c := newClient(t, "", hub.Transport())
 			for range 100 {
 				statuses = append(statuses, c.do("GET", hub.RegistryURL()+"/v2/").StatusCode)
@@ -267,7 +267,7 @@ func TestChance(t *testing.T) {
 // TestClockSkew checks that the Hub's dates are off while its tokens work.
 func TestClockSkew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{ClockSkew: -time.Hour})
+		hub := hubtest.New(hubtest.Options{ClockSkew: -time.Hour})
 		defer hub.Close()
 		c, path, want := faulty(t, hub, hub.Transport())
 		a := c.get("GET", faultyRepo, path)

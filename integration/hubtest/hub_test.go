@@ -1,4 +1,4 @@
-package fakehub_test
+package hubtest_test
 
 import (
 	"crypto/tls"
@@ -17,17 +17,17 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hubcache/hubcache/integration/fakehub"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 func TestQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{
+		hub := hubtest.New(hubtest.Options{
 			AnonymousLimit: 2,
-			Accounts:       []fakehub.Account{{Username: "alice", PAT: "a"}, {Username: "team", PAT: "t", Limit: fakehub.Unlimited}},
+			Accounts:       []hubtest.Account{{Username: "alice", PAT: "a"}, {Username: "team", PAT: "t", Limit: hubtest.Unlimited}},
 		})
 		defer hub.Close()
-		hub.AddImage("library/x", "1", fakehub.ImageSpec{})
+		hub.AddImage("library/x", "1", hubtest.ImageSpec{})
 		from := func(ip, user, pat string) *client {
 			c := newClient(t, hub.RegistryURL(), hub.TransportFrom(ip))
 			c.username, c.password = user, pat
@@ -68,7 +68,7 @@ func TestQuota(t *testing.T) {
 
 		time.Sleep(6 * time.Hour)
 		expect(from("192.0.2.1", "alice", "a"), "GET", "199;w=21600", 200)
-		hub.Set(func(o *fakehub.Options) { o.AnonymousLimit = fakehub.Unlimited })
+		hub.Set(func(o *hubtest.Options) { o.AnonymousLimit = hubtest.Unlimited })
 		expect(from("192.0.2.1", "", ""), "GET", "", 200)
 	})
 }
@@ -92,12 +92,12 @@ func access(t *testing.T, token string) (string, bool) {
 }
 
 func TestPrivateRepositories(t *testing.T) {
-	onBoth(t, fakehub.Options{Accounts: []fakehub.Account{
+	onBoth(t, hubtest.Options{Accounts: []hubtest.Account{
 		{Username: "alice", PAT: "a", Private: []string{"alice/*"}}, {Username: "bob", PAT: "b"},
-	}}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+	}}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		hub.SetPrivate("alice/secret", true)
-		img := hub.AddImage("alice/secret", "1", fakehub.ImageSpec{Layers: fakehub.Layers(1, 100)})
-		hub.AddImage("library/x", "1", fakehub.ImageSpec{})
+		img := hub.AddImage("alice/secret", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100)})
+		hub.AddImage("library/x", "1", hubtest.ImageSpec{})
 		for _, row := range []struct {
 			user, pat, repository, access string
 			status                        int
@@ -133,12 +133,12 @@ func TestPrivateRepositories(t *testing.T) {
 			t.Errorf("linked blob: %d", a.StatusCode)
 		}
 		// A token for one repository opens no other.
-		hub.AddImage("library/y", "1", fakehub.ImageSpec{})
+		hub.AddImage("library/y", "1", hubtest.ImageSpec{})
 		c.tokens["library/y"] = c.tokens["library/x"]
 		if a := c.get("GET", "library/y", "manifests/1"); a.StatusCode != 401 {
 			t.Errorf("foreign token: %d", a.StatusCode)
 		}
-		hub.Set(func(o *fakehub.Options) { o.OmitAccess = true })
+		hub.Set(func(o *hubtest.Options) { o.OmitAccess = true })
 		c.login("alice/secret")
 		if got, ok := access(t, c.tokens["alice/secret"]); ok {
 			t.Errorf("access %s, though omitted", got)
@@ -147,7 +147,7 @@ func TestPrivateRepositories(t *testing.T) {
 }
 
 // tokenStatus asks for a token and returns status and body.
-func tokenStatus(t *testing.T, hub *fakehub.Hub, user, pat, scope string) (int, string) {
+func tokenStatus(t *testing.T, hub *hubtest.Hub, user, pat, scope string) (int, string) {
 	c := newClient(t, "", hub.Transport())
 	auth := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+pat))
 	query := url.Values{"service": {"registry.docker.io"}, "scope": {scope}}
@@ -157,9 +157,9 @@ func tokenStatus(t *testing.T, hub *fakehub.Hub, user, pat, scope string) (int, 
 
 func TestTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{Accounts: []fakehub.Account{{Username: "alice", PAT: "a"}}})
+		hub := hubtest.New(hubtest.Options{Accounts: []hubtest.Account{{Username: "alice", PAT: "a"}}})
 		defer hub.Close()
-		hub.AddImage("library/x", "1", fakehub.ImageSpec{})
+		hub.AddImage("library/x", "1", hubtest.ImageSpec{})
 
 		status, body := tokenStatus(t, hub, "alice", "wrong", "repository:library/x:pull")
 		if status != 401 || body != `{"details":"incorrect username or password"}` {
@@ -183,7 +183,7 @@ func TestTokens(t *testing.T) {
 				t.Errorf("%v later: %d", row.after, a.StatusCode)
 			}
 		}
-		hub.Set(func(o *fakehub.Options) { o.OmitExpiresIn, o.OpaqueTokens = true, true })
+		hub.Set(func(o *hubtest.Options) { o.OmitExpiresIn, o.OpaqueTokens = true, true })
 		if _, body = tokenStatus(t, hub, "alice", "a", ""); strings.Contains(body, "expires_in") {
 			t.Error(body)
 		}
@@ -200,7 +200,7 @@ func TestTokens(t *testing.T) {
 
 func TestSignedURLs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{URLLifetime: 2 * time.Second})
+		hub := hubtest.New(hubtest.Options{URLLifetime: 2 * time.Second})
 		defer hub.Close()
 		c, path, want := faulty(t, hub, hub.Transport())
 		c.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -219,7 +219,7 @@ func TestSignedURLs(t *testing.T) {
 		if a := c.do("GET", location); a.StatusCode != 403 {
 			t.Errorf("expired: %d", a.StatusCode)
 		}
-		hub.Set(func(o *fakehub.Options) { o.HeadBlobOK, o.InlineBlobs = true, 1<<20 })
+		hub.Set(func(o *hubtest.Options) { o.HeadBlobOK, o.InlineBlobs = true, 1<<20 })
 		if a := c.get("GET", faultyRepo, path); a.StatusCode != 200 || len(a.body) != len(want) {
 			t.Errorf("inline: %d", a.StatusCode)
 		}
@@ -227,7 +227,7 @@ func TestSignedURLs(t *testing.T) {
 }
 
 func TestRanges(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, want := faulty(t, hub, rt)
 		for header, row := range map[string]struct{ status, from, to int }{
 			"bytes=100-":            {206, 100, 100_000},
@@ -253,10 +253,10 @@ func TestRanges(t *testing.T) {
 
 // TestPace checks latency and bandwidth on a clock that only the Hub moves.
 func TestPace(t *testing.T) {
-	took := func(t *testing.T, o fakehub.Options, clients int) time.Duration {
+	took := func(t *testing.T, o hubtest.Options, clients int) time.Duration {
 		var d time.Duration
 		synctest.Test(t, func(t *testing.T) {
-			hub := fakehub.New(o)
+			hub := hubtest.New(o)
 			defer hub.Close()
 			c, path, want := faulty(t, hub, hub.Transport())
 			start := time.Now()
@@ -274,16 +274,16 @@ func TestPace(t *testing.T) {
 		return d
 	}
 	for name, row := range map[string]struct {
-		o       fakehub.Options
+		o       hubtest.Options
 		clients int
 		want    time.Duration
 	}{
-		"nothing":         {fakehub.Options{}, 3, 0},
-		"latency":         {fakehub.Options{Latency: time.Second}, 1, 2 * time.Second}, // registry and CDN
-		"connections":     {fakehub.Options{ConnLatency: time.Second}, 1, 2 * time.Second},
-		"first byte":      {fakehub.Options{FirstByte: time.Second}, 1, time.Second},
-		"bandwidth":       {fakehub.Options{Bandwidth: 10_000}, 3, 10 * time.Second},
-		"total bandwidth": {fakehub.Options{TotalBandwidth: 10_000}, 3, 30 * time.Second},
+		"nothing":         {hubtest.Options{}, 3, 0},
+		"latency":         {hubtest.Options{Latency: time.Second}, 1, 2 * time.Second}, // registry and CDN
+		"connections":     {hubtest.Options{ConnLatency: time.Second}, 1, 2 * time.Second},
+		"first byte":      {hubtest.Options{FirstByte: time.Second}, 1, time.Second},
+		"bandwidth":       {hubtest.Options{Bandwidth: 10_000}, 3, 10 * time.Second},
+		"total bandwidth": {hubtest.Options{TotalBandwidth: 10_000}, 3, 30 * time.Second},
 	} {
 		if got := took(t, row.o, row.clients); got != row.want {
 			t.Errorf("%s: %v, want %v", name, got, row.want)
@@ -294,7 +294,7 @@ func TestPace(t *testing.T) {
 // TestLedgerCountsWhatWasSent checks a body that its client abandons, and many complete ones
 // looked up the moment they are complete.
 func TestLedgerCountsWhatWasSent(t *testing.T) {
-	onBoth(t, fakehub.Options{}, func(t *testing.T, hub *fakehub.Hub, rt http.RoundTripper) {
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, _ := faulty(t, hub, rt)
 		for i := range 400 {
 			hub.ResetLedger()
@@ -306,7 +306,7 @@ func TestLedgerCountsWhatWasSent(t *testing.T) {
 			}
 		}
 
-		hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.StallAfter(12_345))
+		hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.StallAfter(12_345))
 		hub.ResetLedger()
 		req, _ := http.NewRequest("GET", hub.RegistryURL()+"/v2/"+faultyRepo+"/"+path, nil)
 		req.Header.Set("Authorization", "Bearer "+c.tokens[faultyRepo])
@@ -327,7 +327,7 @@ func TestLedgerCountsWhatWasSent(t *testing.T) {
 
 func TestUnknownHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{})
+		hub := hubtest.New(hubtest.Options{})
 		c := newClient(t, "http://nowhere.test", hub.Transport())
 		_, err := c.tryGet("GET", "library/x", "manifests/1")
 		if dns, ok := errors.AsType[*net.DNSError](err); !ok || !dns.IsNotFound {
@@ -343,12 +343,12 @@ func TestUnknownHost(t *testing.T) {
 
 func TestAddHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hub := fakehub.New(fakehub.Options{})
+		hub := hubtest.New(hubtest.Options{})
 		defer hub.Close()
 		var got http.Header
 		hub.AddHost("evil.test", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header }))
 		c, path, _ := faulty(t, hub, hub.Transport())
-		hub.Inject(fakehub.Match{Face: fakehub.Registry}, fakehub.RedirectTo("https://evil.test/x"))
+		hub.Inject(hubtest.Match{Face: hubtest.Registry}, hubtest.RedirectTo("https://evil.test/x"))
 		if a := c.get("GET", faultyRepo, path); a.StatusCode != 200 || got == nil {
 			t.Errorf("%d, headers %v", a.StatusCode, got)
 		}
@@ -359,7 +359,7 @@ func TestAddHost(t *testing.T) {
 // leaves no goroutine behind.
 func TestConcurrentUse(t *testing.T) {
 	before := runtime.NumGoroutine()
-	hub := fakehub.New(fakehub.Options{TotalBandwidth: 50 << 20})
+	hub := hubtest.New(hubtest.Options{TotalBandwidth: 50 << 20})
 	if err := hub.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -373,9 +373,9 @@ func TestConcurrentUse(t *testing.T) {
 				if a := c.get("GET", faultyRepo, path); len(a.body) != len(want) {
 					t.Errorf("%d bytes, %v", len(a.body), a.err)
 				}
-				hub.AddImage("library/other", fmt.Sprint(i), fakehub.ImageSpec{Layers: fakehub.Layers(1, 100)})
-				hub.Inject(fakehub.Match{Face: fakehub.Token}, fakehub.Hang()).Remove()
-				hub.Set(func(o *fakehub.Options) { o.Latency = time.Microsecond })
+				hub.AddImage("library/other", fmt.Sprint(i), hubtest.ImageSpec{Layers: hubtest.Layers(1, 100)})
+				hub.Inject(hubtest.Match{Face: hubtest.Token}, hubtest.Hang()).Remove()
+				hub.Set(func(o *hubtest.Options) { o.Latency = time.Microsecond })
 				_ = hub.Ledger().BlobBytes() + int64(hub.Used(""))
 			}
 		})
@@ -395,7 +395,7 @@ func TestConcurrentUse(t *testing.T) {
 
 // TestTLS pulls under the real names, whose addresses only the dialer knows.
 func TestTLS(t *testing.T) {
-	hub := fakehub.New(fakehub.Options{
+	hub := hubtest.New(hubtest.Options{
 		TLS: true, RegistryName: "registry-1.docker.io", TokenName: "auth.docker.io", CDNName: "production.cloudflare.docker.com",
 	})
 	if err := hub.Start(); err != nil {
@@ -412,7 +412,7 @@ func TestTLS(t *testing.T) {
 	if a := c.get("GET", faultyRepo, path); len(a.body) != len(want) {
 		t.Errorf("%d, %d bytes", a.StatusCode, len(a.body))
 	}
-	hub.Inject(fakehub.Match{Face: fakehub.CDN}, fakehub.CutAfter(500))
+	hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.CutAfter(500))
 	if a := c.get("GET", faultyRepo, path); len(a.body) != 500 || a.err != io.ErrUnexpectedEOF {
 		t.Errorf("cut: %d bytes, %v", len(a.body), a.err)
 	}

@@ -1,4 +1,4 @@
-package fakehub
+package hubtest
 
 import (
 	"archive/tar"
@@ -27,7 +27,7 @@ func Tar(files map[string]string) []byte {
 func addFile(w *tar.Writer, header *tar.Header, content string) {
 	header.Size = int64(len(content))
 	if err := w.WriteHeader(header); err != nil {
-		panic(fmt.Sprintf("fakehub: %v", err))
+		panic(fmt.Sprintf("hubtest: %v", err))
 	}
 	w.Write([]byte(content))
 }
@@ -44,15 +44,15 @@ var applets = strings.Fields("cat cp date df echo env false grep head id ln ls m
 func Busybox() (Layer, error) {
 	program, err := os.ReadFile(busyboxPath)
 	if err != nil {
-		return Layer{}, fmt.Errorf("fakehub: a static busybox is needed (package busybox-static): %w", err)
+		return Layer{}, fmt.Errorf("hubtest: a static busybox is needed (package busybox-static): %w", err)
 	}
 	file, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
-		return Layer{}, fmt.Errorf("fakehub: %s: %w", busyboxPath, err)
+		return Layer{}, fmt.Errorf("hubtest: %s: %w", busyboxPath, err)
 	}
 	for _, p := range file.Progs {
 		if p.Type == elf.PT_INTERP {
-			return Layer{}, fmt.Errorf("fakehub: %s is not static (install package busybox-static)", busyboxPath)
+			return Layer{}, fmt.Errorf("hubtest: %s is not static (install package busybox-static)", busyboxPath)
 		}
 	}
 	var buf bytes.Buffer

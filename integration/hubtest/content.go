@@ -1,4 +1,4 @@
-package fakehub
+package hubtest
 
 import (
 	"bytes"
@@ -206,7 +206,7 @@ func mustJSON(v any, indent string) []byte {
 		b, err = json.MarshalIndent(v, "", indent)
 	}
 	if err != nil {
-		panic(fmt.Sprintf("fakehub: %v", err)) // only types of our own come here
+		panic(fmt.Sprintf("hubtest: %v", err)) // only types of our own come here
 	}
 	return b
 }

@@ -1,4 +1,4 @@
-package fakehub
+package hubtest
 
 import (
 	"archive/tar"
@@ -65,10 +65,10 @@ func NewLayer(seed uint64, size int64) io.ReaderAt {
 	l.content = (size - 3*block) / block * block // a header before it, two zero blocks after it
 	var buf bytes.Buffer
 	err := tar.NewWriter(&buf).WriteHeader(&tar.Header{
-		Name: fmt.Sprintf("fakehub/%016x", seed), Mode: 0o644, Size: l.content, Format: tar.FormatGNU,
+		Name: fmt.Sprintf("hubtest/%016x", seed), Mode: 0o644, Size: l.content, Format: tar.FormatGNU,
 	})
 	if err != nil || buf.Len() != block {
-		panic(fmt.Sprintf("fakehub: tar header of %d bytes: %v", buf.Len(), err))
+		panic(fmt.Sprintf("hubtest: tar header of %d bytes: %v", buf.Len(), err))
 	}
 	l.header = buf.Bytes()
 	return io.NewSectionReader(l, 0, size)
