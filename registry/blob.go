@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"syscall"
 
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -22,6 +24,15 @@ type result struct {
 	sent    int64 // body bytes
 	outcome Outcome
 	err     error
+}
+
+// send answers with an object.
+func send(w http.ResponseWriter, req *http.Request, o content.Object, from content.Sender) result {
+	status, sent, err := o.Send(w, req, from)
+	if errors.Is(err, content.ErrRange) {
+		err = &failure{status: http.StatusRequestedRangeNotSatisfiable, code: errcode.ErrorCodeRangeInvalid, detail: "the blob ends before it begins"}
+	}
+	return result{status, sent, Outcome(o.Cache), err}
 }
 
 // serveBlob answers a GET or HEAD of a blob.
@@ -68,12 +79,11 @@ func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request,
 	if req.Method == http.MethodGet {
 		r.store.Touch(q.digest)
 	}
-	o := object{string(q.digest), octets, b.Size, OutcomeHit}
-	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
+	return send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: b.Size, Cache: string(OutcomeHit)}, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		if n == b.Size {
 			r.doubt(req, q.digest)
 		}
-		sent, err := sendStretch(w, b.File, off, n, false)
+		sent, err := content.SendFile(w, b.File, off, n, false)
 		if errors.Is(err, syscall.EIO) || errors.Is(err, io.ErrUnexpectedEOF) { // a bad sector, or the file was truncated meanwhile
 			r.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
 			r.store.Remove(q.digest)
@@ -82,7 +92,6 @@ func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request,
 		}
 		return sent, err
 	})
-	return result{status, sent, OutcomeHit, err}
 }
 
 // serveFlight sends a blob while it arrives, or passes it by.
@@ -151,9 +160,8 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 		}
 		size = f.in.Size()
 	}
-	o := object{string(q.digest), octets, size, outcome}
-	grow := sendGrowing(req, rd)
-	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
+	grow := content.Growing(req, rd)
+	return send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(outcome)}, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := grow(w, off, n)
 		if unkept(err) {
 			more, err := r.spill(ctx, w, f, off+sent, max(n-sent, -1))
@@ -161,7 +169,6 @@ func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q reque
 		}
 		return sent, err
 	})
-	return result{status, sent, outcome, err}
 }
 
 // unkept reports whether err says that the store can't keep a blob.
@@ -187,9 +194,7 @@ func (r *Registry) headBlob(w http.ResponseWriter, req *http.Request, q request,
 	} else if err := r.confirm(ctx, q, size); err != nil {
 		return result{err: err}
 	}
-	o := object{string(q.digest), octets, size, OutcomeMiss}
-	status, _, err := o.send(w, req, nil)
-	return result{status, 0, OutcomeMiss, err}
+	return send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(OutcomeMiss)}, nil)
 }
 
 // source returns the blob upstream.
@@ -215,8 +220,8 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 	// else from the start, so that its digest can be known by the end.
 	part := false
 	if field := req.Header.Get("Range"); field != "" && size >= 0 {
-		from, n, v := parseRange(field, size)
-		if part = v == rangePart && from+n < size; part {
+		from, n, v := content.ParseRange(field, size)
+		if part = v == content.RangePart && from+n < size; part {
 			t.at, t.end = from, from+n
 		}
 	}
@@ -226,18 +231,17 @@ func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q reque
 	if t.size < 0 && !req.ProtoAtLeast(1, 1) {
 		return result{err: &upstreamError{cause: broken, host: r.up.base.Host, err: errors.New("a blob of unknown length for a client of HTTP/1.0")}}
 	}
-	o := object{string(q.digest), octets, t.size, OutcomeBypass}
-	status, sent, err := o.send(w, req, func(w http.ResponseWriter, off, n int64) (int64, error) {
+	res := send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: t.size, Cache: string(OutcomeBypass)}, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		if part {
-			return pump(w, off, n, func(p []byte, _ int64) (int, error) { return t.Read(p) })
+			return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return t.Read(p) })
 		}
 		c := &checked{tap: t, hash: q.digest.Algorithm().Hash(), digest: q.digest}
 		return c.send(w, off, n)
 	})
-	if errors.Is(err, storage.ErrDigest) {
+	if errors.Is(res.err, storage.ErrDigest) {
 		r.mismatches.Add(1)
 	}
-	return result{status, sent, OutcomeBypass, err}
+	return res
 }
 
 // spill goes on for a reader whose flight has failed on the disk: what the file still has,

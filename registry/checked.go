@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -40,7 +41,7 @@ func (c *checked) send(w http.ResponseWriter, off, n int64) (int64, error) {
 	if _, err := io.CopyN(io.Discard, c, off-at); err != nil {
 		return 0, err
 	}
-	return pump(w, off, n, func(p []byte, _ int64) (int, error) { return c.Read(p) })
+	return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return c.Read(p) })
 }
 
 // Read is one byte behind the tap.

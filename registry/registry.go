@@ -24,6 +24,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -255,9 +256,7 @@ func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, q req
 			r.ahead.handedOut(q.name, f.digest, f.children)
 		}
 	}
-	o := object{string(f.digest), f.mediaType, f.size, f.outcome}
-	status, sent, err := o.send(w, req, sendBytes(f.body))
-	return result{status, sent, f.outcome, err}
+	return send(w, req, content.Object{Digest: string(f.digest), MediaType: f.mediaType, Size: f.size, Cache: string(f.outcome)}, content.Bytes(f.body))
 }
 
 func (r *Registry) serveHot(w http.ResponseWriter, m *hotManifest, head bool) result {

@@ -196,10 +196,9 @@ func (t *tap) skip(status int) error {
 		return nil
 	}
 	left := t.at
-	buf := copyBuffers.Get().(*[copyPiece]byte)
-	defer copyBuffers.Put(buf)
+	buf := make([]byte, min(left, 128<<10))
 	for left > 0 {
-		n, err := t.read(buf[:min(left, copyPiece)])
+		n, err := t.read(buf[:min(left, int64(len(buf)))])
 		left -= int64(n)
 		if err != nil && left > 0 {
 			return t.broke(err)
@@ -214,11 +213,14 @@ func parseContentRange(s string) (from, to, size int64, ok bool) {
 	spec, found := strings.CutPrefix(s, "bytes ")
 	span, total, found2 := strings.Cut(spec, "/")
 	first, last, found3 := strings.Cut(span, "-")
-	from, ok1 := decimal(first)
-	to, ok2 := decimal(last)
-	size, ok3 := decimal(total)
-	ok = found && found2 && found3 && ok1 && ok2 && ok3 && from <= to && to < size
-	return from, to + 1, size, ok
+	number := func(s string) (n int64) {
+		u, err := strconv.ParseUint(s, 10, 63) // digits only
+		ok = ok && err == nil
+		return int64(u)
+	}
+	ok = found && found2 && found3
+	from, to, size = number(first), number(last), number(total)
+	return from, to + 1, size, ok && from <= to && to < size
 }
 
 // broke closes a body that failed, and says why.

@@ -1,7 +1,8 @@
-package registry
+package content
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -19,9 +20,9 @@ import (
 	"github.com/hubcache/hubcache/storage"
 )
 
-// TestSendfileIsUsed: nothing copies what a file has for a plain connection, and TLS gets
-// the same bytes by way of a buffer. How net/http hands over its connection is not in its
-// contract; this says when that changes.
+// TestSendfileIsUsed: no byte of a file is copied for a plain connection, and TLS gets the
+// same bytes through a buffer. How net/http hands over its connection is not in its
+// contract; this test says when that changes.
 func TestSendfileIsUsed(t *testing.T) {
 	want := bytes.Repeat([]byte("0123456789abcdef"), 300<<10) // some pieces, and not a whole number
 	path := filepath.Join(t.TempDir(), "blob")
@@ -35,11 +36,11 @@ func TestSendfileIsUsed(t *testing.T) {
 	defer f.Close()
 
 	var copies atomic.Int32
-	copyBuffers = sync.Pool{New: func() any { copies.Add(1); return new([copyPiece]byte) }}
+	buffers = sync.Pool{New: func() any { copies.Add(1); return new([bufferSize]byte) }}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		off, n := int64(1000), int64(len(want)-1000)
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
-		if sent, err := sendStretch(w, f, off, n, req.URL.Path == "/fresh"); err != nil || sent != n {
+		if sent, err := SendFile(w, f, off, n, req.URL.Path == "/fresh"); err != nil || sent != n {
 			t.Errorf("%d of %d sent: %v", sent, n, err)
 		}
 	})
@@ -64,8 +65,7 @@ func TestSendfileIsUsed(t *testing.T) {
 	}
 }
 
-// stuck is a client that takes nothing; its connection is a socket, to which only sendfile
-// has been spoken.
+// stuck is a client that reads nothing. Its connection is a socket that only sendfile writes to.
 type stuck struct {
 	http.ResponseWriter
 	deadlines, writes int
@@ -81,7 +81,8 @@ func (s *stuck) SetWriteDeadline(d time.Time) error {
 	return nil
 }
 
-// A client that has taken nothing for pieceWithin gets no second pieceWithin.
+// TestStuckClientIsCutOnce: a client that has read nothing for a write deadline doesn't get
+// a second one.
 func TestStuckClientIsCutOnce(t *testing.T) {
 	const size = 4 << 20
 	store, err := storage.Open(storage.Options{Dir: t.TempDir(), Budget: 1 << 30, Log: slog.New(slog.DiscardHandler)})
@@ -94,21 +95,21 @@ func TestStuckClientIsCutOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Abort(errClosed)
+	defer in.Abort(errors.New("the test ends"))
 	in.WriteAt(body, 0)
 	rd, _ := in.Reader()
 	defer rd.Close()
 	w := &stuck{ResponseWriter: httptest.NewRecorder()}
-	_, err = sendGrowing(httptest.NewRequest("GET", "/", nil), rd)(w, 0, size)
+	_, err = Growing(httptest.NewRequest("GET", "/", nil), rd)(w, 0, size)
 	if err == nil || w.deadlines > 0 || w.writes > 0 {
 		t.Errorf("%v; %d more deadlines, %d more writes", err, w.deadlines, w.writes)
 	}
 }
 
-// TestSlowSendfileIsTold: a call that waits for a disk is the last of which the scheduler
-// isn't told.
-func TestSlowSendfileIsTold(t *testing.T) {
-	const size = 4 * piece
+// TestSlowSendfileTellsTheScheduler: after a call that has waited for a disk, the scheduler is
+// told of the next ones.
+func TestSlowSendfileTellsTheScheduler(t *testing.T) {
+	const size = 4 * deadlineEvery
 	f, err := os.Create(filepath.Join(t.TempDir(), "blob"))
 	if err == nil {
 		err = f.Truncate(size)
@@ -120,11 +121,11 @@ func TestSlowSendfileIsTold(t *testing.T) {
 	var calls atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(size))
-		s := &stretch{f: f, n: size, control: http.NewResponseController(w)}
+		s := &fileSender{f: f, n: size, control: http.NewResponseController(w)}
 		s.sendfile = func(to, from int, at *int64, n int) (int, error) {
 			calls.Add(1)
-			time.Sleep(2 * turn)
-			return sendfileNow(to, from, at, n)
+			time.Sleep(2 * maxTurn)
+			return sendfileAtOnce(to, from, at, n)
 		}
 		s.control.Flush()
 		if sent, err := w.(io.ReaderFrom).ReadFrom(s); sent != size || err != nil {
