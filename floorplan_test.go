@@ -16,11 +16,12 @@ const module = "github.com/hubcache/hubcache/"
 // Arrows point down (docs/design.md, "Floor plan"): a change that needs a new arrow
 // moves a wall first, in a commit of its own.
 var floors = map[string][]string{
+	"cooldown":     {},
 	"lru":          {},
 	"storage":      {"lru"},
-	"auth":         {},
+	"auth":         {"cooldown"},
 	"content":      {"storage"},
-	"registry":     {"auth", "content", "storage"},
+	"registry":     {"auth", "content", "cooldown", "storage"},
 	"admin":        {"registry", "storage"},
 	"prune":        {},
 	"cmd/hubcache": {"admin", "auth", "prune", "registry", "storage"},

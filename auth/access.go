@@ -125,7 +125,7 @@ func (t *Transport) unsettled(resp *http.Response) error {
 	if resp.StatusCode != http.StatusTooManyRequests {
 		return fmt.Errorf("%s answered %s to an anonymous request", t.Registry.Host, resp.Status)
 	}
-	var c cooldown
+	c := newThrottled()
 	now := time.Now()
 	c.start(resp.Header.Get("Retry-After"), false, now)
 	return c.check(t.Registry.Host, now)

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hubcache/hubcache/cooldown"
 )
 
 const (
@@ -35,33 +37,28 @@ func ParseRetryAfter(value string, now time.Time) (wait time.Duration, ok bool) 
 	return min(max(date.Sub(now), minCooldown), maxCooldown), true
 }
 
-// cooldown is the token service's 429. The Transport's mutex guards it.
-type cooldown struct {
-	until time.Time
-	next  time.Duration // for a 429 without Retry-After; 0: firstCooldown
-	abuse bool
+// throttled remembers a host's 429.
+type throttled struct {
+	pause cooldown.Pause
+	abuse bool // by Docker Hub's abuse limit
 }
 
-// check returns the error to answer with while the cool-down lasts.
-func (c *cooldown) check(host string, now time.Time) error {
-	if !now.Before(c.until) {
+func newThrottled() throttled {
+	return throttled{pause: cooldown.Pause{First: firstCooldown, Most: maxCooldown}}
+}
+
+// check returns a *ThrottledError while the pause lasts, and nil after it.
+func (c *throttled) check(host string, now time.Time) error {
+	left := c.pause.Left(now)
+	if left == 0 {
 		return nil
 	}
-	return &ThrottledError{Host: host, RetryAfter: c.until.Sub(now), Until: c.until, Abuse: c.abuse}
+	return &ThrottledError{Host: host, RetryAfter: left, Until: c.pause.Until(), Abuse: c.abuse}
 }
 
-// start begins a cool-down. The 429s of requests that were under way together are one.
-func (c *cooldown) start(retryAfter string, abuse bool, now time.Time) {
-	c.abuse = abuse || c.abuse && now.Before(c.until)
-	wait, given := ParseRetryAfter(retryAfter, now)
-	if !given {
-		if now.Before(c.until) {
-			return
-		}
-		wait = max(c.next, firstCooldown)
-		c.next = min(2*wait, maxCooldown)
-	}
-	if until := now.Add(wait); until.After(c.until) {
-		c.until = until
-	}
+// start begins a pause after a 429 with this Retry-After.
+func (c *throttled) start(retryAfter string, abuse bool, now time.Time) {
+	c.abuse = abuse || c.abuse && c.pause.Left(now) > 0
+	wait, _ := ParseRetryAfter(retryAfter, now)
+	c.pause.Begin(wait, now)
 }

@@ -130,7 +130,7 @@ func (t *Transport) fetch(n need) (*token, error) {
 		defer leave()
 	}
 	t.mu.Lock()
-	err := t.cooldown.check(host, time.Now())
+	err := t.throttled.check(host, time.Now())
 	t.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (t *Transport) fetch(n need) (*token, error) {
 			break
 		}
 		t.stats.OK++
-		t.cooldown.next = 0 // not until: this answer may be older than the 429
+		t.throttled.pause.Reset() // the pause itself stays: this answer may be older than the 429
 	case *RefusedError:
 		t.stats.Denied++
 	case *ThrottledError:
@@ -208,8 +208,8 @@ func (t *Transport) throttle(host, retryAfter string, abuse bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	t.cooldown.start(retryAfter, abuse, now)
-	return t.cooldown.check(host, now)
+	t.throttled.start(retryAfter, abuse, now)
+	return t.throttled.check(host, now)
 }
 
 // denied tells a refused credential from a scope that may not be had: some token

@@ -32,7 +32,7 @@ type Transport struct {
 	challenge *Challenge // the registry's, once it has sent one; never changed in place
 	tokens    *simplelru.LRU[string, *token]
 	login     login
-	cooldown  cooldown
+	throttled throttled
 	stats     Stats
 	warned    string // the last realm that got no credential
 }
@@ -231,6 +231,7 @@ func (t *Transport) learn(h http.Header) *Challenge {
 func (t *Transport) init() {
 	t.once.Do(func() {
 		t.alone = make(chan struct{}, 1)
+		t.throttled = newThrottled()
 		t.tokens, _ = simplelru.NewLRU[string, *token](maxTokens, nil) // fails only on a size below 1
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/hubcache/hubcache/cooldown"
 )
 
 // limit is what a request to upstream may run into.
@@ -23,9 +25,9 @@ const (
 // breaker: when the registry can't be reached at all, one request in a while tries.
 type coolDowns struct {
 	mu      sync.Mutex // guards what follows
-	pull    coolDown
+	pull    cooldown.Pause
 	version uint64 // of the credential that met the pull limit
-	all     coolDown
+	all     cooldown.Pause
 
 	refused time.Time // until when our credential is not tried again
 
@@ -35,10 +37,10 @@ type coolDowns struct {
 	pause   time.Duration
 }
 
-// coolDown is one limit's memory.
-type coolDown struct {
-	until time.Time
-	next  time.Duration // the pause after the next 429 that names none
+// newCoolDowns returns a memory in which nothing has been limited yet.
+func newCoolDowns() coolDowns {
+	p := cooldown.Pause{First: coolFirst, Most: coolMost}
+	return coolDowns{pull: p, all: p}
 }
 
 const (
@@ -50,38 +52,24 @@ const (
 	pauseMost  = 30 * time.Second
 )
 
-func (c *coolDown) begin(wait time.Duration, now time.Time) time.Duration {
-	if wait <= 0 && now.Before(c.until) {
-		return c.until.Sub(now) // one of several that were under way together
-	}
-	if wait <= 0 {
-		c.next = min(max(2*c.next, coolFirst), coolMost)
-		wait = c.next
-	}
-	if until := now.Add(wait); until.After(c.until) {
-		c.until = until
-	}
-	return wait
-}
-
 // throttle begins the cool-down of a limit and returns how long it is.
 func (c *coolDowns) throttle(m limit, wait time.Duration, version uint64) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m == pulls {
 		c.version = version
-		return c.pull.begin(wait, time.Now())
+		return c.pull.Begin(wait, time.Now())
 	}
-	return c.all.begin(wait, time.Now())
+	return c.all.Begin(wait, time.Now())
 }
 
 // pass says that a request went through, so that the next 429 begins with the first pause.
 func (c *coolDowns) pass(m limit) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.all.next = 0
+	c.all.Reset()
 	if m == pulls {
-		c.pull.next = 0
+		c.pull.Reset()
 	}
 }
 
@@ -91,11 +79,11 @@ func (c *coolDowns) check(m limit, version uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if now.Before(c.all.until) {
-		return cooling("Docker Hub", c.all.until.Sub(now), "its abuse limit was met")
+	if left := c.all.Left(now); left > 0 {
+		return cooling("Docker Hub", left, "its abuse limit was met")
 	}
-	if m == pulls && c.version == version && now.Before(c.pull.until) {
-		return cooling("Docker Hub", c.pull.until.Sub(now), "the pull limit was met")
+	if left := c.pull.Left(now); m == pulls && c.version == version && left > 0 {
+		return cooling("Docker Hub", left, "the pull limit was met")
 	}
 	if c.fall == nil || m == cdn {
 		return nil
@@ -119,7 +107,7 @@ func (c *coolDowns) fell(e *upstreamError, sent time.Time) {
 	if c.heard.After(sent) {
 		return
 	}
-	c.pause = min(max(2*c.pause, pauseFirst), pauseMost)
+	c.pause = cooldown.Double(c.pause, pauseFirst, pauseMost)
 	c.fall, c.probeAt = e, time.Now().Add(c.pause)
 }
 
@@ -143,8 +131,8 @@ func (c *coolDowns) down() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if now.Before(c.all.until) {
-		return cooling("Docker Hub", c.all.until.Sub(now), "its abuse limit was met")
+	if left := c.all.Left(now); left > 0 {
+		return cooling("Docker Hub", left, "its abuse limit was met")
 	}
 	// Once a probe is due nothing is known any more, and the next request finds out: a
 	// client that is held off here would never send it.
@@ -167,7 +155,7 @@ func (c *coolDowns) state(version uint64) string {
 		return "down"
 	case now.Before(c.refused):
 		return "denied"
-	case now.Before(c.all.until), c.version == version && now.Before(c.pull.until):
+	case c.all.Left(now) > 0, c.version == version && c.pull.Left(now) > 0:
 		return "cooling"
 	}
 	return "ok"

@@ -56,7 +56,7 @@ type upstream struct {
 }
 
 func newUpstream(o Options) (*upstream, error) {
-	u := &upstream{name: cmp.Or(o.Upstream.Name, "docker.io"), base: o.Upstream.URL, cred: o.Upstream.Credential}
+	u := &upstream{name: cmp.Or(o.Upstream.Name, "docker.io"), base: o.Upstream.URL, cred: o.Upstream.Credential, cool: newCoolDowns()}
 	if u.base == nil || u.base.Host == "" || u.base.Scheme != "http" && u.base.Scheme != "https" {
 		return nil, errors.New("the upstream needs an http or https URL")
 	}
