@@ -17,11 +17,12 @@ const module = "github.com/hubcache/hubcache/"
 // moves a wall first, in a commit of its own.
 var floors = map[string][]string{
 	"cooldown":     {},
+	"name":         {},
 	"lru":          {},
 	"storage":      {"lru"},
-	"auth":         {"cooldown"},
+	"auth":         {"cooldown", "name"},
 	"content":      {"storage"},
-	"registry":     {"auth", "content", "cooldown", "storage"},
+	"registry":     {"auth", "content", "cooldown", "name", "storage"},
 	"admin":        {"registry", "storage"},
 	"prune":        {},
 	"cmd/hubcache": {"admin", "auth", "prune", "registry", "storage"},

@@ -10,7 +10,8 @@ import (
 
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/gorilla/mux"
-	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/name"
 )
 
 const (
@@ -74,9 +75,9 @@ func FuzzParse(f *testing.F) {
 
 func differsOnPurpose(path string, vars map[string]string) bool {
 	ref := vars["reference"] + vars["digest"]
-	name := vars["name"]
-	return strings.HasSuffix(path, "/") || strings.Contains(ref, ":") && !validDigest(ref) ||
-		name != "" && !validName("library/"+name)
+	repository := vars["name"]
+	return strings.HasSuffix(path, "/") || strings.Contains(ref, ":") && !name.ValidDigest(ref) ||
+		repository != "" && !name.ValidRepository("library/"+repository)
 }
 
 // canonical is the path of a request.
@@ -90,20 +91,6 @@ func canonical(q request) string {
 		return "/v2/" + q.name + "/tags/list"
 	}
 	return "/v2/" + q.name + "/" + map[kind]string{manifest: "manifests", blob: "blobs", referrers: "referrers"}[q.kind] + "/" + q.ref
-}
-
-// FuzzValidDigest holds the fast check against go-digest's.
-func FuzzValidDigest(f *testing.F) {
-	for _, s := range []string{"", "sha256:", "sha256:" + hex64, "sha256:" + hex64 + "0", "sha512:" + hex128, "sha384:" + hex64, "SHA256:" + hex64, "sha256:" + strings.ToUpper(hex64), "sha256:../" + hex64[3:]} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		d := digest.Digest(s)
-		want := d.Validate() == nil && (d.Algorithm() == digest.SHA256 || d.Algorithm() == digest.SHA512)
-		if validDigest(s) != want {
-			t.Errorf("%q: %v", s, !want)
-		}
-	})
 }
 
 // FuzzParseContentRange: what is accepted is inside the blob and says what it says.
@@ -153,15 +140,15 @@ func FuzzGlob(f *testing.F) {
 	f.Add("library/redis", "library/redis")
 	f.Add("library/*", "library/a/b")
 	f.Add("org/**", "org/a/b")
-	f.Fuzz(func(t *testing.T, pattern, name string) {
-		if !validName(name) {
+	f.Fuzz(func(t *testing.T, pattern, repository string) {
+		if !name.ValidRepository(repository) {
 			return
 		}
-		if !strings.ContainsAny(pattern, `*?[\`) && glob(pattern, name) != (pattern == name) {
-			t.Errorf("%q and %q: %v", pattern, name, glob(pattern, name))
+		if !strings.ContainsAny(pattern, `*?[\`) && glob(pattern, repository) != (pattern == repository) {
+			t.Errorf("%q and %q: %v", pattern, repository, glob(pattern, repository))
 		}
-		if !strings.Contains(pattern, "**") && pattern != "*" && glob(pattern, name) && strings.Count(pattern, "/") < strings.Count(name, "/") {
-			t.Errorf("%q crosses a slash of %q", pattern, name)
+		if !strings.Contains(pattern, "**") && pattern != "*" && glob(pattern, repository) && strings.Count(pattern, "/") < strings.Count(repository, "/") {
+			t.Errorf("%q crosses a slash of %q", pattern, repository)
 		}
 	})
 }

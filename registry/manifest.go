@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -221,7 +222,7 @@ func (r *Registry) headManifest(ctx context.Context, q request) (*found, error) 
 		if q.digest != "" {
 			d = q.digest
 		}
-		if resp.StatusCode != http.StatusOK || !validDigest(string(d)) || resp.ContentLength < 0 {
+		if resp.StatusCode != http.StatusOK || !name.ValidDigest(string(d)) || resp.ContentLength < 0 {
 			// Not what the spec asks for, but there are such registries: get it.
 			return r.getManifest(ctx, q, q.digest)
 		}

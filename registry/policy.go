@@ -5,6 +5,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/hubcache/hubcache/name"
 )
 
 // staleAfter is how long a cached tag waits for a Hub that is merely slow.
@@ -38,7 +40,7 @@ func newPolicy(p Policy) (*policy, error) {
 			if _, err := path.Match(pattern, ""); err != nil {
 				return nil, fmt.Errorf("%s: %q is not a pattern", g.name, pattern)
 			}
-			*g.to = append(*g.to, whole(pattern))
+			*g.to = append(*g.to, name.NormalizePattern(pattern))
 		}
 	}
 	for _, rule := range p.Tags {
@@ -56,16 +58,6 @@ func newPolicy(p Policy) (*policy, error) {
 	fill(&q.Limits.Ranges, DefaultLimits.Ranges)
 	fill(&q.Limits.Bypass, DefaultLimits.Bypass)
 	return q, nil
-}
-
-// whole gives a pattern for an official image its folder, as names have it. A registry's
-// name in front may be written.
-func whole(pattern string) string {
-	pattern = strings.TrimPrefix(pattern, "docker.io/")
-	if !strings.Contains(pattern, "/") && pattern != "*" {
-		return "library/" + pattern
-	}
-	return pattern
 }
 
 // globs are patterns for repositories in which * crosses no slash; "*" alone and a
@@ -106,15 +98,15 @@ type tagSettings struct {
 // refreshAt is the age at which a tag that is in use is checked in the background.
 func (s tagSettings) refreshAt() time.Duration { return s.ttl * 4 / 5 }
 
-func (p *policy) tag(name, tag string) tagSettings {
+func (p *policy) tag(repository, tag string) tagSettings {
 	s := tagSettings{maxStale: p.MaxStale}
 	if p.TagTTL != nil {
 		s.ttl = *p.TagTTL
-	} else if strings.HasPrefix(name, "library/") {
+	} else if strings.HasPrefix(repository, "library/") {
 		s.ttl = defaultTTL
 	}
 	for _, rule := range p.Tags {
-		if ok, _ := path.Match(whole(rule.Match), name+":"+tag); !ok {
+		if ok, _ := path.Match(name.NormalizePattern(rule.Match), repository+":"+tag); !ok {
 			continue
 		}
 		if rule.TTL != nil {

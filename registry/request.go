@@ -9,6 +9,8 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/name"
 )
 
 // kind is what a request is about.
@@ -35,10 +37,6 @@ type request struct {
 	digest digest.Digest // ref, when it is one
 }
 
-// maxName is the length of a repository's name with its registry, as in
-// distribution/reference. File names are made of it.
-const maxName = 255 - len("docker.io/")
-
 // parse reads the path of a request. It is written by hand, and not a gorilla/mux router
 // such as registry/api/v2 builds, because it stands before every cached answer; a test
 // holds it against that router. referrers, which the router lacks, is a route of the
@@ -56,17 +54,17 @@ func parse(path string) (request, error) {
 	case !ok:
 		return request{}, notFound
 	}
-	if name, ok := strings.CutSuffix(rest, "/tags/list"); ok {
-		return finish(request{kind: tags, name: name})
+	if repository, ok := strings.CutSuffix(rest, "/tags/list"); ok {
+		return finish(request{kind: tags, name: repository})
 	}
 	rest, ref, _ := cutLast(rest)
-	name, route, _ := cutLast(rest)
-	q := request{name: name, ref: ref}
+	repository, route, _ := cutLast(rest)
+	q := request{name: repository, ref: ref}
 	switch route {
 	case "manifests":
 		q.kind = manifest
 		if !strings.Contains(ref, ":") {
-			if !validTag(ref) {
+			if !name.ValidTag(ref) {
 				return q, invalid(errcode.ErrorCodeTagInvalid, ref)
 			}
 			return finish(q)
@@ -79,7 +77,7 @@ func parse(path string) (request, error) {
 		return q, notFound
 	}
 	q.digest = digest.Digest(ref)
-	if !validDigest(ref) {
+	if !name.ValidDigest(ref) {
 		return q, invalid(errcode.ErrorCodeDigestInvalid, ref)
 	}
 	return finish(q)
@@ -87,10 +85,8 @@ func parse(path string) (request, error) {
 
 // finish checks the name and makes it whole.
 func finish(q request) (request, error) {
-	if !strings.Contains(q.name, "/") && q.name != "" {
-		q.name = "library/" + q.name
-	}
-	if !validName(q.name) {
+	q.name = name.WithLibrary(q.name)
+	if !name.ValidRepository(q.name) {
 		return q, invalid(errcode.ErrorCodeNameInvalid, q.name)
 	}
 	return q, nil
@@ -102,68 +98,6 @@ func cutLast(s string) (before, after string, ok bool) {
 		return "", s, false
 	}
 	return s[:i], s[i+1:], true
-}
-
-// validDigest reports whether s is a sha256 or sha512 digest as OCI writes it.
-func validDigest(s string) bool {
-	algorithm, hex, _ := strings.Cut(s, ":")
-	if !(algorithm == "sha256" && len(hex) == 64 || algorithm == "sha512" && len(hex) == 128) {
-		return false
-	}
-	for i := range len(hex) {
-		if c := hex[i]; !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f') {
-			return false
-		}
-	}
-	return true
-}
-
-// validTag follows the spec: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}.
-func validTag(s string) bool {
-	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if !(alnum(c) || c >= 'A' && c <= 'Z' || c == '.' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return true
-}
-
-func alnum(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
-
-// validName follows the spec: components of [a-z0-9]+((\.|_|__|-+)[a-z0-9]+)* with
-// slashes between them.
-func validName(s string) bool {
-	if len(s) > maxName {
-		return false
-	}
-	for component := range strings.SplitSeq(s, "/") {
-		if component == "" || !alnum(component[0]) || !alnum(component[len(component)-1]) {
-			return false
-		}
-		for i := 1; i < len(component)-1; i++ {
-			c := component[i]
-			if alnum(c) {
-				continue
-			}
-			run := i
-			for component[i+1] == c {
-				i++
-			}
-			switch n := i - run + 1; {
-			case c == '-', c == '.' && n == 1, c == '_' && n <= 2:
-			default:
-				return false
-			}
-			if !alnum(component[i+1]) {
-				return false
-			}
-		}
-	}
-	return true
 }
 
 // namespaces are the values of the ns parameter that mean the upstream, Docker Hub.
