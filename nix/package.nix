@@ -21,6 +21,7 @@ buildGoModule (finalAttrs: {
       ../admin
       ../auth
       ../cmd
+      ../image
       ../integration
       ../lru
       ../prune

@@ -7,7 +7,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/image"
 )
 
 // Read-ahead: when a client asks for the first layer of an image whose manifest it has got
@@ -28,8 +28,8 @@ const (
 // blobs were read ahead and not asked for yet.
 type ahead struct {
 	mu     sync.Mutex // guards what follows
-	images *simplelru.LRU[part, *image]
-	layers map[part]*image // each layer of images; the newest wins
+	images *simplelru.LRU[part, *recentImage]
+	layers map[part]*recentImage // each layer of images; the newest wins
 	idle   map[digest.Digest]*unasked
 	unused int64 // bytes
 }
@@ -41,9 +41,9 @@ type part struct {
 	digest digest.Digest
 }
 
-type image struct {
+type recentImage struct {
 	name    string
-	layers  []storage.Child
+	layers  []image.Child
 	started bool
 }
 
@@ -53,8 +53,8 @@ type unasked struct {
 }
 
 func newAhead() *ahead {
-	a := &ahead{layers: map[part]*image{}, idle: map[digest.Digest]*unasked{}}
-	a.images, _ = simplelru.NewLRU(aheadImages, func(_ part, img *image) {
+	a := &ahead{layers: map[part]*recentImage{}, idle: map[digest.Digest]*unasked{}}
+	a.images, _ = simplelru.NewLRU(aheadImages, func(_ part, img *recentImage) {
 		for _, l := range img.layers {
 			if p := (part{img.name, l.Digest}); a.layers[p] == img {
 				delete(a.layers, p)
@@ -65,10 +65,10 @@ func newAhead() *ahead {
 }
 
 // handedOut remembers a manifest that a client has got under a repository.
-func (a *ahead) handedOut(name string, d digest.Digest, children []storage.Child) {
-	var layers []storage.Child
+func (a *ahead) handedOut(name string, d digest.Digest, children []image.Child) {
+	var layers []image.Child
 	for _, c := range children {
-		if c.Role == storage.RoleLayer {
+		if c.Role == image.RoleLayer {
 			layers = append(layers, c)
 		}
 	}
@@ -77,7 +77,7 @@ func (a *ahead) handedOut(name string, d digest.Digest, children []storage.Child
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	img := &image{name: name, layers: layers}
+	img := &recentImage{name: name, layers: layers}
 	a.images.Remove(part{name, d})
 	a.images.Add(part{name, d}, img)
 	for _, l := range layers {
@@ -87,7 +87,7 @@ func (a *ahead) handedOut(name string, d digest.Digest, children []storage.Child
 
 // take returns the layers to fetch ahead because a client asks for d: those of its image
 // in that repository, once.
-func (a *ahead) take(name string, d digest.Digest) []storage.Child {
+func (a *ahead) take(name string, d digest.Digest) []image.Child {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	img := a.layers[part{name, d}]
@@ -164,7 +164,7 @@ func (r *Registry) readAhead(q request) {
 	if total > r.store.Budget()/2 {
 		return
 	}
-	next := make(chan storage.Child, len(layers))
+	next := make(chan image.Child, len(layers))
 	for _, l := range layers {
 		if l.Digest != q.digest {
 			next <- l
@@ -189,7 +189,7 @@ func (r *Registry) readAhead(q request) {
 }
 
 // fetchAhead fetches one layer and reports whether to go on.
-func (r *Registry) fetchAhead(name string, l storage.Child) bool {
+func (r *Registry) fetchAhead(name string, l image.Child) bool {
 	if _, ok := r.store.Has(l.Digest); ok {
 		return true
 	}

@@ -13,9 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hubcache/hubcache/image"
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
-	"github.com/hubcache/hubcache/storage"
 )
 
 // The fault matrix of manifests and tokens: what happens × whether the tag is cached.
@@ -97,7 +97,7 @@ func manifestFaultCell(t *testing.T, row manifestFault) {
 	l.image("library/app", "cached", 1000, 5<<18)
 	l.image("library/new", "cold", 1000, 1001)
 	cached := l.get("/v2/library/app/manifests/cached")
-	for _, c := range storage.Children(cached.body) {
+	for _, c := range image.Children(cached.body) {
 		l.fetch("library/app", c.Digest)
 	}
 	time.Sleep(10 * time.Minute) // all tokens have expired
@@ -228,7 +228,7 @@ func upstreamGone(t *testing.T, s silent) {
 	layers := l.image("library/app", "1", 5<<18)
 	half := l.image("library/half", "1", 1000, 1001)
 	m := l.get("/v2/library/app/manifests/1")
-	layers = append(layers, storage.Children(m.body)[0].Digest) // the config
+	layers = append(layers, image.Children(m.body)[0].Digest) // the config
 	for _, d := range layers {
 		l.fetch("library/app", d)
 	}

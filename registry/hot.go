@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/image"
 )
 
 // hotBytes bounds the manifests kept in memory: at 5 KB each, some thousands.
@@ -32,7 +32,7 @@ type hotKey struct{ name, ref string }
 type hotManifest struct {
 	digest   digest.Digest
 	body     []byte
-	children []storage.Child
+	children []image.Child
 	expires  time.Time
 	header   http.Header
 

@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/image"
 	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -36,7 +37,7 @@ type found struct {
 	mediaType string
 	size      int64
 	body      []byte // nil: only headers
-	children  []storage.Child
+	children  []image.Child
 	outcome   Outcome
 	expires   time.Time // until when a tag may be answered with it unasked; zero with a digest: for ever
 }
@@ -105,7 +106,7 @@ func (r *Registry) deliverable(m *storage.Manifest) error {
 		return nil
 	}
 	for _, c := range m.Children {
-		if _, ok := r.store.Has(c.Digest); !ok && c.Role != storage.RoleManifest {
+		if _, ok := r.store.Has(c.Digest); !ok && c.Role != image.RoleManifest {
 			return &failure{status: http.StatusServiceUnavailable, code: errcode.ErrorCodeUnavailable, err: down,
 				detail: fmt.Sprintf("blob %s of this image is not cached, and %v", c.Digest, down)}
 		}
@@ -178,7 +179,7 @@ func (r *Registry) getManifest(ctx context.Context, q request, d digest.Digest) 
 		return nil, err
 	}
 	mediaType := mediaTypeOf(resp.Header)
-	f := &found{digest: d, mediaType: mediaType, size: int64(len(body)), body: body, children: storage.Children(body), outcome: OutcomeMiss}
+	f := &found{digest: d, mediaType: mediaType, size: int64(len(body)), body: body, children: image.Children(body), outcome: OutcomeMiss}
 	switch err := r.store.PutManifest(r.origin(q.name), d, mediaType, body); {
 	case errors.Is(err, storage.ErrBusy): // by another repository's request
 		r.store.Confirm(r.full(q.name), d, f.size)

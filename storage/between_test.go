@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/image"
 )
 
 // begun writes all but the end of b; nil when it is there already.
@@ -313,7 +315,7 @@ func TestNameLosesConfirm(t *testing.T) {
 		d := digest.FromString(fmt.Sprint(n))
 		var wg sync.WaitGroup
 		wg.Go(func() { s.Confirm(repo, d, 10) })
-		s.name(repo, Child{d, 10, RoleLayer})
+		s.name(repo, image.Child{Digest: d, Size: 10, Role: image.RoleLayer})
 		wg.Wait()
 		if l, err := s.Link(repo, d); err != nil || !l.Confirmed {
 			t.Fatalf("try %d: %+v %v", n, l, err)

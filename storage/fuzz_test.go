@@ -2,17 +2,17 @@ package storage
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/image"
 )
 
 // FuzzRecord: what decodes is what was meant: it encodes to something that decodes to the
@@ -22,7 +22,7 @@ func FuzzRecord(f *testing.F) {
 	for _, r := range []record{
 		{},
 		{fileID: fileID{1, 2, 3}, private: true},
-		{fileID: fileID{1 << 40, 2, -3}, manifest: true, mediaType: "application/x", children: []Child{{d, 5, RoleConfig}, {d, 1 << 40, RoleLayer}}},
+		{fileID: fileID{1 << 40, 2, -3}, manifest: true, mediaType: "application/x", children: []image.Child{{Digest: d, Size: 5, Role: image.RoleConfig}, {Digest: d, Size: 1 << 40, Role: image.RoleLayer}}},
 	} {
 		f.Add(r.encode())
 	}
@@ -36,7 +36,7 @@ func FuzzRecord(f *testing.F) {
 		if err != nil || !reflect.DeepEqual(r, again) {
 			t.Errorf("%x → %+v → %+v, %v", b, r, again, err)
 		}
-		if r.size < 0 || len(r.children) > maxChildren {
+		if r.size < 0 || len(r.children) > image.MaxChildren {
 			t.Errorf("%+v", r)
 		}
 		head, _, err := decodeHead(b)
@@ -91,84 +91,6 @@ func FuzzSeal(f *testing.F) {
 	})
 }
 
-// FuzzChildren: every child is named in the manifest, once, with a digest and a size that
-// can be; and a manifest made of the children has the same children.
-func FuzzChildren(f *testing.F) {
-	d := digest.FromString("x")
-	f.Add(fmt.Appendf(nil, `{"config":{"digest":%q,"size":3},"layers":[{"digest":%q,"size":3},{"digest":%q,"size":4}]}`, d, d, digest.FromString("y")))
-	f.Add(fmt.Appendf(nil, `{"manifests":[{"digest":%q,"size":-3},{"digest":"sha256:../../etc","size":1}]}`, d))
-	f.Add([]byte(`{"layers":{"digest":1}}`))
-	f.Add([]byte(`{"layers":null,"manifests":[],"config":null}`))
-	f.Add([]byte(`[[[[`))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		children := Children(body)
-		seen := map[digest.Digest]bool{}
-		var again struct {
-			Manifests []map[string]any `json:"manifests"`
-			Config    map[string]any   `json:"config"`
-			Layers    []map[string]any `json:"layers"`
-		}
-		for _, c := range children {
-			if seen[c.Digest] || c.Size < 0 || c.Digest.Validate() != nil {
-				t.Fatalf("%q: %+v", body, c)
-			}
-			seen[c.Digest] = true
-			m := map[string]any{"digest": c.Digest, "size": c.Size}
-			switch c.Role {
-			case RoleManifest:
-				again.Manifests = append(again.Manifests, m)
-			case RoleConfig:
-				again.Config = m
-			case RoleLayer:
-				again.Layers = append(again.Layers, m)
-			default:
-				t.Fatalf("role %d", c.Role)
-			}
-		}
-		b, err := json.Marshal(again)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := Children(b); !reflect.DeepEqual(got, children) {
-			t.Errorf("%q: %v, then %v", body, children, got)
-		}
-	})
-}
-
-// TestHostileManifests: none of them costs much memory or time, and none has children.
-func TestHostileManifests(t *testing.T) {
-	const limit = 4 << 20 // of the registry's; and some more
-	fill := func(open, piece, end string) []byte {
-		return []byte(open + strings.Repeat(piece, (5<<20-len(open)-len(end))/len(piece)) + end)
-	}
-	for name, body := range map[string][]byte{
-		"a million layers":       fill(`{"layers":[{}`, `,{}`, `]}`),
-		"a million manifests":    fill(`{"manifests":[{}`, `,{}`, `]}`),
-		"a million configs":      fill(`{"x":1`, `,"config":{}`, `}`),
-		"a million nulls":        fill(`{"blobs":[null`, `,null`, `]}`),
-		"deep arrays":            fill(`{"layers":`, `[`, ``),
-		"deep objects":           fill(``, `{"manifests":[{"config":`, ``),
-		"deep in something else": fill(`{"annotations":`, `{"a":`, `1`),
-		"one long string":        fill(`{"mediaType":"`, `x`, `"}`),
-		"5 MiB of spaces":        fill(`{`, ` `, `}`),
-	} {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		start := time.Now()
-		if c := Children(body); len(c) > 0 {
-			t.Errorf("%s: %d children", name, len(c))
-		}
-		took := time.Since(start)
-		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; n > 4*limit {
-			t.Errorf("%s: %d MiB allocated", name, n>>20)
-		}
-		if took > 3*time.Second {
-			t.Errorf("%s: %s", name, took)
-		}
-	}
-}
-
 // TestIndexThatNamesItself: indexes that name each other in a circle, and one under the
 // digest of which it speaks. A use of one ends.
 func TestIndexThatNamesItself(t *testing.T) {
@@ -179,7 +101,7 @@ func TestIndexThatNamesItself(t *testing.T) {
 	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", a); err != nil {
 		t.Fatal(err)
 	}
-	s.amend(d, func(r *record) { r.children = []Child{{d, int64(len(a)), RoleManifest}} })
+	s.amend(d, func(r *record) { r.children = []image.Child{{Digest: d, Size: int64(len(a)), Role: image.RoleManifest}} })
 	s.Touch(d)
 	// Deep, by names that are true: 50 indexes, each of the one before.
 	for range 50 {

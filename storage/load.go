@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/image"
 )
 
 func fileIDOf(fi fs.FileInfo) fileID {
@@ -377,7 +379,7 @@ func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType st
 	if e == nil {
 		return
 	}
-	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: e.Value.has(isPrivate), manifest: true, mediaType: mediaType, children: Children(body)}
+	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: e.Value.has(isPrivate), manifest: true, mediaType: mediaType, children: image.Children(body)}
 	s.index.set(bucketBlobs, []byte(d), r.encode())
 	s.link(repository, d, Link{true, e.Size})
 	for _, c := range r.children {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/image"
 )
 
 // What the index holds. Every value ends in a checksum over key and value, so that a
@@ -55,7 +57,7 @@ type record struct {
 	unverified bool   // found on disk without a record: hashed before it is served
 	manifest   bool   // mediaType and children are set
 	mediaType  string // as upstream sent it
-	children   []Child
+	children   []image.Child
 }
 
 const (
@@ -121,8 +123,8 @@ func decodeRecord(b []byte) (record, error) {
 	}
 	d := decoder{b: b}
 	r.mediaType = d.string()
-	for range d.uint(maxChildren) {
-		c := Child{Role: Role(d.byte()), Size: int64(d.uint(1 << 62)), Digest: digest.Digest(d.string())}
+	for range d.uint(image.MaxChildren) {
+		c := image.Child{Role: image.Role(d.byte()), Size: int64(d.uint(1 << 62)), Digest: digest.Digest(d.string())}
 		r.children = append(r.children, c)
 	}
 	return r, d.end()

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/image"
 )
 
 // A repository's name, here as everywhere in this package, begins with its registry:
@@ -22,7 +24,7 @@ type Manifest struct {
 	Digest    digest.Digest
 	MediaType string // as upstream sent it
 	Body      []byte
-	Children  []Child
+	Children  []image.Child
 	Private   bool // came through a repository that isn't public
 }
 
@@ -36,7 +38,7 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	if got := d.Algorithm().FromBytes(body); got != d {
 		return fmt.Errorf("%w: got %s for %s", ErrDigest, got, d)
 	}
-	m := &Manifest{MediaType: mediaType, Children: Children(body)}
+	m := &Manifest{MediaType: mediaType, Children: image.Children(body)}
 	name := func() {
 		for _, c := range m.Children {
 			s.name(from.Repository, c)
@@ -153,7 +155,7 @@ func (s *Store) link(repository string, d digest.Digest, l Link) (set bool) {
 }
 
 // name links a manifest's child, unless there is a better link.
-func (s *Store) name(repository string, c Child) {
+func (s *Store) name(repository string, c image.Child) {
 	s.link(repository, c.Digest, Link{false, c.Size})
 }
 

@@ -1,4 +1,7 @@
-package storage
+// Package image parses manifests: what an index or an image names, and as what.
+//
+// It does no I/O and keeps no state. All functions are safe for concurrent use.
+package image
 
 import (
 	"bytes"
@@ -8,10 +11,12 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Role is what a manifest names a child for.
+// Role says as what a manifest names a child. It is written to disk: the numbers stay.
+// The zero value is no role.
 type Role uint8
 
-// The roles. A child of an index is a manifest; an image has one config and layers.
+// The roles. A child of an index is a manifest. An image has one config and any number of
+// layers.
 const (
 	RoleManifest Role = 1 + iota
 	RoleConfig
@@ -25,16 +30,18 @@ type Child struct {
 	Role   Role
 }
 
-// maxChildren is far beyond any real image (the largest have some 130 layers, indexes a
-// few dozen platforms): what a hostile manifest can make the index hold.
-const maxChildren = 10_000
+// MaxChildren is the most children that Children returns. It is far beyond any real image
+// (the largest have some 130 layers, and indexes a few dozen platforms), and limits how much
+// a hostile manifest can put into memory and into the index.
+const MaxChildren = 10_000
 
-// Children returns what the manifest in body names: the manifests of an index, or config
-// and layers of an image, in order, each once. Media types don't matter, only the shape,
-// so artifact manifests and types yet to come work too. What isn't a manifest, or names
-// more than 10,000 children, has none: it can be stored and served all the same.
+// Children returns what the manifest in body names: the manifests of an index, or the config
+// and layers of an image, in order, each once. Only the shape matters, not the media type, so
+// artifact manifests and future types work too. A body that isn't a manifest, or that names
+// more than MaxChildren, has no children: it can be stored and served all the same.
+// Descriptors with an invalid digest or a negative size are left out.
 //
-// OCI image-spec 1.1 manifest and image-index; Docker schema 2 has the same shape.
+// The shape is that of the OCI image-spec 1.1; Docker schema 2 has the same.
 func Children(body []byte) []Child {
 	var m struct {
 		Manifests descriptors `json:"manifests"`
@@ -45,7 +52,7 @@ func Children(body []byte) []Child {
 	if json.Unmarshal(body, &m) != nil {
 		return nil
 	}
-	if len(m.Manifests)+len(m.Layers)+len(m.Blobs) > maxChildren {
+	if len(m.Manifests)+len(m.Layers)+len(m.Blobs) > MaxChildren {
 		return nil
 	}
 	var children []Child
@@ -69,20 +76,21 @@ func Children(body []byte) []Child {
 	return children
 }
 
-// descriptor is what is read of one.
+// descriptor holds the fields of an OCI descriptor that are needed here.
 type descriptor struct {
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
 }
 
-// descriptors stop being read where no real manifest goes on: a million empty ones, which
-// a body of 4 MiB has room for, would become a hundred times that in memory.
+// descriptors is a list that fails to decode once it is longer than MaxChildren. Without
+// this limit a body of 4 MiB could name a million empty descriptors, which take a hundred
+// times as much memory.
 type descriptors []descriptor
 
 var errTooManyChildren = errors.New("too many children")
 
 func (ds *descriptors) UnmarshalJSON(b []byte) error {
-	*ds = nil // of a key that comes twice the last counts
+	*ds = nil // when a key comes twice, the last one counts
 	in := json.NewDecoder(bytes.NewReader(b))
 	start, err := in.Token()
 	if err != nil || start == nil { // null
@@ -92,7 +100,7 @@ func (ds *descriptors) UnmarshalJSON(b []byte) error {
 		return errors.New("not a list of descriptors")
 	}
 	for in.More() {
-		if len(*ds) == maxChildren {
+		if len(*ds) == MaxChildren {
 			return errTooManyChildren
 		}
 		var d descriptor
