@@ -22,6 +22,7 @@ var floors = map[string][]string{
 	"image":        {},
 	"storage":      {"image", "lru"},
 	"auth":         {"cooldown", "name"},
+	"upstream":     {"auth", "cooldown"},
 	"content":      {"storage"},
 	"registry":     {"auth", "content", "cooldown", "image", "name", "storage"},
 	"admin":        {"registry", "storage"},

@@ -21,12 +21,16 @@ buildGoModule (finalAttrs: {
       ../admin
       ../auth
       ../cmd
+      ../content
+      ../cooldown
       ../image
       ../integration
       ../lru
+      ../name
       ../prune
       ../registry
       ../storage
+      ../upstream
     ];
   };
 

@@ -1,0 +1,374 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// maxBreaks is how many times in a row a body may break without having brought a byte.
+const maxBreaks = 2
+
+// retryPauses are the pauses before a broken body is asked for again: at first almost none.
+var retryPauses = [maxBreaks + 1]time.Duration{0, 100 * time.Millisecond, time.Second}
+
+// locationAge is how long a signed CDN URL is used for the ranges of one blob. Such URLs
+// are good for minutes; after a break the registry is asked for a new one anyway.
+const locationAge = time.Minute
+
+// Blob is a blob of an upstream: where it is, and what its bodies have learned of that.
+// All methods are safe for concurrent use.
+type Blob struct {
+	client     *Client
+	repository string
+	digest     digest.Digest
+
+	mu       sync.Mutex // guards what follows
+	location *url.URL   // that answered last; nil: ask the registry. Never stored or logged.
+	until    time.Time  // how long location is used
+}
+
+// Blob returns a blob of the repository. It makes no request.
+func (c *Client) Blob(repository string, d digest.Digest) *Blob {
+	return &Blob{client: c, repository: repository, digest: d}
+}
+
+// where returns the URL to ask.
+func (b *Blob) where() (*url.URL, limit) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.location == nil || time.Now().After(b.until) {
+		return b.client.url(b.repository + "/blobs/" + string(b.digest)), plain
+	}
+	return b.location, cdn
+}
+
+// found remembers the URL that answered.
+func (b *Blob) found(at *url.URL) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.location == nil || *b.location != *at {
+		b.location, b.until = at, time.Now().Add(locationAge)
+	}
+}
+
+// lost has the next request ask the registry.
+func (b *Blob) lost() {
+	b.mu.Lock()
+	b.location = nil
+	b.mu.Unlock()
+}
+
+// Part is which bytes of a blob to read. The zero value but for Size and To -1 is all of it.
+type Part struct {
+	From, To int64 // To is exclusive; -1: to the blob's end, wherever that is
+	Size     int64 // of the blob; -1: unknown
+	Whole    bool  // where the upstream knows no ranges, read on to the blob's end
+}
+
+// Body reads a part of a blob. A body that breaks or stalls is continued by Range.
+// Not safe for concurrent use; Close it.
+type Body struct {
+	blob    *Blob
+	ctx     context.Context
+	at, end int64 // what is left to read; end is -1 while nobody knows where the blob ends
+	size    int64 // of the blob; -1 until known
+	ranged  bool  // the upstream honours ranges
+	whole   bool  // as in Part
+
+	body    io.ReadCloser
+	cancel  context.CancelCauseFunc // of the body's request
+	stall   *time.Timer             // calls cancel; runs during a read
+	exact   bool                    // the body ends by itself where it should
+	breaks  int                     // in a row, without a byte
+	failure error                   // final
+}
+
+var errStalled = fmt.Errorf("no byte for %s: %w", stallDeadline, context.DeadlineExceeded)
+
+// Open asks for a part of the blob, again if need be, and returns when the upstream has
+// answered. ctx ends the request and all reading.
+// Errors: *Error, ctx's cause.
+func (b *Blob) Open(ctx context.Context, p Part) (*Body, error) {
+	body := &Body{blob: b, ctx: ctx, at: p.From, end: p.To, size: p.Size, whole: p.Whole}
+	if err := body.connect(); err != nil {
+		body.Close()
+		return nil, err
+	}
+	return body, nil
+}
+
+// Span returns which bytes are left to read; to is exclusive, and -1 while nobody knows
+// where the blob ends.
+func (b *Body) Span() (from, to int64) { return b.at, b.end }
+
+// Size returns the size of the whole blob in bytes, -1 when it isn't known yet.
+func (b *Body) Size() int64 { return b.size }
+
+// Ranged reports whether the upstream has answered with a range.
+func (b *Body) Ranged() bool { return b.ranged }
+
+// connect opens the body, trying again as often as a break allows, until openDeadline.
+func (b *Body) connect() error {
+	start := time.Now()
+	for {
+		err := b.open()
+		if err == nil {
+			return nil
+		}
+		b.breaks++
+		if b.final(err) || b.breaks > maxBreaks || time.Since(start)+retryPauses[b.breaks] > openDeadline {
+			return err
+		}
+		if err := b.pause(); err != nil {
+			return err
+		}
+	}
+}
+
+func (b *Body) pause() error {
+	select {
+	case <-time.After(retryPauses[b.breaks]):
+		return nil
+	case <-b.ctx.Done():
+		return context.Cause(b.ctx)
+	}
+}
+
+// final reports whether asking again can't help.
+func (b *Body) final(err error) bool {
+	if b.ctx.Err() != nil {
+		return true
+	}
+	u, ok := errors.AsType[*Error](err)
+	return ok && (u.Cause == NotFound || u.Cause == Denied || u.Cause == Throttled || u.Cause == Refused)
+}
+
+// open sends one request for what is left and checks the headers of the answer.
+func (b *Body) open() error {
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	slow := time.AfterFunc(headersDeadline, func() { cancel(context.DeadlineExceeded) })
+	header := http.Header{}
+	if b.at > 0 || b.end >= 0 && b.end != b.size {
+		header.Set("Range", rangeField(b.at, b.end))
+	}
+	to, l := b.blob.where()
+	resp, at, err := b.blob.client.follow(ctx, http.MethodGet, to, header, l)
+	if !slow.Stop() && err == nil {
+		resp.Body.Close()
+		err = context.DeadlineExceeded
+	}
+	if err == nil {
+		if err = b.accept(resp, at); err != nil {
+			resp.Body.Close()
+		}
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && b.ctx.Err() == nil {
+			err = cause
+		}
+		cancel(nil)
+		b.blob.lost()
+		return classify(to.Host, err)
+	}
+	b.blob.found(at)
+	b.body, b.cancel = counted{resp.Body, &b.blob.client.fetched}, cancel
+	b.stall = time.AfterFunc(stallDeadline, func() { cancel(errStalled) })
+	b.stall.Stop()
+	return b.skip(resp.StatusCode)
+}
+
+// rangeField asks for the bytes from at up to end, -1 for the rest.
+func rangeField(at, end int64) string {
+	s := "bytes=" + strconv.FormatInt(at, 10) + "-"
+	if end >= 0 {
+		s += strconv.FormatInt(end-1, 10)
+	}
+	return s
+}
+
+// accept checks what an answer says of itself against what is known of the blob.
+func (b *Body) accept(resp *http.Response, at *url.URL) error {
+	bad := func(format string, args ...any) error {
+		return &Error{Cause: Broken, Host: at.Host, Status: resp.StatusCode, Err: fmt.Errorf(format, args...)}
+	}
+	total := resp.ContentLength
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusPartialContent:
+		from, to, size, ok := parseContentRange(resp.Header.Get("Content-Range"))
+		if !ok || from != b.at || b.end >= 0 && to > b.end || resp.ContentLength >= 0 && resp.ContentLength != to-from {
+			return bad("asked for %s, got %q", rangeField(b.at, b.end), resp.Header.Get("Content-Range"))
+		}
+		total = size
+	default:
+		return bad("neither the blob nor a part of it")
+	}
+	if total >= 0 && b.size >= 0 && total != b.size {
+		return bad("a body for a blob of %d bytes that should have %d", total, b.size)
+	}
+	if b.size < 0 {
+		b.size = total
+	}
+	b.ranged = resp.StatusCode == http.StatusPartialContent
+	if b.end < 0 || b.end > b.size || b.whole && !b.ranged {
+		b.end = b.size
+	}
+	b.exact = resp.ContentLength >= 0 && (b.ranged || b.end == b.size)
+	return nil
+}
+
+// skip reads over what a server without ranges sends again.
+func (b *Body) skip(status int) error {
+	if status != http.StatusOK || b.at == 0 {
+		return nil
+	}
+	left := b.at
+	buf := make([]byte, min(left, 128<<10))
+	for left > 0 {
+		n, err := b.read(buf[:min(left, int64(len(buf)))])
+		left -= int64(n)
+		if err != nil && left > 0 {
+			return b.broke(err)
+		}
+	}
+	return nil
+}
+
+// parseContentRange reads "bytes 0-99/1000" (RFC 9110 §14.4); to is exclusive. A size of *
+// isn't accepted: the upstream knows it.
+func parseContentRange(s string) (from, to, size int64, ok bool) {
+	spec, found := strings.CutPrefix(s, "bytes ")
+	span, total, found2 := strings.Cut(spec, "/")
+	first, last, found3 := strings.Cut(span, "-")
+	number := func(s string) (n int64) {
+		u, err := strconv.ParseUint(s, 10, 63) // digits only
+		ok = ok && err == nil
+		return int64(u)
+	}
+	ok = found && found2 && found3
+	from, to, size = number(first), number(last), number(total)
+	return from, to + 1, size, ok && from <= to && to < size
+}
+
+// broke closes a body that failed, and returns why.
+func (b *Body) broke(err error) error {
+	if b.stall != nil {
+		b.stall.Stop()
+	}
+	if b.body == nil {
+		return err
+	}
+	b.cancel(nil)
+	b.body.Close()
+	b.body = nil
+	b.blob.lost()
+	return err
+}
+
+// read reads from the body. The stall timer runs while we wait for the upstream, and not
+// while the upstream waits for us.
+func (b *Body) read(p []byte) (int, error) {
+	b.stall.Reset(stallDeadline)
+	n, err := b.body.Read(p)
+	if !b.stall.Stop() && err != nil && err != io.EOF && b.ctx.Err() == nil {
+		err = errStalled
+	}
+	return n, err
+}
+
+// Read reads the next bytes. At the end of the part it returns io.EOF.
+// Errors are final: *Error, the cause of the context.
+func (b *Body) Read(p []byte) (int, error) {
+	for b.failure == nil {
+		if b.end >= 0 && b.at == b.end {
+			b.failure = b.atEnd()
+			break
+		}
+		if b.body == nil {
+			b.blob.client.resumes.Add(1)
+			if b.failure = b.connect(); b.failure != nil {
+				break
+			}
+		}
+		if b.end >= 0 {
+			p = p[:min(int64(len(p)), b.end-b.at)]
+		}
+		n, err := b.read(p)
+		if n > 0 {
+			b.at += int64(n)
+			b.breaks = 0
+		}
+		if err == io.EOF && b.end < 0 { // of unknown length, and cleanly ended
+			b.size, b.end = b.at, b.at
+		} else if err != nil && b.at != b.end {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			b.interrupted(err)
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return 0, b.failure
+}
+
+// interrupted decides whether to go on after a break.
+func (b *Body) interrupted(err error) {
+	err = b.broke(classify(b.blob.client.base.Host, err))
+	b.breaks++
+	if b.final(err) || b.breaks > maxBreaks {
+		b.failure = err
+		return
+	}
+	if perr := b.pause(); perr != nil {
+		b.failure = perr
+	}
+}
+
+// atEnd is io.EOF, unless a body that did not announce its length goes on.
+func (b *Body) atEnd() error {
+	if b.body == nil || b.exact || b.end != b.size {
+		return io.EOF
+	}
+	var more [1]byte
+	n, err := 0, error(nil)
+	for n == 0 && err == nil {
+		n, err = b.read(more[:])
+	}
+	if n > 0 {
+		return &Error{Cause: Broken, Host: b.blob.client.base.Host, Err: fmt.Errorf("more than the %d bytes of the blob", b.size)}
+	}
+	return io.EOF
+}
+
+// Close ends the reading. The connection of a body that was read to its end is used again.
+// It returns no error.
+func (b *Body) Close() error {
+	if b.stall != nil {
+		b.stall.Stop()
+	}
+	if b.body == nil {
+		return nil
+	}
+	if b.at != b.end {
+		b.cancel(nil)
+	} else if b.exact {
+		var eof [1]byte
+		b.read(eof[:]) // lets net/http see the end, and keep the connection
+	}
+	b.body.Close()
+	b.cancel(nil)
+	b.body = nil
+	return nil
+}

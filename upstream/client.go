@@ -1,0 +1,318 @@
+// Package upstream is one upstream registry as a client sees it: its API, its token
+// service, and the CDN that it redirects to. It follows redirects safely, resumes bodies
+// that break, keeps to rate limits, and stops asking a registry that can't be reached.
+//
+// It keeps no content and knows nothing of the clients that are served. Every failure is an
+// *Error, whose Cause says what it means.
+package upstream
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hubcache/hubcache/auth"
+)
+
+// Deadlines towards an upstream. containerd waits 30 s for headers.
+const (
+	headersDeadline = 4 * time.Second  // for the headers of a blob, each time
+	openDeadline    = 8 * time.Second  // for the headers of a blob, retries included
+	stallDeadline   = 10 * time.Second // without a byte of a body
+	dialDeadline    = 3 * time.Second
+)
+
+// refusedFor is how long a credential that was refused isn't tried again when nobody says.
+const refusedFor = 10 * time.Second
+
+// Options is what New needs. URL must be set.
+type Options struct {
+	Name       string // as in keys, answers and messages; "" means "docker.io"
+	URL        *url.URL
+	Credential *auth.File     // nil: anonymous
+	RootCAs    *x509.CertPool // nil: the system's
+
+	// Transport carries all requests when set; then RootCAs, the environment's proxy and
+	// the check of addresses are its business.
+	Transport http.RoundTripper
+
+	Log *slog.Logger // nil: slog.Default()
+}
+
+// Client talks to an upstream registry. All methods are safe for concurrent use.
+type Client struct {
+	name   string // "docker.io"
+	base   *url.URL
+	auth   *auth.Transport
+	cred   *auth.File // nil: anonymous
+	dialer dialer
+	health health
+	quota  quota
+
+	requests  atomic.Int64
+	fetched   atomic.Int64 // body bytes of manifests and blobs
+	resumes   atomic.Int64
+	responses [6]atomic.Int64 // by the first digit of the status; 0: no answer
+}
+
+// New returns a Client. It makes no request.
+// Errors: a URL that no registry can have.
+func New(o Options) (*Client, error) {
+	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential}
+	if c.base == nil || c.base.Host == "" || c.base.Scheme != "http" && c.base.Scheme != "https" {
+		return nil, errors.New("the upstream needs an http or https URL")
+	}
+	if c.base.User != nil {
+		return nil, errors.New("the upstream's URL must not contain credentials")
+	}
+	c.dialer.base = c.base
+	c.dialer.inside.Store(internalHost(c.base.Hostname()))
+	base := o.Transport
+	if base == nil {
+		base = c.dialer.transport(o.RootCAs)
+	}
+	c.health = newHealth(c.title())
+	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Log: cmp.Or(o.Log, slog.Default())}
+	return c, nil
+}
+
+// title is the upstream's name for people.
+func (c *Client) title() string {
+	if c.name == "docker.io" {
+		return "Docker Hub"
+	}
+	return c.name
+}
+
+// Name returns the upstream's name, such as "docker.io".
+func (c *Client) Name() string { return c.name }
+
+// Host returns the host of the upstream's URL, for errors.
+func (c *Client) Host() string { return c.base.Host }
+
+// HasCredential reports whether requests carry a credential, with which an upstream may
+// show what is private.
+func (c *Client) HasCredential() bool { return c.cred != nil }
+
+// Learn asks the registry how it wants to be authenticated to, unless that is known: this
+// spares the first pull a round trip and a connection.
+// Errors: those of the transport.
+func (c *Client) Learn() error { return c.auth.Learn() }
+
+// Public asks whether an anonymous client could pull the repository ("library/redis").
+// Errors: *Error with the cause NoVisibility.
+func (c *Client) Public(ctx context.Context, repository string) (bool, error) {
+	v, err := c.auth.Access(ctx, repository)
+	if err != nil {
+		e := classify(c.base.Host, err)
+		return false, &Error{Cause: NoVisibility, Host: e.Host, Status: e.Status, RetryAfter: e.RetryAfter, Err: err}
+	}
+	return v == auth.Public, nil
+}
+
+// Down returns why blobs can't be fetched now, as far as is known without asking, or nil.
+// Errors: *Error.
+func (c *Client) Down() error { return c.health.down() }
+
+// Scarce reports whether less than a share (0…1) of the pull quota is left. Then nothing
+// should be asked that no client waits for.
+func (c *Client) Scarce(reserve float64) bool { return c.quota.scarce(reserve) }
+
+// url returns the URL of a path of the registry's API, such as "library/redis/manifests/7".
+func (c *Client) url(path string) *url.URL {
+	v := *c.base
+	v.Path = strings.TrimSuffix(v.Path, "/") + "/v2/" + path
+	v.RawPath, v.RawQuery = "", ""
+	return &v
+}
+
+// get sends a request, unless a cool-down forbids it, and follows no redirect.
+// Errors are *Error, whatever the status: only 2xx, 3xx and 416 are responses.
+func (c *Client) get(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
+	if err := c.health.check(l, c.version()); err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	if header != nil {
+		req.Header = header
+	}
+	sent := time.Now()
+	resp, err := c.send(req, l)
+	if err != nil {
+		return nil, c.transportError(ctx, err, to.Host, l, sent)
+	}
+	c.responses[min(max(resp.StatusCode/100, 0), 5)].Add(1)
+	if l != cdn {
+		c.health.answered()
+		c.quota.observe(resp.Header)
+	}
+	if s := resp.StatusCode; s < 400 || s == http.StatusRequestedRangeNotSatisfiable {
+		if l == pulls && s < 300 {
+			c.health.passed(pulls)
+		}
+		return resp, nil
+	}
+	return nil, c.statusError(resp, to.Host, l)
+}
+
+// transportError takes note of a request that got no answer.
+func (c *Client) transportError(ctx context.Context, err error, host string, l limit, sent time.Time) error {
+	c.responses[0].Add(1)
+	e := classify(host, err)
+	if auth.IsAbuseLimit(err) {
+		e = &Error{Cause: Throttled, Host: host, Status: http.StatusTooManyRequests, Err: errors.New("its abuse limit")}
+		c.health.throttle(abuse, 0, 0)
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
+		return e // the caller ended it, not the upstream
+	}
+	if e.Cause == Refused {
+		c.health.refuse(time.Now().Add(max(e.RetryAfter, refusedFor)))
+	}
+	if l != cdn && (e.Cause == Timeout || e.Cause == Unreachable) {
+		c.health.failed(e, sent)
+	}
+	return e
+}
+
+// send counts and sends a request. One for a manifest is sent a second time when the
+// connection breaks before the answer; for a blob the retries of its body do that.
+func (c *Client) send(req *http.Request, l limit) (*http.Response, error) {
+	c.requests.Add(1)
+	resp, err := c.auth.RoundTrip(req)
+	if err == nil || l != pulls || req.Context().Err() != nil || auth.IsAbuseLimit(err) {
+		return resp, err
+	}
+	if e := classify(req.URL.Host, err); e.Cause != Broken || e.Status != 0 {
+		return nil, err
+	}
+	c.requests.Add(1)
+	return c.auth.RoundTrip(req)
+}
+
+// statusError reads and closes an error response.
+func (c *Client) statusError(resp *http.Response, host string, l limit) error {
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	e := &Error{Host: host, Status: resp.StatusCode, Cause: Broken}
+	switch s := resp.StatusCode; {
+	case s == http.StatusNotFound, s == http.StatusGone:
+		e.Cause = NotFound
+	case s == http.StatusUnauthorized, s == http.StatusForbidden:
+		e.Cause = Denied
+	case s == http.StatusTooManyRequests:
+		e.Cause = Throttled
+		wait, _ := auth.ParseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+		which := l
+		// The pull limit answers JSON, and only for manifests; the abuse limit is plain text.
+		if l != pulls || strings.Contains(string(text), "HAP429") {
+			which = abuse
+		}
+		e.RetryAfter = c.health.throttle(which, wait, c.version())
+	}
+	if l == cdn && (e.Cause == NotFound || e.Cause == Denied) {
+		e.Cause = Broken // its URL has expired, say: only the registry knows whether the blob exists
+	}
+	return e
+}
+
+// version is the credential's, 0 when anonymous.
+func (c *Client) version() uint64 {
+	if c.cred == nil {
+		return 0
+	}
+	return c.cred.Version()
+}
+
+// maxRedirectBody is more than the line of HTML around a signed URL that registries send.
+const maxRedirectBody = 8 << 10
+
+// follow sends a GET or HEAD and follows redirects: at most five, to https anywhere, to
+// plain http and into the network only when the registry is of that kind itself, never
+// with credentials in the URL. It returns the URL that answered.
+func (c *Client) follow(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, *url.URL, error) {
+	for range 6 {
+		resp, err := c.get(ctx, method, to, header.Clone(), l)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch resp.StatusCode {
+		case 301, 302, 303, 307, 308:
+		default:
+			return resp, to, nil
+		}
+		// A connection whose body was not read to its end can't be used again.
+		if n := resp.ContentLength; n >= 0 && n <= maxRedirectBody {
+			io.CopyN(io.Discard, resp.Body, n+1)
+		}
+		resp.Body.Close()
+		next, err := to.Parse(resp.Header.Get("Location"))
+		if err != nil { // the error's text contains the URL, signature included
+			err = errors.New("redirect to something that is no URL refused")
+		} else {
+			err = c.dialer.mayFollow(next)
+		}
+		if err != nil {
+			return nil, nil, &Error{Cause: Broken, Host: to.Host, Status: resp.StatusCode, Err: err}
+		}
+		to, l = next, cdn
+	}
+	return nil, nil, &Error{Cause: Broken, Host: to.Host, Err: errors.New("more than five redirects")}
+}
+
+// counted counts the body bytes that are read from the upstream.
+type counted struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// Stats describes an upstream. The counters begin with the start of the program.
+type Stats struct {
+	Registry      string // "docker.io"
+	URL           string
+	State         string // ok, cooling (429), denied (credential refused), down
+	Requests      int64  // to the registry and its CDN
+	Fetched       int64  // body bytes of manifests and blobs
+	Resumes       int64  // bodies that broke or stalled, and were continued by Range
+	Authenticated bool   // a credential is configured
+	RateLimit     *RateLimit
+
+	// Responses counts answers by status class ("2xx" … "5xx", "error").
+	Responses map[string]int64
+	// TokenRequests counts requests to the token service by result ("ok", "denied",
+	// "throttled", "error").
+	TokenRequests map[string]int64
+}
+
+// Stats returns a snapshot.
+func (c *Client) Stats() Stats {
+	s := Stats{
+		Registry: c.name, URL: c.base.String(), State: c.health.state(c.version()), Requests: c.requests.Load(),
+		Fetched: c.fetched.Load(), Resumes: c.resumes.Load(), Authenticated: c.cred != nil, RateLimit: c.quota.rateLimit(),
+		Responses: map[string]int64{}, TokenRequests: map[string]int64{},
+	}
+	for i, class := range []string{"error", "1xx", "2xx", "3xx", "4xx", "5xx"} {
+		s.Responses[class] = c.responses[i].Load()
+	}
+	t := c.auth.Stats()
+	s.TokenRequests["ok"], s.TokenRequests["denied"] = int64(t.OK), int64(t.Denied)
+	s.TokenRequests["throttled"], s.TokenRequests["error"] = int64(t.Throttled), int64(t.Error)
+	return s
+}

@@ -1,0 +1,182 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Kind is what a reference names: the folder of it in the registry's API.
+type Kind string
+
+// The kinds.
+const (
+	Manifests Kind = "manifests"
+	Blobs     Kind = "blobs"
+)
+
+// limit says what a request for the headers of such a thing counts against.
+func (k Kind) limit() limit {
+	if k == Manifests {
+		return pulls
+	}
+	return plain
+}
+
+// header is what such a request is sent with.
+func (k Kind) header() http.Header {
+	if k == Manifests {
+		return http.Header{"Accept": {acceptManifest}}
+	}
+	return http.Header{}
+}
+
+// acceptManifest names all four types; without it some registries convert.
+const acceptManifest = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " +
+	"application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.5"
+
+// Descriptor is what the headers of a manifest or blob say of it. All of it is the
+// upstream's claim.
+type Descriptor struct {
+	Digest    digest.Digest // Docker-Content-Digest; "" when the upstream names none
+	MediaType string        // without parameters
+	Size      int64         // bytes; -1 when the upstream names none
+}
+
+// Resolve asks for the headers of a manifest or blob, by tag or digest (HEAD), which costs
+// no quota on Docker Hub.
+// Errors: *Error.
+func (c *Client) Resolve(ctx context.Context, repository string, k Kind, reference string) (Descriptor, error) {
+	resp, host, err := c.follow(ctx, http.MethodHead, c.url(repository+"/"+string(k)+"/"+reference), k.header(), k.limit())
+	if err != nil {
+		return Descriptor{}, err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		if k == Manifests { // there are registries that answer HEAD in odd ways: a GET tells
+			return Descriptor{Size: -1}, nil
+		}
+		return Descriptor{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode}
+	}
+	return Descriptor{Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), MediaType: mediaTypeOf(resp.Header), Size: resp.ContentLength}, nil
+}
+
+// Confirm asks whether the repository has the manifest or blob (HEAD). A redirect of the
+// registry's means yes and isn't followed.
+// Errors: *Error; with the cause NotFound or Denied the repository hasn't got it.
+func (c *Client) Confirm(ctx context.Context, repository string, k Kind, d digest.Digest) error {
+	resp, err := c.get(ctx, http.MethodHead, c.url(repository+"/"+string(k)+"/"+string(d)), k.header(), k.limit())
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode >= 300 && resp.StatusCode != http.StatusTemporaryRedirect {
+		return &Error{Cause: Broken, Host: c.base.Host, Status: resp.StatusCode}
+	}
+	return nil
+}
+
+// MaxManifest is the size in bytes of the largest manifest that is taken: containerd's limit.
+const MaxManifest = 4 << 20
+
+// Manifest is a manifest's bytes, not verified.
+type Manifest struct {
+	MediaType string // as the upstream names it, without parameters
+	Body      []byte
+	Host      string // which host sent it, for errors
+}
+
+// Manifest gets a manifest by tag or digest (GET), which counts against the pull quota of
+// Docker Hub.
+// Errors: *Error.
+func (c *Client) Manifest(ctx context.Context, repository, reference string) (Manifest, error) {
+	resp, host, err := c.follow(ctx, http.MethodGet, c.url(repository+"/manifests/"+reference), Manifests.header(), pulls)
+	if err != nil {
+		return Manifest{}, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return Manifest{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode}
+	}
+	body, err := io.ReadAll(io.LimitReader(counted{resp.Body, &c.fetched}, MaxManifest+1))
+	if err != nil {
+		return Manifest{}, classify(host.Host, err)
+	}
+	if len(body) > MaxManifest {
+		return Manifest{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: fmt.Errorf("a manifest of more than %d bytes", MaxManifest)}
+	}
+	return Manifest{MediaType: mediaTypeOf(resp.Header), Body: body, Host: host.Host}, nil
+}
+
+// mediaTypeOf is the media type as the upstream named it, without parameters, which the
+// spec forbids and containerd strips.
+func mediaTypeOf(h http.Header) string {
+	t := h.Get("Content-Type")
+	if m, _, err := mime.ParseMediaType(t); err == nil {
+		return m
+	}
+	return t
+}
+
+// maxList is the size of the largest tag list or referrers index that is taken; Docker
+// Hub's pages are far smaller.
+const maxList = 4 << 20
+
+// List is an answer to tags/list or referrers.
+type List struct {
+	MediaType string
+	Body      []byte // valid JSON
+	Link      string // the Link header to the next page, without scheme, host and folder of the upstream; "": none
+	Filters   string // OCI-Filters-Applied
+}
+
+// List gets a list of the repository: "tags/list", or "referrers/" and a digest.
+// Errors: *Error.
+func (c *Client) List(ctx context.Context, repository, list string, query url.Values) (List, error) {
+	to := c.url(repository + "/" + list)
+	to.RawQuery = query.Encode()
+	resp, host, err := c.follow(ctx, http.MethodGet, to, http.Header{"Accept": {"application/json, " + v1.MediaTypeImageIndex}}, plain)
+	if err != nil {
+		return List{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxList+1))
+	if err != nil {
+		return List{}, classify(host.Host, err)
+	}
+	if resp.StatusCode != http.StatusOK || len(body) > maxList || !json.Valid(body) {
+		return List{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: errors.New("not a list")}
+	}
+	return List{
+		MediaType: mediaTypeOf(resp.Header), Body: body, Link: ownLink(resp.Header.Get("Link"), c.base),
+		Filters: resp.Header.Get("OCI-Filters-Applied"),
+	}, nil
+}
+
+// ownLink makes the link to the next page relative to the server that passes it on: without
+// the upstream's scheme, host and folder. A link to anywhere else is dropped.
+func ownLink(link string, base *url.URL) string {
+	target, params, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(link), "<"), ">")
+	if !ok {
+		return ""
+	}
+	u, err := url.Parse(target)
+	if err != nil || u.Host != "" && u.Host != base.Host {
+		return ""
+	}
+	i := strings.Index(u.Path, "/v2/")
+	if i < 0 {
+		return ""
+	}
+	to := url.URL{Path: u.Path[i:], RawQuery: u.RawQuery}
+	return "<" + to.String() + ">" + params
+}
