@@ -24,6 +24,7 @@ var floors = map[string][]string{
 	"auth":         {"cooldown", "name"},
 	"upstream":     {"auth", "cooldown"},
 	"content":      {"storage"},
+	"fetch":        {"content", "cooldown", "storage"},
 	"registry":     {"auth", "content", "cooldown", "image", "name", "storage"},
 	"admin":        {"registry", "storage"},
 	"prune":        {},

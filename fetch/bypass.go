@@ -1,0 +1,163 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/content"
+	"github.com/hubcache/hubcache/storage"
+)
+
+// Bypass is a blob that is passed through to one reader without being kept: it is too large
+// for the budget, or the disk fails. Not safe for concurrent use; close it.
+type Bypass struct {
+	pool *Pool
+	blob Blob
+	body *Body
+	part bool // a range that ends before the blob does: it has no digest to be held against
+	free func()
+}
+
+// Bypass opens the blob for one reader. A part that ends before the blob does is asked for
+// as it is. Everything else is read from the start, so that its digest can be known by the
+// end: pass the Part from 0 to -1 for it.
+// Errors: ErrBusy, those of the Source, ctx's cause.
+func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
+	bypass := p.bounds.Load().bypass
+	if err := waitForSlot(ctx, func(ctx context.Context) error { return bypass.Acquire(ctx, 1) }); err != nil {
+		return nil, err
+	}
+	isPart := part.To >= 0
+	if !isPart {
+		part.To = b.Size
+	}
+	part.Size = b.Size
+	body, err := p.open(ctx, b.Source, part)
+	if err != nil {
+		bypass.Release(1)
+		return nil, err
+	}
+	return &Bypass{pool: p, blob: b, body: body, part: isPart, free: func() { bypass.Release(1) }}, nil
+}
+
+// Size returns the size of the blob in bytes, -1 when the source doesn't say.
+func (b *Bypass) Size() int64 { return b.body.Size }
+
+// Send is a content.Sender. What comes before off is only hashed.
+// Errors: storage.ErrDigest before the last byte, or, of a small blob, before the first; those
+// of the Source and of the connection.
+func (b *Bypass) Send(w http.ResponseWriter, off, n int64) (int64, error) {
+	if b.part {
+		return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return b.body.Read(p) })
+	}
+	v := &verifier{body: b.body, hash: b.blob.Digest.Algorithm().Hash(), digest: b.blob.Digest}
+	sent, err := v.send(w, off, n)
+	if errors.Is(err, storage.ErrDigest) {
+		b.pool.mismatches.Add(1)
+	}
+	return sent, err
+}
+
+// Close ends the reading.
+func (b *Bypass) Close() {
+	b.body.Close()
+	b.free()
+}
+
+// PassThrough sends n bytes of the blob from off on to a client that has the bytes before
+// off, from the source. from says which bytes need not be read again, and their digest so
+// far. n is -1 for all that come.
+// Errors: as Bypass and Bypass.Send.
+func (p *Pool) PassThrough(ctx context.Context, w http.ResponseWriter, b Blob, from storage.Fallback, off, n int64) (int64, error) {
+	bypass := p.bounds.Load().bypass
+	if err := waitForSlot(ctx, func(ctx context.Context) error { return bypass.Acquire(ctx, 1) }); err != nil {
+		return 0, err
+	}
+	defer bypass.Release(1)
+	body, err := p.open(ctx, b.Source, Part{From: from.At, To: b.Size, Size: b.Size})
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	v := &verifier{body: body, hash: from.Hash, digest: b.Digest}
+	return v.send(w, off, n)
+}
+
+// verifier hashes what it passes on, and holds the last byte back until the digest is right;
+// of a small blob, everything.
+type verifier struct {
+	body   *Body
+	hash   hash.Hash // of the bytes before body.From
+	digest digest.Digest
+
+	last [1]byte // the newest byte, which may be the last
+	held int     // 1 when there is one
+}
+
+// send is a content.Sender. What comes before off is only hashed; off may not lie before
+// body.From.
+func (v *verifier) send(w http.ResponseWriter, off, n int64) (int64, error) {
+	skip := off - v.body.From
+	if n < 0 && v.body.Size >= 0 { // nobody knew it when the client was promised all
+		n = v.body.Size - off
+	}
+	if size := v.body.Size; size >= 0 && size <= storage.VerifyFirst {
+		b, err := io.ReadAll(v)
+		if err != nil {
+			return 0, err
+		}
+		m, err := w.Write(b[skip:][:n])
+		return int64(m), err
+	}
+	// The client waits while we read what it has already.
+	if _, err := io.CopyN(io.Discard, v, skip); err != nil {
+		return 0, err
+	}
+	return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return v.Read(p) })
+}
+
+// Read is one byte behind the body.
+func (v *verifier) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		m, err := v.body.Read(p)
+		if m > 0 {
+			v.hash.Write(p[:m])
+			newest := p[m-1]
+			copy(p[v.held:], p[:m-1])
+			n := copy(p, v.last[:v.held]) + m - 1
+			v.last[0], v.held = newest, 1
+			if n > 0 {
+				return n, nil
+			}
+			continue
+		}
+		if err != io.EOF {
+			return 0, err
+		}
+		if err := v.verify(); err != nil {
+			return 0, err
+		}
+		n := copy(p, v.last[:v.held])
+		v.held = 0
+		if n == 0 {
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+func (v *verifier) verify() error {
+	if got := digest.NewDigest(v.digest.Algorithm(), v.hash); got != v.digest {
+		return fmt.Errorf("%w: got %s for %s", storage.ErrDigest, got, v.digest)
+	}
+	return nil
+}

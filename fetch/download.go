@@ -1,0 +1,425 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hubcache/hubcache/storage"
+)
+
+// A blob of parallelFrom bytes or more is fetched by several closed ranges at once, since
+// a CDN limits the speed of each connection. Where one connection brings all that this
+// machine can take in, there is one: several would only bring the bytes out of order.
+const (
+	parallelFrom = 2 * minChunk
+
+	// A chunk is what a connection asks for at a time: at least so much that a round trip
+	// does not count, at most what may be left to a connection that has become slow, and in
+	// between what it brings in chunkTime.
+	minChunk  = 4 << 20
+	maxChunk  = 128 << 20
+	chunkTime = 500 * time.Millisecond
+
+	// maxFirstChunk is the same for the first chunk, before anything is known.
+	maxFirstChunk = 32 << 20
+
+	// enough is how many bytes a second, over all downloads, make more connections useless:
+	// a third of what a CPU hashes, 4 Gbit/s.
+	enough = 512 << 20
+
+	// measureFirst is how long the first connection may show its speed; measureEvery is how
+	// often the speed is measured after that.
+	measureFirst = 20 * time.Millisecond
+	measureEvery = 100 * time.Millisecond
+
+	// overlap is how long before the end of a chunk the next one is asked for: a round trip.
+	overlap = 60 * time.Millisecond
+
+	// slowRead is how many bytes a read brings at most from a connection that is slower than
+	// this machine.
+	slowRead = 16 << 10
+)
+
+// pieces are the buffers of all downloads.
+var pieces = sync.Pool{New: func() any { return new([storage.Piece]byte) }}
+
+// download gets a flight's blob into its ingest.
+type download struct {
+	f      *Flight
+	pool   *Pool
+	slots  *slots
+	ranges int // connections at once, at most
+
+	ctx    context.Context // of the flight, and ended by the first failure
+	cancel context.CancelCauseFunc
+	more   context.Context // of ctx, and ended when nothing is left to claim
+	done   context.CancelFunc
+	others sync.WaitGroup // the workers but the first, and measure
+
+	// mu guards what follows. It is taken before no other lock.
+	mu      sync.Mutex
+	todo    []storage.Span // that nobody has claimed yet, in order
+	workers int            // connections that there are or will be
+	running int            // the part of them that have a slot
+	open    int            // the part of them to which bytes come
+	marked  time.Time      // when open last changed, or the speed was last measured
+	flowed  time.Duration  // how long open has been more than 0 since the last measurement
+	pace    int64          // bytes a second of each of them; 0: not known yet
+	fast    bool           // more of them would not help
+	err     error          // the first; ends all
+}
+
+func newDownload(f *Flight) *download {
+	b := f.pool.bounds.Load()
+	d := &download{f: f, pool: f.pool, slots: b.transfers, ranges: b.Ranges, workers: 1, running: 1}
+	d.ctx, d.cancel = context.WithCancelCause(f.ctx)
+	d.more, d.done = context.WithCancel(d.ctx)
+	return d
+}
+
+// firstChunk is what is asked for of a blob of size bytes before anything is known.
+func firstChunk(size int64, ranges int) int64 {
+	return min(max(wholePieces(size/int64(2*ranges)), minChunk), maxFirstChunk)
+}
+
+// wholePieces rounds n up, so that no two connections write into one piece of the file.
+func wholePieces(n int64) int64 { return (n + storage.Piece - 1) / storage.Piece * storage.Piece }
+
+// run fetches all that is missing. The flight's ingest is set when the source has answered.
+// Errors: ErrBypass, when the blob can't be kept; ErrEnded, when it needn't be fetched here;
+// ErrBusy; those of the source and of the storage.
+func (d *download) run() error {
+	f := d.f
+	defer d.cancel(nil)
+	if f.blob.Size > d.pool.store.Budget() {
+		return ErrBypass // no byte need be asked for to know it
+	}
+	if err := d.firstSlot(); err != nil {
+		return err
+	}
+	if err := d.first(); err != nil {
+		return err
+	}
+	d.others.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err == nil && len(d.todo) > 0 { // cancelled while all waited for slots
+		return context.Cause(d.ctx)
+	}
+	return d.err
+}
+
+// firstSlot waits for the flight's first slot. What is only read ahead takes none that isn't
+// free: a client that comes for it starts anew.
+func (d *download) firstSlot() error {
+	if !d.f.isWanted() {
+		if !d.slots.tryAcquire(1) {
+			return ErrEnded
+		}
+		return nil
+	}
+	return waitForSlot(d.f.ctx, func(ctx context.Context) error { return d.slots.acquire(ctx, toBegin) })
+}
+
+// first opens the ingest with the first connection and works to the end, or until the other
+// connections are enough. It gives back the slot.
+func (d *download) first() error {
+	defer d.slots.release()
+	f := d.f
+	p := Part{To: -1, Size: f.blob.Size, Whole: true}
+	if size, gaps := d.pool.store.Partial(f.blob.Digest); len(gaps) > 0 && (f.blob.Size < 0 || f.blob.Size == size) {
+		p.From, p.To, p.Size = gaps[0].From, gaps[0].To, size
+		if d.ranges > 1 {
+			p.To = min(p.To, p.From+firstChunk(size, d.ranges))
+		}
+		d.pool.resumes.Add(1)
+	} else if f.blob.Size >= parallelFrom && d.ranges > 1 {
+		p.To = firstChunk(f.blob.Size, d.ranges)
+	}
+	body, err := d.pool.open(d.ctx, f.blob.Source, p)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := d.begin(body); err != nil {
+		return err
+	}
+	f.announce(nil)
+	if body.Ranged && d.ranges > 1 && len(d.todo) > 0 {
+		d.others.Go(d.measure)
+	}
+	d.copy(body)
+	body.Close()
+	d.work(true, func() bool { return true })
+	return nil
+}
+
+// begin opens the ingest for what the first answer says.
+func (d *download) begin(first *Body) error {
+	f := d.f
+	in, err := d.pool.store.Begin(f.blob.Origin, f.blob.Digest, first.Size)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return ErrEnded
+	case err != nil:
+		return errors.Join(ErrBypass, err)
+	}
+	f.in = in
+	for _, gap := range in.Missing() {
+		if gap.To < 0 {
+			continue // all of it, by the first connection
+		}
+		d.todo = append(d.todo, gap)
+	}
+	d.todo = slices.DeleteFunc(without(d.todo, storage.Span{From: first.From, To: first.To}), func(s storage.Span) bool { return s.From >= s.To })
+	return nil
+}
+
+// without returns the parts of spans that lie outside s.
+func without(spans []storage.Span, s storage.Span) (rest []storage.Span) {
+	for _, t := range spans {
+		if s.To <= t.From || t.To <= s.From {
+			rest = append(rest, t)
+			continue
+		}
+		rest = append(rest, storage.Span{From: t.From, To: min(t.To, s.From)}, storage.Span{From: max(t.From, s.To), To: t.To})
+	}
+	return rest
+}
+
+// measure measures now and then how fast the bytes come, until the download ends or nothing
+// is left to claim, and adds connections while more would help.
+func (d *download) measure() {
+	timer := time.NewTimer(measureFirst)
+	defer timer.Stop()
+	all, own := d.pool.received.Load(), d.f.in.Received()
+	for {
+		select {
+		case <-d.more.Done():
+			return
+		case <-timer.C:
+		}
+		all2, own2 := d.pool.received.Load(), d.f.in.Received()
+		if d.measured(all2-all, own2-own) {
+			all, own = all2, own2
+			timer.Reset(measureEvery)
+		} else {
+			timer.Reset(measureFirst)
+		}
+	}
+}
+
+// measured takes note of how many bytes have come since the last call that took note: of all
+// blobs and of this one. It reports false while too little has flowed to tell a speed.
+func (d *download) measured(all, own int64) bool {
+	urgent := d.f.urgent()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mark(0)
+	if d.flowed < measureFirst {
+		return false
+	}
+	second := func(n int64) int64 { return int64(float64(n) / d.flowed.Seconds()) }
+	d.fast = second(all) >= enough
+	d.pace = max(second(own)/int64(max(d.open, 1)), 1)
+	d.flowed = 0
+	left := int64(0)
+	for _, s := range d.todo {
+		left += s.To - s.From
+	}
+	for want := min(d.ranges, 1+int(left/minChunk)); urgent && !d.fast && d.workers < want; {
+		d.add()
+	}
+	return true
+}
+
+// mark takes note that bytes come to n more connections. mu is held.
+func (d *download) mark(n int) {
+	now := time.Now()
+	if d.open > 0 {
+		d.flowed += now.Sub(d.marked)
+	}
+	d.open, d.marked = d.open+n, now
+}
+
+// add adds a worker, which waits for a slot. mu is held; the caller is a worker, or measure.
+func (d *download) add() {
+	d.workers++
+	d.others.Go(func() {
+		if d.slots.acquire(d.more, toHasten) != nil {
+			return
+		}
+		d.resume()
+		held := true
+		d.work(false, func() bool {
+			if !d.pausable() {
+				return true
+			}
+			if held = d.slots.yield(d.more, toHasten); held {
+				d.resume()
+			}
+			return held
+		})
+		if held {
+			d.slots.release()
+		}
+	})
+}
+
+// resume counts a worker that has a slot.
+func (d *download) resume() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.running++
+}
+
+// pausable reports whether a worker may be without its slot for a while, and then counts it
+// as one without: the last one must not, or the blob's clients would wait for those of others.
+func (d *download) pausable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.running == 1 {
+		return false
+	}
+	d.running--
+	return true
+}
+
+// work claims and fetches chunks until there are none, or the others are enough. before says
+// that the worker has fetched one already. between is asked after each whether to go on.
+func (d *download) work(before bool, between func() bool) {
+	for more := true; more; more = between() {
+		span, ok := d.claim(before)
+		if !ok {
+			return
+		}
+		before = true
+		body, err := d.pool.open(d.ctx, d.f.blob.Source, Part{From: span.From, To: span.To, Size: d.f.in.Size()})
+		if err != nil {
+			d.fail(err)
+			return
+		}
+		d.copy(body)
+		body.Close()
+	}
+}
+
+// bytesIn is what a connection brings in that time. mu is held.
+func (d *download) bytesIn(t time.Duration) int64 { return int64(float64(d.pace) * t.Seconds()) }
+
+// claim takes the next chunk, in the order of the blob, in which its readers need it. again
+// is for a worker that has brought one.
+func (d *download) claim(again bool) (s storage.Span, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil || len(d.todo) == 0 || again && d.fast && d.running > 1 {
+		d.workers--
+		d.running--
+		return s, false
+	}
+	s = d.todo[0]
+	chunk := min(max(wholePieces(d.bytesIn(chunkTime)), minChunk), maxChunk)
+	if !d.fast { // and there is something for all
+		chunk = min(chunk, max(wholePieces((s.To-s.From)/int64(d.ranges)), minChunk))
+	}
+	if d.ranges > 1 && s.To-s.From > chunk+minChunk/2 { // no round trip for a small rest
+		s.To = s.From + chunk
+		d.todo[0].From = s.To
+	} else {
+		d.todo = d.todo[1:]
+	}
+	if len(d.todo) == 0 {
+		d.done()
+	}
+	return s, true
+}
+
+// copy moves what a body brings into the ingest, in whole pieces where they come fast: for
+// the kernel these are half the work of what a socket happens to hold.
+func (d *download) copy(body *Body) {
+	flows := func(n int) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.mark(n)
+	}
+	flows(1)
+	defer flows(-1)
+	buf := pieces.Get().(*[storage.Piece]byte)
+	defer pieces.Put(buf)
+	at := body.From
+	for overlapped, first := false, true; ; first = false {
+		n, err := readPiece(body, buf[:storage.Piece-at%storage.Piece], first)
+		if n > 0 {
+			if _, werr := d.f.in.WriteAt(buf[:n], at); werr != nil {
+				d.fail(werr)
+				return
+			}
+			at += int64(n)
+		}
+		if err == io.EOF {
+			if d.f.in.Size() < 0 {
+				if err := d.f.in.SetSize(at); err != nil {
+					d.fail(err)
+				}
+			}
+			return
+		}
+		if err != nil {
+			d.fail(err)
+			return
+		}
+		if d.failed() != nil {
+			return
+		}
+		if !overlapped {
+			overlapped = d.beginNext(body.To - at)
+		}
+	}
+}
+
+// readPiece reads until p is full. It returns early with the first bytes of a body, and with
+// what there is when the bytes come slowly: readers wait for them.
+func readPiece(body *Body, p []byte, first bool) (n int, err error) {
+	began := time.Now()
+	for n < len(p) && err == nil {
+		var m int
+		m, err = body.Read(p[n:])
+		n += m
+		if m < slowRead || first || time.Since(began) > storage.BatchDelay {
+			break
+		}
+	}
+	return n, err
+}
+
+// beginNext begins with the next chunk while the only connection still has left bytes to
+// bring, so that the next one's round trip passes meanwhile. It reports whether it did.
+func (d *download) beginNext(left int64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.fast || d.workers > 1 || len(d.todo) == 0 || left > d.bytesIn(overlap) {
+		return false
+	}
+	d.add()
+	return true
+}
+
+func (d *download) fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err == nil {
+		d.err = err
+		d.cancel(err)
+	}
+}
+
+func (d *download) failed() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}

@@ -1,0 +1,242 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
+)
+
+// Flight is one blob on its way from its source into the store. Any number of readers can
+// follow it; it goes on when they leave. All methods are safe for concurrent use.
+type Flight struct {
+	pool *Pool
+	blob Blob
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	ready chan struct{} // closed when the source has answered, or has failed
+	done  chan struct{} // closed when the flight is over
+	once  sync.Once
+	in    *storage.Ingest // set before ready is closed, unless err is
+	err   error           // why there is nothing to read
+
+	// Guarded by the pool's mu.
+	readers int
+	wanted  bool // somebody has asked for it; false: it is read ahead
+}
+
+// Join returns the flight of the blob and counts the caller as one of its readers, who must
+// Leave. There may be none.
+// Errors: ErrEnded, ctx's cause.
+func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
+	p.mu.Lock()
+	f := p.flights[d]
+	if f != nil {
+		f.enter()
+	}
+	p.mu.Unlock()
+	if f == nil {
+		return nil, ErrEnded
+	}
+	return f.joined(ctx)
+}
+
+// Start is Join, and starts a flight when there is none; first says so. The flight that is
+// there may be under another repository: whether it may be read is the caller's to find out.
+// Errors: ErrEnded, also when the pool is closed; ctx's cause.
+func (p *Pool) Start(ctx context.Context, b Blob) (f *Flight, first bool, err error) {
+	p.mu.Lock()
+	if f = p.flights[b.Digest]; f == nil {
+		f = p.start(b)
+		first = f != nil
+	}
+	if f != nil {
+		f.enter()
+	}
+	p.mu.Unlock()
+	if f == nil {
+		return nil, false, ErrEnded
+	}
+	f, err = f.joined(ctx)
+	return f, first, err
+}
+
+// start starts a flight, or returns nil when the pool is closed. mu is held.
+func (p *Pool) start(b Blob) *Flight {
+	if p.closed {
+		return nil
+	}
+	f := &Flight{pool: p, blob: b, ready: make(chan struct{}), done: make(chan struct{})}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	p.flights[b.Digest] = f
+	p.running.Go(f.run)
+	return f
+}
+
+// enter counts a reader. mu is held.
+func (f *Flight) enter() {
+	if f.readers == 0 {
+		f.pool.read++
+	}
+	f.readers++
+	f.wanted = true
+}
+
+// joined returns f, or leaves it when it was cancelled before the caller came.
+func (f *Flight) joined(ctx context.Context) (*Flight, error) {
+	if f.ctx.Err() == nil {
+		return f, nil
+	}
+	defer f.Leave()
+	select {
+	case <-f.done:
+		return nil, ErrEnded
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Leave ends what Join or Start began. A flight without readers goes on, unless there are
+// more of that kind than Limits.Orphans.
+func (f *Flight) Leave() {
+	p := f.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.readers--
+	if f.readers > 0 || p.flights[f.blob.Digest] != f {
+		return
+	}
+	p.read--
+	if len(p.flights)-p.read > p.bounds.Load().Orphans {
+		f.cancel(errOrphan)
+	}
+}
+
+// run fetches the blob and ends the flight: it commits or aborts.
+func (f *Flight) run() {
+	err := newDownload(f).run()
+	if f.in != nil && err == nil {
+		err = f.in.Commit()
+		if errors.Is(err, storage.ErrDigest) {
+			f.pool.mismatches.Add(1)
+		}
+	} else if f.in != nil {
+		f.in.Abort(err)
+	}
+	f.finish(err)
+}
+
+// finish removes the flight from the pool, and remembers a failure for a moment.
+func (f *Flight) finish(err error) {
+	p := f.pool
+	if err != nil && !slices.ContainsFunc(notFailure, func(e error) bool { return errors.Is(err, e) }) {
+		remember := FailedFor
+		if f.in != nil {
+			remember = brokenFor
+		}
+		p.failed.Add(f.blob.key(), remember, err)
+		p.log.Warn("fetching a blob failed", "repository", f.blob.Origin.Repository, "digest", f.blob.Digest, "error", err)
+	}
+	p.mu.Lock()
+	delete(p.flights, f.blob.Digest)
+	if f.readers > 0 {
+		p.read--
+	}
+	wanted := f.wanted
+	p.mu.Unlock()
+	if err == nil {
+		p.verified(f.blob.Digest)
+		if !wanted {
+			p.unused.add(f.blob.Digest, f.in.Size())
+		}
+	}
+	f.announce(err)
+	f.cancel(nil)
+	close(f.done)
+}
+
+// announce tells those who wait for the source that it has answered, or why not.
+func (f *Flight) announce(err error) {
+	f.once.Do(func() {
+		f.err = err
+		close(f.ready)
+	})
+}
+
+// isWanted reports whether anybody has asked for the blob.
+func (f *Flight) isWanted() bool {
+	f.pool.mu.Lock()
+	defer f.pool.mu.Unlock()
+	return f.wanted
+}
+
+// urgent reports whether somebody reads the blob, or nobody reads any: what is only read
+// ahead must not take bandwidth from what clients wait for.
+func (f *Flight) urgent() bool {
+	f.pool.mu.Lock()
+	defer f.pool.mu.Unlock()
+	return f.readers > 0 || f.pool.read == 0
+}
+
+// Origin returns the repository under which the blob is fetched.
+func (f *Flight) Origin() storage.Origin { return f.blob.Origin }
+
+// Reader waits until there is something to read, and returns a reader of it. A small blob is
+// verified by then, so that a bad one still gets an honest answer.
+// Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, those of the Source and of the storage, ctx's cause.
+func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
+	select {
+	case <-f.ready:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	if size := f.in.Size(); size >= 0 && size <= storage.VerifyFirst {
+		wait, cancel := context.WithTimeoutCause(ctx, verifyDeadline, ErrTimeout)
+		defer cancel()
+		if err := f.in.Wait(wait); err != nil {
+			return nil, err
+		}
+	}
+	rd, ok := f.in.Reader()
+	if !ok {
+		return nil, ErrEnded
+	}
+	return rd, nil
+}
+
+// Size returns the size of the blob in bytes, -1 while it is unknown. Call it after Reader.
+func (f *Flight) Size() int64 { return f.in.Size() }
+
+// Verified waits until the blob is verified. Call it after Reader.
+// Errors: why it will not be, ctx's cause.
+func (f *Flight) Verified(ctx context.Context) error { return f.in.Wait(ctx) }
+
+// Continue sends n bytes of the blob from off on to a reader of a flight whose disk has
+// failed: what the file still has, and then from the source, with the digest of what went
+// before. n is -1 for all that come.
+// Errors: as PassThrough.
+func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, off, n int64) (int64, error) {
+	from, ok := f.in.Fallback()
+	if !ok || off < from.At { // what the file has can't be used: read all of it again
+		from = storage.Fallback{Hash: f.blob.Digest.Algorithm().Hash()}
+	}
+	b := f.blob
+	b.Size = f.in.Size()
+	return f.pool.PassThrough(ctx, w, b, from, off, n)
+}
+
+// NotKept reports whether err says that the store can't keep a blob, so that it has to be
+// passed through.
+func NotKept(err error) bool {
+	return errors.Is(err, ErrBypass) || errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk)
+}

@@ -1,0 +1,135 @@
+package fetch
+
+import (
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// unusedAfter is how long a blob that was read ahead may wait for its client until it counts
+// as fetched in vain.
+const unusedAfter = 10 * time.Minute
+
+// ReadAhead fetches the blobs of an image in the background, since a client has asked for one
+// of them: as many at a time, of all images together, as Limits.Orphans, until all are in the
+// store, one fails, or down returns an error.
+//
+// Images that lack more than half of the budget aren't read ahead: they would evict themselves.
+func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, down func() error) {
+	missing := int64(0)
+	for _, b := range image {
+		if _, ok := p.store.Has(b.Digest); !ok {
+			missing += b.Size
+		}
+	}
+	if missing > p.store.Budget()/2 {
+		return
+	}
+	next := make(chan Blob, len(image))
+	for _, b := range image {
+		if b.Digest != asked {
+			next <- b
+		}
+	}
+	close(next)
+	workers := min(len(image)-1, p.bounds.Load().Orphans)
+	if workers <= 0 || !p.begin(workers) {
+		return
+	}
+	for range workers {
+		go func() {
+			defer p.running.Done()
+			for b := range next {
+				slots := p.bounds.Load().readAhead
+				if slots.Acquire(p.closing, 1) != nil {
+					return
+				}
+				ok := p.fetchAhead(b, down)
+				slots.Release(1)
+				if !ok {
+					return
+				}
+			}
+		}()
+	}
+}
+
+// fetchAhead fetches one blob and reports whether to go on.
+func (p *Pool) fetchAhead(b Blob, down func() error) bool {
+	if _, ok := p.store.Has(b.Digest); ok {
+		return true
+	}
+	if down() != nil || p.failed.Has(b.key()) {
+		return false
+	}
+	p.mu.Lock()
+	if p.flights[b.Digest] != nil {
+		p.mu.Unlock()
+		return true // a client was first
+	}
+	f := p.start(b)
+	p.mu.Unlock()
+	if f == nil {
+		return false
+	}
+	<-f.done
+	_, ok := p.store.Has(b.Digest)
+	return ok
+}
+
+// Asked says that a client asks for the blob: if it was read ahead, it wasn't in vain.
+func (p *Pool) Asked(d digest.Digest) { p.unused.asked(d) }
+
+// unused counts what was read ahead and not asked for in time.
+type unused struct {
+	mu    sync.Mutex // guards what follows
+	blobs map[digest.Digest]*unusedBlob
+	bytes int64
+}
+
+type unusedBlob struct {
+	size  int64
+	timer *time.Timer
+}
+
+// add takes note of a blob that nobody has asked for yet.
+func (u *unused) add(d digest.Digest, size int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	b := &unusedBlob{size: size}
+	b.timer = time.AfterFunc(unusedAfter, func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.blobs[d] == b {
+			delete(u.blobs, d)
+			u.bytes += size
+		}
+	})
+	u.blobs[d] = b
+}
+
+func (u *unused) asked(d digest.Digest) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if b := u.blobs[d]; b != nil {
+		b.timer.Stop()
+		delete(u.blobs, d)
+	}
+}
+
+// stop stops the timers.
+func (u *unused) stop() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for d, b := range u.blobs {
+		b.timer.Stop()
+		delete(u.blobs, d)
+	}
+}
+
+func (u *unused) total() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.bytes
+}

@@ -1,0 +1,85 @@
+package fetch
+
+import (
+	"context"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
+)
+
+// Source is where content comes from: an upstream registry, or what stands in front of one.
+// Repositories are named as the upstream names them ("library/redis"). What a source
+// returns need not be verified: this package and its callers do that. All methods are safe
+// for concurrent use; an error is final, since a source tries again by itself.
+type Source interface {
+	// Resolve returns what a tag or digest names, or the size of a blob, without its bytes.
+	Resolve(ctx context.Context, repository string, k Kind, reference string) (Descriptor, error)
+
+	// Manifest returns a manifest by tag or digest.
+	Manifest(ctx context.Context, repository, reference string) (Manifest, error)
+
+	// Confirm returns nil if the repository has the manifest or blob.
+	Confirm(ctx context.Context, repository string, k Kind, d digest.Digest) error
+
+	// Blob returns a blob of the repository. It makes no request.
+	Blob(repository string, d digest.Digest) BlobSource
+}
+
+// Kind is what a digest names.
+type Kind string
+
+// The kinds. Their values are the folders of a registry's API.
+const (
+	Manifests Kind = "manifests"
+	Blobs     Kind = "blobs"
+)
+
+// Descriptor is what a source says of a manifest or blob without its bytes.
+type Descriptor struct {
+	Digest    digest.Digest // "" when the source names none
+	MediaType string
+	Size      int64 // bytes; -1 when the source names none
+}
+
+// Manifest is a manifest's bytes, not verified.
+type Manifest struct {
+	MediaType string
+	Body      []byte
+	Host      string // which host sent it, for errors
+}
+
+// BlobSource is where the bytes of one blob come from.
+type BlobSource interface {
+	// Open asks for a part of the blob and returns when the headers of the answer have
+	// come. Its body resumes by itself what breaks. ctx ends the request and all reading.
+	Open(ctx context.Context, p Part) (*Body, error)
+}
+
+// Part is which bytes of a blob to read.
+type Part struct {
+	From, To int64 // To is exclusive; -1: to the blob's end, wherever that is
+	Size     int64 // of the blob; -1: unknown
+	Whole    bool  // where the source knows no ranges, read on to the blob's end
+}
+
+// Body is a part of a blob on its way. Read returns io.EOF at To, or, where To is -1, at the
+// end of the blob. Not safe for concurrent use; close it.
+type Body struct {
+	io.ReadCloser
+	From, To int64 // To is exclusive; -1 while nobody knows where the blob ends
+	Size     int64 // of the whole blob; -1 while nobody knows it
+	Ranged   bool  // the source knows ranges
+}
+
+// Blob is a blob to fetch, under a repository.
+type Blob struct {
+	Digest digest.Digest
+	Size   int64          // bytes, as a manifest named it; -1: unknown
+	Origin storage.Origin // the repository under which it is fetched
+	Source BlobSource
+}
+
+// key names the blob under its repository.
+func (b *Blob) key() string { return b.Origin.Repository + "@" + string(b.Digest) }
