@@ -11,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 type fakeStore storage.Stats
@@ -36,13 +38,13 @@ func busy() Options {
 			Manifest: registry.Requests{Hit: 21, Revalidated: 22, Miss: 23, Shared: 24, Stale: 25, Bypass: 26, Error: 27},
 			Blob:     registry.Requests{Hit: 31, Miss: 32, Shared: 33, Bypass: 34, Error: 35},
 			Served:   41, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45,
-			Upstreams: []registry.UpstreamStats{{
+			Upstreams: []upstream.Stats{{
 				Registry: "docker.io", URL: "https://registry-1.docker.io", State: "cooling", Requests: 51, Authenticated: true,
-				RateLimit:     &registry.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},
+				RateLimit:     &upstream.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},
 				Responses:     map[string]int64{"2xx": 55, "error": 56},
 				TokenRequests: map[string]int64{"ok": 57},
 			}},
-			Inflight: []registry.Inflight{
+			Inflight: []fetch.Inflight{
 				{Digest: "sha256:bb", Repository: "docker.io/library/redis", Size: -1, Received: 62, Readers: 63},
 				{Digest: "sha256:aa", Repository: "docker.io/library/redis", Size: 64, Received: 65, Readers: 66},
 			},
@@ -54,7 +56,7 @@ func busy() Options {
 func idle() Options {
 	return Options{
 		Store:    fakeStore{},
-		Registry: fakeRegistry{Upstreams: []registry.UpstreamStats{{Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok"}}},
+		Registry: fakeRegistry{Upstreams: []upstream.Stats{{Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok"}}},
 		Version:  "1.2.3", Started: time.Now(),
 	}
 }
@@ -186,7 +188,7 @@ func TestReady(t *testing.T) {
 // TestReadyWithoutUpstream shows that readiness is not Hub's.
 func TestReadyWithoutUpstream(t *testing.T) {
 	o := idle()
-	o.Registry = fakeRegistry{Upstreams: []registry.UpstreamStats{{Registry: "docker.io", State: "down"}}}
+	o.Registry = fakeRegistry{Upstreams: []upstream.Stats{{Registry: "docker.io", State: "down"}}}
 	if resp, _ := get(t, o, "/readyz"); resp.StatusCode != http.StatusOK {
 		t.Errorf("readyz: %s", resp.Status)
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 // collector makes metrics of the same snapshots as Stats, when it is scraped: the path of
@@ -129,7 +130,7 @@ func (c *collector) reload(send func(prometheus.ValueType, string, float64, ...s
 	send(prometheus.GaugeValue, "config_last_reload_timestamp_seconds", float64(last.Time.Unix()))
 }
 
-func (c *collector) upstream(u registry.UpstreamStats, count, gauge func(string, int64, ...string)) {
+func (c *collector) upstream(u upstream.Stats, count, gauge func(string, int64, ...string)) {
 	count("upstream_requests_total", u.Requests, u.Registry)
 	for class, n := range u.Responses {
 		count("upstream_responses_total", n, u.Registry, class)

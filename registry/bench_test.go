@@ -19,6 +19,7 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 // What is counted here is what performance is made of: allocations, requests, bytes. Times
@@ -40,7 +41,7 @@ func newStand(tb testing.TB, log *slog.Logger) *stand {
 	up, _ := url.Parse(s.hub.RegistryURL())
 	ttl := time.Hour
 	s.reg, err = registry.New(registry.Options{
-		Store: store, Log: log, Upstream: registry.Upstream{URL: up, Transport: s.hub.Transport()},
+		Store: store, Log: log, Upstreams: []registry.Upstream{{Options: upstream.Options{URL: up, Transport: s.hub.Transport()}}},
 		Policy: registry.Policy{TagTTL: &ttl, ReadAhead: true},
 	})
 	if err != nil {

@@ -12,19 +12,13 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/content"
+	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
-// octets is the media type of every blob: what it really is, its manifest says.
+// octets is the media type of every blob: only its manifest says what it really is.
 const octets = "application/octet-stream"
-
-// result is how a request ended, for log and counters.
-type result struct {
-	status  int
-	sent    int64 // body bytes
-	outcome Outcome
-	err     error
-}
 
 // send answers with an object.
 func send(w http.ResponseWriter, req *http.Request, o content.Object, from content.Sender) result {
@@ -35,237 +29,217 @@ func send(w http.ResponseWriter, req *http.Request, o content.Object, from conte
 	return result{status, sent, Outcome(o.Cache), err}
 }
 
-// serveBlob answers a GET or HEAD of a blob.
-func (r *Registry) serveBlob(w http.ResponseWriter, req *http.Request, q request) result {
-	ctx := req.Context()
-	if err := r.admit(ctx, q.name); err != nil {
+// blobRequest is a GET or HEAD of a blob.
+type blobRequest struct {
+	*repo
+	digest digest.Digest
+	w      http.ResponseWriter
+	req    *http.Request
+}
+
+// send answers with the blob.
+func (q *blobRequest) send(size int64, o Outcome, from content.Sender) result {
+	return send(q.w, q.req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(o)}, from)
+}
+
+// serve answers the request from the store, from a flight, or past both.
+func (q *blobRequest) serve() result {
+	if err := q.admission.wait(q.req.Context()); err != nil {
 		return result{err: err}
 	}
-	if req.Method == http.MethodGet {
-		r.ahead.asked(q.digest)
+	if q.req.Method == http.MethodGet {
+		q.m.pool.Asked(q.digest)
 	}
-	// A blob may land, or be evicted, between two looks, or be asked for where it is not.
+	// Between two looks a flight may end, or a blob be evicted; and a blob that one repository
+	// hasn't got, another one may have.
 	for range 5 {
-		b, err := r.store.Open(q.digest)
+		b, err := q.m.store.Open(q.digest)
 		if err == nil {
-			return r.serveHit(w, req, q, b)
+			return q.serveHit(b)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			r.log.Error("a cached blob can't be read", "digest", q.digest, "error", err)
-			size, ok := r.store.Has(q.digest)
+			q.m.log.Error("a cached blob can't be read", "digest", q.digest, "error", err)
+			size, ok := q.m.store.Has(q.digest)
 			if !ok {
 				size = -1
 			}
-			return r.serveBypass(w, req, q, size)
+			return q.serveBypass(size)
 		}
-		res := r.serveFlight(w, req, q)
-		if !errors.Is(res.err, errLanded) {
+		res := q.serveFlight()
+		if !errors.Is(res.err, fetch.ErrEnded) {
 			return res
 		}
 	}
-	return r.serveBypass(w, req, q, -1) // whatever goes on there
+	return q.serveBypass(-1) // whatever goes on there
 }
 
 // serveHit sends a blob of the store, once the repository is known to have it.
-func (r *Registry) serveHit(w http.ResponseWriter, req *http.Request, q request, b *storage.Blob) result {
+func (q *blobRequest) serveHit(b *storage.Blob) result {
 	defer b.Close()
-	ok, err := r.linked(q.name, q.digest, b.Private)
+	ctx := q.req.Context()
+	ok, err := q.linked(q.digest, b.Private)
 	if err == nil && !ok {
-		err = r.confirm(req.Context(), q, b.Size)
+		err = q.confirm(ctx, fetch.Blobs, q.digest, b.Size)
 	}
 	if err != nil {
 		return result{err: err}
 	}
-	if req.Method == http.MethodGet {
-		r.store.Touch(q.digest)
+	if q.req.Method == http.MethodGet {
+		q.m.store.Touch(q.digest)
 	}
-	return send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: b.Size, Cache: string(OutcomeHit)}, func(w http.ResponseWriter, off, n int64) (int64, error) {
+	return q.send(b.Size, OutcomeHit, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		if n == b.Size {
-			r.doubt(req, q.digest)
+			q.m.rechecks.blobSent(q.req, q.digest)
 		}
 		sent, err := content.SendFile(w, b.File, off, n, false)
 		if errors.Is(err, syscall.EIO) || errors.Is(err, io.ErrUnexpectedEOF) { // a bad sector, or the file was truncated meanwhile
-			r.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
-			r.store.Remove(q.digest)
-			more, err := r.passOn(req.Context(), w, q.name, q.digest, b.Size, storage.Fallback{Hash: q.digest.Algorithm().Hash()}, off+sent, n-sent)
+			q.m.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
+			q.m.store.Remove(q.digest)
+			from := storage.Fallback{Hash: q.digest.Algorithm().Hash()}
+			more, err := q.m.pool.PassThrough(ctx, w, q.blob(q.digest, b.Size), from, off+sent, n-sent)
 			return sent + more, err
 		}
 		return sent, err
 	})
 }
 
-// serveFlight sends a blob while it arrives, or passes it by.
-func (r *Registry) serveFlight(w http.ResponseWriter, req *http.Request, q request) result {
-	ctx := req.Context()
-	link, err := r.store.Link(r.full(q.name), q.digest)
+// serveFlight streams a blob while it is downloaded, or passes it through uncached.
+// fetch.ErrEnded: look again.
+func (q *blobRequest) serveFlight() result {
+	ctx := q.req.Context()
+	// Reading along needs nothing of the index, so that it goes on while the index is slow.
+	outcome := OutcomeShared
+	f, err := q.m.pool.Join(ctx, q.digest)
+	if errors.Is(err, fetch.ErrEnded) {
+		if err := q.m.pool.Failed(q.full, q.digest); err != nil {
+			return result{err: err}
+		}
+		size := q.linkedSize(q.digest)
+		if q.req.Method == http.MethodHead {
+			return q.serveHead(size)
+		}
+		b := q.blob(q.digest, size)
+		b.Origin = q.origin()
+		q.readAhead(b.Origin)
+		var first bool
+		if f, first, err = q.m.pool.Start(ctx, b); first {
+			outcome = OutcomeMiss
+		}
+	} else if err == nil && q.req.Method == http.MethodGet {
+		q.readAhead(f.Origin())
+	}
 	if err != nil {
-		link.Size = -1
+		return result{err: err}
 	}
-	if r.aboard(q.digest) == nil {
-		if v, ok := r.failed.get(q.name + "@" + q.ref); ok {
-			return result{err: v.err}
-		}
-		if req.Method == http.MethodHead {
-			return r.headBlob(w, req, q, link)
-		}
-	}
-	if req.Method == http.MethodGet {
-		r.readAhead(q)
-	}
-	f, first := r.join(q.name, q.digest, link.Size, seat{take: true, takeOff: req.Method == http.MethodGet})
-	if f == nil {
-		return result{err: errLanded}
-	}
-	defer f.leave()
-	if f.ctx.Err() != nil { // it was cancelled because nobody read it: not with us
-		select {
-		case <-f.landed:
-			return result{err: errLanded}
-		case <-ctx.Done():
-			return result{err: context.Cause(ctx)}
-		}
-	}
-	if f.name != q.name {
-		if ok, err := r.linked(q.name, q.digest, f.origin.Private); err != nil || !ok {
-			if err := r.confirm(ctx, q, link.Size); err != nil {
+	defer f.Leave()
+	ours := f.Origin().Repository == q.full
+	if !ours {
+		if ok, err := q.linked(q.digest, f.Origin().Private); err != nil || !ok {
+			if err := q.confirm(ctx, fetch.Blobs, q.digest, q.linkedSize(q.digest)); err != nil {
 				return result{err: err}
 			}
 		}
 	}
-	outcome := OutcomeShared
-	if first {
-		outcome = OutcomeMiss
+	rd, err := f.Reader(ctx)
+	if fetch.NotKept(err) {
+		return q.serveBypass(q.linkedSize(q.digest))
 	}
-	rd, err := f.board(ctx)
-	if errors.Is(err, errBypass) || unkept(err) {
-		return r.serveBypass(w, req, q, link.Size)
-	}
-	if u, ok := errors.AsType[*upstreamError](err); ok && f.name != q.name && (u.cause == gone || u.cause == denied) {
-		return result{err: errLanded} // that repository hasn't got it; ours may
+	if u, ok := errors.AsType[*upstream.Error](err); ok && !ours && (u.Cause == upstream.NotFound || u.Cause == upstream.Denied) {
+		return result{err: fetch.ErrEnded} // that repository hasn't got it; ours may
 	}
 	if err != nil {
 		return result{err: err}
 	}
 	defer rd.Close()
-	size := f.in.Size()
-	if size < 0 && (!req.ProtoAtLeast(1, 1) || req.Header.Get("Range") != "") {
-		// In HTTP/1.0 a body without a length ends like one that broke off; and of a range
-		// nobody can say yet what it is.
-		err := f.in.Wait(ctx)
-		if unkept(err) {
-			return r.serveBypass(w, req, q, link.Size)
+	return q.sendFlight(f, rd, outcome)
+}
+
+// sendFlight sends what a flight brings.
+func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome) result {
+	ctx := q.req.Context()
+	size := f.Size()
+	if size < 0 && (!q.req.ProtoAtLeast(1, 1) || q.req.Header.Get("Range") != "") {
+		// In HTTP/1.0 a body without a length ends like one that broke off; and what a range
+		// means, nobody can say yet.
+		err := f.Verified(ctx)
+		if fetch.NotKept(err) {
+			return q.serveBypass(q.linkedSize(q.digest))
 		}
 		if err != nil {
 			return result{err: err}
 		}
-		size = f.in.Size()
+		size = f.Size()
 	}
-	grow := content.Growing(req, rd)
-	return send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(outcome)}, func(w http.ResponseWriter, off, n int64) (int64, error) {
+	grow := content.Growing(q.req, rd)
+	return q.send(size, o, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := grow(w, off, n)
-		if unkept(err) {
-			more, err := r.spill(ctx, w, f, off+sent, max(n-sent, -1))
+		if fetch.NotKept(err) {
+			more, err := f.Continue(ctx, w, off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		return sent, err
 	})
 }
 
-// unkept reports whether err says that the store can't keep a blob.
-func unkept(err error) bool {
-	return errors.Is(err, storage.ErrNoRoom) || errors.Is(err, storage.ErrDisk)
-}
-
-// headBlob is one upstream HEAD. What a manifest said of the size saves the way to the CDN.
-func (r *Registry) headBlob(w http.ResponseWriter, req *http.Request, q request, link storage.Link) result {
-	ctx, cancel := context.WithTimeout(req.Context(), manifestDeadline)
+// serveHead is one upstream HEAD. If a manifest named the size, the registry's yes is
+// enough, and the CDN isn't asked.
+func (q *blobRequest) serveHead(size int64) result {
+	ctx, cancel := context.WithTimeout(q.req.Context(), requestDeadline)
 	defer cancel()
-	size := link.Size
 	if size < 0 {
-		resp, host, err := r.up.follow(ctx, http.MethodHead, r.up.url(q.name+"/blobs/"+q.ref), http.Header{}, plain)
+		d, err := q.m.source.Resolve(ctx, q.name, fetch.Blobs, string(q.digest))
 		if err != nil {
 			return result{err: err}
 		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return result{err: &upstreamError{cause: broken, host: host.Host, status: resp.StatusCode}}
-		}
-		size = resp.ContentLength
-	} else if err := r.confirm(ctx, q, size); err != nil {
+		size = d.Size
+	} else if err := q.confirm(ctx, fetch.Blobs, q.digest, size); err != nil {
 		return result{err: err}
 	}
-	return send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(OutcomeMiss)}, nil)
+	return q.send(size, OutcomeMiss, nil)
 }
 
-// source returns the blob upstream.
-func (r *Registry) source(name string, d digest.Digest) *source {
-	return &source{up: r.up, name: name, digest: d, resumes: func() { r.resumes.Add(1) }}
-}
-
-// serveBypass passes a blob by: too large for the budget, or the disk fails. Each reader
-// has an upstream request of its own.
-func (r *Registry) serveBypass(w http.ResponseWriter, req *http.Request, q request, size int64) result {
-	ctx := req.Context()
-	if req.Method == http.MethodHead {
-		return r.headBlob(w, req, q, storage.Link{Size: size})
+// serveBypass passes a blob through: it is too large for the budget, or the disk fails. Each
+// reader has an upstream request of its own.
+func (q *blobRequest) serveBypass(size int64) result {
+	if q.req.Method == http.MethodHead {
+		return q.serveHead(size)
 	}
-	slots := r.bypasses.Load()
-	if err := takeSlot(ctx, func(ctx context.Context) error { return slots.Acquire(ctx, 1) }); err != nil {
-		return result{err: err}
-	}
-	defer slots.Release(1)
-	t := &tap{source: r.source(q.name, q.digest), ctx: ctx, end: size, size: size}
-	defer t.Close()
-	// A closed range that ends before the blob does is asked for as it is; anything
-	// else from the start, so that its digest can be known by the end.
-	part := false
-	if field := req.Header.Get("Range"); field != "" && size >= 0 {
-		from, n, v := content.ParseRange(field, size)
-		if part = v == content.RangePart && from+n < size; part {
-			t.at, t.end = from, from+n
+	part := fetch.Part{To: -1}
+	if field := q.req.Header.Get("Range"); field != "" && size >= 0 {
+		// A closed range that ends before the blob does is asked for as it is; anything else
+		// from the start, so that its digest can be known by the end.
+		if from, n, kind := content.ParseRange(field, size); kind == content.RangePart && from+n < size {
+			part.From, part.To = from, from+n
 		}
 	}
-	if err := t.connect(firstDeadline); err != nil {
+	b, err := q.m.pool.Bypass(q.req.Context(), q.blob(q.digest, size), part)
+	if err != nil {
 		return result{err: err}
 	}
-	if t.size < 0 && !req.ProtoAtLeast(1, 1) {
-		return result{err: &upstreamError{cause: broken, host: r.up.base.Host, err: errors.New("a blob of unknown length for a client of HTTP/1.0")}}
+	defer b.Close()
+	if b.Size() < 0 && !q.req.ProtoAtLeast(1, 1) {
+		return result{err: &upstream.Error{Cause: upstream.Broken, Host: q.m.client.Host(), Err: errors.New("a blob of unknown length for a client of HTTP/1.0")}}
 	}
-	res := send(w, req, content.Object{Digest: string(q.digest), MediaType: octets, Size: t.size, Cache: string(OutcomeBypass)}, func(w http.ResponseWriter, off, n int64) (int64, error) {
-		if part {
-			return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return t.Read(p) })
-		}
-		c := &checked{tap: t, hash: q.digest.Algorithm().Hash(), digest: q.digest}
-		return c.send(w, off, n)
-	})
-	if errors.Is(res.err, storage.ErrDigest) {
-		r.mismatches.Add(1)
-	}
-	return res
+	return q.send(b.Size(), OutcomeBypass, b.Send)
 }
 
-// spill goes on for a reader whose flight has failed on the disk: what the file still has,
-// and then from upstream, with the digest of what went before.
-func (r *Registry) spill(ctx context.Context, w http.ResponseWriter, f *flight, off, n int64) (int64, error) {
-	s, ok := f.in.Fallback()
-	if !ok || off < s.At { // what is there can't be used: all of it once more
-		s = storage.Fallback{Hash: f.digest.Algorithm().Hash()}
+// readAhead fetches the other layers of the image that the blob belongs to.
+func (q *blobRequest) readAhead(origin storage.Origin) {
+	if !q.policy.ReadAhead {
+		return
 	}
-	return r.passOn(ctx, w, f.name, f.digest, f.in.Size(), s, off, n)
-}
-
-// passOn goes on from upstream for a client that has the bytes before off.
-func (r *Registry) passOn(ctx context.Context, w http.ResponseWriter, name string, d digest.Digest, size int64, s storage.Fallback, off, n int64) (int64, error) {
-	slots := r.bypasses.Load()
-	if err := takeSlot(ctx, func(ctx context.Context) error { return slots.Acquire(ctx, 1) }); err != nil {
-		return 0, err
+	layers := q.m.ahead.take(q.name, q.digest)
+	if len(layers) == 0 {
+		return
 	}
-	defer slots.Release(1)
-	t := &tap{source: r.source(name, d), ctx: ctx, at: s.At, end: size, size: size}
-	defer t.Close()
-	if err := t.connect(firstDeadline); err != nil {
-		return 0, err
+	if origin.Repository != q.full {
+		origin = q.origin()
 	}
-	c := &checked{tap: t, hash: s.Hash, digest: d}
-	return c.send(w, off, n)
+	blobs := make([]fetch.Blob, 0, len(layers))
+	for _, l := range layers {
+		b := q.blob(l.Digest, l.Size)
+		b.Origin = origin
+		blobs = append(blobs, b)
+	}
+	q.m.pool.ReadAhead(q.digest, blobs, q.m.client.Down)
 }

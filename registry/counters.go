@@ -2,12 +2,12 @@ package registry
 
 import "sync/atomic"
 
-// counters are the Registry's own; upstream counts for itself.
+// counters are the requests of all mirrors. Clients of upstreams and the pool count for
+// themselves.
 type counters struct {
 	manifests, blobs [len(outcomes)]atomic.Int64
 	served           atomic.Int64
-	resumes          atomic.Int64
-	mismatches       atomic.Int64
+	mismatches       atomic.Int64 // manifests with a wrong digest
 }
 
 var outcomes = [...]Outcome{OutcomeHit, OutcomeRevalidated, OutcomeMiss, OutcomeShared, OutcomeStale, OutcomeBypass, OutcomeError}
@@ -36,14 +36,4 @@ func (c *counters) count(k kind, res result) {
 func requests(of *[len(outcomes)]atomic.Int64) Requests {
 	n := func(i int) int64 { return of[i].Load() }
 	return Requests{Hit: n(0), Revalidated: n(1), Miss: n(2), Shared: n(3), Stale: n(4), Bypass: n(5), Error: n(6)}
-}
-
-// Stats returns a snapshot of the counters.
-func (r *Registry) Stats() Stats {
-	return Stats{
-		Manifest: requests(&r.manifests), Blob: requests(&r.blobs),
-		Served: r.served.Load(), Fetched: r.up.fetched.Load(), ReadAheadUnused: r.ahead.unusedBytes(),
-		Resumes: r.resumes.Load(), DigestMismatches: r.mismatches.Load(),
-		Upstreams: []UpstreamStats{r.up.stats()}, Inflight: r.inflight(),
-	}
 }

@@ -1,10 +1,8 @@
 package registry
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -91,48 +89,6 @@ func canonical(q request) string {
 		return "/v2/" + q.name + "/tags/list"
 	}
 	return "/v2/" + q.name + "/" + map[kind]string{manifest: "manifests", blob: "blobs", referrers: "referrers"}[q.kind] + "/" + q.ref
-}
-
-// FuzzParseContentRange: what is accepted is inside the blob and says what it says.
-func FuzzParseContentRange(f *testing.F) {
-	for _, s := range []string{"bytes 0-99/1000", "bytes 0-99/*", "bytes */1000", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9/10", "bytes 1-99999999999999999999/99999999999999999999", "bytes  0-1/2"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		from, to, size, ok := parseContentRange(s)
-		if !ok {
-			return
-		}
-		if from < 0 || to <= from || to > size {
-			t.Fatalf("%q: %d to %d of %d", s, from, to, size)
-		}
-		f2, t2, s2, ok := parseContentRange(fmt.Sprintf("bytes %d-%d/%d", from, to-1, size))
-		if !ok || f2 != from || t2 != to || s2 != size {
-			t.Errorf("%q does not survive being written again", s)
-		}
-	})
-}
-
-// FuzzParseQuota: what is accepted is a count and a window that can be used.
-func FuzzParseQuota(f *testing.F) {
-	for _, s := range []string{"100;w=21600", "100", "-1;w=5", "0;w=0", "100;x=1;w=3", "1e9", ";", "100;w=-4", "9223372036854775808"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		n, window, ok := parseQuota(s)
-		if n < 0 || window < 0 {
-			t.Fatalf("%q: %d, %d", s, n, window)
-		}
-		if !ok {
-			if v, err := strconv.ParseUint(s, 10, 63); err == nil {
-				t.Errorf("%q is the number %d, and refused", s, v)
-			}
-			return
-		}
-		if n2, w2, ok := parseQuota(fmt.Sprintf("%d;w=%d", n, window)); !ok || n2 != n || w2 != window {
-			t.Errorf("%q does not survive being written again", s)
-		}
-	})
 }
 
 // FuzzGlob: a pattern that is a name matches that name alone, and * crosses no slash.

@@ -16,9 +16,10 @@ import (
 // hotBytes bounds the manifests kept in memory: at 5 KB each, some thousands.
 const hotBytes = 16 << 20
 
-// hot answers for manifests that are asked for again and again, from memory: no file, no
-// index. An entry says nothing that the store wouldn't: it is made of an answer that the
-// store and the verdict have just given, and lives as long as that one may.
+// hot answers for manifests that are asked for again and again, from memory: without a file
+// and without the index. An entry says nothing that the store wouldn't: it is made of an
+// answer that the store and the visibility have just given, and lives as long as that may.
+// All methods are safe for concurrent use.
 type hot struct {
 	mu     sync.Mutex // guards what follows
 	lru    *simplelru.LRU[hotKey, *hotManifest]
@@ -28,7 +29,7 @@ type hot struct {
 
 type hotKey struct{ name, ref string }
 
-// hotManifest is an answer, headers included. Immutable but for handed and touched.
+// hotManifest is an answer with its headers. Immutable but for handed and touched.
 type hotManifest struct {
 	digest   digest.Digest
 	body     []byte
@@ -36,13 +37,13 @@ type hotManifest struct {
 	expires  time.Time
 	header   http.Header
 
-	handed  atomic.Bool // to a client, so that read-ahead knows of it
+	handed  atomic.Bool // to a client: read-ahead knows of it
 	mu      sync.Mutex  // guards touched
 	touched int64       // Unix seconds of the last use told to the store
 }
 
 // hotFor is how long an answer by digest is taken from memory before the store and the
-// verdict are asked again: what is withdrawn is withdrawn within a minute.
+// visibility are asked again: what is no longer allowed is refused within a minute.
 const hotFor = time.Minute
 
 func newHot() *hot {
@@ -63,15 +64,15 @@ func (h *hot) get(name, ref string) *hotManifest {
 	return m
 }
 
-// age is what put wants to know from before the answer was made: one that is older than a
-// change of policy or verdict isn't kept.
-func (h *hot) age() int {
+// epoch is what put needs from before the answer was made: it doesn't keep an answer that is
+// older than a change of policy or visibility.
+func (h *hot) epoch() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.purged
 }
 
-func (h *hot) put(age int, name, ref string, f *found) {
+func (h *hot) put(epoch int, name, ref string, f *found) {
 	if len(f.body) > hotBytes/16 {
 		return
 	}
@@ -91,7 +92,7 @@ func (h *hot) put(age int, name, ref string, f *found) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if age != h.purged {
+	if epoch != h.purged {
 		return
 	}
 	h.lru.Remove(hotKey{name, ref})

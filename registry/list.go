@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -16,12 +15,10 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/hubcache/hubcache/upstream"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
-
-// maxList is the size of the largest tag list or referrers index taken; Hub's pages are
-// far smaller.
-const maxList = 4 << 20
 
 // listCount and listKept bound the lists kept in memory: 32 MiB of them.
 const (
@@ -29,16 +26,13 @@ const (
 	listKept  = 256 << 10
 )
 
-// list is an upstream answer to tags/list or referrers.
+// list is an answer to tags/list or referrers.
 type list struct {
-	mediaType string
-	body      []byte
-	link      string // of the next page
-	filters   string // OCI-Filters-Applied
-	at        time.Time
+	upstream.List
+	at time.Time // when the upstream gave it
 }
 
-// lists are the answers kept, each for the TTL of its repository's tags.
+// lists are the answers that are kept, each for the TTL of its repository's tags.
 type lists struct {
 	mu  sync.Mutex // guards lru
 	lru *simplelru.LRU[string, *list]
@@ -64,53 +58,65 @@ func (l *lists) put(key string, v *list) {
 }
 
 // serveList passes tags/list and referrers through. A registry that knows referrers never
-// answers 404 for them, so upstream's 404 becomes an empty index, and so does, for this
-// once, its failure.
-func (r *Registry) serveList(w http.ResponseWriter, req *http.Request, q request) result {
+// answers 404 for them, so upstream's 404 becomes an empty index, and so does, for this one
+// answer, its failure.
+func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) result {
 	ctx := req.Context()
-	if err := r.admit(ctx, q.name); err != nil {
+	if err := r.admission.wait(ctx); err != nil {
 		return result{err: err}
 	}
-	path, query := q.name+"/tags/list", pick(req.URL.Query(), "n", "last")
+	path, query := "tags/list", pick(req.URL.Query(), "n", "last")
 	if q.kind == referrers {
-		path, query = q.name+"/referrers/"+q.ref, pick(req.URL.Query(), "artifactType", "n", "last", "nextPage", "token")
+		path, query = "referrers/"+q.ref, pick(req.URL.Query(), "artifactType", "n", "last", "nextPage", "token")
 	}
-	key := path + "?" + query.Encode()
-	s := r.policy.Load().tag(q.name, "")
-	kept := r.lists.get(key)
+	s := r.policy.tag(r.name, "")
+	kept := r.m.lists.get(listKey(r.name, path, query))
 	if kept != nil && time.Since(kept.at) < s.ttl {
 		return kept.write(w, req, OutcomeHit)
 	}
-	l, err := share(ctx, r, "list "+key, func(ctx context.Context) (*list, error) {
-		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
-		defer cancel()
-		l, err := r.getList(ctx, path, query)
-		if u, ok := errors.AsType[*upstreamError](err); ok && u.cause == gone && q.kind == referrers {
-			l, err = emptyIndex(), nil
-		}
-		if err == nil {
-			l.at = time.Now()
-		}
-		if err == nil && len(l.body) <= listKept {
-			r.lists.put(key, l)
-		}
-		return l, err
-	})
+	l, err := r.list(ctx, path, query)
 	if err == nil {
 		return l.write(w, req, OutcomeMiss)
 	}
-	u, ok := errors.AsType[*upstreamError](err)
+	u, ok := errors.AsType[*upstream.Error](err)
 	switch {
-	case ok && u.down() && kept != nil && time.Since(kept.at) < s.maxStale:
+	case ok && u.Down() && kept != nil && time.Since(kept.at) < s.maxStale:
 		return kept.write(w, req, OutcomeStale)
-	case ok && u.down() && q.kind == referrers:
+	case ok && u.Down() && q.kind == referrers:
 		return emptyIndex().write(w, req, OutcomeStale)
-	case ok && u.cause == gone:
+	case ok && u.Cause == upstream.NotFound:
 		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: u.Error(), err: u}}
-	case ok && u.down():
+	case ok && u.Down():
 		return result{err: &failure{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: u.Error(), err: u}}
 	}
 	return result{err: err}
+}
+
+func listKey(repository, path string, query url.Values) string {
+	return repository + "/" + path + "?" + query.Encode()
+}
+
+// list gets a list from upstream, once for all who wait, and keeps it.
+func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, error) {
+	key := listKey(r.name, path, query)
+	return share(ctx, r.m.tasks, &r.m.calls, "list "+key, func(ctx context.Context) (*list, error) {
+		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
+		defer cancel()
+		l := &list{}
+		var err error
+		if l.List, err = r.m.client.List(ctx, r.name, path, query); err != nil {
+			u, ok := errors.AsType[*upstream.Error](err)
+			if !ok || u.Cause != upstream.NotFound || !strings.HasPrefix(path, "referrers/") {
+				return nil, err
+			}
+			l = emptyIndex()
+		}
+		l.at = time.Now()
+		if len(l.Body) <= listKept {
+			r.m.lists.put(key, l)
+		}
+		return l, nil
+	})
 }
 
 // pick returns the parameters of a query that upstream is to see.
@@ -124,80 +130,41 @@ func pick(from url.Values, names ...string) url.Values {
 	return to
 }
 
-func (r *Registry) getList(ctx context.Context, path string, query url.Values) (*list, error) {
-	to := r.up.url(path)
-	to.RawQuery = query.Encode()
-	resp, host, err := r.up.follow(ctx, http.MethodGet, to, http.Header{"Accept": {"application/json, " + v1.MediaTypeImageIndex}}, plain)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxList+1))
-	if err != nil {
-		return nil, classify(host.Host, err)
-	}
-	if resp.StatusCode != http.StatusOK || len(body) > maxList || !json.Valid(body) {
-		return nil, &upstreamError{cause: broken, host: host.Host, status: resp.StatusCode, err: errors.New("not a list")}
-	}
-	return &list{
-		mediaType: mediaTypeOf(resp.Header), body: body, link: ourLink(resp.Header.Get("Link"), r.up.base),
-		filters: resp.Header.Get("OCI-Filters-Applied"),
-	}, nil
-}
-
-// ourLink makes the link to the next page lead here: without upstream's scheme, host and
-// folder. A link to anywhere else is dropped.
-func ourLink(link string, base *url.URL) string {
-	target, params, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(link), "<"), ">")
-	if !ok {
-		return ""
-	}
-	u, err := url.Parse(target)
-	if err != nil || u.Host != "" && u.Host != base.Host {
-		return ""
-	}
-	i := strings.Index(u.Path, "/v2/")
-	if i < 0 {
-		return ""
-	}
-	to := url.URL{Path: u.Path[i:], RawQuery: u.RawQuery}
-	return "<" + to.String() + ">" + params
-}
-
 func emptyIndex() *list {
-	return &list{mediaType: v1.MediaTypeImageIndex, body: []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[]}`)}
+	body := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[]}`
+	return &list{List: upstream.List{MediaType: v1.MediaTypeImageIndex, Body: []byte(body)}}
 }
 
 func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result {
 	h := w.Header()
-	h.Set("Content-Type", cmp.Or(l.mediaType, "application/json"))
-	h.Set("Content-Length", strconv.Itoa(len(l.body)))
+	h.Set("Content-Type", cmp.Or(l.MediaType, "application/json"))
+	h.Set("Content-Length", strconv.Itoa(len(l.Body)))
 	h.Set("X-Hubcache", string(o))
-	if l.link != "" {
-		h.Set("Link", l.link)
+	if l.Link != "" {
+		h.Set("Link", l.Link)
 	}
-	if l.filters != "" {
-		h.Set("OCI-Filters-Applied", l.filters)
+	if l.Filters != "" {
+		h.Set("OCI-Filters-Applied", l.Filters)
 	}
 	w.WriteHeader(http.StatusOK)
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK, outcome: o}
 	}
-	n, err := w.Write(l.body)
+	n, err := w.Write(l.Body)
 	return result{http.StatusOK, int64(n), o, err}
 }
 
 // serveCatalog lists the repositories that are cached and that everybody may see.
-func (r *Registry) serveCatalog(w http.ResponseWriter, req *http.Request) result {
-	all, err := r.store.Repositories(r.up.name)
+func (m *mirror) serveCatalog(w http.ResponseWriter, req *http.Request) result {
+	all, err := m.store.Repositories(m.name)
 	if err != nil {
 		return result{err: err}
 	}
-	p := r.policy.Load()
+	p := m.policy.Load()
 	names := []string{}
 	for _, name := range all {
-		name = strings.TrimPrefix(name, r.up.name+"/")
-		if p.allowed(name) && r.seen(p, name) {
+		name = strings.TrimPrefix(name, m.name+"/")
+		if p.allowed(name) && m.listed(p, name) {
 			names = append(names, name)
 		}
 	}
@@ -209,7 +176,7 @@ func (r *Registry) serveCatalog(w http.ResponseWriter, req *http.Request) result
 		}
 		names = names[i:]
 	}
-	l := &list{mediaType: "application/json"}
+	l := &list{List: upstream.List{MediaType: "application/json"}}
 	if query.Has("n") {
 		n, err := strconv.Atoi(query.Get("n"))
 		if err != nil || n < 0 {
@@ -218,21 +185,21 @@ func (r *Registry) serveCatalog(w http.ResponseWriter, req *http.Request) result
 		if n < len(names) {
 			names = names[:n]
 			if n > 0 {
-				l.link = "</v2/_catalog?" + url.Values{"n": {strconv.Itoa(n)}, "last": {names[n-1]}}.Encode() + `>; rel="next"`
+				l.Link = "</v2/_catalog?" + url.Values{"n": {strconv.Itoa(n)}, "last": {names[n-1]}}.Encode() + `>; rel="next"`
 			}
 		}
 	}
-	if l.body, err = json.Marshal(map[string][]string{"repositories": names}); err != nil {
+	if l.Body, err = json.Marshal(map[string][]string{"repositories": names}); err != nil {
 		return result{err: err}
 	}
 	return l.write(w, req, OutcomeHit)
 }
 
-// seen reports whether the catalogue may name the repository, from what is known already.
-func (r *Registry) seen(p *policy, name string) bool {
-	if r.up.cred == nil || p.private.match(name) {
+// listed reports whether the catalogue may name the repository, from what is known already.
+func (m *mirror) listed(p *policy, name string) bool {
+	if !m.client.HasCredential() || p.private.match(name) {
 		return true
 	}
-	v, err := r.store.Visibility(r.full(name))
+	v, err := m.store.Visibility(m.name + "/" + name)
 	return err == nil && v.Public
 }

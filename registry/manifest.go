@@ -5,31 +5,27 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"mime"
 	"net/http"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/content"
+	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/image"
 	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
-// maxManifest is the size of the largest manifest that clients take (containerd's limit).
-const maxManifest = 4 << 20
-
-// failedFor is how long a failure is remembered, so that a client that asks five times
-// at once is answered four times from memory.
-const failedFor = 10 * time.Second
-
-// brokenFor is the same for a body that broke for good after clients had its headers.
-// dockerd's older store asks for the rest of it 5 s later, and, refused, for all of it
-// after 10 s more; refused again it falls back to Hub, and otherwise only after 75 s.
-const brokenFor = 20 * time.Second
+// A manifest must be answered within 5 s whatever happens, or a client with no timeout of
+// its own never falls back.
+const (
+	requestDeadline = 4500 * time.Millisecond // for each question to the upstream
+	answerDeadline  = 4800 * time.Millisecond // for all that an answer needs
+)
 
 // found is a manifest, or, for a HEAD, what is known of one.
 type found struct {
@@ -42,71 +38,121 @@ type found struct {
 	expires   time.Time // until when a tag may be answered with it unasked; zero with a digest: for ever
 }
 
-// manifestFor answers a request for a manifest by tag or digest. head: headers will do.
-func (r *Registry) manifestFor(ctx context.Context, q request, head bool) (*found, error) {
-	if q.digest == "" && r.unjudged(q.name) {
-		// The first time, upstream is asked for verdict and tag together; nothing of the
-		// tag is given away before the verdict.
-		verdict := make(chan error, 1)
-		go func() { verdict <- r.admit(ctx, q.name) }()
-		f, err := r.byTag(ctx, q, head)
-		if v := <-verdict; v != nil {
-			return nil, v
-		}
-		return f, err
+// manifestRequest is a GET or HEAD of a manifest by tag or digest. Immutable.
+type manifestRequest struct {
+	*repo
+	ref    string        // tag or digest
+	digest digest.Digest // ref, when it is one
+	head   bool          // the headers are enough
+}
+
+// serveHot answers from memory, if the answer is there and upstream isn't known to be down:
+// then more must be looked at.
+func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) (res result, ok bool) {
+	h := m.hot.get(q.name, q.ref)
+	if h == nil || m.client.Down() != nil || len(req.Header["Range"]) > 0 || len(req.Header["If-None-Match"]) > 0 {
+		return result{}, false
 	}
-	if err := r.admit(ctx, q.name); err != nil {
-		return nil, err
+	head := req.Method == http.MethodHead
+	if !head && h.handed.CompareAndSwap(false, true) {
+		m.ahead.handedOut(q.name, h.digest, h.children)
+	}
+	if h.due() {
+		m.store.Touch(h.digest)
+	}
+	header := w.Header()
+	for k, v := range h.header {
+		header[k] = v
+	}
+	if head {
+		w.WriteHeader(http.StatusOK)
+		return result{status: http.StatusOK, outcome: OutcomeHit}, true
+	}
+	n, err := w.Write(h.body)
+	return result{http.StatusOK, int64(n), OutcomeHit, err}, true
+}
+
+// serve answers the request from the store or from upstream.
+func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result {
+	ctx, cancel := context.WithTimeoutCause(req.Context(), answerDeadline, &upstream.Error{Cause: upstream.Timeout, Host: q.m.client.Host()})
+	defer cancel()
+	f, err := q.find(ctx)
+	if err != nil {
+		return result{err: err}
+	}
+	if f.body != nil {
+		q.m.hot.put(q.epoch, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
+		if q.digest == "" && !f.expires.IsZero() {
+			q.m.hot.put(q.epoch, q.name, q.ref, f)
+		}
+		if !q.head {
+			q.m.ahead.handedOut(q.name, f.digest, f.children)
+		}
+	}
+	return send(w, req, content.Object{Digest: string(f.digest), MediaType: f.mediaType, Size: f.size, Cache: string(f.outcome)}, content.Bytes(f.body))
+}
+
+// find returns the manifest, once the repository may be served. The first time that a
+// repository is asked for, upstream is asked for visibility and tag at the same time; nothing
+// of the tag is given away before the visibility is known.
+func (q *manifestRequest) find(ctx context.Context) (*found, error) {
+	if q.digest != "" || !q.admission.open() {
+		if err := q.admission.wait(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if q.digest != "" {
-		return r.byDigest(ctx, q, head)
+		return q.byDigest(ctx)
 	}
-	return r.byTag(ctx, q, head)
+	f, err := q.byTag(ctx)
+	if notAdmitted := q.admission.wait(ctx); notAdmitted != nil {
+		return nil, notAdmitted
+	}
+	return f, err
 }
 
 // byDigest answers from the store, or fetches.
-func (r *Registry) byDigest(ctx context.Context, q request, head bool) (*found, error) {
-	m, err := r.store.Manifest(q.digest)
+func (q *manifestRequest) byDigest(ctx context.Context) (*found, error) {
+	m, err := q.m.store.Manifest(q.digest)
 	if err == nil {
-		return r.stored(ctx, q, m)
+		return q.stored(ctx, m)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		r.log.Error("a cached manifest can't be read", "digest", q.digest, "error", err)
+		q.m.log.Error("a cached manifest can't be read", "digest", q.digest, "error", err)
 	}
-	if head {
-		return r.headManifest(ctx, q)
+	if q.head {
+		return q.resolve(ctx)
 	}
-	return r.fetchManifest(ctx, q, q.digest)
+	return q.fetch(ctx, q.digest)
 }
 
 // stored answers with a manifest of the store, if the repository has it and its image can
 // be had.
-func (r *Registry) stored(ctx context.Context, q request, m *storage.Manifest) (*found, error) {
-	ok, err := r.linked(q.name, m.Digest, m.Private)
+func (q *manifestRequest) stored(ctx context.Context, m *storage.Manifest) (*found, error) {
+	ok, err := q.linked(m.Digest, m.Private)
 	if err == nil && !ok {
-		q.ref, q.digest = string(m.Digest), m.Digest
-		err = r.confirm(ctx, q, int64(len(m.Body)))
+		err = q.confirm(ctx, fetch.Manifests, m.Digest, int64(len(m.Body)))
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := r.deliverable(m); err != nil {
+	if err := q.deliverable(m); err != nil {
 		return nil, err
 	}
-	r.store.Touch(m.Digest)
+	q.m.store.Touch(m.Digest)
 	return &found{digest: m.Digest, mediaType: m.MediaType, size: int64(len(m.Body)), body: m.Body, children: m.Children, outcome: OutcomeHit}, nil
 }
 
 // deliverable fails for a single-platform manifest whose blobs aren't all here while they
 // can't be fetched: some clients commit themselves to a mirror with the manifest, and this
 // one would leave them with half an image.
-func (r *Registry) deliverable(m *storage.Manifest) error {
-	down := r.up.cool.down()
+func (q *manifestRequest) deliverable(m *storage.Manifest) error {
+	down := q.m.client.Down()
 	if down == nil {
 		return nil
 	}
 	for _, c := range m.Children {
-		if _, ok := r.store.Has(c.Digest); !ok && c.Role != image.RoleManifest {
+		if _, ok := q.m.store.Has(c.Digest); !ok && c.Role != image.RoleManifest {
 			return &failure{status: http.StatusServiceUnavailable, code: errcode.ErrorCodeUnavailable, err: down,
 				detail: fmt.Sprintf("blob %s of this image is not cached, and %v", c.Digest, down)}
 		}
@@ -114,19 +160,19 @@ func (r *Registry) deliverable(m *storage.Manifest) error {
 	return nil
 }
 
-// fetchManifest gets the manifest d from upstream under the repository of q, once for all
-// who wait, and keeps it. The first to ask is a miss, the others share.
-func (r *Registry) fetchManifest(ctx context.Context, q request, d digest.Digest) (*found, error) {
+// fetch gets the manifest d from upstream, once for all who wait, and keeps it. The first to
+// ask is a miss, the others share.
+func (q *manifestRequest) fetch(ctx context.Context, d digest.Digest) (*found, error) {
 	first := false
-	f, err := share(ctx, r, "manifest "+q.name+"@"+string(d), func(ctx context.Context) (*found, error) {
-		// Another one may have brought it between our look at the store and this one's take-off.
-		if m, err := r.store.Manifest(d); err == nil {
-			return r.stored(ctx, q, m)
+	f, err := share(ctx, q.m.tasks, &q.m.calls, "manifest "+q.name+"@"+string(d), func(ctx context.Context) (*found, error) {
+		// Another request may have brought it since this one looked into the store.
+		if m, err := q.m.store.Manifest(d); err == nil {
+			return q.stored(ctx, m)
 		}
 		first = true
-		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
+		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
 		defer cancel()
-		return r.getManifest(ctx, q, d)
+		return q.get(ctx, d)
 	})
 	if err != nil {
 		return nil, err
@@ -139,50 +185,37 @@ func (r *Registry) fetchManifest(ctx context.Context, q request, d digest.Digest
 	return f, nil
 }
 
-// getManifest is one GET, by digest, or by tag when d is "": where HEAD named no digest.
-func (r *Registry) getManifest(ctx context.Context, q request, d digest.Digest) (*found, error) {
+// get is one GET, by digest, or by tag when d is "": when upstream named no digest for it.
+func (q *manifestRequest) get(ctx context.Context, d digest.Digest) (*found, error) {
 	ref := string(d)
 	if d == "" {
 		ref = q.ref
 	}
-	header := http.Header{"Accept": {acceptManifest}}
-	resp, host, err := r.up.follow(ctx, http.MethodGet, r.up.url(q.name+"/manifests/"+ref), header, pulls)
+	m, err := q.m.source.Manifest(ctx, q.name, ref)
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	bad := func(err error) error {
-		return &upstreamError{cause: broken, host: host.Host, status: resp.StatusCode, err: err}
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, bad(nil)
-	}
-	body, err := io.ReadAll(io.LimitReader(counted{resp.Body, &r.up.fetched}, maxManifest+1))
-	if err != nil {
-		return nil, classify(host.Host, err)
-	}
-	if len(body) > maxManifest {
-		return nil, bad(fmt.Errorf("a manifest of more than %d bytes", maxManifest))
+	broken := func(format string, args ...any) error {
+		return &upstream.Error{Cause: upstream.Broken, Host: m.Host, Status: http.StatusOK, Err: fmt.Errorf(format, args...)}
 	}
 	if d == "" {
-		// No digest vouches for it, and captive portals answer 200 to everything.
-		if !isManifest(body) {
-			return nil, bad(errors.New("not a manifest"))
+		// No digest speaks for it, and captive portals answer 200 to everything.
+		if !isManifest(m.Body) {
+			return nil, broken("not a manifest")
 		}
-		d = digest.FromBytes(body)
-	} else if d.Algorithm().FromBytes(body) != d {
-		r.mismatches.Add(1)
-		return nil, bad(fmt.Errorf("the manifest's bytes are not those of %s", d))
+		d = digest.FromBytes(m.Body)
+	} else if d.Algorithm().FromBytes(m.Body) != d {
+		q.m.counters.mismatches.Add(1)
+		return nil, broken("the manifest's bytes are not those of %s", d)
 	}
-	// The verdict may have been asked for at the same time: nothing is kept before it.
-	if err := r.admit(ctx, q.name); err != nil {
+	// The visibility may have been asked for at the same time: nothing is kept before it.
+	if err := q.admission.wait(ctx); err != nil {
 		return nil, err
 	}
-	mediaType := mediaTypeOf(resp.Header)
-	f := &found{digest: d, mediaType: mediaType, size: int64(len(body)), body: body, children: image.Children(body), outcome: OutcomeMiss}
-	switch err := r.store.PutManifest(r.origin(q.name), d, mediaType, body); {
+	f := &found{digest: d, mediaType: m.MediaType, size: int64(len(m.Body)), body: m.Body, children: image.Children(m.Body), outcome: OutcomeMiss}
+	switch err := q.m.store.PutManifest(q.origin(), d, m.MediaType, m.Body); {
 	case errors.Is(err, storage.ErrBusy): // by another repository's request
-		r.store.Confirm(r.full(q.name), d, f.size)
+		q.m.store.Confirm(q.full, d, f.size)
 	case err != nil:
 		f.outcome = OutcomeBypass
 	}
@@ -197,36 +230,23 @@ func isManifest(body []byte) bool {
 	return json.Unmarshal(body, &m) == nil && m.SchemaVersion > 0
 }
 
-// mediaTypeOf is the media type as upstream named it, without parameters, which the
-// spec forbids and containerd strips.
-func mediaTypeOf(h http.Header) string {
-	t := h.Get("Content-Type")
-	if m, _, err := mime.ParseMediaType(t); err == nil {
-		return m
-	}
-	return t
-}
-
-// headManifest asks upstream for a manifest's headers, by tag or digest, and keeps
-// nothing but what a tag resolves to.
-func (r *Registry) headManifest(ctx context.Context, q request) (*found, error) {
-	return share(ctx, r, "head "+q.name+":"+q.ref, func(ctx context.Context) (*found, error) {
-		ctx, cancel := context.WithTimeout(ctx, manifestDeadline)
+// resolve asks upstream for a manifest's headers, by tag or digest, and keeps nothing but
+// what a tag resolves to.
+func (q *manifestRequest) resolve(ctx context.Context) (*found, error) {
+	return share(ctx, q.m.tasks, &q.m.calls, "head "+q.name+":"+q.ref, func(ctx context.Context) (*found, error) {
+		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
 		defer cancel()
-		header := http.Header{"Accept": {acceptManifest}}
-		resp, _, err := r.up.follow(ctx, http.MethodHead, r.up.url(q.name+"/manifests/"+q.ref), header, pulls)
+		d, err := q.m.source.Resolve(ctx, q.name, fetch.Manifests, q.ref)
 		if err != nil {
 			return nil, err
 		}
-		resp.Body.Close()
-		d := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 		if q.digest != "" {
-			d = q.digest
+			d.Digest = q.digest
 		}
-		if resp.StatusCode != http.StatusOK || !name.ValidDigest(string(d)) || resp.ContentLength < 0 {
+		if !name.ValidDigest(string(d.Digest)) || d.Size < 0 {
 			// Not what the spec asks for, but there are such registries: get it.
-			return r.getManifest(ctx, q, q.digest)
+			return q.get(ctx, q.digest)
 		}
-		return &found{digest: d, mediaType: mediaTypeOf(resp.Header), size: resp.ContentLength, outcome: OutcomeMiss}, nil
+		return &found{digest: d.Digest, mediaType: d.MediaType, size: d.Size, outcome: OutcomeMiss}, nil
 	})
 }

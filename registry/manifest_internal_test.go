@@ -10,11 +10,13 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
-// Who has looked for a manifest in vain, and takes off when another one has just brought it,
-// costs no second GET of the quota.
-func TestManifestThatHasJustCome(t *testing.T) {
+// TestManifestThatHasJustComeIsNotFetchedAgain: a request that has not found a manifest in the
+// store, and begins to fetch it when another one has just brought it, costs no second GET of
+// the quota.
+func TestManifestThatHasJustComeIsNotFetchedAgain(t *testing.T) {
 	store, err := storage.Open(storage.Options{Dir: t.TempDir(), Budget: 1 << 20, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -22,17 +24,18 @@ func TestManifestThatHasJustCome(t *testing.T) {
 	defer store.Close()
 	hub, _ := url.Parse("https://hub.test")
 	asked := 0
-	r, err := New(Options{Store: store, Log: slog.New(slog.DiscardHandler), Upstream: Upstream{URL: hub, Transport: nobody(func() { asked++ })}})
+	r, err := New(Options{Store: store, Log: slog.New(slog.DiscardHandler), Upstreams: []Upstream{{Options: upstream.Options{URL: hub, Transport: nobody(func() { asked++ })}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close(t.Context())
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)
-	if err := store.PutManifest(r.origin("library/app"), d, "x", body); err != nil {
+	q := &manifestRequest{repo: r.mirrors[0].repository("library/app"), ref: string(d), digest: d}
+	if err := store.PutManifest(q.origin(), d, "x", body); err != nil {
 		t.Fatal(err)
 	}
-	f, err := r.fetchManifest(t.Context(), request{kind: manifest, name: "library/app", ref: string(d), digest: d}, d)
+	f, err := q.fetch(t.Context(), d)
 	if err != nil || string(f.body) != string(body) || f.outcome != OutcomeHit {
 		t.Errorf("%+v, %v", f, err)
 	}

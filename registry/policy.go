@@ -9,19 +9,9 @@ import (
 	"github.com/hubcache/hubcache/name"
 )
 
-// staleAfter is how long a cached tag waits for a Hub that is merely slow.
-const staleAfter = 1500 * time.Millisecond
-
 // defaultTTL is the TTL of official images, which are rebuilt a few times a month. All
 // others are asked for every time: people push and deploy at once.
 const defaultTTL = time.Minute
-
-// verdictAge is how long a verdict stands before it is asked for again.
-const verdictAge = 24 * time.Hour
-
-// refusalAge is the same for a verdict of private: a token service in trouble may have
-// refused for a moment what is public, and a repository may just have been made so.
-const refusalAge = time.Minute
 
 // policy is a checked Policy.
 type policy struct {
@@ -48,15 +38,6 @@ func newPolicy(p Policy) (*policy, error) {
 			return nil, fmt.Errorf("tags.rules: %q is not a pattern", rule.Match)
 		}
 	}
-	fill := func(n *int, standard int) {
-		if *n <= 0 {
-			*n = standard
-		}
-	}
-	fill(&q.Limits.Transfers, DefaultLimits.Transfers)
-	fill(&q.Limits.Orphans, DefaultLimits.Orphans)
-	fill(&q.Limits.Ranges, DefaultLimits.Ranges)
-	fill(&q.Limits.Bypass, DefaultLimits.Bypass)
 	return q, nil
 }
 

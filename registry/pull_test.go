@@ -21,6 +21,7 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 // lab is a fake Hub with a registry before it, all in memory but for the files.
@@ -110,7 +111,7 @@ func (l *lab) start() {
 	}
 	l.reg, err = registry.New(registry.Options{
 		Store: l.store, Policy: p, Log: log,
-		Upstream: registry.Upstream{URL: up, Credential: l.cred, Transport: transport},
+		Upstreams: []registry.Upstream{{Options: upstream.Options{URL: up, Credential: l.cred, Transport: transport}}},
 	})
 	if err != nil {
 		l.t.Fatal(err)

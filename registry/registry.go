@@ -1,11 +1,12 @@
-// Package registry answers the pull half of the OCI distribution API from a
-// storage.Store, and fills the store from an upstream registry, Docker Hub.
+// Package registry answers the pull half of the OCI distribution API from a storage.Store,
+// and fills the store from upstream registries.
 //
-// A request comes in through Registry.ServeHTTP, is parsed (request.go) and admitted
-// (access.go). Manifests are answered from memory (hot.go), the store or upstream
-// (manifest.go, tag.go); blobs from the store, from a flight that is filling it
-// (flight.go, download.go, tap.go), or past it (blob.go). What upstream must not be asked
-// now is in cooldown.go, what clients get for its failures in errors.go.
+// A Registry is a thin mux: it parses a request (request.go) and passes it to the mirror of
+// the upstream that the request names (mirror.go). The mirror resolves the repository once,
+// to a value that carries the policy in force and the admission (repo.go). Manifests are
+// answered from memory (hot.go), the store or upstream (manifest.go, tag.go); blobs from the
+// store, from a flight of package fetch that is filling it, or past it (blob.go); lists pass
+// through (list.go). What clients get for failures is in errors.go.
 package registry
 
 import (
@@ -14,80 +15,62 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"sync"
-	"sync/atomic"
+	"net/url"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
-	"golang.org/x/sync/semaphore"
-	"golang.org/x/sync/singleflight"
 
-	"github.com/opencontainers/go-digest"
-
-	"github.com/hubcache/hubcache/content"
-	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/fetch"
 )
 
 // Registry is the pull API and the pull-through policy in one http.Handler.
 // All methods are safe for concurrent use.
 type Registry struct {
-	store *storage.Store
-	up    *upstream
-	log   *slog.Logger
-
-	policy    atomic.Pointer[policy]
-	transfers atomic.Pointer[lanes]
-	bypasses  atomic.Pointer[slots]
-	aheads    atomic.Pointer[slots]
-
-	flights flights
-	once    singleflight.Group // verdicts, confirmations, manifests, lists
-	hot     *hot
-	lists   *lists
-	ahead   *ahead
-	gone    memory // tags that upstream has not
-	failed  memory // blobs whose fetch has just failed
-	got     memory // whole blobs that clients have just got from the store
-	trusted memory // blobs that were hashed lately
-
-	doubting atomic.Bool // one is being hashed
-	renewed  memory      // repositories whose verdict has just been asked for again
-
-	slow atomic.Bool // upstream has just let a tag's check wait in vain
-
-	behind  sync.WaitGroup // what goes on in the background
-	closing context.Context
-	close   context.CancelFunc
-
-	counters
+	*shared
+	mirrors     []*mirror          // the first answers requests that name no registry
+	byNamespace map[string]*mirror // by the values of the parameter ns; immutable
 }
 
-// New returns a Registry that serves o.Store and fetches what it lacks from o.Upstream.
-// It makes no request: a server starts whether or not its upstream can be reached.
-// Errors: an upstream URL that can't be one, an invalid pattern in the policy.
+// aliases are other values of ns that mean a registry.
+var aliases = map[string][]string{"docker.io": {"index.docker.io", "registry-1.docker.io"}}
+
+// New returns a Registry that serves o.Store and fetches what it lacks from o.Upstreams.
+// It makes no request: a server starts whether or not its upstreams can be reached.
+// Errors: no upstream, two of one name, a URL that no upstream can have, an invalid pattern
+// in the policy.
 func New(o Options) (*Registry, error) {
-	o.Log = cmp.Or(o.Log, slog.Default())
-	up, err := newUpstream(o)
-	if err != nil {
-		return nil, err
+	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, log: cmp.Or(o.Log, slog.Default())}
+	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks}
+	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
+	r := &Registry{shared: s, byNamespace: map[string]*mirror{}}
+	if len(o.Upstreams) == 0 {
+		return nil, errors.New("no upstream is configured")
 	}
-	r := &Registry{store: o.Store, up: up, log: o.Log, hot: newHot(), lists: newLists(), ahead: newAhead()}
-	r.flights.all = map[digest.Digest]*flight{}
-	r.closing, r.close = context.WithCancel(context.Background())
+	for _, u := range o.Upstreams {
+		m, err := newMirror(u, s)
+		if err != nil {
+			return nil, err
+		}
+		for _, ns := range append([]string{m.name}, aliases[m.name]...) {
+			if r.byNamespace[ns] != nil {
+				return nil, errors.New("two upstreams have the name " + ns)
+			}
+			r.byNamespace[ns] = m
+		}
+		r.mirrors = append(r.mirrors, m)
+	}
 	if err := r.SetPolicy(o.Policy); err != nil {
 		return nil, err
 	}
 	return r, nil
 }
 
-// Introduce asks upstream in the background how it wants to be spoken to, which spares the
-// first pull a round trip and a connection. Nothing depends on the answer.
+// Introduce asks the upstreams in the background how they want to be authenticated to, which
+// spares the first pull a round trip and a connection. Nothing depends on the answer.
 func (r *Registry) Introduce() {
-	r.background(func(context.Context) {
-		if err := r.up.auth.Learn(); err != nil {
-			r.log.Debug("upstream doesn't answer yet", "error", err)
-		}
-	})
+	for _, m := range r.mirrors {
+		m.learn()
+	}
 }
 
 // SetPolicy replaces the policy for the requests that come after it.
@@ -97,60 +80,29 @@ func (r *Registry) SetPolicy(p Policy) error {
 	if err != nil {
 		return err
 	}
-	old := r.policy.Swap(next)
-	if old == nil || old.Limits != next.Limits {
-		r.transfers.Store(newLanes(next.Limits.Transfers))
-		r.bypasses.Store(semaphore.NewWeighted(int64(next.Limits.Bypass)))
-		r.aheads.Store(semaphore.NewWeighted(int64(next.Limits.Orphans)))
+	r.pool.SetLimits(p.Limits)
+	for _, m := range r.mirrors {
+		m.setPolicy(next)
 	}
-	r.hot.clear()
 	return nil
 }
 
 // Close ends all fetches, keeping what has arrived for the next start, and waits for
 // them until ctx is done. Call it when the HTTP servers have been shut down.
+// Errors: that they did not end in time, with ctx's cause.
 func (r *Registry) Close(ctx context.Context) error {
-	r.close()
-	r.ahead.stop()
-	err := r.closeFlights(ctx)
-	done := make(chan struct{})
-	go func() { r.behind.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		err = cmp.Or(err, context.Cause(ctx))
-	}
-	return err
+	r.tasks.stop()
+	err := r.pool.Close(ctx)
+	return cmp.Or(err, r.tasks.wait(ctx))
 }
 
-// background runs what no client waits for, until Close.
-func (r *Registry) background(f func(context.Context)) {
-	if leave, ok := r.enter(); ok {
-		go func() { defer leave(); f(r.closing) }()
-	}
+// result is how a request ended, for log and counters.
+type result struct {
+	status  int   // 0: err is still to be answered
+	sent    int64 // body bytes
+	outcome Outcome
+	err     error
 }
-
-// enter says that something begins which Close has to wait for, and that leave ends.
-// ok is false when the server is stopping.
-func (r *Registry) enter() (leave func(), ok bool) {
-	r.flights.mu.Lock()
-	defer r.flights.mu.Unlock()
-	if r.flights.closed {
-		return nil, false
-	}
-	r.behind.Add(1)
-	return r.behind.Done, true
-}
-
-// detached returns a context with ctx's values that ends with the server and not with ctx.
-func (r *Registry) detached(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(r.closing, func() { cancel(errStopping) })
-	return ctx, func() { stop(); cancel(nil) }
-}
-
-// errStopping is what requests get that come when the server stops.
-var errStopping = &upstreamError{cause: unreachable, host: "hubcache", err: errClosed}
 
 // ServeHTTP answers one request of the pull API.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -159,12 +111,12 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header()["Docker-Distribution-Api-Version"] = apiVersion
 	if req.ContentLength != 0 {
 		// No request of a pull has a body. net/http waits for one before it answers.
-		http.NewResponseController(w).SetReadDeadline(start.Add(bodyWithin))
+		http.NewResponseController(w).SetReadDeadline(start.Add(bodyDeadline))
 	}
 	q, err := parse(req.URL.Path)
 	res := result{err: err}
 	if err == nil {
-		res = r.serve(w, req, q)
+		res = r.serve(w, req, &q)
 	}
 	switch {
 	case res.status != 0 || res.err == nil:
@@ -176,16 +128,16 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		res.status, res.outcome = f.status, OutcomeError
 	}
 	if req.Method == http.MethodGet || req.Method == http.MethodHead {
-		r.count(q.kind, res)
+		r.counters.count(q.kind, res)
 	}
-	r.access(req, q, res, start)
+	r.access(req, &q, res, start)
 	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
 	}
 }
 
-// bodyWithin is how long a body that nobody asked for may take.
-const bodyWithin = 5 * time.Second
+// bodyDeadline is how long a request body, which nobody asked for, may take.
+const bodyDeadline = 5 * time.Second
 
 var apiVersion = []string{"registry/2.0"}
 
@@ -193,35 +145,52 @@ var apiVersion = []string{"registry/2.0"}
 const statusClientGone = 499
 
 // serve answers, or returns an error with status 0.
-func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q request) result {
+func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) result {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		return result{err: &failure{status: http.StatusMethodNotAllowed, code: errcode.ErrorCodeUnsupported, detail: "this is a pull-through cache: it only reads"}}
 	}
-	ns, asked, other := foreign(req.URL)
-	if other {
-		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "this cache does not serve " + short(ns)}}
+	m, named, err := r.mirror(req.URL)
+	if err != nil {
+		return result{err: err}
 	}
-	if asked {
-		w.Header().Set("Oci-Namespace", "docker.io")
+	if named {
+		w.Header().Set("Oci-Namespace", m.name)
 	}
 	switch q.kind {
 	case manifest:
-		return r.serveManifest(w, req, q)
+		if res, ok := m.serveHot(w, req, q); ok {
+			return res
+		}
+		mq := &manifestRequest{repo: m.repository(q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead}
+		return mq.serve(w, req)
 	case blob:
-		return r.serveBlob(w, req, q)
+		bq := &blobRequest{repo: m.repository(q.name), digest: q.digest, w: w, req: req}
+		return bq.serve()
 	case tags, referrers:
-		return r.serveList(w, req, q)
+		return m.repository(q.name).serveList(w, req, q)
 	case catalog:
-		return r.serveCatalog(w, req)
+		return m.serveCatalog(w, req)
 	}
-	w.Header()["Content-Type"] = []string{"application/json"}
-	w.Header()["Content-Length"] = []string{"2"}
-	if req.Method == http.MethodHead {
-		return result{status: http.StatusOK}
+	return servePing(w, req)
+}
+
+// mirror returns the mirror that a request is for, by the parameter ns that containerd and
+// Docker 28 and later send; named reports whether there was one.
+// Errors: *failure, when the namespace isn't configured.
+func (r *Registry) mirror(u *url.URL) (m *mirror, named bool, err error) {
+	if u.RawQuery == "" {
+		return r.mirrors[0], false, nil
 	}
-	n, err := w.Write([]byte("{}"))
-	return result{http.StatusOK, int64(n), "", err}
+	query := u.Query()
+	if !query.Has("ns") {
+		return r.mirrors[0], false, nil
+	}
+	ns := query.Get("ns")
+	if m = r.byNamespace[ns]; m == nil {
+		return nil, true, &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "this cache does not serve " + short(ns)}
+	}
+	return m, true, nil
 }
 
 func short(s string) string {
@@ -231,55 +200,22 @@ func short(s string) string {
 	return s
 }
 
-// serveManifest answers a GET or HEAD of a manifest.
-func (r *Registry) serveManifest(w http.ResponseWriter, req *http.Request, q request) result {
-	head := req.Method == http.MethodHead
-	age := r.hot.age()
-	if m := r.hot.get(q.name, q.ref); m != nil && r.up.cool.down() == nil && len(req.Header["Range"]) == 0 && len(req.Header["If-None-Match"]) == 0 {
-		if !head && m.handed.CompareAndSwap(false, true) {
-			r.ahead.handedOut(q.name, m.digest, m.children)
-		}
-		return r.serveHot(w, m, head)
+// servePing answers the request by which clients find out whether this is a registry.
+func servePing(w http.ResponseWriter, req *http.Request) result {
+	w.Header()["Content-Type"] = []string{"application/json"}
+	w.Header()["Content-Length"] = []string{"2"}
+	if req.Method == http.MethodHead {
+		return result{status: http.StatusOK}
 	}
-	ctx, cancel := context.WithTimeoutCause(req.Context(), answerWithin, &upstreamError{cause: timeout, host: r.up.base.Host})
-	defer cancel()
-	f, err := r.manifestFor(ctx, q, head)
-	if err != nil {
-		return result{err: err}
-	}
-	if f.body != nil {
-		r.hot.put(age, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
-		if q.digest == "" && !f.expires.IsZero() {
-			r.hot.put(age, q.name, q.ref, f)
-		}
-		if !head {
-			r.ahead.handedOut(q.name, f.digest, f.children)
-		}
-	}
-	return send(w, req, content.Object{Digest: string(f.digest), MediaType: f.mediaType, Size: f.size, Cache: string(f.outcome)}, content.Bytes(f.body))
-}
-
-func (r *Registry) serveHot(w http.ResponseWriter, m *hotManifest, head bool) result {
-	if m.due() {
-		r.store.Touch(m.digest)
-	}
-	h := w.Header()
-	for k, v := range m.header {
-		h[k] = v
-	}
-	if head {
-		w.WriteHeader(http.StatusOK)
-		return result{status: http.StatusOK, outcome: OutcomeHit}
-	}
-	n, err := w.Write(m.body)
-	return result{http.StatusOK, int64(n), OutcomeHit, err}
+	n, err := w.Write([]byte("{}"))
+	return result{http.StatusOK, int64(n), "", err}
 }
 
 // AccessLine is the message of a line of the access log.
 const AccessLine = "request"
 
 // access writes the access log: one line per request.
-func (r *Registry) access(req *http.Request, q request, res result, start time.Time) {
+func (r *Registry) access(req *http.Request, q *request, res result, start time.Time) {
 	took := time.Since(start)
 	level := slog.LevelInfo
 	f, failed := errors.AsType[*failure](res.err)

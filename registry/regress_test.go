@@ -19,6 +19,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
@@ -228,8 +229,8 @@ func TestReadAheadIsUnbounded(t *testing.T) {
 				idle++
 			}
 		}
-		if idle > registry.DefaultLimits.Orphans {
-			t.Errorf("%d downloads that nobody reads, limits.orphans is %d", idle, registry.DefaultLimits.Orphans)
+		if idle > fetch.DefaultLimits().Orphans {
+			t.Errorf("%d downloads that nobody reads, limits.orphans is %d", idle, fetch.DefaultLimits().Orphans)
 		}
 		for range first {
 			if s := <-status; s != "200" {

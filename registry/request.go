@@ -4,7 +4,6 @@ import (
 	_ "crypto/sha512" // sha512 digests are as good as sha256 ones
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -98,23 +97,6 @@ func cutLast(s string) (before, after string, ok bool) {
 		return "", s, false
 	}
 	return s[:i], s[i+1:], true
-}
-
-// namespaces are the values of the ns parameter that mean the upstream, Docker Hub.
-var namespaces = map[string]bool{"docker.io": true, "index.docker.io": true, "registry-1.docker.io": true}
-
-// foreign reports the ns parameter of containerd when it names another registry than
-// Docker Hub; asked is whether there is one at all.
-func foreign(u *url.URL) (ns string, asked, other bool) {
-	if u.RawQuery == "" {
-		return "", false, false
-	}
-	q := u.Query()
-	if !q.Has("ns") {
-		return "", false, false
-	}
-	ns = q.Get("ns")
-	return ns, true, !namespaces[ns]
 }
 
 func invalid(code errcode.ErrorCode, what string) *failure {

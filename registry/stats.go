@@ -1,6 +1,9 @@
 package registry
 
-import "time"
+import (
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/upstream"
+)
 
 // Outcome says what a request for a manifest or a blob turned out to be.
 // It is the value of the X-Hubcache header and of the requests counters.
@@ -11,8 +14,8 @@ const (
 	OutcomeHit         Outcome = "hit"         // from the store, no upstream request
 	OutcomeRevalidated Outcome = "revalidated" // tag checked upstream, manifest from the store
 	OutcomeMiss        Outcome = "miss"        // fetched for this request
-	OutcomeShared      Outcome = "shared"      // read along with another request's fetch
-	OutcomeStale       Outcome = "stale"       // upstream can't be asked; what was cached
+	OutcomeShared      Outcome = "shared"      // read along with another request's download
+	OutcomeStale       Outcome = "stale"       // what was cached, since upstream can't be asked
 	OutcomeBypass      Outcome = "bypass"      // passed through without being kept
 	OutcomeError       Outcome = "error"
 )
@@ -33,35 +36,23 @@ type Stats struct {
 	Resumes          int64 // broken or stalled upstream bodies that were continued by Range
 	DigestMismatches int64 // upstream bodies whose digest or length was wrong
 
-	Upstreams []UpstreamStats
-	Inflight  []Inflight
+	Upstreams []upstream.Stats
+	Inflight  []fetch.Inflight
 }
 
-// UpstreamStats describes one upstream registry.
-type UpstreamStats struct {
-	Registry      string // "docker.io"
-	URL           string
-	State         string // ok, cooling (429), denied (credential refused), down
-	Requests      int64  // to the registry and its CDN
-	Authenticated bool   // a credential is configured
-	RateLimit     *RateLimit
-
-	// Responses counts upstream answers by status class ("2xx" … "5xx", "error").
-	Responses map[string]int64
-	// TokenRequests counts requests to the token service by result ("ok", "denied", "throttled", "error").
-	TokenRequests map[string]int64
-}
-
-// RateLimit is what the upstream last said of the pull quota.
-type RateLimit struct {
-	Limit, Remaining, WindowSeconds int64
-	Source                          string
-	Observed                        time.Time
-}
-
-// Inflight is one blob being fetched now.
-type Inflight struct {
-	Digest, Repository string
-	Size, Received     int64 // Size is -1 while unknown
-	Readers            int
+// Stats returns a snapshot of the counters. It waits for no disk and for no upstream.
+func (r *Registry) Stats() Stats {
+	p := r.pool.Stats()
+	s := Stats{
+		Manifest: requests(&r.counters.manifests), Blob: requests(&r.counters.blobs),
+		Served: r.counters.served.Load(), ReadAheadUnused: p.ReadAheadUnused,
+		Resumes: p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), Inflight: p.Inflight,
+	}
+	for _, m := range r.mirrors {
+		u := m.client.Stats()
+		s.Fetched += u.Fetched
+		s.Resumes += u.Resumes
+		s.Upstreams = append(s.Upstreams, u)
+	}
+	return s
 }

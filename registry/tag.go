@@ -7,169 +7,165 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
+// staleAfter is how long a cached tag waits for an upstream that is merely slow.
+const staleAfter = 1500 * time.Millisecond
+
 // byTag answers with what the tag names: unasked inside its TTL, else after one HEAD,
-// which costs no quota. Upstream failing or slow, what is cached is served stale.
-func (r *Registry) byTag(ctx context.Context, q request, head bool) (*found, error) {
-	s := r.policy.Load().tag(q.name, q.ref)
-	t, err := r.store.Tag(r.full(q.name), q.ref)
+// which costs no quota. While upstream fails or is slow, what is cached is served stale.
+func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
+	s := q.policy.tag(q.name, q.ref)
+	t, err := q.m.store.Tag(q.full, q.ref)
 	var m *storage.Manifest
 	if err == nil {
-		if m, err = r.store.Manifest(t.Digest); err != nil {
+		if m, err = q.m.store.Manifest(t.Digest); err != nil {
 			m = nil
 		}
 	}
 	age := time.Since(t.Checked)
-	if m != nil && age >= 0 && age < s.ttl {
-		if s.refresh && age >= s.refreshAt() && !r.up.scarce(r.policy.Load().QuotaReserve) {
-			r.background(func(ctx context.Context) { r.check(ctx, q, false) })
-		}
-		f, err := r.stored(ctx, q, m)
-		if err == nil {
-			f.expires = t.Checked.Add(s.ttl)
-			if s.refresh && age < s.refreshAt() {
-				f.expires = t.Checked.Add(s.refreshAt())
-			}
-		}
-		return f, err
+	fresh := age >= 0 && age < s.ttl
+	if m != nil && fresh {
+		return q.freshTag(ctx, m, t, s)
 	}
-	if r.gone.has(q.name + ":" + q.ref) {
-		return nil, &upstreamError{cause: gone, host: r.up.base.Host, status: http.StatusNotFound, err: errors.New("remembered")}
+	if q.m.missing.Has(q.name + ":" + q.ref) {
+		return nil, &upstream.Error{Cause: upstream.NotFound, Host: q.m.client.Host(), Status: http.StatusNotFound, Err: errors.New("remembered")}
 	}
 	if m == nil {
-		if t.Digest != "" && age >= 0 && age < s.ttl && !head {
-			q.digest = t.Digest
-			return r.fetchManifest(ctx, q, t.Digest)
+		if t.Digest != "" && fresh && !q.head {
+			return q.fetch(ctx, t.Digest)
 		}
-		return r.check(ctx, q, head)
+		return q.check(ctx)
 	}
-	return r.revalidate(ctx, q, head, m, age <= s.maxStale)
+	return q.revalidate(ctx, m, age <= s.maxStale)
+}
+
+// freshTag answers with a cached manifest whose tag is inside its TTL.
+func (q *manifestRequest) freshTag(ctx context.Context, m *storage.Manifest, t storage.Tag, s tagSettings) (*found, error) {
+	age := time.Since(t.Checked)
+	if s.refresh && age >= s.refreshAt() && !q.m.client.Scarce(q.policy.QuotaReserve) {
+		refresh := *q
+		refresh.head = false
+		q.m.tasks.background(func(ctx context.Context) { refresh.check(ctx) })
+	}
+	f, err := q.stored(ctx, m)
+	if err == nil {
+		f.expires = t.Checked.Add(s.ttl)
+		if s.refresh && age < s.refreshAt() {
+			f.expires = t.Checked.Add(s.refreshAt())
+		}
+	}
+	return f, err
 }
 
 // revalidate asks upstream about a tag whose manifest m is cached, and falls back to it.
-func (r *Registry) revalidate(ctx context.Context, q request, head bool, m *storage.Manifest, mayBeStale bool) (*found, error) {
-	stale := func(err error) (*found, error) {
-		if !mayBeStale {
-			return nil, err
-		}
-		f, serr := r.stored(ctx, q, m)
-		if serr != nil {
-			return nil, serr
-		}
-		f.outcome = OutcomeStale
-		r.log.Warn("serving a stale tag", "reference", r.full(q.name)+":"+q.ref, "error", err)
+func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, mayBeStale bool) (*found, error) {
+	f, err := q.checkPatiently(ctx, mayBeStale)
+	if err == nil {
 		return f, nil
 	}
+	u, failed := errors.AsType[*upstream.Error](err)
+	switch {
+	case errors.Is(err, errSlow):
+	case failed && u.Cause == upstream.NotFound && q.policy.KeepGone:
+	case failed && u.Down() && mayBeStale:
+	default:
+		return nil, err
+	}
+	f, serr := q.stored(ctx, m)
+	if serr != nil {
+		return nil, serr
+	}
+	f.outcome = OutcomeStale
+	q.m.log.Warn("serving a stale tag", "reference", q.full+":"+q.ref, "error", err)
+	return f, nil
+}
+
+// errSlow says that a cached tag need not wait for upstream any longer.
+var errSlow = errors.New("upstream is slow")
+
+// checkPatiently is check. If the tag may be stale it waits no longer than staleAfter for
+// it, and not at all while another check has just waited in vain; the check goes on.
+// Errors: errSlow, those of check, ctx's cause.
+func (q *manifestRequest) checkPatiently(ctx context.Context, mayBeStale bool) (*found, error) {
 	type checked struct {
 		f   *found
 		err error
 	}
 	done := make(chan checked, 1)
-	leave, ok := r.enter()
+	leave, ok := q.m.tasks.enter()
 	if !ok {
 		return nil, errStopping
 	}
 	go func() {
 		defer leave()
-		ctx, cancel := r.detached(ctx)
+		ctx, cancel := q.m.tasks.detached(ctx)
 		defer cancel()
-		f, err := r.check(ctx, q, head)
-		r.slow.Store(false)
+		f, err := q.check(ctx)
+		q.m.slow.Store(false)
 		done <- checked{f, err}
 	}()
-	// Who has waited in vain a moment ago need not wait again: the check goes on.
-	patience := staleAfter
-	if r.slow.Load() && mayBeStale {
-		patience = 0
-	}
-	wait := time.NewTimer(patience)
-	defer wait.Stop()
-	var c checked
-	for waiting := true; waiting; {
-		select {
-		case c = <-done:
-			waiting = false
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-wait.C:
-			if mayBeStale {
-				r.slow.Store(true)
-				return stale(errors.New("upstream is slow"))
-			}
+	var slow <-chan time.Time // never, if the tag must not be stale
+	if mayBeStale {
+		patience := staleAfter
+		if q.m.slow.Load() {
+			patience = 0
 		}
+		wait := time.NewTimer(patience)
+		defer wait.Stop()
+		slow = wait.C
 	}
-	u, failed := errors.AsType[*upstreamError](c.err)
-	switch {
-	case c.err == nil:
-		return c.f, nil
-	case failed && u.cause == gone && r.policy.Load().KeepGone:
-		mayBeStale = true
-		return stale(c.err)
-	case failed && u.down():
-		return stale(c.err)
+	select {
+	case c := <-done:
+		return c.f, c.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-slow:
+		q.m.slow.Store(true)
+		return nil, errSlow
 	}
-	return nil, c.err
 }
 
 // check asks upstream what the tag names now, and gets that if it isn't here and more
 // than its headers is wanted.
-func (r *Registry) check(ctx context.Context, q request, head bool) (*found, error) {
-	f, err := r.headManifest(ctx, q)
+func (q *manifestRequest) check(ctx context.Context) (*found, error) {
+	f, err := q.resolve(ctx)
 	if err != nil {
-		if u, ok := errors.AsType[*upstreamError](err); ok && u.cause == gone {
-			r.forget(q)
+		if u, ok := errors.AsType[*upstream.Error](err); ok && u.Cause == upstream.NotFound {
+			q.forgetTag(q.ref)
 		}
 		return nil, err
 	}
-	if err := r.admit(ctx, q.name); err != nil { // as in getManifest
+	if err := q.admission.wait(ctx); err != nil { // as in get
 		return nil, err
 	}
-	q.digest = f.digest
-	m, err := r.store.Manifest(f.digest)
+	m, err := q.m.store.Manifest(f.digest)
 	switch {
 	case err == nil:
-		r.setTag(q, f)
+		q.setTag(q.ref, f)
 		// Upstream has just named it under this repository.
-		r.store.Confirm(r.full(q.name), f.digest, f.size)
-		if f, err = r.stored(ctx, q, m); err == nil {
-			f.outcome = OutcomeRevalidated
+		q.m.store.Confirm(q.full, f.digest, f.size)
+		if f, err = q.stored(ctx, m); err != nil {
+			return nil, err
 		}
-		return r.fresh(q, f), err
-	case head || f.body != nil:
-		r.setTag(q, f)
-		return r.fresh(q, f), nil
+		f.outcome = OutcomeRevalidated
+		return q.justChecked(f), nil
+	case q.head || f.body != nil:
+		q.setTag(q.ref, f)
+		return q.justChecked(f), nil
 	}
-	if f, err = r.fetchManifest(ctx, q, f.digest); err != nil {
+	if f, err = q.fetch(ctx, f.digest); err != nil {
 		return nil, err
 	}
-	r.setTag(q, f)
-	return r.fresh(q, f), nil
+	q.setTag(q.ref, f)
+	return q.justChecked(f), nil
 }
 
-// fresh returns a copy of f with the time until when the tag need not be asked for again.
-func (r *Registry) fresh(q request, f *found) *found {
-	if f == nil {
-		return nil
-	}
+// justChecked returns a copy of f with the time until when the tag need not be asked for
+// again. It is a copy because other requests may share f.
+func (q *manifestRequest) justChecked(f *found) *found {
 	g := *f
-	g.expires = time.Now().Add(r.policy.Load().tag(q.name, q.ref).ttl)
+	g.expires = time.Now().Add(q.policy.tag(q.name, q.ref).ttl)
 	return &g
-}
-
-func (r *Registry) setTag(q request, f *found) {
-	r.gone.forget(q.name + ":" + q.ref)
-	r.store.SetTag(r.full(q.name), q.ref, storage.Tag{Digest: f.digest, MediaType: f.mediaType, Size: f.size, Checked: time.Now()})
-}
-
-// forget drops a tag that upstream has no longer, or, with KeepGone, only remembers that
-// for a moment.
-func (r *Registry) forget(q request) {
-	p := r.policy.Load()
-	r.hot.drop(q.name, q.ref)
-	if p.KeepGone {
-		return
-	}
-	r.store.DeleteTag(r.full(q.name), q.ref)
-	r.gone.add(q.name+":"+q.ref, p.NegativeTTL)
 }

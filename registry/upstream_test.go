@@ -16,6 +16,7 @@ import (
 
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 // knocks counts the connections that are made to a server.
@@ -70,7 +71,7 @@ func TestConnectionsAreKept(t *testing.T) {
 	}
 	defer store.Close()
 	up, _ := url.Parse(hub.URL)
-	r, err := registry.New(registry.Options{Store: store, Log: log, Upstream: registry.Upstream{URL: up}})
+	r, err := registry.New(registry.Options{Store: store, Log: log, Upstreams: []registry.Upstream{{Options: upstream.Options{URL: up}}}})
 	if err != nil {
 		t.Fatal(err)
 	}

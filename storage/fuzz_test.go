@@ -101,7 +101,9 @@ func TestIndexThatNamesItself(t *testing.T) {
 	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", a); err != nil {
 		t.Fatal(err)
 	}
-	s.amend(d, func(r *record) { r.children = []image.Child{{Digest: d, Size: int64(len(a)), Role: image.RoleManifest}} })
+	s.amend(d, func(r *record) {
+		r.children = []image.Child{{Digest: d, Size: int64(len(a)), Role: image.RoleManifest}}
+	})
 	s.Touch(d)
 	// Deep, by names that are true: 50 indexes, each of the one before.
 	for range 50 {

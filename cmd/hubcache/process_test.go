@@ -148,10 +148,10 @@ func (p *process) ends(d time.Duration, code int) {
 // get returns status and body.
 func (p *process) get(url string) (int, string) {
 	p.t.Helper()
-	return fetch(p.t, http.DefaultTransport, url)
+	return fetchURL(p.t, http.DefaultTransport, url)
 }
 
-func fetch(t *testing.T, rt http.RoundTripper, url string) (int, string) {
+func fetchURL(t *testing.T, rt http.RoundTripper, url string) (int, string) {
 	t.Helper()
 	resp, err := (&http.Client{Transport: rt, Timeout: 10 * time.Second}).Get(url)
 	if err != nil {
@@ -308,7 +308,7 @@ func TestSocketsFromSystemd(t *testing.T) {
 		if status := <-early; status != http.StatusOK {
 			t.Errorf("who came early got %d", status)
 		}
-		if status, _ := fetch(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
+		if status, _ := fetchURL(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
 			t.Errorf("admin over its socket: %d", status)
 		}
 		if p.pull != "http://"+pull.Addr().String() || p.admin != "unix:"+sock {
@@ -341,7 +341,7 @@ func TestSocketsOfOneSide(t *testing.T) {
 	if status, _ := p.get(p.pull + "/v2/"); status != http.StatusOK {
 		t.Errorf("pulls: %d", status)
 	}
-	if status, _ := fetch(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
+	if status, _ := fetchURL(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
 		t.Errorf("admin: %d", status)
 	}
 }

@@ -165,7 +165,7 @@ func (srv *server) openRegistry() (err error) {
 			return err
 		}
 	}
-	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstream: up, Policy: s.policy(), Log: srv.log})
+	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: s.policy(), Log: srv.log})
 	return err
 }
 

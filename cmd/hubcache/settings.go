@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/prune"
 	"github.com/hubcache/hubcache/registry"
 )
@@ -143,7 +144,7 @@ func defaults() *settings {
 	s.Tags.NegativeTTL = span(10 * time.Second)
 	s.Tags.OnGone = choice{"gone", []string{"gone", "keep"}}
 	s.Quota.Reserve = 0.10
-	l := registry.DefaultLimits
+	l := fetch.DefaultLimits()
 	s.Limits.Transfers, s.Limits.Orphans, s.Limits.Ranges, s.Limits.Bypass = count(l.Transfers), count(l.Orphans), count(l.Ranges), count(l.Bypass)
 	s.ReadAhead = true
 	s.Docker.Host = "unix:///var/run/docker.sock"
@@ -318,7 +319,7 @@ func (s *settings) policy() registry.Policy {
 		TagTTL: s.Tags.TTL.d, MaxStale: time.Duration(s.Tags.MaxStale), NegativeTTL: time.Duration(s.Tags.NegativeTTL),
 		KeepGone: s.Tags.OnGone.word == "keep", Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
 		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead),
-		Limits: registry.Limits{Transfers: int(s.Limits.Transfers), Orphans: int(s.Limits.Orphans), Ranges: int(s.Limits.Ranges), Bypass: int(s.Limits.Bypass)},
+		Limits: fetch.Limits{Transfers: int(s.Limits.Transfers), Orphans: int(s.Limits.Orphans), Ranges: int(s.Limits.Ranges), Bypass: int(s.Limits.Bypass)},
 	}
 	for _, r := range s.Tags.Rules {
 		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.d, MaxStale: r.MaxStale.d, Refresh: bool(r.Refresh)})

@@ -1,0 +1,178 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/hubcache/hubcache/cooldown"
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
+)
+
+// mirror is the cache of one upstream registry. What there is one of for each upstream is
+// here, so that no key of one can be taken for a key of another; what there is one of for
+// the process, the mirrors share. All methods are safe for concurrent use.
+type mirror struct {
+	name   string           // "docker.io": in the keys of the store, and in answers
+	client *upstream.Client // health, quota, visibility and lists
+	source fetch.Source     // tags, manifests and blobs
+	policy atomic.Pointer[policy]
+
+	hot     *hot
+	lists   *lists
+	ahead   *readAhead
+	missing cooldown.Memory    // tags that the upstream has not, by reference
+	renewed cooldown.Memory    // repositories whose visibility has just been asked for again
+	calls   singleflight.Group // visibilities, confirmations, manifests, lists
+	slow    atomic.Bool        // the upstream has just let the check of a tag wait in vain
+
+	*shared
+}
+
+// shared is what all mirrors of a process share.
+type shared struct {
+	store    *storage.Store
+	pool     *fetch.Pool
+	tasks    *tasks
+	rechecks *rechecks
+	counters *counters
+	log      *slog.Logger
+}
+
+// newMirror returns the mirror of an upstream. It makes no request.
+// Errors: those of upstream.New.
+func newMirror(u Upstream, s *shared) (*mirror, error) {
+	u.Log = cmp.Or(u.Log, s.log)
+	client, err := upstream.New(u.Options)
+	if err != nil {
+		return nil, err
+	}
+	m := &mirror{name: client.Name(), client: client, source: registrySource{client}, shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead()}
+	if u.Source != nil {
+		m.source = u.Source(m.source)
+	}
+	return m, nil
+}
+
+// setPolicy replaces the policy for the requests that come after it.
+func (m *mirror) setPolicy(p *policy) {
+	m.policy.Store(p)
+	m.hot.clear() // these answers were given under the old one
+}
+
+// learn asks the upstream in the background how it wants to be authenticated to.
+func (m *mirror) learn() {
+	m.tasks.background(func(context.Context) {
+		if err := m.client.Learn(); err != nil {
+			m.log.Debug("upstream doesn't answer yet", "error", err)
+		}
+	})
+}
+
+const (
+	// visibilityAge is how long a visibility counts before it is asked for again.
+	visibilityAge = 24 * time.Hour
+
+	// privateAge is the same for a private repository: a token service in trouble may have
+	// refused for a moment what is public, and a repository may just have been made so.
+	privateAge = time.Minute
+)
+
+// admission is the decision whether a repository may be served to a request. It may have to
+// wait for the upstream.
+type admission struct {
+	decided chan struct{} // closed when err is set for good; nil: it is from the start
+	err     error
+}
+
+// open reports whether the decision may have to be waited for.
+func (a *admission) open() bool { return a.decided != nil }
+
+// wait returns nil if the repository may be served.
+// Errors: *failure, *upstream.Error when nobody can tell, ctx's cause.
+func (a *admission) wait(ctx context.Context) error {
+	if a.decided != nil {
+		select {
+		case <-a.decided:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return a.err
+}
+
+// admit decides whether a repository may be served at all: the operator lets it, and it is
+// public, or named in upstream.private. Without a credential everything that the upstream
+// serves is public.
+//
+// With one, the first request for a repository waits for its visibility. Later ones never
+// do: an old visibility is renewed in the background, and the last one stays in force while
+// none can be had.
+func (m *mirror) admit(r *repo) *admission {
+	if !r.policy.allowed(r.name) {
+		return &admission{err: notAllowed}
+	}
+	if !m.client.HasCredential() || r.policy.private.match(r.name) {
+		return &admission{}
+	}
+	v, err := m.store.Visibility(r.full)
+	if err != nil {
+		return m.admitUnknown(r)
+	}
+	if age := time.Since(v.At); (age < 0 || age > visibilityAge || !v.Public && age > privateAge) && !m.renewed.Has(r.name) {
+		m.renewed.Add(r.name, privateAge, nil) // whether it succeeds or not
+		m.tasks.background(func(ctx context.Context) { m.visibility(ctx, r) })
+	}
+	if !v.Public {
+		return &admission{err: privateRepository}
+	}
+	return &admission{}
+}
+
+// admitUnknown is admit for a repository whose visibility isn't known. The question goes on
+// when the request ends: others may wait for the same answer.
+func (m *mirror) admitUnknown(r *repo) *admission {
+	leave, ok := m.tasks.enter()
+	if !ok {
+		return &admission{err: errStopping}
+	}
+	a := &admission{decided: make(chan struct{})}
+	go func() {
+		defer leave()
+		defer close(a.decided)
+		ctx, cancel := m.tasks.detached(context.Background())
+		defer cancel()
+		v, err := m.visibility(ctx, r)
+		if err == nil && !v.Public {
+			err = privateRepository
+		}
+		a.err = err
+	}()
+	return a
+}
+
+// visibility asks the upstream whether the repository is public, once for all who wait, and
+// keeps the answer.
+func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, error) {
+	return share(ctx, m.tasks, &m.calls, "visibility "+r.name, func(ctx context.Context) (storage.Visibility, error) {
+		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
+		defer cancel()
+		public, err := m.client.Public(ctx, r.name)
+		if err != nil {
+			return storage.Visibility{}, err
+		}
+		v := storage.Visibility{Public: public, At: time.Now()}
+		old, err := m.store.Visibility(r.full)
+		m.store.SetVisibility(r.full, v)
+		if err == nil && old.Public != v.Public {
+			m.hot.clear()
+		}
+		return v, nil
+	})
+}
