@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -24,6 +25,10 @@ const (
 	// breather is how long prune leaves the lock free between two deletions, so that a
 	// hold that waits gets in.
 	breather = 5 * lockPoll
+
+	// holdsVersion is the newest version of the lock files that this program knows. In
+	// version 1 they are empty; a later version has its number in them, in decimal.
+	holdsVersion = 1
 )
 
 // Holds are the locks by which runs keep prune away: two files in Dir, locked with
@@ -34,6 +39,9 @@ const (
 //	run   shared by every hold in force; exclusive for a prune during one deletion
 //
 // A lock belongs to the open file, and is not inherited by a program that is started.
+//
+// Every method may return [ErrNewerFormat]: a newer program locks in another way, so that
+// no hold can be taken, and no image may be deleted.
 type Holds struct {
 	// Dir holds the lock files; it is made when missing.
 	Dir string
@@ -132,7 +140,20 @@ func (h Holds) open(name string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hold lock: %w", err)
 	}
+	if err := checkLockFile(f); err != nil {
+		f.Close()
+		return nil, err
+	}
 	return f, nil
+}
+
+// checkLockFile makes sure that the lock file has the format that this program knows.
+func checkLockFile(f *os.File) error {
+	version, err := io.ReadAll(io.LimitReader(f, 32))
+	if err != nil {
+		return fmt.Errorf("hold lock: %w", err)
+	}
+	return checkVersion("hold lock "+f.Name(), string(version), holdsVersion)
 }
 
 // lock takes the lock now, or returns ErrHeld.

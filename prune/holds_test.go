@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -99,6 +100,45 @@ func TestHoldNeedsNoWritePermission(t *testing.T) {
 	h := Holds{t.TempDir()}
 	for _, name := range []string{"gate", "run"} {
 		if err := os.WriteFile(filepath.Join(h.Dir, name), nil, 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold, err := h.Enter(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold.Release()
+}
+
+// A program that is older than the lock files takes no hold, deletes no image, leaves the
+// files alone, and says which version is needed.
+func TestNewerHoldFilesAreLeftAlone(t *testing.T) {
+	for _, name := range []string{"gate", "run"} {
+		e, c := newEngine(t, "1.51")
+		orphans(e, 3)
+		e.used = 990 // above the critical watermark prune uses both files
+		p := newPruner(t, e, c)
+		file := filepath.Join(p.Holds.Dir, name)
+		if err := os.WriteFile(file, []byte("2\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r, err := p.Run(t.Context(), true)
+		if r.Decision != Failed || !errors.Is(err, ErrNewerFormat) || !strings.Contains(err.Error(), `"2"`) || e.left() != "abc" {
+			t.Errorf("%s: %s, error %v, left %q", name, r.Decision, err, e.left())
+		}
+		if hold, err := p.Holds.Enter(t.Context(), 0, nil); hold != nil || !errors.Is(err, ErrNewerFormat) {
+			t.Errorf("%s: a hold was taken, error %v", name, err)
+		}
+		if b, err := os.ReadFile(file); err != nil || string(b) != "2\n" {
+			t.Errorf("%s: the file is now %q (%v)", name, b, err)
+		}
+	}
+}
+
+func TestKnownVersionOfHoldFilesIsRead(t *testing.T) {
+	h := Holds{t.TempDir()}
+	for _, name := range []string{"gate", "run"} {
+		if err := os.WriteFile(filepath.Join(h.Dir, name), []byte("1\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -32,7 +32,8 @@ type Record struct {
 
 // Uses are the last-use records in a bbolt file. Every method opens the file, does one
 // batch and closes it, so that a watcher and a prune can share it. Its methods are safe
-// for concurrent use, by several processes too; each may return [ErrBusy].
+// for concurrent use, by several processes too; each may return [ErrBusy] and
+// [ErrNewerFormat].
 type Uses struct {
 	// Path is the file; it and its directory are made when missing.
 	Path string
@@ -48,10 +49,14 @@ type watchState struct {
 var (
 	imagesBucket = []byte("images") // image ID → Record
 	metaBucket   = []byte("meta")
-	watchKey     = []byte("watch") // watchState
+	watchKey     = []byte("watch")   // watchState
+	versionKey   = []byte("version") // of the file's format, in decimal; absent in version 1
 )
 
-// update runs one batch.
+// usesVersion is the newest version of the file's format that this program knows.
+const usesVersion = 1
+
+// update runs one batch. In a file of a newer format it changes nothing.
 func (u Uses) update(batch func(*records) error) error {
 	if err := os.MkdirAll(filepath.Dir(u.Path), 0o755); err != nil {
 		return fmt.Errorf("last-use records: %w", err)
@@ -73,6 +78,9 @@ func (u Uses) update(batch func(*records) error) error {
 		}
 		meta, err := tx.CreateBucketIfNotExists(metaBucket)
 		if err != nil {
+			return err
+		}
+		if err := checkVersion("the file", string(meta.Get(versionKey)), usesVersion); err != nil {
 			return err
 		}
 		return batch(&records{images, meta})

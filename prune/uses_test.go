@@ -1,9 +1,12 @@
 package prune
 
 import (
+	"bytes"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -57,5 +60,71 @@ func TestUpgradeKeepsRecords(t *testing.T) {
 	want[id("a")] = Record{november(1, 8), november(6, 11)}
 	if !maps.Equal(o.uses, want) || !o.watched || o.activity != wantState.Activity {
 		t.Errorf("a run sees %+v", o)
+	}
+}
+
+// setVersion makes the records those of a program that writes this version of the format.
+func setVersion(t *testing.T, uses Uses, version string) {
+	t.Helper()
+	if err := uses.update(func(r *records) error { return r.meta.Put(versionKey, []byte(version)) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestKnownVersionOfRecordsIsRead(t *testing.T) {
+	uses := oldUses(t)
+	setVersion(t, uses, "1")
+	if all, _ := allRecords(t, uses); len(all) != 4 {
+		t.Errorf("records %v", all)
+	}
+}
+
+// A program that is older than the records deletes no image, changes no byte of the file, and
+// says which version is needed.
+func TestNewerRecordsAreLeftAlone(t *testing.T) {
+	for _, version := range []string{"2", "17", "two"} {
+		e, c := newEngine(t, "1.51")
+		orphans(e, 3)
+		p := newPruner(t, e, c)
+		setVersion(t, p.Uses, version)
+		before, err := os.ReadFile(p.Uses.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, apply := range []bool{false, true} {
+			r, err := p.Run(t.Context(), apply)
+			if r.Decision != Failed || !errors.Is(err, ErrNewerFormat) || !strings.Contains(err.Error(), version) {
+				t.Errorf("version %s: %s, error %v", version, r.Decision, err)
+			}
+		}
+		w := &Watcher{Engine: c, Uses: p.Uses}
+		if err := w.Run(t.Context()); !errors.Is(err, ErrNewerFormat) {
+			t.Errorf("version %s: the watcher ended with %v", version, err)
+		}
+		if e.left() != "abc" {
+			t.Errorf("version %s: left %q", version, e.left())
+		}
+		if after, err := os.ReadFile(p.Uses.Path); err != nil || !bytes.Equal(before, after) {
+			t.Errorf("version %s: the file has changed (%v)", version, err)
+		}
+		if files, err := filepath.Glob(filepath.Join(filepath.Dir(p.Uses.Path), "*")); err != nil || len(files) != 1 {
+			t.Errorf("version %s: there are %q (%v)", version, files, err)
+		}
+	}
+}
+
+// A watcher whose records become those of a newer program writes nothing more into them.
+func TestWatcherEndsWhenRecordsBecomeNewer(t *testing.T) {
+	e, c := newEngine(t, "1.51")
+	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	orphans(e, 1)
+	ready, done := make(chan bool, 1), make(chan error, 1)
+	w := &Watcher{Engine: c, Uses: uses, Ready: func() { ready <- true }}
+	go func() { done <- w.Run(t.Context()) }()
+	<-ready
+	setVersion(t, uses, "2")
+	e.send(message("image", "tag", id("a")))
+	if err := <-done; !errors.Is(err, ErrNewerFormat) {
+		t.Errorf("the watcher ended with %v", err)
 	}
 }

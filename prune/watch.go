@@ -49,12 +49,16 @@ func markOf(m events.Message) eventMark {
 // Run records until ctx is done, and then returns nil. A lost connection is tried again
 // for ever. What may have happened in between is settled on reconnecting: if the daemon
 // still remembers the last event on record, nothing was missed and the rest is replayed;
-// if it doesn't, every image counts as used.
+// if it doesn't, every image counts as used. Only records of a newer program end it, with
+// [ErrNewerFormat].
 func (w *Watcher) Run(ctx context.Context) error {
 	for {
 		err := w.session(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if errors.Is(err, ErrNewerFormat) {
+			return err
 		}
 		w.log().Warn("watching the daemon was interrupted and is tried again", "error", err)
 		select {
@@ -118,7 +122,11 @@ func (w *Watcher) record(ctx context.Context, queue <-chan []item, b *batch) err
 			if !b.dirty() && time.Since(b.state.Alive) < heartbeat {
 				continue
 			}
-			if err := w.flush(b); err != nil {
+			err := w.flush(b)
+			if errors.Is(err, ErrNewerFormat) {
+				return err
+			}
+			if err != nil {
 				w.log().Warn("uses of images are not recorded yet", "error", err)
 			}
 		}
