@@ -12,9 +12,9 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// deploying are the events that only a deploy, a build or a person makes. Health checks
-// and exec are not among them: they never end.
-var deploying = map[events.Type]map[events.Action]bool{
+// deployEvents are the events that show that a deploy, a build or a person is at work.
+// Health checks and exec are not among them, because they never stop.
+var deployEvents = map[events.Type]map[events.Action]bool{
 	events.ImageEventType: {
 		events.ActionPull: true, events.ActionLoad: true, events.ActionImport: true, events.ActionTag: true,
 	},
@@ -23,7 +23,7 @@ var deploying = map[events.Type]map[events.Action]bool{
 	},
 }
 
-// eventTime is when the daemon sent the event.
+// eventTime returns when the daemon sent the event.
 func eventTime(m events.Message) time.Time {
 	if m.TimeNano != 0 {
 		return time.Unix(0, m.TimeNano)
@@ -31,11 +31,12 @@ func eventTime(m events.Message) time.Time {
 	return time.Unix(m.Time, 0)
 }
 
-// replay returns what the daemon still remembers (its last 256 events) from since on.
-func replay(ctx context.Context, e Engine, since, until time.Time, filters client.Filters) ([]events.Message, error) {
+// pastEvents returns those of the events between since and until that the daemon still
+// remembers. It keeps the last 256.
+func pastEvents(ctx context.Context, e Engine, since, until time.Time, filters client.Filters) ([]events.Message, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream := e.Events(ctx, client.EventsListOptions{Since: stamp(since), Until: stamp(until), Filters: filters})
+	stream := e.Events(ctx, client.EventsListOptions{Since: timestamp(since), Until: timestamp(until), Filters: filters})
 	var all []events.Message
 	for {
 		select {
@@ -50,28 +51,29 @@ func replay(ctx context.Context, e Engine, since, until time.Time, filters clien
 	}
 }
 
-// stamp is a time as the Engine API takes it, to the nanosecond.
-func stamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
+// timestamp formats a time for the Engine API, with nanoseconds.
+func timestamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
-// latestEvent is the last activity that the daemon remembers since then.
+// latestEvent returns the latest activity since then that the daemon remembers.
 func latestEvent(ctx context.Context, e Engine, since, now time.Time) (Activity, error) {
 	filters := client.Filters{}
-	for kind, actions := range deploying {
+	for kind, actions := range deployEvents {
 		filters.Add("type", string(kind))
 		for action := range actions {
 			filters.Add("event", string(action))
 		}
 	}
-	all, err := replay(ctx, e, since, now, filters)
+	all, err := pastEvents(ctx, e, since, now, filters)
 	var last Activity
 	for _, m := range all {
-		if at := eventTime(m); deploying[m.Type][m.Action] && at.After(last.At) {
+		if at := eventTime(m); deployEvents[m.Type][m.Action] && at.After(last.At) {
 			last = Activity{at, describe(m)}
 		}
 	}
 	return last, err
 }
 
+// describe puts an event into words.
 func describe(m events.Message) string {
 	name := m.Actor.Attributes["name"]
 	if name == "" {
@@ -80,8 +82,8 @@ func describe(m events.Message) string {
 	return fmt.Sprintf("%s %s: %s", m.Type, name, m.Action)
 }
 
-// busy returns why a deploy may be under way, for people, or "". Above the critical
-// watermark only what swarm says counts.
+// busy explains to people why a deploy may be going on; "" if none is. Above the critical
+// watermark, only what swarm reports counts.
 func (p *Pruner) busy(ctx context.Context, s Snapshot, seen Activity, critical bool) (string, error) {
 	if len(s.Busy) > 0 {
 		return strings.Join(s.Busy, ", "), nil
@@ -106,8 +108,8 @@ func (p *Pruner) busy(ctx context.Context, s Snapshot, seen Activity, critical b
 	if err != nil {
 		return "", err
 	}
-	// The daemon forgets: a health check every second flushes its 256 events in a minute
-	// and a half. So what the watcher saw counts, and what containers and images show.
+	// The daemon remembers 256 events, and a health check every second fills that in a minute
+	// and a half. So the watcher's latest activity, and that of containers and images, count too.
 	for _, other := range []Activity{seen, s.Latest} {
 		if other.At.After(last.At) {
 			last = other

@@ -7,46 +7,46 @@ import (
 	"time"
 )
 
-// Action is what happens to an image.
+// Action says what happens to an image. Its values are those of the JSON report.
 type Action string
 
 // What can happen to an image.
 const (
-	Delete Action = "delete" // goes, or would go in a dry run
-	Keep   Action = "keep"   // a rule keeps it
-	Skip   Action = "skip"   // was to go, but the Engine or a newcomer had an objection
-	Spare  Action = "spare"  // may go, but there is room enough without it
+	Delete    Action = "delete" // is deleted, or would be in a dry run
+	Keep      Action = "keep"   // a rule keeps it
+	Skip      Action = "skip"   // was to be deleted, but the Engine refused or the image changed
+	Deletable Action = "spare"  // may be deleted, but there is enough room without that
 )
 
-// Rule names the reason of a verdict, for programs.
+// Rule is the reason of a decision, for programs. Its values are those of the JSON report.
 type Rule string
 
-// The rules that keep, in the order in which they are asked; the first that holds is the
-// one that is reported. The uses of an image ([UseContainer] and so on) come before them.
+// The rules that keep an image, in the order in which they are checked. The first one that
+// applies is reported. The uses of an image ([UseContainer] and so on) are checked before.
 const (
 	RuleKeepList Rule = "keep-list" // matches Policy.Keep or a compose file of Policy.KeepFiles
-	RuleChildren Rule = "children"  // another image was built on it here
+	RuleChildren Rule = "children"  // another image was built on it on this host
 	RuleTag      Rule = "tag"       // has a tag, and Policy.Tagged is not set
 	RuleWorker   Rule = "worker"    // has a name, on a swarm node that can't see the services
-	RuleNewest   Rule = "newest"    // is the newest of one of its repositories
-	RuleUnknown  Rule = "unknown"   // no record of it: counts as used now
+	RuleNewest   Rule = "newest"    // is the newest image of one of its repositories
+	RuleUnknown  Rule = "unknown"   // has no record: counts as used now
 	RuleUsed     Rule = "used"      // used within MinAge
 	RuleArrived  Rule = "arrived"   // first seen within MinAge
 	RuleTagged   Rule = "tagged"    // tagged within MinAge
 )
 
-// The rules that don't keep.
+// The reasons of the other decisions.
 const (
-	RuleOrphan   Rule = "orphan"   // no tag, no user, old enough
+	RuleOrphan   Rule = "orphan"   // no tag, not in use, old enough
 	RuleOld      Rule = "old"      // has a tag, Policy.Tagged is set, old enough
-	RuleConflict Rule = "conflict" // the Engine said 409
-	RuleChanged  Rule = "changed"  // was named, used or removed since the plan was made
-	RuleHeld     Rule = "held"     // a hold came
+	RuleConflict Rule = "conflict" // the Engine answered 409
+	RuleChanged  Rule = "changed"  // got a name or a use after the decision was made
+	RuleHeld     Rule = "held"     // a hold came into force
 	RuleFailed   Rule = "failed"   // the Engine could not delete it
 )
 
-// Verdict is the decision about one image.
-type Verdict struct {
+// ImageDecision is the decision about one image.
+type ImageDecision struct {
 	Image  Image
 	Action Action
 	Rule   Rule
@@ -54,44 +54,47 @@ type Verdict struct {
 	// LastUse is when the image was last known to be used, tagged or seen for the first time.
 	LastUse time.Time
 
-	removed bool // it has been deleted
+	deleted bool // it has been deleted
 }
 
-func (v *Verdict) skip(rule Rule, why string) { v.Action, v.Rule, v.Why = Skip, rule, why }
+// skip notes that the image is not deleted after all.
+func (d *ImageDecision) skip(rule Rule, why string) { d.Action, d.Rule, d.Why = Skip, rule, why }
 
-// Decide returns one verdict for every image: first those that may go, in the order in
-// which they go (least recently used first), then those that stay. It has no effects and
-// asks nobody. uses are the records by image ID; now is the time to compare with.
-func Decide(s Snapshot, p Policy, uses map[string]Record, now time.Time) []Verdict {
-	d := decider{s: s, p: p, uses: uses, now: now, users: users(s), newest: newest(s, uses, now), parents: map[string]string{}}
+// Decide returns one decision for each image: first the images that may be deleted, least
+// recently used first, then those that are kept. It has no effects and asks nobody. uses has
+// the records by image ID; ages are counted from now.
+func Decide(s Snapshot, p Policy, uses map[string]Record, now time.Time) []ImageDecision {
+	d := decider{s: s, p: p, uses: uses, now: now, users: usersByImage(s), newest: newestImages(s, uses, now), parents: map[string]string{}}
 	for _, glob := range p.Keep {
 		d.keep = append(d.keep, parsePattern(glob))
 	}
 	for _, img := range s.Images {
 		d.parents[img.Parent] = label(img)
 	}
-	verdicts := make([]Verdict, 0, len(s.Images))
+	decisions := make([]ImageDecision, 0, len(s.Images))
 	for _, img := range s.Images {
-		verdicts = append(verdicts, d.decide(img))
+		decisions = append(decisions, d.decide(img))
 	}
-	slices.SortStableFunc(verdicts, func(a, b Verdict) int {
+	slices.SortStableFunc(decisions, func(a, b ImageDecision) int {
 		return cmp.Or(
-			cmp.Compare(place(a.Action), place(b.Action)),
+			cmp.Compare(rank(a.Action), rank(b.Action)),
 			a.LastUse.Compare(b.LastUse),
-			cmp.Compare(b.Image.Unique, a.Image.Unique), // as old: the fewer deletions, the better
+			cmp.Compare(b.Image.Unique, a.Image.Unique), // larger ones first: fewer deletions are needed
 			cmp.Compare(a.Image.ID, b.Image.ID),
 		)
 	})
-	return verdicts
+	return decisions
 }
 
-func place(a Action) int {
+// rank sorts images to be deleted before the others.
+func rank(a Action) int {
 	if a == Delete {
 		return 0
 	}
 	return 1
 }
 
+// decider has what the decision about each image needs.
 type decider struct {
 	s       Snapshot
 	p       Policy
@@ -99,12 +102,12 @@ type decider struct {
 	now     time.Time
 	keep    []pattern
 	users   map[string]User   // by image ID
-	newest  map[string]string // image ID → the repository whose newest it is
-	parents map[string]string // image ID → label of one that was built on it
+	newest  map[string]string // image ID → the repository of which it is the newest image
+	parents map[string]string // image ID → label of an image that was built on it
 }
 
-func (d *decider) decide(img Image) Verdict {
-	v := Verdict{Image: img, Action: Keep, LastUse: lastUse(img, d.uses, d.now)}
+func (d *decider) decide(img Image) ImageDecision {
+	v := ImageDecision{Image: img, Action: Keep, LastUse: lastUse(img, d.uses, d.now)}
 	if u, ok := d.users[img.ID]; ok {
 		v.Rule, v.Why = Rule(u.Use), u.why()
 		return v
@@ -115,10 +118,10 @@ func (d *decider) decide(img Image) Verdict {
 			return v
 		}
 	}
-	if v.Rule, v.Why = d.standing(img); v.Rule != "" {
+	if v.Rule, v.Why = d.keptByKind(img); v.Rule != "" {
 		return v
 	}
-	if v.Rule, v.Why = d.recent(img); v.Rule != "" {
+	if v.Rule, v.Why = d.keptByAge(img); v.Rule != "" {
 		return v
 	}
 	v.Action, v.Rule, v.Why = Delete, RuleOrphan, "no tag, no container, no service; last used "+ago(d.now.Sub(v.LastUse))
@@ -128,24 +131,24 @@ func (d *decider) decide(img Image) Verdict {
 	return v
 }
 
-// standing are the rules about what an image is.
-func (d *decider) standing(img Image) (Rule, string) {
+// keptByKind applies the rules about what an image is.
+func (d *decider) keptByKind(img Image) (Rule, string) {
 	switch repo, newest := d.newest[img.ID]; {
 	case d.parents[img.ID] != "":
 		return RuleChildren, d.parents[img.ID] + " was built on it"
 	case len(img.Tags) > 0 && !d.p.Tagged:
 		return RuleTag, "has a tag"
 	case d.s.Worker && len(img.Tags)+len(img.Digests) > 0:
-		return RuleWorker, "this node is no swarm manager: which services use it is not known"
+		return RuleWorker, "this node is not a swarm manager, so it isn't known which services use it"
 	case newest:
 		return RuleNewest, "is the newest image of " + repo
 	}
 	return "", ""
 }
 
-// recent are the rules about when an image was last needed.
-func (d *decider) recent(img Image) (Rule, string) {
-	within := func(t time.Time) bool { return d.now.Sub(t) < d.p.MinAge } // a time in the future too: the clock was set back
+// keptByAge applies the rules about when an image was last needed.
+func (d *decider) keptByAge(img Image) (Rule, string) {
+	within := func(t time.Time) bool { return d.now.Sub(t) < d.p.MinAge } // also if t is in the future: the clock was set back
 	rec, known := d.uses[img.ID]
 	switch {
 	case !known && d.p.MinAge > 0:
@@ -160,7 +163,8 @@ func (d *decider) recent(img Image) (Rule, string) {
 	return "", ""
 }
 
-// lastUse is the latest of what is known about img; without a record it is now.
+// lastUse returns the latest time at which img is known to have been needed. Without a
+// record, that is now.
 func lastUse(img Image, uses map[string]Record, now time.Time) time.Time {
 	rec, known := uses[img.ID]
 	if !known {
@@ -169,8 +173,8 @@ func lastUse(img Image, uses map[string]Record, now time.Time) time.Time {
 	return slices.MaxFunc([]time.Time{rec.LastUsed, rec.FirstSeen, img.Tagged}, time.Time.Compare)
 }
 
-// users maps image IDs to the first container or service that uses them.
-func users(s Snapshot) map[string]User {
+// usersByImage maps the ID of each image in use to the first container or service that uses it.
+func usersByImage(s Snapshot) map[string]User {
 	all, c := map[string]User{}, newCatalog(s.Images)
 	for _, u := range s.Users {
 		for _, i := range c.find(u.Ref) {
@@ -182,11 +186,12 @@ func users(s Snapshot) map[string]User {
 	return all
 }
 
-// newest maps the ID of each repository's newest image to the repository. An image that
-// swarm pulled has a digest there and no tag; it counts all the same. Newest is what came
-// to this host last; of two that came together, what was built last.
-func newest(s Snapshot, uses map[string]Record, now time.Time) map[string]string {
-	came := func(img Image) time.Time {
+// newestImages maps the ID of each repository's newest image to the repository. An image that
+// swarm pulled has only a digest in its repository and no tag; it counts all the same. The
+// newest image is the one that came to this host last; of two that came at the same time,
+// the one that was built last.
+func newestImages(s Snapshot, uses map[string]Record, now time.Time) map[string]string {
+	arrival := func(img Image) time.Time {
 		if rec, known := uses[img.ID]; img.Tagged.IsZero() && known {
 			return rec.FirstSeen
 		} else if img.Tagged.IsZero() {
@@ -198,7 +203,7 @@ func newest(s Snapshot, uses map[string]Record, now time.Time) map[string]string
 	for _, img := range s.Images {
 		for repo := range repositories(img) {
 			other, ok := best[repo]
-			if !ok || cmp.Or(came(img).Compare(came(other)), img.Built.Compare(other.Built), cmp.Compare(img.ID, other.ID)) > 0 {
+			if !ok || cmp.Or(arrival(img).Compare(arrival(other)), img.Built.Compare(other.Built), cmp.Compare(img.ID, other.ID)) > 0 {
 				best[repo] = img
 			}
 		}
@@ -212,6 +217,7 @@ func newest(s Snapshot, uses map[string]Record, now time.Time) map[string]string
 	return ids
 }
 
+// why explains a use to people.
 func (u User) why() string {
 	switch u.Use {
 	case UseContainer:
@@ -225,7 +231,7 @@ func (u User) why() string {
 	}
 }
 
-// ago is a duration as people say it.
+// ago is a duration in words.
 func ago(d time.Duration) string {
 	switch {
 	case d < 0:

@@ -34,7 +34,7 @@ func old(images ...Image) map[string]Record {
 }
 
 // verdictOf decides with a copy of the default policy changed by edit.
-func verdictOf(t *testing.T, digit string, s Snapshot, uses map[string]Record, edit func(*Policy)) Verdict {
+func verdictOf(t *testing.T, digit string, s Snapshot, uses map[string]Record, edit func(*Policy)) ImageDecision {
 	t.Helper()
 	p := DefaultPolicy()
 	if edit != nil {
@@ -46,7 +46,7 @@ func verdictOf(t *testing.T, digit string, s Snapshot, uses map[string]Record, e
 		}
 	}
 	t.Fatalf("no verdict about image %s", digit)
-	return Verdict{}
+	return ImageDecision{}
 }
 
 // TestKeepRules has one case for each rule: an image that only that rule keeps, and that

@@ -8,23 +8,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultContainerdRoot is where a containerd that the daemon didn't start itself keeps
-// its content and snapshots, unless its own configuration says otherwise.
+// defaultContainerdRoot is the data folder of a containerd that the daemon didn't start
+// itself, unless containerd's own configuration has another one.
 const defaultContainerdRoot = "/var/lib/containerd"
 
-// Disk is how full one file system is.
+// Disk says how full one file system is.
 type Disk struct {
 	Path       string `json:"path"`
-	Total      int64  `json:"total_bytes"` // what can be used: without the blocks kept for root
+	Total      int64  `json:"total_bytes"` // without the blocks that are reserved for root
 	Used       int64  `json:"used_bytes"`
-	Inodes     int64  `json:"inodes"` // 0: the file system has no fixed number
+	Inodes     int64  `json:"inodes"` // 0 if the file system has no fixed number of them
 	InodesUsed int64  `json:"inodes_used"`
 }
 
-// Full is the larger of the shares of space and inodes that are used, 0 to 1.
+// Full returns the larger of the used shares of space and of inodes, 0 to 1.
 func (d Disk) Full() float64 { return max(share(d.Used, d.Total), share(d.InodesUsed, d.Inodes)) }
 
-// Above returns how many bytes would have to go for the space to be at most low.
+// Above returns how many bytes have to be freed until at most the share low is used.
 func (d Disk) Above(low float64) int64 { return max(0, d.Used-int64(low*float64(d.Total))) }
 
 func share(part, whole int64) float64 {
@@ -34,7 +34,7 @@ func share(part, whole int64) float64 {
 	return float64(part) / float64(whole)
 }
 
-// statDisk asks the kernel about the file system that holds path.
+// statDisk measures the file system that path is on.
 func statDisk(path string) (Disk, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
@@ -50,14 +50,14 @@ func statDisk(path string) (Disk, error) {
 	}, nil
 }
 
-// diskPaths are the directories whose file systems hold images, one for each file system.
+// diskPaths returns the folders in which the engine keeps images, one for each file system.
 func diskPaths(info system.Info) ([]string, error) {
 	if info.DockerRootDir == "" {
 		return nil, fmt.Errorf("the engine doesn't say where its data root is")
 	}
 	paths := []string{info.DockerRootDir}
 	if containerdStore(info) {
-		paths = append(paths, defaultContainerdRoot) // the daemon's own containerd is below the data root
+		paths = append(paths, defaultContainerdRoot) // one that the daemon started is in the data root
 	}
 	var out []string
 	seen := map[uint64]bool{}

@@ -1,16 +1,16 @@
-// Package prune decides which of a Docker host's images may go, and removes them one
-// reference at a time. It replaces "docker image prune -af" on hosts where a pull that
-// has to be repeated costs time or quota.
+// Package prune decides which images of a Docker host can be deleted, and deletes them one
+// reference at a time. It replaces "docker image prune -af" on hosts where a repeated pull
+// costs time or quota.
 //
-// Deciding and doing are apart. [Look] takes a [Snapshot] of the Engine, [Decide] turns
-// snapshot, [Policy] and last-use records into one [Verdict] for every image and does
-// nothing else; [Pruner.Run] measures the disk, waits for holds, asks for both, and
-// deletes. Whatever the Engine can't answer keeps every image.
+// Deciding and deleting are separate. [TakeSnapshot] asks the Engine what there is. [Decide]
+// turns the [Snapshot], the [Policy] and the last-use records into one [ImageDecision] for
+// each image, and has no effects. [Pruner.Run] measures the disk, waits for holds, calls
+// both, and deletes. If the Engine can't answer a question, every image is kept.
 //
-// Two helpers run beside it: [Holds] keeps prune away while a deploy or a test runs, and
+// Two helpers work with it. [Holds] keeps prune from deleting while a deploy or a test runs.
 // [Watcher] records from the daemon's events when each image was last used, because the
 // Engine itself doesn't know.
 //
-// The package works with Engine API 1.41 and later and with both image stores, and knows
+// The package works with Engine API 1.41 and later and with both image stores. It knows
 // nothing of registries.
 package prune

@@ -185,7 +185,7 @@ func (e *engine) serveRemove(w http.ResponseWriter, ref string) {
 	tagged := slices.ContainsFunc(s.RepoTags, is)
 	s.RepoTags = slices.DeleteFunc(slices.Clone(s.RepoTags), is)
 	s.RepoDigests = slices.DeleteFunc(slices.Clone(s.RepoDigests), is)
-	if len(named(s.RepoTags)) == 0 && (tagged || len(named(s.RepoDigests)) == 0 || ref == s.ID) {
+	if len(withoutPlaceholders(s.RepoTags)) == 0 && (tagged || len(withoutPlaceholders(s.RepoDigests)) == 0 || ref == s.ID) {
 		e.used -= s.Size
 		e.images = slices.Delete(e.images, i, i+1)
 	}

@@ -7,21 +7,21 @@ import (
 	"strings"
 )
 
-// ErrNewerFormat means that a newer hubcache has written what this one was to read. Nothing
-// was changed. The error's text says which version of the format is there.
+// ErrNewerFormat means that a newer hubcache has written data that this one can't read. Nothing
+// was changed. The text of the error says which version of the format it has.
 var ErrNewerFormat = errors.New("a newer hubcache is needed")
 
-// What prune keeps on disk has a version for each format: [usesVersion] and [holdsVersion].
-// Version 1 is what commit a8918c7 wrote, and has no version in it, so that it is the same
-// on disk as ever. A newer program reads every older version.
+// Each of prune's formats on disk has a version: [usesVersion] and [holdsVersion]. Version 1
+// is what commit a8918c7 wrote. It has no version number on disk, so that those files stay
+// valid. A newer program reads every older version.
 //
-// A version rises only when an older program would misread the data, or lose something by
-// writing it: a Record that an older program writes again has only the fields that it knows.
-// A program that meets a newer version changes nothing, deletes no image, and says so.
+// The version rises only if an older program would misread the data, or would lose some of it
+// by writing: a Record that an older program writes again has only the fields that it knows.
+// A program that finds a newer version changes nothing, deletes no image, and says so.
 
-// checkVersion compares the version that what has on disk with the newest that this program
-// knows. found is the text that is there, "" for version 1.
-// Errors: [ErrNewerFormat], also for a text that is no number.
+// checkVersion compares the version of what, as it is on disk, with the newest version that
+// this program knows. found is the text on disk; "" means version 1.
+// Errors: [ErrNewerFormat], also if found is not a number.
 func checkVersion(what, found string, known int) error {
 	found = strings.TrimSpace(found)
 	if found == "" {

@@ -12,52 +12,56 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrHeld means that a hold is in force: somebody's run must not be disturbed.
+// ErrHeld means that a hold is in force, and so no image may be deleted now.
 var ErrHeld = errors.New("a hold is in force")
 
-// ErrOverdue means that a hold waited as long as it may and is not in force yet.
-var ErrOverdue = errors.New("prune did not make way in time")
+// ErrOverdue means that a hold has waited for the longest time allowed and is not in force yet.
+var ErrOverdue = errors.New("prune did not pause in time for the hold")
 
 const (
-	// lockPoll is how often a waiting side tries again. flock can't be waited for with a
-	// deadline, and a hold must fit into breather.
+	// lockPoll is the pause between two attempts to take a lock. flock(2) can't wait with a
+	// deadline. Several attempts have to fit into betweenDeletions.
 	lockPoll = 20 * time.Millisecond
-	// breather is how long prune leaves the lock free between two deletions, so that a
-	// hold that waits gets in.
-	breather = 5 * lockPoll
+
+	// betweenDeletions is how long prune leaves the lock free between two deletions, so that
+	// a waiting hold can take it.
+	betweenDeletions = 5 * lockPoll
 
 	// holdsVersion is the newest version of the lock files that this program knows. In
-	// version 1 they are empty; a later version has its number in them, in decimal.
+	// version 1 they are empty. A later version has its number in them, in decimal.
 	holdsVersion = 1
 )
 
-// Holds are the locks by which runs keep prune away: two files in Dir, locked with
-// flock(2), which the kernel releases when their holder dies.
+// Holds are the locks that keep prune from deleting. They are two files in Dir, locked with
+// flock(2). The kernel releases such a lock when its holder dies.
 //
-//	gate  shared by a hold while it enters; exclusive for a prune that must not be
-//	      starved (above the critical watermark): new holds wait outside
-//	run   shared by every hold in force; exclusive for a prune during one deletion
+//   - gate: a hold has it, shared, while it takes the other one. A prune above the critical
+//     watermark has it exclusively: new holds then wait, so that prune gets its turn.
+//   - run: every hold in force has it, shared. A prune has it exclusively during one deletion.
 //
-// A lock belongs to the open file, and is not inherited by a program that is started.
+// A lock belongs to the open file. A program that is started does not inherit it.
 //
-// Every method may return [ErrNewerFormat]: a newer program locks in another way, so that
-// no hold can be taken, and no image may be deleted.
+// Every method may return [ErrNewerFormat]: a newer program then locks in another way, so
+// that no hold can be taken, and no image may be deleted. The methods are safe for concurrent
+// use, by several processes too.
 type Holds struct {
-	// Dir holds the lock files; it is made when missing.
+	// Dir is the folder of the lock files. It is created when missing.
 	Dir string
 }
 
-// Hold is a hold in force, or on its way to be, until [Hold.Release]: keep it until then,
-// for the lock ends when the garbage collector closes a forgotten file.
+// Hold is a hold that is in force, or waits to be, until [Hold.Release]. Keep a reference to
+// it until then: when the garbage collector closes the file, the lock is released.
 type Hold struct {
 	run *os.File
 }
 
-// Enter takes a hold and waits for a prune to make way, at most maxWait. waiting, if not
-// nil, is called once when there is something to wait for. With [ErrOverdue] the hold is
-// valid but not in force yet: the caller may go on, and calls [Hold.Pursue]. Any other
-// error means no hold, ctx's included.
-func (h Holds) Enter(ctx context.Context, maxWait time.Duration, waiting func()) (*Hold, error) {
+// Acquire takes a hold. It waits at most maxWait for a prune to pause. waiting, if not nil,
+// is called once if there is something to wait for.
+//
+// Errors: [ErrOverdue] if maxWait is over. The hold is then returned too, but isn't in force
+// yet; the caller may go on, and calls [Hold.Wait]. With any other error, such as ctx's,
+// there is no hold.
+func (h Holds) Acquire(ctx context.Context, maxWait time.Duration, waiting func()) (*Hold, error) {
 	gate, err := h.open("gate")
 	if err != nil {
 		return nil, err
@@ -89,22 +93,23 @@ func (h Holds) Enter(ctx context.Context, maxWait time.Duration, waiting func())
 	return &Hold{run}, nil
 }
 
-// Pursue goes on trying to bring an overdue hold into force until ctx is done.
-func (h *Hold) Pursue(ctx context.Context) error { return waitLock(ctx, h.run, unix.LOCK_SH) }
+// Wait waits until an overdue hold is in force. Errors: ctx's.
+func (h *Hold) Wait(ctx context.Context) error { return waitLock(ctx, h.run, unix.LOCK_SH) }
 
-// File is what carries the lock: a process that inherits it keeps the hold in force too.
+// File returns the file that has the lock. A process that inherits it keeps the hold in
+// force, too.
 func (h *Hold) File() *os.File { return h.run }
 
-// Release ends the hold, unless another process has inherited it.
+// Release ends the hold, unless another process has inherited its file.
 func (h *Hold) Release() error { return h.run.Close() }
 
-// closeGate keeps new holds outside until the returned function is called.
-func (h Holds) closeGate(ctx context.Context) (open func(), err error) {
+// blockNewHolds makes new holds wait until unblock is called.
+func (h Holds) blockNewHolds(ctx context.Context) (unblock func(), err error) {
 	gate, err := h.open("gate")
 	if err != nil {
 		return nil, err
 	}
-	// Holds share the gate for as long as they enter: moments, or while another prune deletes.
+	// A hold shares the gate only for moments, or while another prune deletes an image.
 	if err := waitLock(ctx, gate, unix.LOCK_EX); err != nil {
 		gate.Close()
 		return nil, err
@@ -112,9 +117,9 @@ func (h Holds) closeGate(ctx context.Context) (open func(), err error) {
 	return func() { gate.Close() }, nil
 }
 
-// alone runs do while no hold is in force and none can come into force. It returns
-// [ErrHeld] at once when one is.
-func (h Holds) alone(do func() error) error {
+// tryExclusive calls do while no hold is in force and none can come into force. If a hold is
+// in force, it returns [ErrHeld] at once.
+func (h Holds) tryExclusive(do func() error) error {
 	run, err := h.open("run")
 	if err != nil {
 		return err
@@ -126,8 +131,8 @@ func (h Holds) alone(do func() error) error {
 	return do()
 }
 
-// open opens a lock file. Reading is enough for flock, so that a user who may not write
-// to Dir can take holds once the files are there.
+// open opens a lock file and checks its version. flock(2) needs no permission to write, so
+// that every user who can read the files can take holds.
 func (h Holds) open(name string) (*os.File, error) {
 	path := filepath.Join(h.Dir, name)
 	f, err := os.Open(path)
@@ -147,7 +152,7 @@ func (h Holds) open(name string) (*os.File, error) {
 	return f, nil
 }
 
-// checkLockFile makes sure that the lock file has the format that this program knows.
+// checkLockFile fails if this program doesn't know the version of the lock file.
 func checkLockFile(f *os.File) error {
 	version, err := io.ReadAll(io.LimitReader(f, 32))
 	if err != nil {
@@ -156,7 +161,7 @@ func checkLockFile(f *os.File) error {
 	return checkVersion("hold lock "+f.Name(), string(version), holdsVersion)
 }
 
-// lock takes the lock now, or returns ErrHeld.
+// lock takes the lock, or returns ErrHeld if it isn't free.
 func lock(f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
@@ -172,7 +177,7 @@ func lock(f *os.File, how int) error {
 	}
 }
 
-// waitLock takes the lock as soon as it is free; it returns ctx's error if that is first.
+// waitLock takes the lock as soon as it is free, or returns ctx's error when ctx ends before.
 func waitLock(ctx context.Context, f *os.File, how int) error {
 	for {
 		if err := lock(f, how); !errors.Is(err, ErrHeld) {

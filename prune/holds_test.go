@@ -13,22 +13,22 @@ import (
 
 func TestHoldsAreShared(t *testing.T) {
 	h := Holds{filepath.Join(t.TempDir(), "made", "here")}
-	first, err := h.Enter(t.Context(), 0, nil)
+	first, err := h.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := h.Enter(t.Context(), 0, nil)
+	second, err := h.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	nothing := func() error { return nil }
 	for _, hold := range []*Hold{first, second} {
-		if err := h.alone(nothing); !errors.Is(err, ErrHeld) {
+		if err := h.tryExclusive(nothing); !errors.Is(err, ErrHeld) {
 			t.Errorf("alone in spite of a hold: %v", err)
 		}
 		hold.Release()
 	}
-	if err := h.alone(nothing); err != nil {
+	if err := h.tryExclusive(nothing); err != nil {
 		t.Errorf("after the last hold: %v", err)
 	}
 }
@@ -36,7 +36,7 @@ func TestHoldsAreShared(t *testing.T) {
 // TestHoldIsNotInherited: a program that outlives the hold does not keep it in force.
 func TestHoldIsNotInherited(t *testing.T) {
 	h := Holds{t.TempDir()}
-	hold, err := h.Enter(t.Context(), 0, nil)
+	hold, err := h.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestHoldIsNotInherited(t *testing.T) {
 	}
 	defer func() { _ = child.Process.Kill(); _ = child.Wait() }()
 	hold.Release()
-	if err := h.alone(func() error { return nil }); err != nil {
+	if err := h.tryExclusive(func() error { return nil }); err != nil {
 		t.Errorf("with the child running: %v", err)
 	}
 }
@@ -55,41 +55,41 @@ func TestHoldIsNotInherited(t *testing.T) {
 // soon as it can.
 func TestOverdueHold(t *testing.T) {
 	h := Holds{t.TempDir()}
-	open, err := h.closeGate(t.Context())
+	open, err := h.blockNewHolds(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer open()
 	var hold *Hold
 	waited := 0
-	err = h.alone(func() error {
-		hold, err = h.Enter(t.Context(), 5*lockPoll, func() { waited++ })
+	err = h.tryExclusive(func() error {
+		hold, err = h.Acquire(t.Context(), 5*lockPoll, func() { waited++ })
 		return err
 	})
 	if !errors.Is(err, ErrOverdue) || waited != 1 {
 		t.Fatalf("err %v, waited %d times", err, waited)
 	}
-	if err := h.alone(func() error { return nil }); err != nil {
+	if err := h.tryExclusive(func() error { return nil }); err != nil {
 		t.Errorf("an overdue hold is in force already: %v", err)
 	}
-	if err := hold.Pursue(t.Context()); err != nil {
+	if err := hold.Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.alone(func() error { return nil }); !errors.Is(err, ErrHeld) {
+	if err := h.tryExclusive(func() error { return nil }); !errors.Is(err, ErrHeld) {
 		t.Errorf("after Pursue: %v", err)
 	}
 }
 
 func TestEnterIsCancelled(t *testing.T) {
 	h := Holds{t.TempDir()}
-	open, err := h.closeGate(t.Context())
+	open, err := h.blockNewHolds(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer open()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*lockPoll)
 	defer cancel()
-	if hold, err := h.Enter(ctx, time.Hour, nil); hold != nil || !errors.Is(err, context.DeadlineExceeded) {
+	if hold, err := h.Acquire(ctx, time.Hour, nil); hold != nil || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("hold %v, err %v", hold, err)
 	}
 }
@@ -103,7 +103,7 @@ func TestHoldNeedsNoWritePermission(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hold, err := h.Enter(t.Context(), 0, nil)
+	hold, err := h.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestNewerHoldFilesAreLeftAlone(t *testing.T) {
 		if r.Decision != Failed || !errors.Is(err, ErrNewerFormat) || !strings.Contains(err.Error(), `"2"`) || e.left() != "abc" {
 			t.Errorf("%s: %s, error %v, left %q", name, r.Decision, err, e.left())
 		}
-		if hold, err := p.Holds.Enter(t.Context(), 0, nil); hold != nil || !errors.Is(err, ErrNewerFormat) {
+		if hold, err := p.Holds.Acquire(t.Context(), 0, nil); hold != nil || !errors.Is(err, ErrNewerFormat) {
 			t.Errorf("%s: a hold was taken, error %v", name, err)
 		}
 		if b, err := os.ReadFile(file); err != nil || string(b) != "2\n" {
@@ -142,7 +142,7 @@ func TestKnownVersionOfHoldFilesIsRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hold, err := h.Enter(t.Context(), 0, nil)
+	hold, err := h.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

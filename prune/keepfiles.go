@@ -12,7 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// withKeepFiles is the policy with the images of its compose files in its keep list.
+// withKeepFiles returns the policy with the images of its compose files added to its keep
+// list. Errors: a file can't be read, or names an image that is no pattern.
 func (p Policy) withKeepFiles() (Policy, error) {
 	p.Keep = slices.Clone(p.Keep)
 	for _, file := range p.KeepFiles {
@@ -26,10 +27,11 @@ func (p Policy) withKeepFiles() (Policy, error) {
 }
 
 // composeImages returns the images that a compose file names. Variables come from the
-// environment, then from a .env file beside it, then from the defaults in the file; one
-// that is set nowhere matches anything.
+// environment, then from a .env file in the same folder, then from the defaults in the
+// compose file. A variable that is set nowhere becomes a *, which matches anything.
 //
-// Each file is read by itself, not merged with others: what any of them names is kept.
+// Each file is read on its own and not merged with others: every image that one of them
+// names is kept.
 func composeImages(file string) ([]string, error) {
 	body, err := os.ReadFile(file)
 	if err != nil {
@@ -45,7 +47,7 @@ func composeImages(file string) ([]string, error) {
 	}
 	env, err := dotenv.Read(filepath.Join(filepath.Dir(file), ".env"))
 	if err != nil && !os.IsNotExist(err) {
-		return nil, fmt.Errorf("%s: .env beside it: %w", file, err)
+		return nil, fmt.Errorf("%s: the .env file in its folder: %w", file, err)
 	}
 	var images []string
 	for _, name := range slices.Sorted(maps.Keys(doc.Services)) {
@@ -62,6 +64,7 @@ func composeImages(file string) ([]string, error) {
 	return images, nil
 }
 
+// expand replaces the variables in an image's name.
 func expand(ref string, env map[string]string) (string, error) {
 	defaults := template.ExtractVariables(map[string]any{"image": ref}, template.DefaultPattern)
 	return template.Substitute(ref, func(name string) (string, bool) {
@@ -74,6 +77,6 @@ func expand(ref string, env map[string]string) (string, error) {
 		if defaults[name].DefaultValue == "" {
 			return "*", true
 		}
-		return "", false // Substitute puts the default in
+		return "", false // Substitute then uses the default
 	})
 }

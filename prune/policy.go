@@ -6,32 +6,35 @@ import (
 	"time"
 )
 
-// Policy says when images may go and which never do. The zero value is not valid; start
-// from [DefaultPolicy].
+// Policy says when images are deleted, and which ones never are. The zero value is not
+// valid: start from [DefaultPolicy].
 type Policy struct {
 	// High, Low and Critical are shares of a file system's space and of its inodes, 0 < x ≤ 1.
-	// Above High images go until both are at or below Low; above Critical new holds are
-	// made to wait, and Quiet no longer defers.
+	// Above High, images are deleted until both are at or below Low. Above Critical, new
+	// holds have to wait, and Quiet no longer defers a run.
 	High, Low, Critical float64
-	// MinAge keeps what was used, first seen or tagged less than this ago. 0 keeps nothing
-	// on account of its age.
+	// MinAge keeps images that were used, first seen or tagged less than this time ago.
+	// 0 keeps no image because of its age.
 	MinAge time.Duration
-	// Quiet defers while the last pull, load, import, tag, container create or container
-	// start is younger than this. 0 doesn't ask.
+	// Quiet defers a run while the last pull, load, import, tag, container create or
+	// container start is less than this time ago. 0 doesn't ask for it.
 	Quiet time.Duration
-	// MaxWait is how long, above Critical, a run waits for the holds in force.
+	// MaxWait is how long a run waits, above Critical, for the holds in force to end.
 	MaxWait time.Duration
-	// Tagged lets images go that have a tag; without it only orphans do.
+	// Tagged allows images with a tag to be deleted. Without it, only images that nothing
+	// names or uses are.
 	Tagged bool
-	// Keep are globs of images that stay: "redis", "library/*:*-alpine", "ghcr.io/*/*".
-	// A * crosses no slash; a pattern without a tag means every tag. An image known by its
-	// digest alone has no tag to compare and stays if the rest of the pattern fits.
+	// Keep has patterns of images that are kept: "redis", "library/*:*-alpine",
+	// "ghcr.io/*/*". A * doesn't match a slash. A pattern without a tag means every tag. An
+	// image that has only a digest is kept if the rest of the pattern matches, because its
+	// tag isn't known.
 	Keep []string
-	// KeepFiles are compose files whose images stay. A file that can't be read fails the run.
+	// KeepFiles are compose files whose images are kept. They are only read. If one can't be
+	// read, the run fails.
 	KeepFiles []string
 }
 
-// DefaultPolicy is the policy without any setting.
+// DefaultPolicy returns the policy of a host without any settings.
 func DefaultPolicy() Policy {
 	return Policy{
 		High: 0.85, Low: 0.75, Critical: 0.95,
@@ -41,7 +44,7 @@ func DefaultPolicy() Policy {
 	}
 }
 
-// Validate returns an error that names the first setting that makes no sense.
+// Validate returns an error that names the first invalid setting, or nil.
 func (p Policy) Validate() error {
 	switch {
 	case !(0 < p.Low && p.Low <= p.High && p.High <= p.Critical && p.Critical <= 1):

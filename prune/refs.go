@@ -7,7 +7,8 @@ import (
 	"github.com/distribution/reference"
 )
 
-// catalog finds the images of a snapshot by what containers, services and people call them.
+// catalog finds the images of a snapshot by the names that containers, services and people
+// use for them.
 type catalog struct {
 	images   []Image
 	byDigest map[string][]int // image IDs, repository digests and manifests
@@ -34,8 +35,9 @@ func newCatalog(images []Image) catalog {
 	return c
 }
 
-// find returns every image that ref may mean: an ID, the beginning of one, name:tag,
-// name@digest or both. When in doubt it finds too much.
+// find returns the indexes of all images that ref can mean. ref is an ID, the beginning of an
+// ID, name:tag, name@digest, or name:tag@digest. If ref is ambiguous, find returns too many
+// images rather than too few: each of them is then kept.
 func (c catalog) find(ref string) []int {
 	found := append([]int(nil), c.byDigest[ref]...)
 	if isHex(ref) {
@@ -66,8 +68,8 @@ func isHex(s string) bool {
 	return s != "" && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// repositories returns the whole names (docker.io/library/redis) that img belongs to, by
-// its tags and by its digests.
+// repositories returns the full names (docker.io/library/redis) of the repositories that img
+// belongs to, by its tags and by its digests.
 func repositories(img Image) map[string]bool {
 	names := map[string]bool{}
 	for _, refs := range [][]string{img.Tags, img.Digests} {
@@ -83,6 +85,7 @@ func repositories(img Image) map[string]bool {
 // pattern is one entry of the keep list.
 type pattern struct{ name, tag, digest string }
 
+// parsePattern splits a pattern of the keep list.
 func parsePattern(s string) pattern {
 	var p pattern
 	s, p.digest, _ = strings.Cut(s, "@")
@@ -93,7 +96,7 @@ func parsePattern(s string) pattern {
 	return p
 }
 
-// keeps reports whether img is meant by the pattern.
+// keeps reports whether the pattern matches img.
 func (p pattern) keeps(img Image) bool {
 	for _, ref := range img.Tags {
 		named, err := reference.ParseNormalizedNamed(ref)
@@ -123,6 +126,8 @@ func (p pattern) keeps(img Image) bool {
 	return false
 }
 
+// matchesName compares the pattern with all forms of the name: redis, library/redis and
+// docker.io/library/redis.
 func (p pattern) matchesName(named reference.Named) bool {
 	return matches(p.name, reference.FamiliarName(named)) ||
 		matches(p.name, reference.Path(named)) && reference.Domain(named) == "docker.io" ||
@@ -134,6 +139,7 @@ func matches(glob, s string) bool {
 	return ok && err == nil
 }
 
+// String returns the pattern as it was written.
 func (p pattern) String() string {
 	s := p.name
 	if p.tag != "" {

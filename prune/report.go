@@ -5,38 +5,40 @@ import (
 	"time"
 )
 
-// Decision is how a run ended.
+// Decision says how a run ended.
 type Decision string
 
-// How a run can end.
+// The ways in which a run can end.
 const (
 	NotNeeded  Decision = "not-needed" // no file system is above the high watermark
-	Deferred   Decision = "deferred"   // not now: a hold, activity, or locked records
-	Pruned     Decision = "pruned"     // at the low watermark (in a dry run: would be)
-	Incomplete Decision = "incomplete" // still above it: the rules keep everything else
-	Failed     Decision = "failed"     // the Engine could not be asked, everything was kept
+	Deferred   Decision = "deferred"   // try again later: a hold, activity, or locked records
+	Pruned     Decision = "pruned"     // the low watermark is reached (in a dry run: would be)
+	Incomplete Decision = "incomplete" // still above the low watermark; the rules keep the rest
+	Failed     Decision = "failed"     // a question was not answered; nothing was deleted after that
 )
 
 // Report is what a run decided and did. Its JSON form is stable.
 type Report struct {
 	Decision Decision
-	// Reason says why, in words, when the decision is not [Pruned].
+	// Reason explains the decision to people; empty if it is [Pruned].
 	Reason string
 	DryRun bool
-	// Watched is whether a watcher records uses; without one the records are what runs saw.
+	// Watched says whether a watcher records uses. If not, the records have only what runs
+	// of prune have seen.
 	Watched bool
-	// Critical is whether a file system was above the critical watermark.
+	// Critical says whether a file system was above the critical watermark.
 	Critical bool
 	// High and Low are the policy's watermarks, as shares.
 	High, Low float64
 	// Before and After are the file systems before the run and after it.
 	Before, After []Disk
-	// Verdicts are the images in the order of [Decide], those deleted first.
-	Verdicts []Verdict
+	// Images has a decision for each image, in the order of [Decide], deleted images first.
+	Images []ImageDecision
 }
 
-// Freed is how many bytes the file systems have gained; 0 in a dry run. Others write and
-// delete at the same time, so it is what happened to the disk, not a sum of image sizes.
+// Freed returns how many bytes the file systems have gained; 0 in a dry run. It is a
+// difference of two measurements and not a sum of image sizes: other programs write and
+// delete at the same time.
 func (r Report) Freed() int64 {
 	var n int64
 	for i := range min(len(r.Before), len(r.After)) {
@@ -45,7 +47,7 @@ func (r Report) Freed() int64 {
 	return n
 }
 
-// MarshalJSON writes schema 1.
+// MarshalJSON writes schema 1 of the report. Names in it never change.
 func (r Report) MarshalJSON() ([]byte, error) {
 	type image struct {
 		ID         string    `json:"id"`
@@ -57,10 +59,10 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		Rule       Rule      `json:"rule"`
 		Why        string    `json:"why"`
 	}
-	images := make([]image, 0, len(r.Verdicts))
-	for _, v := range r.Verdicts {
-		images = append(images, image{v.Image.ID, v.Image.References(), v.Image.Size, v.Image.Unique,
-			v.LastUse.UTC(), v.Action, v.Rule, v.Why})
+	images := make([]image, 0, len(r.Images))
+	for _, d := range r.Images {
+		images = append(images, image{d.Image.ID, d.Image.References(), d.Image.Size, d.Image.Unique,
+			d.LastUse.UTC(), d.Action, d.Rule, d.Why})
 	}
 	return json.Marshal(struct {
 		Schema   int      `json:"schema"`
@@ -79,7 +81,7 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(), images})
 }
 
-// References are all names of the image, tags first; never nil.
+// References returns all names of the image, tags first; never nil.
 func (img Image) References() []string {
 	return append(append([]string{}, img.Tags...), img.Digests...)
 }

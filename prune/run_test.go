@@ -53,7 +53,7 @@ func TestStopsAtLowWatermark(t *testing.T) {
 			if e.left() != "c" || r.Freed() != 200 {
 				t.Errorf("left %q, freed %d", e.left(), r.Freed())
 			}
-			if got := []Action{r.Verdicts[0].Action, r.Verdicts[1].Action, r.Verdicts[2].Action}; !slices.Equal(got, []Action{Delete, Delete, Spare}) {
+			if got := []Action{r.Images[0].Action, r.Images[1].Action, r.Images[2].Action}; !slices.Equal(got, []Action{Delete, Delete, Deletable}) {
 				t.Errorf("actions %v", got)
 			}
 			for _, del := range e.log("DELETE") {
@@ -76,22 +76,22 @@ func TestDryRunDeletesNothing(t *testing.T) {
 	if e.left() != "abc" || len(e.log("DELETE")) > 0 || !r.DryRun || r.Freed() != 0 {
 		t.Errorf("left %q, report %+v", e.left(), r)
 	}
-	if r.Verdicts[1].Action != Delete || r.Verdicts[2].Action != Spare {
-		t.Errorf("verdicts %+v", r.Verdicts)
+	if r.Images[1].Action != Delete || r.Images[2].Action != Deletable {
+		t.Errorf("verdicts %+v", r.Images)
 	}
 }
 
 func TestDryRunForeseesIncomplete(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	orphans(e, 1)
-	wantDecision(t, mustRun(t, newPruner(t, e, c), false), Incomplete, "add up")
+	wantDecision(t, mustRun(t, newPruner(t, e, c), false), Incomplete, "not enough")
 }
 
 func TestIncomplete(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	orphans(e, 1)
 	e.add("b", []string{"redis:7"}, nil)
-	wantDecision(t, mustRun(t, newPruner(t, e, c), true), Incomplete, "everything that may go has gone")
+	wantDecision(t, mustRun(t, newPruner(t, e, c), true), Incomplete, "every image that may be deleted was deleted")
 	if e.left() != "b" {
 		t.Errorf("left %q", e.left())
 	}
@@ -155,7 +155,7 @@ func TestHoldDefers(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	orphans(e, 3)
 	p := newPruner(t, e, c)
-	hold, err := p.Holds.Enter(t.Context(), 0, nil)
+	hold, err := p.Holds.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestHoldStopsARun(t *testing.T) {
 		if strings.HasPrefix(request, "DELETE") {
 			go func() {
 				var err error
-				hold, err = p.Holds.Enter(context.Background(), 10*time.Second, nil)
+				hold, err = p.Holds.Acquire(context.Background(), 10*time.Second, nil)
 				entered <- err
 			}()
 			e.mu.Lock()
@@ -203,7 +203,7 @@ func TestCriticalWaitsForHolds(t *testing.T) {
 	orphans(e, 3)
 	e.used = 960
 	p := newPruner(t, e, c)
-	first, err := p.Holds.Enter(t.Context(), 0, nil)
+	first, err := p.Holds.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestCriticalWaitsForHolds(t *testing.T) {
 	waitGateClosed(t, p.Holds)
 	second := make(chan string)
 	go func() {
-		if _, err := p.Holds.Enter(context.Background(), time.Minute, nil); err != nil {
+		if _, err := p.Holds.Acquire(context.Background(), time.Minute, nil); err != nil {
 			t.Error(err)
 		}
 		second <- e.left()
@@ -257,7 +257,7 @@ func TestCriticalGivesUpAfterMaxWait(t *testing.T) {
 	e.used = 960
 	p := newPruner(t, e, c)
 	p.Policy.MaxWait = 5 * lockPoll
-	hold, err := p.Holds.Enter(t.Context(), 0, nil)
+	hold, err := p.Holds.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +314,7 @@ func TestActivityGates(t *testing.T) {
 		{"a tag that the daemon has forgotten", func(e *engine, _ *Pruner) { e.tagTimes[id("f")] = time.Now().Add(-time.Minute) }, true, false},
 		{"a pull that the watcher saw", func(_ *engine, p *Pruner) {
 			_ = p.Uses.update(func(r *records) error {
-				return r.setWatch(watchState{Alive: time.Now(), Activity: Activity{time.Now().Add(-time.Minute), "image x: pull"}})
+				return r.setWatchState(watchState{Alive: time.Now(), Activity: Activity{time.Now().Add(-time.Minute), "image x: pull"}})
 			})
 		}, true, false},
 		{"a service is updating", update(swarm.UpdateStateUpdating), true, true},
@@ -424,7 +424,7 @@ func TestNewcomers(t *testing.T) {
 		r := mustRun(t, newPruner(t, e, c), true)
 		wantDecision(t, r, Pruned, "")
 		var rule Rule
-		for _, v := range r.Verdicts {
+		for _, v := range r.Images {
 			if v.Image.ID == id("b") && v.Action == Skip {
 				rule = v.Rule
 			}

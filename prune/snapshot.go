@@ -3,6 +3,7 @@ package prune
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -11,7 +12,7 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Engine is what prune asks of the Docker Engine. [*client.Client] is one.
+// Engine has the calls of the Docker Engine that prune makes. [*client.Client] implements it.
 type Engine interface {
 	Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error)
 	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
@@ -27,25 +28,25 @@ type Engine interface {
 // Image is one of the host's images.
 type Image struct {
 	ID        string    // sha256:…
-	Parent    string    // ID of the image that it was built on here; "" for most
+	Parent    string    // ID of the image that it was built on on this host; "" for most
 	Tags      []string  // as the Engine lists them: redis:7
 	Digests   []string  // redis@sha256:…
-	Manifests []string  // digests of what an index holds (containerd image store)
+	Manifests []string  // digests of the manifests of an index (containerd image store)
 	Size      int64     // bytes, shared layers included
-	Unique    int64     // bytes that no other image has; Size where the Engine doesn't tell
-	Built     time.Time // when its author built it: says nothing about this host
-	Tagged    time.Time // when it was last tagged here; zero if unknown
+	Unique    int64     // bytes that no other image has; Size if the Engine doesn't tell
+	Built     time.Time // when its author built it, which says nothing about this host
+	Tagged    time.Time // when it was last tagged on this host; zero if unknown
 }
 
-// Use says what an image is used for now.
+// Use says in which way an image is in use. Its values are those of the JSON report.
 type Use string
 
 // The uses that keep an image.
 const (
 	UseContainer Use = "container"     // a container in any state
 	UseMount     Use = "image-mount"   // mounted into a container or service
-	UseService   Use = "service"       // a service's current spec
-	UseRollback  Use = "previous-spec" // what a service would roll back to
+	UseService   Use = "service"       // the current spec of a service
+	UseRollback  Use = "previous-spec" // the spec that a service would roll back to
 )
 
 // User is a container or service that uses an image.
@@ -55,40 +56,41 @@ type User struct {
 	Ref  string // the image: ID, name or digest
 }
 
-// Activity is something that a deploy or build does.
+// Activity is an event that belongs to a deploy or a build.
 type Activity struct {
 	At   time.Time `json:"at"`
 	What string    `json:"what"` // for people: "container web was started"
 }
 
-// Snapshot is what the Engine said at one time.
+// Snapshot is what the Engine answered at one time.
 type Snapshot struct {
 	Images []Image
 	Users  []User
-	// Worker is set on a swarm node that isn't a manager: which services use an image
-	// is not known here.
+	// Worker is true on a swarm node that isn't a manager. Such a node doesn't know which
+	// services use an image.
 	Worker bool
-	// Busy says, for people, what swarm is doing just now; empty when it rests.
+	// Busy says, for people, what swarm is doing at the moment; empty if it does nothing.
 	Busy []string
-	// Latest is the last activity that containers and images themselves show.
+	// Latest is the latest activity that containers and images themselves show.
 	Latest Activity
 }
 
-// Look asks the Engine for everything that [Decide] needs. Any error but the absence of
-// what was there a moment ago is returned: then nothing may be deleted.
-func Look(ctx context.Context, e Engine) (Snapshot, error) {
+// TakeSnapshot asks the Engine for everything that [Decide] needs. An image or container
+// that disappears meanwhile is no error. Every other error is returned, and then nothing
+// may be deleted.
+func TakeSnapshot(ctx context.Context, e Engine) (Snapshot, error) {
 	var s Snapshot
-	// Images first: one that arrives later isn't in the plan at all.
-	if err := s.lookAtImages(ctx, e); err != nil {
+	// Images first: an image that arrives later is then not in the snapshot at all.
+	if err := s.addImages(ctx, e); err != nil {
 		return Snapshot{}, err
 	}
-	if err := s.lookAtUsers(ctx, e); err != nil {
+	if err := s.addUsers(ctx, e); err != nil {
 		return Snapshot{}, err
 	}
 	return s, nil
 }
 
-func (s *Snapshot) lookAtImages(ctx context.Context, e Engine) error {
+func (s *Snapshot) addImages(ctx context.Context, e Engine) error {
 	list, err := e.ImageList(ctx, client.ImageListOptions{All: true, SharedSize: true, Manifests: true})
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
@@ -96,7 +98,7 @@ func (s *Snapshot) lookAtImages(ctx context.Context, e Engine) error {
 	for _, item := range list.Items {
 		img := Image{
 			ID: item.ID, Parent: item.ParentID, Size: item.Size, Unique: item.Size,
-			Tags: named(item.RepoTags), Digests: named(item.RepoDigests),
+			Tags: withoutPlaceholders(item.RepoTags), Digests: withoutPlaceholders(item.RepoDigests),
 			Built: time.Unix(item.Created, 0),
 		}
 		if item.SharedSize > 0 { // -1: not computed
@@ -113,35 +115,35 @@ func (s *Snapshot) lookAtImages(ctx context.Context, e Engine) error {
 			return fmt.Errorf("inspect image %s: %w", item.ID, err)
 		}
 		img.Tagged = details.Metadata.LastTagTime
-		s.saw(img.Tagged, "image "+label(img)+" was tagged")
+		s.addActivity(img.Tagged, "image "+label(img)+" was tagged")
 		s.Images = append(s.Images, img)
 	}
 	return nil
 }
 
-// lookAtUsers fills in everything but the images.
-func (s *Snapshot) lookAtUsers(ctx context.Context, e Engine) error {
+// addUsers fills in everything but the images.
+func (s *Snapshot) addUsers(ctx context.Context, e Engine) error {
 	info, err := e.Info(ctx, client.InfoOptions{})
 	if err != nil {
 		return fmt.Errorf("ask the engine about itself: %w", err)
 	}
-	if err := s.lookAtContainers(ctx, e); err != nil {
+	if err := s.addContainers(ctx, e); err != nil {
 		return err
 	}
 	switch state := info.Info.Swarm.LocalNodeState; {
 	case info.Info.Swarm.ControlAvailable:
-		return s.lookAtSwarm(ctx, e)
+		return s.addSwarm(ctx, e)
 	case state == swarm.LocalNodeStateInactive || state == "":
 		return nil
 	case state == swarm.LocalNodeStateActive:
 		s.Worker = true
 		return nil
 	default:
-		return fmt.Errorf("the swarm is %s: which images its services use is not known", state)
+		return fmt.Errorf("the swarm is %s, so it isn't known which images its services use", state)
 	}
 }
 
-func (s *Snapshot) lookAtContainers(ctx context.Context, e Engine) error {
+func (s *Snapshot) addContainers(ctx context.Context, e Engine) error {
 	list, err := e.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
@@ -154,8 +156,8 @@ func (s *Snapshot) lookAtContainers(ctx context.Context, e Engine) error {
 		if item.ImageManifestDescriptor != nil {
 			use(UseContainer, item.ImageManifestDescriptor.Digest.String())
 		}
-		s.saw(time.Unix(item.Created, 0), "container "+name+" was created")
-		// Only inspect knows the image mounts of a container that never ran.
+		s.addActivity(time.Unix(item.Created, 0), "container "+name+" was created")
+		// Only inspect shows the image mounts of a container that was never started.
 		details, err := e.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
 		if cerrdefs.IsNotFound(err) {
 			continue
@@ -177,9 +179,46 @@ func (s *Snapshot) lookAtContainers(ctx context.Context, e Engine) error {
 		}
 		if c.State != nil {
 			if at, err := time.Parse(time.RFC3339Nano, c.State.StartedAt); err == nil {
-				s.saw(at, "container "+name+" was started")
+				s.addActivity(at, "container "+name+" was started")
 			}
 		}
 	}
 	return nil
+}
+
+// addActivity remembers the latest activity.
+func (s *Snapshot) addActivity(at time.Time, what string) {
+	if at.After(s.Latest.At) {
+		s.Latest = Activity{at, what}
+	}
+}
+
+// withoutPlaceholders returns refs without the <none>:<none> of images that have no name.
+func withoutPlaceholders(refs []string) []string {
+	var out []string
+	for _, ref := range refs {
+		if !strings.HasPrefix(ref, "<none>") {
+			out = append(out, ref)
+		}
+	}
+	return out
+}
+
+// label returns a short name of img for people.
+func label(img Image) string {
+	switch {
+	case len(img.Tags) > 0:
+		return img.Tags[0]
+	case len(img.Digests) > 0:
+		return img.Digests[0]
+	default:
+		return img.ID
+	}
+}
+
+func containerName(names []string, id string) string {
+	if len(names) > 0 {
+		return strings.TrimPrefix(names[0], "/")
+	}
+	return id
 }

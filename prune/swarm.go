@@ -4,23 +4,22 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 )
 
-// lookAtSwarm notes what the services use and whether a deploy is under way.
-func (s *Snapshot) lookAtSwarm(ctx context.Context, e Engine) error {
+// addSwarm notes which images the services use, and whether a deploy is going on.
+func (s *Snapshot) addSwarm(ctx context.Context, e Engine) error {
 	services, err := e.ServiceList(ctx, client.ServiceListOptions{})
 	if err != nil {
 		return fmt.Errorf("list services: %w", err)
 	}
 	for _, service := range services.Items {
 		name := service.Spec.Name
-		s.lookAtSpec(name, UseService, &service.Spec)
-		s.lookAtSpec(name, UseRollback, service.PreviousSpec)
+		s.addSpec(name, UseService, &service.Spec)
+		s.addSpec(name, UseRollback, service.PreviousSpec)
 		if u := service.UpdateStatus; u != nil && (u.State == swarm.UpdateStateUpdating || u.State == swarm.UpdateStateRollbackStarted) {
 			s.Busy = append(s.Busy, fmt.Sprintf("service %s: %s", name, strings.ReplaceAll(string(u.State), "_", " ")))
 		}
@@ -37,7 +36,7 @@ func (s *Snapshot) lookAtSwarm(ctx context.Context, e Engine) error {
 	return nil
 }
 
-func (s *Snapshot) lookAtSpec(name string, use Use, spec *swarm.ServiceSpec) {
+func (s *Snapshot) addSpec(name string, use Use, spec *swarm.ServiceSpec) {
 	if spec == nil || spec.TaskTemplate.ContainerSpec == nil {
 		return
 	}
@@ -47,8 +46,8 @@ func (s *Snapshot) lookAtSpec(name string, use Use, spec *swarm.ServiceSpec) {
 	}
 }
 
-// starting reports whether a node is getting task ready. A task that waits for a node
-// (pending) may wait for ever and doesn't count.
+// starting reports whether a node is preparing or starting the task. A task that waits for a
+// node (pending) doesn't count, because it may wait for ever.
 func starting(task swarm.Task) bool {
 	switch task.DesiredState {
 	case swarm.TaskStateShutdown, swarm.TaskStateRemove:
@@ -61,6 +60,7 @@ func starting(task swarm.Task) bool {
 	return false
 }
 
+// mountedImages returns the images among the mounts.
 func mountedImages(mounts []mount.Mount) []string {
 	var refs []string
 	for _, m := range mounts {
@@ -69,41 +69,4 @@ func mountedImages(mounts []mount.Mount) []string {
 		}
 	}
 	return refs
-}
-
-// saw remembers the latest activity.
-func (s *Snapshot) saw(at time.Time, what string) {
-	if at.After(s.Latest.At) {
-		s.Latest = Activity{at, what}
-	}
-}
-
-// named drops the placeholders of images without a name (<none>:<none>).
-func named(refs []string) []string {
-	var out []string
-	for _, ref := range refs {
-		if !strings.HasPrefix(ref, "<none>") {
-			out = append(out, ref)
-		}
-	}
-	return out
-}
-
-// label is a short name of img for people.
-func label(img Image) string {
-	switch {
-	case len(img.Tags) > 0:
-		return img.Tags[0]
-	case len(img.Digests) > 0:
-		return img.Digests[0]
-	default:
-		return img.ID
-	}
-}
-
-func containerName(names []string, id string) string {
-	if len(names) > 0 {
-		return strings.TrimPrefix(names[0], "/")
-	}
-	return id
 }

@@ -13,37 +13,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy means that the records are locked by another process. Try again later.
+// ErrBusy means that another process has locked the records. Try again later.
 var ErrBusy = errors.New("the last-use records are locked by another process")
 
-// lockWait is how long a batch waits for the file's lock. The other side holds it for a
-// batch, which is milliseconds; two seconds are a disk in trouble.
-const lockWait = 2 * time.Second
+const (
+	// usesVersion is the newest version of the file's format that this program knows.
+	usesVersion = 1
 
-// staleWatch is how old a watcher's last sign of life may be. It gives one every
-// heartbeat (30 s); five minutes are a watcher that has gone.
-const staleWatch = 5 * time.Minute
+	// lockWait is how long a batch waits for the lock of the file. Another process holds it
+	// for one batch, which takes milliseconds. Two seconds mean that the disk has a problem.
+	lockWait = 2 * time.Second
 
-// Record is what is known about an image's use on this host.
+	// maxSilence is how long ago the watcher may have said that it is alive. It says so every
+	// heartbeat (30 s). After five minutes it has ended.
+	maxSilence = 5 * time.Minute
+)
+
+// Record says when an image was used on this host.
 type Record struct {
 	FirstSeen time.Time `json:"first_seen"`
 	LastUsed  time.Time `json:"last_used"`
 }
 
-// Uses are the last-use records in a bbolt file. Every method opens the file, does one
-// batch and closes it, so that a watcher and a prune can share it. Its methods are safe
-// for concurrent use, by several processes too; each may return [ErrBusy] and
-// [ErrNewerFormat].
+// Uses are the last-use records in a bbolt file. Each method opens the file, runs one batch
+// and closes the file, so that a watcher and a prune can share it. The methods are safe for
+// concurrent use, by several processes too. Each may return [ErrBusy] and [ErrNewerFormat].
 type Uses struct {
-	// Path is the file; it and its directory are made when missing.
+	// Path is the file. The file and its folder are created when missing.
 	Path string
 }
 
-// watchState is what the watcher leaves for its next start, and for prune.
+// watchState is what the watcher stores for its next start and for prune.
 type watchState struct {
-	Alive    time.Time `json:"alive"`    // last sign of life; zero: nobody watches
+	Alive    time.Time `json:"alive"`    // when it last said that it is alive; zero: there is no watcher
 	Event    eventMark `json:"event"`    // the last event that is in the records
-	Activity Activity  `json:"activity"` // the last sign of a deploy
+	Activity Activity  `json:"activity"` // the last activity of a deploy
 }
 
 var (
@@ -53,10 +57,7 @@ var (
 	versionKey   = []byte("version") // of the file's format, in decimal; absent in version 1
 )
 
-// usesVersion is the newest version of the file's format that this program knows.
-const usesVersion = 1
-
-// update runs one batch. In a file of a newer format it changes nothing.
+// update runs one batch in a transaction. It changes nothing in a file of a newer format.
 func (u Uses) update(batch func(*records) error) error {
 	if err := os.MkdirAll(filepath.Dir(u.Path), 0o755); err != nil {
 		return fmt.Errorf("last-use records: %w", err)
@@ -68,7 +69,7 @@ func (u Uses) update(batch func(*records) error) error {
 	if err != nil {
 		return fmt.Errorf("last-use records %s can't be opened (if the file is damaged, remove it: every image then counts as used now): %w", u.Path, err)
 	}
-	if err := handOver(u.Path); err != nil {
+	if err := chownLikeFolder(u.Path); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
@@ -91,9 +92,10 @@ func (u Uses) update(batch func(*records) error) error {
 	return nil
 }
 
-// handOver gives the file to its directory's owner: root may be the first to look, and
-// the watcher, which runs as somebody else, must be able to write.
-func handOver(path string) error {
+// chownLikeFolder gives the file to the owner of its folder. If root runs prune before the
+// watcher first starts, the file is root's, and the watcher, which runs as another user,
+// couldn't write it.
+func chownLikeFolder(path string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -107,7 +109,7 @@ func handOver(path string) error {
 	return os.Chown(path, int(dir.Uid), int(dir.Gid))
 }
 
-// records are the file's content within one batch.
+// records is the content of the file during one batch.
 type records struct{ images, meta *bbolt.Bucket }
 
 func (r *records) get(id string) (rec Record, ok bool, err error) {
@@ -126,8 +128,8 @@ func (r *records) put(id string, rec Record) error {
 	return r.images.Put([]byte(id), b)
 }
 
-// use notes that the image was used at that time; it never moves a record back.
-func (r *records) use(id string, at time.Time) error {
+// addUse records that the image was used at that time. The last use never becomes older.
+func (r *records) addUse(id string, at time.Time) error {
 	rec, known, err := r.get(id)
 	if err != nil {
 		return err
@@ -141,20 +143,21 @@ func (r *records) use(id string, at time.Time) error {
 	return r.put(id, rec)
 }
 
-// useAll notes a use of every image on record.
-func (r *records) useAll(at time.Time) error {
+// addUseOfAll records a use of every image that has a record.
+func (r *records) addUseOfAll(at time.Time) error {
 	all, err := r.all()
 	if err != nil {
 		return err
 	}
 	for id := range all {
-		if err := r.use(id, at); err != nil {
+		if err := r.addUse(id, at); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// all returns the records by image ID.
 func (r *records) all() (map[string]Record, error) {
 	all := map[string]Record{}
 	err := r.images.ForEach(func(k, v []byte) error {
@@ -168,14 +171,14 @@ func (r *records) all() (map[string]Record, error) {
 	return all, err
 }
 
-func (r *records) watch() (w watchState, err error) {
+func (r *records) watchState() (w watchState, err error) {
 	if b := r.meta.Get(watchKey); b != nil {
 		err = json.Unmarshal(b, &w)
 	}
 	return w, err
 }
 
-func (r *records) setWatch(w watchState) error {
+func (r *records) setWatchState(w watchState) error {
 	b, err := json.Marshal(w)
 	if err != nil {
 		return err
@@ -186,28 +189,28 @@ func (r *records) setWatch(w watchState) error {
 // observation is what a run learns from the records.
 type observation struct {
 	uses     map[string]Record
-	watched  bool     // a watcher is at work
-	activity Activity // the last that it saw
+	watched  bool     // a watcher is running
+	activity Activity // the last one that it saw
 }
 
-// observe notes what a snapshot shows: new images are first seen now, those in use are
-// used now, those that are gone are forgotten. When a watcher has gone away, what
-// happened since isn't known, and every image counts as used now, once.
+// observe updates the records with what a snapshot shows: new images are first seen now,
+// images in use are used now, and records of images that were removed are deleted. If the
+// watcher has ended, nobody knows what happened since, and every image counts once as used now.
 func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
-	inUse := users(s)
+	inUse := usersByImage(s)
 	err = u.update(func(r *records) error {
-		w, err := r.watch()
+		w, err := r.watchState()
 		if err != nil {
 			return err
 		}
 		o.watched, o.activity = !w.Alive.IsZero(), w.Activity
-		if o.watched && now.Sub(w.Alive) > staleWatch {
-			if err := errors.Join(r.useAll(now), r.setWatch(watchState{Activity: w.Activity})); err != nil {
+		if o.watched && now.Sub(w.Alive) > maxSilence {
+			if err := errors.Join(r.addUseOfAll(now), r.setWatchState(watchState{Activity: w.Activity})); err != nil {
 				return err
 			}
 			o.watched = false
 		}
-		if err := r.forget(s); err != nil {
+		if err := r.deleteOthers(s.Images); err != nil {
 			return err
 		}
 		for _, img := range s.Images {
@@ -216,7 +219,7 @@ func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
 				return err
 			}
 			if _, used := inUse[img.ID]; used || !known {
-				if err := r.use(img.ID, now); err != nil {
+				if err := r.addUse(img.ID, now); err != nil {
 					return err
 				}
 			}
@@ -227,10 +230,11 @@ func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
 	return o, err
 }
 
-// forget drops the records of images that are not in the snapshot: one that comes back is new.
-func (r *records) forget(s Snapshot) error {
+// deleteOthers deletes the records of images that are not among these. If such an image comes
+// back, it is new.
+func (r *records) deleteOthers(images []Image) error {
 	present := map[string]bool{}
-	for _, img := range s.Images {
+	for _, img := range images {
 		present[img.ID] = true
 	}
 	all, err := r.all()

@@ -14,27 +14,28 @@ import (
 )
 
 const (
-	// flushEvery bounds what a crash of the watcher loses, and it loses only what the
-	// daemon has forgotten by the next start.
+	// flushEvery is how often uses are written. A crash of the watcher loses at most so much,
+	// and only what the daemon doesn't remember at the next start.
 	flushEvery = time.Second
-	// heartbeat is how often the watcher says that it is alive. It costs one fsync.
+	// heartbeat is how often the watcher writes that it is alive. Each time costs one fsync.
 	heartbeat = 30 * time.Second
-	// reconnectAfter is the pause before the daemon is asked again.
+	// reconnectAfter is the pause before the watcher connects to the daemon again.
 	reconnectAfter = time.Second
 )
 
-// Watcher records uses of images from the daemon's events. Set the fields before Run.
+// Watcher records uses of images from the daemon's events. Set the fields before Run; a
+// Watcher is for one goroutine.
 type Watcher struct {
 	Engine Engine
 	Uses   Uses
-	// Logger gets gaps, lost connections and locked records; nil is silent.
+	// Logger gets lines about missing events, lost connections and locked records; nil: no log.
 	Logger *slog.Logger
-	// Ready, if not nil, is called every time that recording begins: at the start, and
-	// again after a lost connection.
+	// Ready, if not nil, is called each time that recording begins: at the start, and after
+	// each lost connection.
 	Ready func()
 }
 
-// eventMark tells one event from all others.
+// eventMark identifies an event.
 type eventMark struct {
 	Nano   int64         `json:"nano"`
 	Type   events.Type   `json:"type"`
@@ -46,11 +47,12 @@ func markOf(m events.Message) eventMark {
 	return eventMark{eventTime(m).UnixNano(), m.Type, m.Action, m.Actor.ID}
 }
 
-// Run records until ctx is done, and then returns nil. A lost connection is tried again
-// for ever. What may have happened in between is settled on reconnecting: if the daemon
-// still remembers the last event on record, nothing was missed and the rest is replayed;
-// if it doesn't, every image counts as used. Only records of a newer program end it, with
-// [ErrNewerFormat].
+// Run records until ctx is done, and then returns nil. After a lost connection it connects
+// again, as often as it takes. If the daemon then still remembers the last recorded event,
+// it also remembers all that came after it, and these events are recorded. If it doesn't,
+// every image counts as used.
+//
+// Errors: [ErrNewerFormat]. All other errors are logged, and Run tries again.
 func (w *Watcher) Run(ctx context.Context) error {
 	for {
 		err := w.session(ctx)
@@ -60,7 +62,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		if errors.Is(err, ErrNewerFormat) {
 			return err
 		}
-		w.log().Warn("watching the daemon was interrupted and is tried again", "error", err)
+		w.log().Warn("watching the daemon's events was interrupted; trying again", "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -69,22 +71,22 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// session is one connection's time.
+// session records during one connection to the daemon. It returns why that ended.
 func (w *Watcher) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := batch{engine: w.Engine, images: map[string][]string{}, used: map[string]time.Time{}}
-	if err := w.Uses.update(func(r *records) (err error) { b.state, err = r.watch(); return err }); err != nil {
+	if err := w.Uses.update(func(r *records) (err error) { b.state, err = r.watchState(); return err }); err != nil {
 		return err
 	}
 	now, since := time.Now(), time.Now()
 	if last := b.state.Event; last.Nano != 0 {
 		since = time.Unix(0, last.Nano)
 	}
-	// Connect first, then look: what happens in between is in the stream.
-	stream := w.Engine.Events(ctx, client.EventsListOptions{Since: stamp(since)})
-	queue := drain(ctx, stream)
-	if err := b.begin(ctx, since, now); err != nil {
+	// Connect before taking the snapshot: what happens in between is then in the stream.
+	stream := w.Engine.Events(ctx, client.EventsListOptions{Since: timestamp(since)})
+	queue := buffer(ctx, stream)
+	if err := b.start(ctx, since, now); err != nil {
 		return err
 	}
 	if err := w.flush(&b); err != nil {
@@ -100,8 +102,8 @@ func (w *Watcher) session(ctx context.Context) error {
 	return err
 }
 
-// record applies events as they come. The records may be locked for a while: then the
-// batch grows.
+// record applies events as they come and writes them now and then. While the records are
+// locked, the batch grows.
 func (w *Watcher) record(ctx context.Context, queue <-chan []item, b *batch) error {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
@@ -133,28 +135,28 @@ func (w *Watcher) record(ctx context.Context, queue <-chan []item, b *batch) err
 	}
 }
 
-// flush writes the batch; when it fails the batch stays for the next try.
+// flush writes the batch. If that fails, the batch stays as it is for the next attempt.
 func (w *Watcher) flush(b *batch) error {
 	state := b.state
 	state.Alive = time.Now()
 	err := w.Uses.update(func(r *records) error {
 		if !b.gap.IsZero() {
-			if err := r.useAll(b.gap); err != nil {
+			if err := r.addUseOfAll(b.gap); err != nil {
 				return err
 			}
 		}
 		for id, at := range b.used {
-			if err := r.use(id, at); err != nil {
+			if err := r.addUse(id, at); err != nil {
 				return err
 			}
 		}
-		return r.setWatch(state)
+		return r.setWatchState(state)
 	})
 	if err != nil {
 		return err
 	}
 	if !b.gap.IsZero() {
-		w.log().Info("the daemon's events have a gap: every image counts as used", "until", b.gap)
+		w.log().Info("events of the daemon were missed: every image counts as used", "until", b.gap)
 	}
 	b.state, b.gap, b.saved = state, time.Time{}, state.Event
 	clear(b.used)
@@ -168,43 +170,44 @@ func (w *Watcher) log() *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// batch is what has been seen and is not on record yet.
+// batch is what was seen and is not written yet.
 type batch struct {
 	engine Engine
 	state  watchState
-	saved  eventMark            // state.Event on record
-	images map[string][]string  // container ID → the images that it runs or mounts
+	saved  eventMark            // state.Event as it was last written
+	images map[string][]string  // container ID → IDs of the images that it runs or mounts
 	used   map[string]time.Time // image ID → last use
-	gap    time.Time            // until when events are missing; zero: none are
+	gap    time.Time            // events before this time were missed; zero: none were
 }
 
+// dirty reports whether there is something to write.
 func (b *batch) dirty() bool { return len(b.used) > 0 || !b.gap.IsZero() || b.saved != b.state.Event }
 
-// begin learns which container runs which image, and whether events are missing.
-func (b *batch) begin(ctx context.Context, since, now time.Time) error {
+// start finds out which container runs which image, and whether events were missed.
+func (b *batch) start(ctx context.Context, since, now time.Time) error {
 	b.saved = b.state.Event
 	missing := b.state.Event.Nano == 0
 	if !missing {
-		known, err := replay(ctx, b.engine, since, now, nil)
+		known, err := pastEvents(ctx, b.engine, since, now, nil)
 		if err != nil {
 			return err
 		}
 		missing = !slices.ContainsFunc(known, func(m events.Message) bool { return markOf(m) == b.state.Event })
 	}
-	s, err := Look(ctx, b.engine)
+	s, err := TakeSnapshot(ctx, b.engine)
 	if err != nil {
 		return err
 	}
 	c := newCatalog(s.Images)
 	for _, u := range s.Users {
 		for _, i := range c.find(u.Ref) {
-			b.use(s.Images[i].ID, now)
+			b.addUse(s.Images[i].ID, now)
 		}
 	}
 	if missing {
 		b.gap = now
 		for _, img := range s.Images {
-			b.use(img.ID, now)
+			b.addUse(img.ID, now)
 		}
 	}
 	list, err := b.engine.ContainerList(ctx, client.ContainerListOptions{All: true})
@@ -219,14 +222,14 @@ func (b *batch) begin(ctx context.Context, since, now time.Time) error {
 	return nil
 }
 
-func (b *batch) use(id string, at time.Time) {
+func (b *batch) addUse(id string, at time.Time) {
 	if at.After(b.used[id]) {
 		b.used[id] = at
 	}
 }
 
-// apply notes what an event says about images. An error is the Engine's; the event is
-// then not on record, and comes again after the next connection.
+// apply adds what an event says about images to the batch. An error is the Engine's. The
+// event is then not recorded, and comes again with the next connection.
 func (b *batch) apply(ctx context.Context, m events.Message) error {
 	at := eventTime(m)
 	var ids []string
@@ -236,40 +239,41 @@ func (b *batch) apply(ctx context.Context, m events.Message) error {
 		if ids, err = b.imagesOf(ctx, m.Actor.ID, m.Actor.Attributes["image"]); err != nil {
 			return err
 		}
-		if len(ids) == 0 { // came and went before it could be looked at
+		if len(ids) == 0 { // the container was removed before it could be inspected
 			b.gap = at
 		}
 		if m.Action == events.ActionDestroy {
 			delete(b.images, m.Actor.ID)
 		}
-	case m.Type == events.ImageEventType && !imageGone[m.Action]:
+	case m.Type == events.ImageEventType && !imageRemoved[m.Action]:
 		if ids, err = b.imageID(ctx, m.Actor.ID); err != nil {
 			return err
 		}
 	}
 	for _, id := range ids {
-		b.use(id, at)
+		b.addUse(id, at)
 	}
-	if deploying[m.Type][m.Action] && at.After(b.state.Activity.At) {
+	if deployEvents[m.Type][m.Action] && at.After(b.state.Activity.At) {
 		b.state.Activity = Activity{at, describe(m)}
 	}
 	b.state.Event = markOf(m)
 	return nil
 }
 
-// containerUse are the container events that mean its image is in use, or was until now.
+// containerUse are the container events after which the container uses its image, or before
+// which it did.
 var containerUse = map[events.Action]bool{
 	events.ActionCreate: true, events.ActionStart: true, events.ActionRestart: true, events.ActionUnPause: true,
 	events.ActionDie: true, events.ActionDestroy: true, events.ActionCommit: true,
 }
 
-// imageGone are the image events that are not uses.
-var imageGone = map[events.Action]bool{
+// imageRemoved are the image events that are not uses.
+var imageRemoved = map[events.Action]bool{
 	events.ActionUnTag: true, events.ActionDelete: true, events.ActionPrune: true,
 }
 
-// imagesOf returns the IDs of the images that a container runs or mounts. A container
-// that has gone is known by what was seen of it before, else by its image's name.
+// imagesOf returns the IDs of the images that a container runs or mounts. If the container
+// was removed, the result is what was seen of it before, or else what its image's name means.
 func (b *batch) imagesOf(ctx context.Context, container, name string) ([]string, error) {
 	if ids, ok := b.images[container]; ok {
 		return ids, nil
@@ -295,7 +299,7 @@ func (b *batch) imagesOf(ctx context.Context, container, name string) ([]string,
 	return ids, nil
 }
 
-// imageID finds an image by ID or name; none if there is none any more.
+// imageID returns the ID of the image that ref means, or nothing if there is none.
 func (b *batch) imageID(ctx context.Context, ref string) ([]string, error) {
 	if ref == "" {
 		return nil, nil
@@ -310,7 +314,7 @@ func (b *batch) imageID(ctx context.Context, ref string) ([]string, error) {
 	return []string{details.ID}, nil
 }
 
-// item is an event, or the stream's end.
+// item is an event, or the error that ended the stream.
 type item struct {
 	event events.Message
 	err   error
@@ -318,10 +322,10 @@ type item struct {
 
 var errStreamEnded = errors.New("the daemon ended the event stream")
 
-// drain reads the stream as fast as it comes: the daemon drops events, without a word,
-// for a reader that is a tenth of a second late. The channel gets all that has come since
-// it was last read from.
-func drain(ctx context.Context, stream client.EventsResult) <-chan []item {
+// buffer reads the stream at once, whatever happens to the events after that: if a client is a
+// tenth of a second late, the daemon drops events for it and doesn't say so. Each receive from
+// the channel returns all that came since the last one.
+func buffer(ctx context.Context, stream client.EventsResult) <-chan []item {
 	out := make(chan []item)
 	go func() {
 		var pending []item

@@ -48,7 +48,7 @@ func watch(t *testing.T, c *client.Client, uses Uses) (stop func()) {
 func allRecords(t *testing.T, uses Uses) (all map[string]Record, state watchState) {
 	t.Helper()
 	err := uses.update(func(r *records) (err error) {
-		if state, err = r.watch(); err != nil {
+		if state, err = r.watchState(); err != nil {
 			return err
 		}
 		all, err = r.all()
@@ -76,7 +76,7 @@ func setRecords(t *testing.T, e *engine, uses Uses) time.Time {
 		if n := len(e.ring); n > 0 {
 			state = watchState{Alive: time.Now(), Event: markOf(e.ring[n-1])}
 		}
-		return r.setWatch(state)
+		return r.setWatchState(state)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -260,7 +260,7 @@ func TestWatcherThatWentAway(t *testing.T) {
 	orphans(e, 3)
 	p := newPruner(t, e, c)
 	err := p.Uses.update(func(r *records) error {
-		return r.setWatch(watchState{Alive: time.Now().Add(-2 * staleWatch), Event: eventMark{Nano: 1}})
+		return r.setWatchState(watchState{Alive: time.Now().Add(-2 * maxSilence), Event: eventMark{Nano: 1}})
 	})
 	if err != nil {
 		t.Fatal(err)

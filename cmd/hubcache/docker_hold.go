@@ -71,7 +71,7 @@ func (h holdRun) run(ctx context.Context, argv []string) (int, error) {
 // enter takes the hold, and returns what ends it. A signal while it waits ends the
 // waiting, by ctx.
 func (h holdRun) enter(ctx context.Context) (hold *prune.Hold, release func(), err error) {
-	hold, err = h.holds.Enter(ctx, h.maxWait, func() {
+	hold, err = h.holds.Acquire(ctx, h.maxWait, func() {
 		fmt.Fprintf(h.stderr, "hubcache: a prune is at work; waiting for it, at most %v\n", h.maxWait)
 	})
 	switch {
@@ -79,7 +79,7 @@ func (h holdRun) enter(ctx context.Context) (hold *prune.Hold, release func(), e
 		fmt.Fprintf(h.stderr, "hubcache: warning: waited %v for a prune; the command starts, and images may still go while it does\n", h.maxWait)
 		pursuit, stop := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
-		wg.Go(func() { _ = hold.Pursue(pursuit) }) // it ends with the command at the latest
+		wg.Go(func() { _ = hold.Wait(pursuit) }) // it ends with the command at the latest
 		return hold, func() { stop(); wg.Wait(); hold.Release() }, nil
 	case err != nil && ctx.Err() != nil:
 		return nil, nil, errors.New("interrupted while waiting for a prune; the command was not started")

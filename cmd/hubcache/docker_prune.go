@@ -142,7 +142,7 @@ func writeJSON(w io.Writer, v any) error {
 func writePruneTable(out io.Writer, r prune.Report) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ACTION\tIMAGE\tSIZE\tLAST USE\tWHY")
-	for _, v := range r.Verdicts {
+	for _, v := range r.Images {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", action(v.Action, r.DryRun), imageName(v.Image),
 			units.BytesSize(float64(v.Image.Size)), v.LastUse.Local().Format("2006-01-02 15:04"), v.Why)
 	}
@@ -177,7 +177,7 @@ func action(a prune.Action, dry bool) string {
 		return "would go"
 	case a == prune.Delete:
 		return "deleted"
-	case a == prune.Spare:
+	case a == prune.Deletable:
 		return "not needed"
 	case a == prune.Skip:
 		return "skipped"

@@ -87,7 +87,7 @@ func exitCodeOf(t *testing.T, err error) int {
 func newHolds(t *testing.T) prune.Holds {
 	t.Helper()
 	h := prune.Holds{Dir: t.TempDir()}
-	first, err := h.Enter(t.Context(), 0, nil) // makes the files
+	first, err := h.Acquire(t.Context(), 0, nil) // makes the files
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,8 +331,8 @@ func TestPruneTable(t *testing.T) {
 	img := prune.Image{ID: "sha256:0123456789abcdef0123", Tags: []string{"redis:7", "redis:latest"}, Size: 3 << 20}
 	var out bytes.Buffer
 	err := writePruneTable(&out, prune.Report{Decision: prune.Incomplete, Reason: "the rules keep the rest", DryRun: true, High: 0.85, Low: 0.75,
-		Before:   []prune.Disk{{Path: "/var/lib/docker", Total: 100, Used: 90}},
-		Verdicts: []prune.Verdict{{Image: img, Action: prune.Delete, Why: "old"}, {Image: prune.Image{ID: img.ID}, Action: prune.Keep, Why: "container web uses it"}}})
+		Before: []prune.Disk{{Path: "/var/lib/docker", Total: 100, Used: 90}},
+		Images: []prune.ImageDecision{{Image: img, Action: prune.Delete, Why: "old"}, {Image: prune.Image{ID: img.ID}, Action: prune.Keep, Why: "container web uses it"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
