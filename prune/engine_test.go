@@ -22,18 +22,18 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// engine is a fake Docker Engine on a unix socket, asked through the real client. Its
-// disk shrinks as images go.
-type engine struct {
-	mu         sync.Mutex
-	version    string // API version
+// fakeEngine is a Docker Engine on a unix socket. The tests talk to it with the real client. Its
+// disk gets emptier when images are deleted.
+type fakeEngine struct {
+	mu         sync.Mutex // guards all below
+	version    string     // API version
 	images     []image.Summary
 	tagTimes   map[string]time.Time
 	containers []container.InspectResponse
 	services   []swarm.Service
 	tasks      []swarm.Task
 	info       system.Info
-	ring       []events.Message // what it remembers
+	remembered []events.Message // what it remembers
 	listeners  map[chan events.Message]bool
 	fail       map[string]int // "GET /images/json" → status
 	requests   []string
@@ -41,10 +41,10 @@ type engine struct {
 	used       int64                // bytes of a disk of 1000
 }
 
-// newEngine starts one with a disk that is 90 % full.
-func newEngine(t *testing.T, version string) (*engine, *client.Client) {
+// newEngine starts a fakeEngine with a disk that is 90 % full.
+func newEngine(t *testing.T, version string) (*fakeEngine, *client.Client) {
 	t.Helper()
-	e := &engine{version: version, used: 900, tagTimes: map[string]time.Time{}, fail: map[string]int{},
+	e := &fakeEngine{version: version, used: 900, tagTimes: map[string]time.Time{}, fail: map[string]int{},
 		listeners: map[chan events.Message]bool{}, info: system.Info{DockerRootDir: t.TempDir()}}
 	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
@@ -63,7 +63,7 @@ func newEngine(t *testing.T, version string) (*engine, *client.Client) {
 	return e, c
 }
 
-func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	if rest, ok := strings.CutPrefix(path, "/v"+e.version); ok {
 		path = rest
@@ -129,7 +129,7 @@ func notFound(w http.ResponseWriter) {
 	fmt.Fprint(w, `{"message": "no such thing"}`)
 }
 
-func (e *engine) summaries() []container.Summary {
+func (e *fakeEngine) summaries() []container.Summary {
 	var out []container.Summary
 	for _, c := range e.containers {
 		created, _ := time.Parse(time.RFC3339Nano, c.Created)
@@ -138,7 +138,7 @@ func (e *engine) summaries() []container.Summary {
 	return out
 }
 
-func (e *engine) serveContainer(w http.ResponseWriter, id string) {
+func (e *fakeEngine) serveContainer(w http.ResponseWriter, id string) {
 	for _, c := range e.containers {
 		if c.ID == id {
 			reply(w, c)
@@ -148,14 +148,14 @@ func (e *engine) serveContainer(w http.ResponseWriter, id string) {
 	notFound(w)
 }
 
-// index finds an image by ID or name.
-func (e *engine) index(ref string) int {
+// index finds an image by ID or name; -1 if there is none.
+func (e *fakeEngine) index(ref string) int {
 	return slices.IndexFunc(e.images, func(s image.Summary) bool {
 		return s.ID == ref || slices.Contains(s.RepoTags, ref) || slices.Contains(s.RepoDigests, ref)
 	})
 }
 
-func (e *engine) serveImage(w http.ResponseWriter, ref string) {
+func (e *fakeEngine) serveImage(w http.ResponseWriter, ref string) {
 	i := e.index(ref)
 	if i < 0 {
 		notFound(w)
@@ -166,9 +166,9 @@ func (e *engine) serveImage(w http.ResponseWriter, ref string) {
 		Metadata: image.Metadata{LastTagTime: e.tagTimes[s.ID]}})
 }
 
-// serveRemove deletes as the graphdriver store does: the image goes with its last name,
-// and the last tag takes its repository's digests along.
-func (e *engine) serveRemove(w http.ResponseWriter, ref string) {
+// serveRemove deletes as the graphdriver store does: the image is deleted with its last name, and
+// the last tag deletes the digests of its repository.
+func (e *fakeEngine) serveRemove(w http.ResponseWriter, ref string) {
 	i := e.index(ref)
 	if i < 0 {
 		notFound(w)
@@ -193,21 +193,21 @@ func (e *engine) serveRemove(w http.ResponseWriter, ref string) {
 }
 
 // send publishes an event, as the daemon does.
-func (e *engine) send(m events.Message) {
+func (e *fakeEngine) send(m events.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if m.TimeNano == 0 {
 		m.TimeNano = time.Now().UnixNano()
 	}
 	m.Time = m.TimeNano / 1e9
-	e.ring = append(e.ring, m)
-	e.ring = e.ring[max(0, len(e.ring)-256):]
+	e.remembered = append(e.remembered, m)
+	e.remembered = e.remembered[max(0, len(e.remembered)-256):]
 	for l := range e.listeners {
 		l <- m
 	}
 }
 
-func (e *engine) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (e *fakeEngine) serveEvents(w http.ResponseWriter, r *http.Request) {
 	at := func(key string) int64 {
 		var sec, nano int64
 		if _, err := fmt.Sscanf(r.URL.Query().Get(key), "%d.%d", &sec, &nano); err != nil {
@@ -217,7 +217,7 @@ func (e *engine) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	live := make(chan events.Message, 1000)
 	e.mu.Lock()
-	replayed := slices.Clone(e.ring)
+	replayed := slices.Clone(e.remembered)
 	e.listeners[live] = true
 	e.mu.Unlock()
 	defer func() { e.mu.Lock(); delete(e.listeners, live); e.mu.Unlock() }()
@@ -243,15 +243,15 @@ func (e *engine) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// add puts an image of 100 bytes into the engine.
-func (e *engine) add(digit string, tags, digests []string) {
+// add adds an image of 100 bytes.
+func (e *fakeEngine) add(digit string, tags, digests []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.images = append(e.images, image.Summary{ID: id(digit), RepoTags: tags, RepoDigests: digests, Size: 100, SharedSize: -1, Containers: -1})
 }
 
-// runContainer puts a container of that image into the engine.
-func (e *engine) runContainer(name, imageDigit string, started time.Time, mounts ...string) {
+// runContainer adds a container of that image.
+func (e *fakeEngine) runContainer(name, imageDigit string, started time.Time, mounts ...string) {
 	c := container.InspectResponse{ID: name, Name: "/" + name, Image: id(imageDigit), Config: &container.Config{Image: id(imageDigit)},
 		Created: started.Format(time.RFC3339Nano), State: &container.State{StartedAt: started.Format(time.RFC3339Nano)}, HostConfig: &container.HostConfig{}}
 	for _, ref := range mounts {
@@ -262,8 +262,8 @@ func (e *engine) runContainer(name, imageDigit string, started time.Time, mounts
 	e.containers = append(e.containers, c)
 }
 
-// left are the digits of the images that are there.
-func (e *engine) left() string {
+// imagesLeft returns the hex digits of the images that are there.
+func (e *fakeEngine) imagesLeft() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var s string
@@ -273,47 +273,21 @@ func (e *engine) left() string {
 	return s
 }
 
-// log are the requests that begin with prefix.
-func (e *engine) log(prefix string) []string {
+// log returns the requests that begin with prefix.
+func (e *fakeEngine) log(prefix string) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(e.requests), func(s string) bool { return !strings.HasPrefix(s, prefix) })
 }
 
-func (e *engine) disk(path string) (Disk, error) {
+func (e *fakeEngine) disk(path string) (Disk, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return Disk{Path: path, Total: 1000, Used: e.used}, nil
 }
 
-// newPruner is a pruner of the fake, with the default policy, and with records that say
-// that every image was last used long ago.
-func newPruner(t *testing.T, e *engine, c *client.Client) *Pruner {
-	t.Helper()
-	p := &Pruner{Engine: c, Policy: DefaultPolicy(), Holds: Holds{t.TempDir()}, Uses: Uses{filepath.Join(t.TempDir(), "uses.db")}, stat: e.disk}
-	p.age(t, e, 30*24*time.Hour)
-	return p
-}
-
-// age makes every image on record older.
-func (p *Pruner) age(t *testing.T, e *engine, by time.Duration) {
-	t.Helper()
-	err := p.Uses.update(func(r *records) error {
-		for i, img := range e.images {
-			at := time.Now().Add(-by).Add(time.Duration(i) * time.Minute)
-			if err := r.put(img.ID, Record{at, at}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// hangUp ends every event stream, as a daemon that restarts does.
-func (e *engine) hangUp() {
+// endStreams ends every event stream, as a daemon that restarts does.
+func (e *fakeEngine) endStreams() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for l := range e.listeners {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestHoldsAreShared(t *testing.T) {
@@ -33,7 +35,7 @@ func TestHoldsAreShared(t *testing.T) {
 	}
 }
 
-// TestHoldIsNotInherited: a program that outlives the hold does not keep it in force.
+// A program that was started during the hold and goes on after it does not keep it in force.
 func TestHoldIsNotInherited(t *testing.T) {
 	h := Holds{t.TempDir()}
 	hold, err := h.Acquire(t.Context(), 0, nil)
@@ -51,9 +53,9 @@ func TestHoldIsNotInherited(t *testing.T) {
 	}
 }
 
-// TestOverdueHold: a hold that waited as long as it may goes on, and comes into force as
-// soon as it can.
-func TestOverdueHold(t *testing.T) {
+// A hold that has waited for the longest time allowed is returned, and comes into force as soon
+// as it can.
+func TestOverdueHoldComesIntoForceLater(t *testing.T) {
 	h := Holds{t.TempDir()}
 	open, err := h.blockNewHolds(t.Context())
 	if err != nil {
@@ -80,7 +82,7 @@ func TestOverdueHold(t *testing.T) {
 	}
 }
 
-func TestEnterIsCancelled(t *testing.T) {
+func TestAcquireEndsWithItsContext(t *testing.T) {
 	h := Holds{t.TempDir()}
 	open, err := h.blockNewHolds(t.Context())
 	if err != nil {
@@ -94,8 +96,7 @@ func TestEnterIsCancelled(t *testing.T) {
 	}
 }
 
-// TestHoldNeedsNoWritePermission: once the lock files are there, whoever may read them
-// can take a hold.
+// Once the lock files exist, every user who can read them can take a hold.
 func TestHoldNeedsNoWritePermission(t *testing.T) {
 	h := Holds{t.TempDir()}
 	for _, name := range []string{"gate", "run"} {
@@ -110,12 +111,12 @@ func TestHoldNeedsNoWritePermission(t *testing.T) {
 	hold.Release()
 }
 
-// A program that is older than the lock files takes no hold, deletes no image, leaves the
-// files alone, and says which version is needed.
+// A program that is older than the lock files takes no hold, deletes no image, leaves the files
+// as they are, and says which version is needed.
 func TestNewerHoldFilesAreLeftAlone(t *testing.T) {
 	for _, name := range []string{"gate", "run"} {
 		e, c := newEngine(t, "1.51")
-		orphans(e, 3)
+		addOrphans(e, 3)
 		e.used = 990 // above the critical watermark prune uses both files
 		p := newPruner(t, e, c)
 		file := filepath.Join(p.Holds.Dir, name)
@@ -123,8 +124,8 @@ func TestNewerHoldFilesAreLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		r, err := p.Run(t.Context(), true)
-		if r.Decision != Failed || !errors.Is(err, ErrNewerFormat) || !strings.Contains(err.Error(), `"2"`) || e.left() != "abc" {
-			t.Errorf("%s: %s, error %v, left %q", name, r.Decision, err, e.left())
+		if r.Decision != Failed || !errors.Is(err, ErrNewerFormat) || !strings.Contains(err.Error(), `"2"`) || e.imagesLeft() != "abc" {
+			t.Errorf("%s: %s, error %v, left %q", name, r.Decision, err, e.imagesLeft())
 		}
 		if hold, err := p.Holds.Acquire(t.Context(), 0, nil); hold != nil || !errors.Is(err, ErrNewerFormat) {
 			t.Errorf("%s: a hold was taken, error %v", name, err)
@@ -147,4 +148,121 @@ func TestKnownVersionOfHoldFilesIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	hold.Release()
+}
+
+func TestHoldDefers(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	p := newPruner(t, e, c)
+	hold, err := p.Holds.Acquire(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, apply := range []bool{true, false} {
+		wantDecision(t, mustRun(t, p, apply), Deferred, "hold")
+	}
+	if e.imagesLeft() != "abc" {
+		t.Errorf("left %q", e.imagesLeft())
+	}
+	hold.Release()
+	wantDecision(t, mustRun(t, p, true), Pruned, "")
+}
+
+// A hold that is wanted between two deletions comes into force, and ends the run.
+func TestHoldStopsARun(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	p := newPruner(t, e, c)
+	var hold *Hold
+	entered := make(chan error, 1)
+	e.before = func(request string) {
+		if strings.HasPrefix(request, "DELETE") {
+			go func() {
+				var err error
+				hold, err = p.Holds.Acquire(context.Background(), 10*time.Second, nil)
+				entered <- err
+			}()
+			e.mu.Lock()
+			e.before = nil
+			e.mu.Unlock()
+			time.Sleep(3 * lockPoll) // it waits, while the deletion goes on
+		}
+	}
+	wantDecision(t, mustRun(t, p, true), Deferred, "hold")
+	if err := <-entered; err != nil || e.imagesLeft() != "bc" {
+		t.Errorf("hold: %v; left %q", err, e.imagesLeft())
+	}
+	hold.Release()
+}
+
+// Above the critical watermark, prune waits for the hold in force. A hold that is wanted meanwhile
+// waits for prune.
+func TestCriticalRunWaitsForHolds(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	e.used = 960
+	p := newPruner(t, e, c)
+	first, err := p.Holds.Acquire(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan Report)
+	go func() { r, _ := p.Run(context.Background(), true); done <- r }()
+	waitGateClosed(t, p.Holds)
+	second := make(chan string)
+	go func() {
+		if _, err := p.Holds.Acquire(context.Background(), time.Minute, nil); err != nil {
+			t.Error(err)
+		}
+		second <- e.imagesLeft()
+	}()
+	select {
+	case <-done:
+		t.Fatal("prune did not wait for the hold in force")
+	case <-second:
+		t.Fatal("a new hold got in while prune waited: prune may starve")
+	case <-time.After(10 * lockPoll):
+	}
+	if e.imagesLeft() != "abc" {
+		t.Error("deleted in the middle of a run")
+	}
+	first.Release()
+	wantDecision(t, <-done, Pruned, "")
+	if left := <-second; left != e.imagesLeft() {
+		t.Errorf("the second hold came in when %q was left, and then %q was", left, e.imagesLeft())
+	}
+}
+
+func waitGateClosed(t *testing.T, h Holds) {
+	t.Helper()
+	gate, err := h.open("gate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gate.Close()
+	for range 500 {
+		if errors.Is(lock(gate, unix.LOCK_SH), ErrHeld) {
+			return
+		}
+		_ = unix.Flock(int(gate.Fd()), unix.LOCK_UN)
+		time.Sleep(lockPoll / 2)
+	}
+	t.Fatal("prune never closed the gate")
+}
+
+func TestCriticalRunGivesUpAfterMaxWait(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	e.used = 960
+	p := newPruner(t, e, c)
+	p.Policy.MaxWait = 5 * lockPoll
+	hold, err := p.Holds.Acquire(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Release()
+	wantDecision(t, mustRun(t, p, true), Deferred, "after waiting")
+	if e.imagesLeft() != "abc" {
+		t.Errorf("left %q", e.imagesLeft())
+	}
 }

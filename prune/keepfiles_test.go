@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestComposeImages(t *testing.T) {
+func TestComposeFileNamesItsImages(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, body string) string {
 		path := filepath.Join(dir, name)
@@ -45,7 +45,7 @@ services:
 	}
 }
 
-func TestKeepFileKeeps(t *testing.T) {
+func TestKeepFileKeepsItsImages(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "compose.yml")
 	if err := os.WriteFile(file, []byte("services: {web: {image: redis:7}}"), 0o644); err != nil {
 		t.Fatal(err)
@@ -56,14 +56,14 @@ func TestKeepFileKeeps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, gone, newer := orphan("a"), orphan("b"), orphan("c")
-	kept.Tags, gone.Tags, newer.Tags, newer.Built = []string{"redis:7"}, []string{"redis:6"}, []string{"redis:8"}, daysAgo(1)
-	s := Snapshot{Images: []Image{kept, gone, newer}}
+	kept, other, newer := orphan("a"), orphan("b"), orphan("c")
+	kept.Tags, other.Tags, newer.Tags, newer.Built = []string{"redis:7"}, []string{"redis:6"}, []string{"redis:8"}, daysAgo(1)
+	s := Snapshot{Images: []Image{kept, other, newer}}
 	edit := func(q *Policy) { *q = p }
-	if v := verdictOf(t, "a", s, old(s.Images...), edit); v.Rule != RuleKeepList {
+	if v := decisionOn(t, "a", s, old(s.Images...), edit); v.Rule != RuleKeepList {
 		t.Errorf("redis:7: %s by %s", v.Action, v.Rule)
 	}
-	if v := verdictOf(t, "b", s, old(s.Images...), edit); v.Action != Delete {
+	if v := decisionOn(t, "b", s, old(s.Images...), edit); v.Action != Delete {
 		t.Errorf("redis:6: %s by %s", v.Action, v.Rule)
 	}
 }

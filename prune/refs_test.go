@@ -6,7 +6,7 @@ import (
 	"github.com/distribution/reference"
 )
 
-func TestPattern(t *testing.T) {
+func TestPatternMatchesNames(t *testing.T) {
 	tests := []struct {
 		pattern, ref string
 		want         bool
@@ -44,9 +44,8 @@ func TestPattern(t *testing.T) {
 	}
 }
 
-// FuzzFind: whatever a reference looks like, an image with that name is found by it and
-// kept by it, and one with another name is neither.
-func FuzzFind(f *testing.F) {
+// An image is found, and kept, by each form of its name, and an image with another name is not.
+func FuzzReferenceFindsItsImage(f *testing.F) {
 	for _, seed := range []string{"redis:7", "a/b:c", "localhost:5000/x:y", "ghcr.io/a/b:1.0", "redis@" + id("d"), "redis:7@" + id("d")} {
 		f.Add(seed)
 	}

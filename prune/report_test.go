@@ -5,10 +5,10 @@ import (
 	"testing"
 )
 
-// TestReportJSON pins schema 1.
-func TestReportJSON(t *testing.T) {
+// Programs rely on these keys.
+func TestReportHasTheKeysOfSchema1(t *testing.T) {
 	e, c := newEngine(t, "1.41")
-	orphans(e, 1)
+	addOrphans(e, 1)
 	b, err := json.Marshal(mustRun(t, newPruner(t, e, c), true))
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,44 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
+
+// Without a watcher, a run that had nothing to delete has still recorded which images are new and
+// which are in use.
+func TestRunRecordsWhatItSees(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	e.used = 0
+	p := newPruner(t, e, c)
+	e.runContainer("web", "b", time.Now().Add(-24*time.Hour))
+	e.add("d", nil, nil)
+	mustRun(t, p, false)
+	e.containers, e.used = nil, 990
+	p.Policy.Quiet, p.Policy.MaxWait = 0, time.Second
+	mustRun(t, p, true)
+	if e.imagesLeft() != "bd" {
+		t.Errorf("left %q, want bd: b was in use a moment ago, d was new", e.imagesLeft())
+	}
+}
+
+// While the records can't be read, every image is kept.
+func TestLockedRecordsDefer(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	p := newPruner(t, e, c)
+	db, err := bbolt.Open(p.Uses.Path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	wantDecision(t, mustRun(t, p, true), Deferred, "locked")
+	if e.imagesLeft() != "abc" {
+		t.Errorf("left %q", e.imagesLeft())
+	}
+}
 
 // oldUses is a copy of the records that commit a8918c7 wrote (testdata/README.md).
 func oldUses(t *testing.T) Uses {
@@ -63,7 +100,7 @@ func TestUpgradeKeepsRecords(t *testing.T) {
 	}
 }
 
-// setVersion makes the records those of a program that writes this version of the format.
+// setVersion writes a version of the format into the records.
 func setVersion(t *testing.T, uses Uses, version string) {
 	t.Helper()
 	if err := uses.update(func(r *records) error { return r.meta.Put(versionKey, []byte(version)) }); err != nil {
@@ -84,7 +121,7 @@ func TestKnownVersionOfRecordsIsRead(t *testing.T) {
 func TestNewerRecordsAreLeftAlone(t *testing.T) {
 	for _, version := range []string{"2", "17", "two"} {
 		e, c := newEngine(t, "1.51")
-		orphans(e, 3)
+		addOrphans(e, 3)
 		p := newPruner(t, e, c)
 		setVersion(t, p.Uses, version)
 		before, err := os.ReadFile(p.Uses.Path)
@@ -101,8 +138,8 @@ func TestNewerRecordsAreLeftAlone(t *testing.T) {
 		if err := w.Run(t.Context()); !errors.Is(err, ErrNewerFormat) {
 			t.Errorf("version %s: the watcher ended with %v", version, err)
 		}
-		if e.left() != "abc" {
-			t.Errorf("version %s: left %q", version, e.left())
+		if e.imagesLeft() != "abc" {
+			t.Errorf("version %s: left %q", version, e.imagesLeft())
 		}
 		if after, err := os.ReadFile(p.Uses.Path); err != nil || !bytes.Equal(before, after) {
 			t.Errorf("version %s: the file has changed (%v)", version, err)
@@ -113,18 +150,68 @@ func TestNewerRecordsAreLeftAlone(t *testing.T) {
 	}
 }
 
-// A watcher whose records become those of a newer program writes nothing more into them.
-func TestWatcherEndsWhenRecordsBecomeNewer(t *testing.T) {
-	e, c := newEngine(t, "1.51")
+// When a watcher has ended, every image counts once as used now. From then on, what runs see counts.
+func TestRecordsOfAnEndedWatcherAreNotTrusted(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	p := newPruner(t, e, c)
+	err := p.Uses.update(func(r *records) error {
+		return r.setWatchState(watchState{Alive: time.Now().Add(-2 * maxSilence), Event: eventMark{Nano: 1}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustRun(t, p, true)
+	wantDecision(t, r, Incomplete, "")
+	if r.Watched || e.imagesLeft() != "abc" {
+		t.Errorf("watched %v, left %q", r.Watched, e.imagesLeft())
+	}
+	p.age(t, e, 30*24*time.Hour)
+	wantDecision(t, mustRun(t, p, true), Pruned, "")
+}
+
+// An image that was removed and comes back is first seen when it comes back.
+func TestImageThatComesBackIsNew(t *testing.T) {
 	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-	orphans(e, 1)
-	ready, done := make(chan bool, 1), make(chan error, 1)
-	w := &Watcher{Engine: c, Uses: uses, Ready: func() { ready <- true }}
-	go func() { done <- w.Run(t.Context()) }()
-	<-ready
-	setVersion(t, uses, "2")
-	e.send(message("image", "tag", id("a")))
-	if err := <-done; !errors.Is(err, ErrNewerFormat) {
-		t.Errorf("the watcher ended with %v", err)
+	with, without := Snapshot{Images: []Image{orphan("a")}}, Snapshot{}
+	for i, s := range []Snapshot{with, without, with} {
+		o, err := uses.observe(s, now.Add(time.Duration(i)*time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 2 && !o.uses[id("a")].FirstSeen.Equal(now.Add(2*time.Hour)) {
+			t.Errorf("first seen %v", o.uses[id("a")].FirstSeen)
+		}
+	}
+}
+
+// If the file is not a database, the error says what to do.
+func TestDamagedRecordsAreAClearError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "uses.db")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := Uses{path}.update(func(*records) error { return nil })
+	if err == nil || errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "remove it") {
+		t.Errorf("err %v", err)
+	}
+}
+
+// When root creates the file, the service that owns the folder can still write it.
+func TestRecordsGetTheOwnerOfTheirFolder(t *testing.T) {
+	owner, dir := os.Geteuid(), t.TempDir()
+	if owner == 0 {
+		owner = 12345
+	}
+	if err := os.Chown(dir, owner, -1); err != nil {
+		t.Fatal(err)
+	}
+	uses := Uses{filepath.Join(dir, "uses.db")}
+	if err := uses.update(func(*records) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(uses.Path, &st); err != nil || int(st.Uid) != owner {
+		t.Errorf("it belongs to %d (%v)", st.Uid, err)
 	}
 }

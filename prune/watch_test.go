@@ -1,12 +1,9 @@
 package prune
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,11 +11,25 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
-// watch runs a watcher until the returned function is called; it returns when the
-// watcher records.
+// When a newer program has taken over the records, a watcher writes nothing more into them.
+func TestWatcherEndsWhenRecordsBecomeNewer(t *testing.T) {
+	e, c := newEngine(t, "1.51")
+	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	addOrphans(e, 1)
+	ready, done := make(chan bool, 1), make(chan error, 1)
+	w := &Watcher{Engine: c, Uses: uses, Ready: func() { ready <- true }}
+	go func() { done <- w.Run(t.Context()) }()
+	<-ready
+	setVersion(t, uses, "2")
+	e.send(message("image", "tag", id("a")))
+	if err := <-done; !errors.Is(err, ErrNewerFormat) {
+		t.Errorf("the watcher ended with %v", err)
+	}
+}
+
+// watch starts a watcher, and returns when it records. stop ends it.
 func watch(t *testing.T, c *client.Client, uses Uses) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -45,23 +56,8 @@ func watch(t *testing.T, c *client.Client, uses Uses) (stop func()) {
 	return stop
 }
 
-func allRecords(t *testing.T, uses Uses) (all map[string]Record, state watchState) {
-	t.Helper()
-	err := uses.update(func(r *records) (err error) {
-		if state, err = r.watchState(); err != nil {
-			return err
-		}
-		all, err = r.all()
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all, state
-}
-
-// setRecords says that nothing was used for a month, and that the watcher saw the last event.
-func setRecords(t *testing.T, e *engine, uses Uses) time.Time {
+// setRecords says that no image was used for a month, and that the watcher saw the last event.
+func setRecords(t *testing.T, e *fakeEngine, uses Uses) time.Time {
 	t.Helper()
 	ago := time.Now().Add(-30 * 24 * time.Hour).Round(0)
 	e.mu.Lock()
@@ -73,8 +69,8 @@ func setRecords(t *testing.T, e *engine, uses Uses) time.Time {
 			}
 		}
 		var state watchState
-		if n := len(e.ring); n > 0 {
-			state = watchState{Alive: time.Now(), Event: markOf(e.ring[n-1])}
+		if n := len(e.remembered); n > 0 {
+			state = watchState{Alive: time.Now(), Event: markOf(e.remembered[n-1])}
 		}
 		return r.setWatchState(state)
 	})
@@ -88,12 +84,12 @@ func message(kind events.Type, action events.Action, id string) events.Message {
 	return events.Message{Type: kind, Action: action, Actor: events.Actor{ID: id}}
 }
 
-// TestWatcherRecords: containers and image events are uses of the image itself, not of
-// what its name means later; health checks and deletions are not.
-func TestWatcherRecords(t *testing.T) {
+// Events of containers and images are uses of the image itself, not of what its name means later.
+// Health checks and deletions are no uses.
+func TestWatcherRecordsUses(t *testing.T) {
 	e, c := newEngine(t, "1.51")
 	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-	orphans(e, 5)
+	addOrphans(e, 5)
 	e.add("f", []string{"redis:7"}, nil)
 	e.send(message("container", "die", "before"))
 	e.runContainer("web", "a", time.Now(), id("e"))
@@ -114,7 +110,7 @@ func TestWatcherRecords(t *testing.T) {
 	e.send(message("image", "tag", id("b")))
 	e.send(message("image", "delete", id("c")))
 	e.send(message("container", "health_status: healthy", "web"))
-	e.send(events.Message{Type: "container", Action: "destroy", Actor: events.Actor{ID: "gone", Attributes: map[string]string{"image": id("d")}}})
+	e.send(events.Message{Type: "container", Action: "destroy", Actor: events.Actor{ID: "removed", Attributes: map[string]string{"image": id("d")}}})
 	last := message("network", "connect", "last")
 	e.send(last)
 	waitFor(t, uses, func(_ map[string]Record, s watchState) bool { return s.Event.Actor == "last" })
@@ -146,11 +142,11 @@ func waitFor(t *testing.T, uses Uses, ok func(map[string]Record, watchState) boo
 	t.Fatal("the watcher never recorded it")
 }
 
-// TestWatcherResumes: after a restart what was missed is replayed, and it is no gap.
-func TestWatcherResumes(t *testing.T) {
+// The daemon remembers what happened while no watcher ran. So nothing counts as missed.
+func TestWatcherRecordsWhatItMissed(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-	orphans(e, 2)
+	addOrphans(e, 2)
 	e.send(message("network", "connect", "seen"))
 	ago := setRecords(t, e, uses)
 	e.send(message("image", "tag", id("b"))) // while nobody watched
@@ -161,12 +157,11 @@ func TestWatcherResumes(t *testing.T) {
 	}
 }
 
-// TestGapCountsAsUse: when the daemon has forgotten the last event on record, anything
-// may have happened.
-func TestGapCountsAsUse(t *testing.T) {
-	for name, forget := range map[string]func(*engine){
-		"the daemon was restarted": func(e *engine) { e.mu.Lock(); e.ring = nil; e.mu.Unlock() },
-		"too many events": func(e *engine) {
+// When the daemon doesn't remember the last recorded event, any image may have been used.
+func TestForgottenEventsCountAsUses(t *testing.T) {
+	for name, forget := range map[string]func(*fakeEngine){
+		"the daemon was restarted": func(e *fakeEngine) { e.mu.Lock(); e.remembered = nil; e.mu.Unlock() },
+		"too many events": func(e *fakeEngine) {
 			for range 256 {
 				e.send(message("container", "exec_die", "web"))
 			}
@@ -174,7 +169,7 @@ func TestGapCountsAsUse(t *testing.T) {
 	} {
 		e, c := newEngine(t, "1.41")
 		uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-		orphans(e, 2)
+		addOrphans(e, 2)
 		e.send(message("network", "connect", "seen"))
 		ago := setRecords(t, e, uses)
 		forget(e)
@@ -186,25 +181,24 @@ func TestGapCountsAsUse(t *testing.T) {
 	}
 }
 
-// TestWatcherReconnects: when the daemon hangs up, the watcher comes back.
+// When the daemon ends the connection, the watcher connects again.
 func TestWatcherReconnects(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-	orphans(e, 1)
+	addOrphans(e, 1)
 	e.send(message("network", "connect", "seen"))
 	ago := setRecords(t, e, uses)
 	watch(t, c, uses)
-	e.hangUp()
+	e.endStreams()
 	e.send(message("image", "tag", id("a")))
 	waitFor(t, uses, func(all map[string]Record, _ watchState) bool { return all[id("a")].LastUsed.After(ago) })
 }
 
-// TestWatcherWaitsForTheRecords: what happens while another process has the file is
-// recorded when it lets go.
+// What happens while another process has locked the file is recorded later.
 func TestWatcherWaitsForTheRecords(t *testing.T) {
 	e, c := newEngine(t, "1.41")
 	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-	orphans(e, 1)
+	addOrphans(e, 1)
 	e.send(message("network", "connect", "seen"))
 	ago := setRecords(t, e, uses)
 	watch(t, c, uses)
@@ -218,10 +212,10 @@ func TestWatcherWaitsForTheRecords(t *testing.T) {
 	waitFor(t, uses, func(all map[string]Record, _ watchState) bool { return all[id("a")].LastUsed.After(ago) })
 }
 
-// TestWatcherAndPruneAtOnce: they share the file, and what the watcher saw keeps an image.
-func TestWatcherAndPruneAtOnce(t *testing.T) {
+// Both use the file at the same time, and what the watcher saw keeps an image.
+func TestWatcherAndPruneShareTheRecords(t *testing.T) {
 	e, c := newEngine(t, "1.41")
-	orphans(e, 3)
+	addOrphans(e, 3)
 	p := newPruner(t, e, c)
 	p.Policy.Quiet = 0
 	e.send(message("network", "connect", "seen"))
@@ -248,75 +242,7 @@ func TestWatcherAndPruneAtOnce(t *testing.T) {
 	wantDecision(t, mustRun(t, p, true), Pruned, "")
 	close(stop)
 	wg.Wait()
-	if e.left() != "a" {
-		t.Errorf("left %q, want a: it was in use", e.left())
-	}
-}
-
-// TestWatcherThatWentAway: prune does not rely on the records of a watcher that is gone;
-// every image counts as used once more, and from then on what runs see counts.
-func TestWatcherThatWentAway(t *testing.T) {
-	e, c := newEngine(t, "1.41")
-	orphans(e, 3)
-	p := newPruner(t, e, c)
-	err := p.Uses.update(func(r *records) error {
-		return r.setWatchState(watchState{Alive: time.Now().Add(-2 * maxSilence), Event: eventMark{Nano: 1}})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := mustRun(t, p, true)
-	wantDecision(t, r, Incomplete, "")
-	if r.Watched || e.left() != "abc" {
-		t.Errorf("watched %v, left %q", r.Watched, e.left())
-	}
-	p.age(t, e, 30*24*time.Hour)
-	wantDecision(t, mustRun(t, p, true), Pruned, "")
-}
-
-// TestForgottenImageIsNew: an image that went and comes back is first seen when it comes back.
-func TestForgottenImageIsNew(t *testing.T) {
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
-	with, without := Snapshot{Images: []Image{orphan("a")}}, Snapshot{}
-	for i, s := range []Snapshot{with, without, with} {
-		o, err := uses.observe(s, now.Add(time.Duration(i)*time.Hour))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i == 2 && !o.uses[id("a")].FirstSeen.Equal(now.Add(2*time.Hour)) {
-			t.Errorf("first seen %v", o.uses[id("a")].FirstSeen)
-		}
-	}
-}
-
-// TestDamagedRecords: a file that is no database is an error that says what to do.
-func TestDamagedRecords(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "uses.db")
-	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<16), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	err := Uses{path}.update(func(*records) error { return nil })
-	if err == nil || errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "remove it") {
-		t.Errorf("err %v", err)
-	}
-}
-
-// TestRecordsBelongToTheirDirectory: when root is the first to look, the service that
-// owns the directory can still write.
-func TestRecordsBelongToTheirDirectory(t *testing.T) {
-	owner, dir := os.Geteuid(), t.TempDir()
-	if owner == 0 {
-		owner = 12345
-	}
-	if err := os.Chown(dir, owner, -1); err != nil {
-		t.Fatal(err)
-	}
-	uses := Uses{filepath.Join(dir, "uses.db")}
-	if err := uses.update(func(*records) error { return nil }); err != nil {
-		t.Fatal(err)
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(uses.Path, &st); err != nil || int(st.Uid) != owner {
-		t.Errorf("it belongs to %d (%v)", st.Uid, err)
+	if e.imagesLeft() != "a" {
+		t.Errorf("left %q, want a: it was in use", e.imagesLeft())
 	}
 }
