@@ -19,10 +19,10 @@ var ErrNewerFormat = errors.New("a newer hubcache is needed")
 // by writing: a Record that an older program writes again has only the fields that it knows.
 // A program that finds a newer version changes nothing, deletes no image, and says so.
 
-// checkVersion compares the version of what, as it is on disk, with the newest version that
-// this program knows. found is the text on disk; "" means version 1.
+// checkVersion compares the version that is on disk with the newest one that this program
+// knows. found is the text on disk; "" means version 1.
 // Errors: [ErrNewerFormat], also if found is not a number.
-func checkVersion(what, found string, known int) error {
+func checkVersion(found string, known int) error {
 	found = strings.TrimSpace(found)
 	if found == "" {
 		return nil
@@ -30,5 +30,5 @@ func checkVersion(what, found string, known int) error {
 	if v, err := strconv.Atoi(found); err == nil && 1 <= v && v <= known {
 		return nil
 	}
-	return fmt.Errorf("%s: %w: the format is version %.20q, and this hubcache knows none above %d", what, ErrNewerFormat, found, known)
+	return fmt.Errorf("%w: the data has format version %.20q, and this one reads versions up to %d", ErrNewerFormat, found, known)
 }

@@ -158,7 +158,10 @@ func checkLockFile(f *os.File) error {
 	if err != nil {
 		return fmt.Errorf("hold lock: %w", err)
 	}
-	return checkVersion("hold lock "+f.Name(), string(version), holdsVersion)
+	if err := checkVersion(string(version), holdsVersion); err != nil {
+		return fmt.Errorf("hold lock %s: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // lock takes the lock, or returns ErrHeld if it isn't free.

@@ -81,7 +81,7 @@ func (u Uses) update(batch func(*records) error) error {
 		if err != nil {
 			return err
 		}
-		if err := checkVersion("the file", string(meta.Get(versionKey)), usesVersion); err != nil {
+		if err := checkVersion(string(meta.Get(versionKey)), usesVersion); err != nil {
 			return err
 		}
 		return batch(&records{images, meta})
