@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hubcache/hubcache/name"
 )
 
 // Visibility says who may pull a repository.
@@ -38,7 +40,7 @@ func (v Visibility) String() string {
 // that names what the registry did.
 func (t *Transport) Access(ctx context.Context, repository string) (Visibility, error) {
 	t.init()
-	if scopeOf("/v2/"+repository+"/tags/list") == "" || t.Registry == nil {
+	if !name.ValidRepository(repository) || t.Registry == nil {
 		return Unknown, fmt.Errorf("auth: %q is not a repository name", repository)
 	}
 	flight := t.flights.DoChan("access\n"+repository, func() (any, error) {

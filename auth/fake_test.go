@@ -199,13 +199,20 @@ func transport(w http.RoundTripper, f *File) (*Transport, *bytes.Buffer) {
 		Log: slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, log
 }
 
-// get asks for a path of the registry, or for a whole URL, and returns the status.
+// get asks for a path of the registry, or for a whole URL, and returns the status. The
+// scope is the repository in the path.
 func get(t *testing.T, tr http.RoundTripper, path string) (int, error) {
 	t.Helper()
 	if strings.HasPrefix(path, "/") {
 		path = registryURL + path
 	}
-	req, err := http.NewRequest(http.MethodGet, path, nil)
+	ctx := t.Context()
+	if _, rest, ok := strings.Cut(path, "/v2/"); ok {
+		repository, _, _ := strings.Cut(rest, "/manifests/")
+		repository, _, _ = strings.Cut(repository, "/blobs/")
+		ctx = WithScope(ctx, repository)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

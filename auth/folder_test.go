@@ -29,13 +29,4 @@ func TestRegistryInAFolder(t *testing.T) {
 	if v, err := tr.Access(t.Context(), "library/redis"); v != Public || asked == 0 {
 		t.Errorf("%v, %v", v, err)
 	}
-	for path, want := range map[string]string{
-		"/hub/v2/library/redis/manifests/7": "repository:library/redis:pull",
-		"/hub/v2/v2/redis/manifests/7":      "repository:v2/redis:pull",
-		"/hub/library/redis/manifests/7":    "",
-	} {
-		if got := tr.scope(path); got != want {
-			t.Errorf("scope of %s: %q", path, got)
-		}
-	}
 }

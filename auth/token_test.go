@@ -228,7 +228,7 @@ func TestSlowTokenServiceAndImpatientCallers(t *testing.T) {
 		}
 		// The one who started the fetch leaves; the one who joined it gets the token.
 		w.latency = 3 * time.Second
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(WithScope(t.Context(), "library/nginx"), time.Second)
 		defer cancel()
 		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, registryURL+"/v2/library/nginx/manifests/1", nil)
 		var wg sync.WaitGroup

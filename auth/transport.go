@@ -7,8 +7,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"regexp"
-	"strings"
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -53,7 +51,8 @@ func (t *Transport) Stats() Stats {
 	return t.stats
 }
 
-// RoundTrip sends a clone of req with what the registry wants to see. The first 401
+// RoundTrip sends a clone of req with what the registry wants to see for the repository that
+// WithScope put into its context. The first 401
 // teaches it how the registry challenges; from then on a repository's first request
 // gets its token beforehand. A 401 to a token from the cache is answered once with a
 // new token and once more with the request; any other 401 is returned as the response,
@@ -116,7 +115,7 @@ func (t *Transport) again(resp *http.Response, g grant) bool {
 
 // send sends req once, with the best that can be had.
 func (t *Transport) send(req *http.Request) (*http.Response, grant, error) {
-	g, err := t.authorize(req.Context(), t.scope(req.URL.Path))
+	g, err := t.authorize(req.Context(), scope(req.Context()))
 	if err != nil {
 		return nil, g, err
 	}
@@ -262,25 +261,3 @@ func with(req *http.Request, authorization string) *http.Request {
 	}
 	return out
 }
-
-var (
-	repository = regexp.MustCompile(`^[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*$`)
-	route      = regexp.MustCompile(`^/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+$`)
-)
-
-// scope is scopeOf for a registry that may be in a folder of its host.
-func (t *Transport) scope(path string) string {
-	return scopeOf(strings.TrimPrefix(path, strings.TrimSuffix(t.Registry.Path, "/")))
-}
-
-// scopeOf is the token scope that a request for path needs: "repository:<name>:pull", or
-// "" for a path that is not below a repository.
-func scopeOf(path string) string {
-	m := route.FindStringSubmatch(path)
-	if m == nil || !repository.MatchString(m[1]) {
-		return ""
-	}
-	return pull(m[1])
-}
-
-func pull(name string) string { return "repository:" + name + ":pull" }

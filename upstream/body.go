@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/auth"
 )
 
 // maxBreaks is how many times in a row a body may break without having brought a byte.
@@ -155,7 +157,7 @@ func (b *Body) final(err error) bool {
 
 // open sends one request for what is left and checks the headers of the answer.
 func (b *Body) open() error {
-	ctx, cancel := context.WithCancelCause(b.ctx)
+	ctx, cancel := context.WithCancelCause(auth.WithScope(b.ctx, b.blob.repository))
 	slow := time.AfterFunc(headersDeadline, func() { cancel(context.DeadlineExceeded) })
 	header := http.Header{}
 	if b.at > 0 || b.end >= 0 && b.end != b.size {

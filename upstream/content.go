@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hubcache/hubcache/auth"
 )
 
 // Kind is what a reference names: the folder of it in the registry's API.
@@ -56,7 +58,7 @@ type Descriptor struct {
 // no quota on Docker Hub.
 // Errors: *Error.
 func (c *Client) Resolve(ctx context.Context, repository string, k Kind, reference string) (Descriptor, error) {
-	resp, host, err := c.follow(ctx, http.MethodHead, c.url(repository+"/"+string(k)+"/"+reference), k.header(), k.limit())
+	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodHead, c.url(repository+"/"+string(k)+"/"+reference), k.header(), k.limit())
 	if err != nil {
 		return Descriptor{}, err
 	}
@@ -74,7 +76,7 @@ func (c *Client) Resolve(ctx context.Context, repository string, k Kind, referen
 // registry's means yes and isn't followed.
 // Errors: *Error; with the cause NotFound or Denied the repository hasn't got it.
 func (c *Client) Confirm(ctx context.Context, repository string, k Kind, d digest.Digest) error {
-	resp, err := c.get(ctx, http.MethodHead, c.url(repository+"/"+string(k)+"/"+string(d)), k.header(), k.limit())
+	resp, err := c.get(auth.WithScope(ctx, repository), http.MethodHead, c.url(repository+"/"+string(k)+"/"+string(d)), k.header(), k.limit())
 	if err != nil {
 		return err
 	}
@@ -99,7 +101,7 @@ type Manifest struct {
 // Docker Hub.
 // Errors: *Error.
 func (c *Client) Manifest(ctx context.Context, repository, reference string) (Manifest, error) {
-	resp, host, err := c.follow(ctx, http.MethodGet, c.url(repository+"/manifests/"+reference), Manifests.header(), pulls)
+	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodGet, c.url(repository+"/manifests/"+reference), Manifests.header(), pulls)
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -144,7 +146,7 @@ type List struct {
 func (c *Client) List(ctx context.Context, repository, list string, query url.Values) (List, error) {
 	to := c.url(repository + "/" + list)
 	to.RawQuery = query.Encode()
-	resp, host, err := c.follow(ctx, http.MethodGet, to, http.Header{"Accept": {"application/json, " + v1.MediaTypeImageIndex}}, plain)
+	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodGet, to, http.Header{"Accept": {"application/json, " + v1.MediaTypeImageIndex}}, plain)
 	if err != nil {
 		return List{}, err
 	}
