@@ -18,97 +18,101 @@ import (
 type Visibility uint8
 
 const (
-	Unknown Visibility = iota // nothing learned; comes with an error
-	Public                    // everybody
-	Private                   // not everybody, or nobody: registries don't tell the two apart
+	Unknown Visibility = iota // not found out; comes with an error
+	Public                    // everybody may pull
+	Private                   // not everybody may, or there is no such repository: registries don't tell which
 )
 
+// String returns "unknown", "public" or "private".
 func (v Visibility) String() string {
 	return [...]string{"unknown", "public", "private"}[min(v, Private)]
 }
 
-// Access finds out whether an anonymous client may pull repository ("library/redis"),
-// and never sends the credential. The access claim of an anonymous token tells; where a
-// token can't be read, or the registry wants none, an anonymous HEAD of the tag "latest"
-// does: 2xx, 307, 308 and 404 are Public, 401 and 403 Private.
+// Access finds out whether an anonymous client may pull repository, such as
+// "library/redis". It never sends the credential.
 //
-// Calls for one repository at the same time share their requests, and the token is
-// cached; the verdict is the caller's to keep.
+// It gets an anonymous token and reads which actions the token allows. Where the token can't
+// be read, or the registry wants none, it sends an anonymous HEAD for the tag "latest":
+// 200, 204, 307, 308 and 404 mean Public, 401 and 403 mean Private.
 //
-// Whatever else happens is an error and no verdict: *ThrottledError (by the token
-// service, or by the registry to the HEAD), *TokenError, the context's, or a plain one
-// that names what the registry did.
+// Calls for one repository at the same time share their requests, and the token is cached.
+// The result isn't: the caller keeps it.
+//
+// Every other outcome is Unknown and an error: *ThrottledError (429 from the token service,
+// or from the registry to the HEAD), *TokenError, that of ctx, or a plain one that names
+// what the registry did.
 func (t *Transport) Access(ctx context.Context, repository string) (Visibility, error) {
-	t.init()
-	if !name.ValidRepository(repository) || t.Registry == nil {
+	if t.Registry == nil || !name.ValidRepository(repository) {
 		return Unknown, fmt.Errorf("auth: %q is not a repository name", repository)
 	}
-	flight := t.flights.DoChan("access\n"+repository, func() (any, error) {
-		return t.verdict(repository)
+	t.init()
+	result := t.checks.DoChan(repository, func() (any, error) {
+		return t.checkAccess(repository)
 	})
 	select {
-	case r := <-flight:
+	case r := <-result:
 		return r.Val.(Visibility), r.Err
 	case <-ctx.Done():
 		return Unknown, ctx.Err()
 	}
 }
 
-// Learn asks the registry at its front door how it challenges, unless that is known, so that
-// the first request need not find out. It sends no credential. Errors: those of Base.
+// Learn asks the registry's /v2/ which credentials it wants, unless that is known, so that
+// the first request need not find out. It doesn't send the credential. Errors are those of
+// Base.
 func (t *Transport) Learn() error {
-	t.init()
-	if t.known() != nil || t.Registry == nil {
+	if t.challenges.known() != nil || t.Registry == nil {
 		return nil
 	}
-	_, err := t.anonymous(http.MethodGet, "", "")
+	_, err := t.sendAnonymous(http.MethodGet, "", "")
 	return err
 }
 
-func (t *Transport) verdict(repository string) (Visibility, error) {
-	if t.known() == nil {
-		resp, err := t.anonymous(http.MethodGet, "", "")
+// checkAccess is Access without its sharing.
+func (t *Transport) checkAccess(repository string) (Visibility, error) {
+	if t.challenges.known() == nil {
+		resp, err := t.sendAnonymous(http.MethodGet, "", "")
 		if err != nil {
 			return Unknown, err
 		}
 		if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
-			return Unknown, t.unsettled(resp)
+			return Unknown, t.unexpected(resp)
 		}
 	}
-	c := t.known()
-	v, err := t.judge(c, repository)
-	// A registry open at its front door may still want a token for this repository.
-	if now := t.known(); c == nil && now != nil && v == Private {
-		return t.judge(now, repository)
+	c := t.challenges.known()
+	v, err := t.checkUnder(c, repository)
+	// A registry whose /v2/ is open may still want a token for this repository.
+	if now := t.challenges.known(); c == nil && now != nil && v == Private {
+		return t.checkUnder(now, repository)
 	}
 	return v, err
 }
 
-// judge asks once, as challenge c wants it.
-func (t *Transport) judge(c *Challenge, repository string) (Visibility, error) {
+// checkUnder checks once, in the way that challenge c allows.
+func (t *Transport) checkUnder(c *Challenge, repository string) (Visibility, error) {
 	if c == nil || c.Scheme != "bearer" {
-		return t.probe(repository, "")
+		return t.checkByHead(repository, "")
 	}
-	n, err := t.need(c, pull(repository))
+	r, err := t.tokenRequest(c, pull(repository))
 	if err != nil {
 		return Unknown, err
 	}
-	k, _, err := t.token(context.Background(), n) // ends within fetchTimeout
+	k, _, err := t.tokens.token(context.Background(), r) // ends within fetchTimeout
 	if err != nil {
 		return Unknown, err
 	}
 	if k.value == "" {
 		return Private, nil
 	}
-	if v, ok := claims(k.value, repository); ok {
+	if v, ok := checkByToken(k.value, repository); ok {
 		return v, nil
 	}
-	return t.probe(repository, "Bearer "+k.value)
+	return t.checkByHead(repository, "Bearer "+k.value)
 }
 
-// probe settles what no token tells.
-func (t *Transport) probe(repository, bearer string) (Visibility, error) {
-	resp, err := t.anonymous(http.MethodHead, repository+"/manifests/latest", bearer)
+// checkByHead asks for the tag "latest", with this value of Authorization.
+func (t *Transport) checkByHead(repository, authorization string) (Visibility, error) {
+	resp, err := t.sendAnonymous(http.MethodHead, repository+"/manifests/latest", authorization)
 	if err != nil {
 		return Unknown, err
 	}
@@ -118,24 +122,24 @@ func (t *Transport) probe(repository, bearer string) (Visibility, error) {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return Private, nil
 	}
-	return Unknown, t.unsettled(resp)
+	return Unknown, t.unexpected(resp)
 }
 
-// unsettled is the error for an answer that tells nothing about access. The registry's
-// 429 is not the token service's: no cool-down comes of it here.
-func (t *Transport) unsettled(resp *http.Response) error {
+// unexpected returns the error for an answer that says nothing about who may pull. A 429
+// of the registry begins no pause here: the caller, who sends all other requests, does that.
+func (t *Transport) unexpected(resp *http.Response) error {
 	if resp.StatusCode != http.StatusTooManyRequests {
 		return fmt.Errorf("%s answered %s to an anonymous request", t.Registry.Host, resp.Status)
 	}
-	c := newThrottled()
+	limited := newThrottled()
 	now := time.Now()
-	c.start(resp.Header.Get("Retry-After"), false, now)
-	return c.check(t.Registry.Host, now)
+	limited.start(resp.Header.Get("Retry-After"), false, now)
+	return limited.check(t.Registry.Host, now)
 }
 
-// anonymous asks the registry for something below /v2/ without the credential, and
-// learns from a 401. The body is closed.
-func (t *Transport) anonymous(method, path, bearer string) (*http.Response, error) {
+// sendAnonymous asks the registry for a path below /v2/ without the credential, and learns
+// from a 401. The body of the response is closed.
+func (t *Transport) sendAnonymous(method, path, authorization string) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
 	u := *t.Registry
@@ -144,27 +148,29 @@ func (t *Transport) anonymous(method, path, bearer string) (*http.Response, erro
 	if err != nil {
 		return nil, err
 	}
-	resp, err := t.base().RoundTrip(with(req, bearer))
+	resp, err := t.base().RoundTrip(withAuthorization(req, authorization))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Registry.Host, err)
 	}
 	drain(resp)
 	if resp.StatusCode == http.StatusUnauthorized {
-		t.learn(resp.Header)
+		t.challenges.learn(resp.Header)
 	}
 	return resp, nil
 }
 
-// drain reads what there is of a small body, so that the connection can be used again.
+// drain reads a small body to its end, so that the connection can be used again, and closes it.
 func drain(resp *http.Response) {
 	io.CopyN(io.Discard, resp.Body, 64<<10)
 	resp.Body.Close()
 }
 
-// claims reads a token's access claim; ok is false when the token is not a JWT, or the
-// claim not what the token specification says. The signature is the registry's business:
-// the token came from its own token service, and what is read here grants nothing there.
-func claims(jwt, repository string) (v Visibility, ok bool) {
+// checkByToken reads whether a token allows to pull repository. ok is false if the token is
+// not a JWT, or its access claim isn't what the token specification says.
+//
+// The signature isn't checked: the token came from the registry's own token service, and
+// grants nothing here.
+func checkByToken(jwt, repository string) (v Visibility, ok bool) {
 	parts := strings.Split(jwt, ".")
 	if len(parts) != 3 {
 		return Unknown, false

@@ -190,9 +190,9 @@ func TestSecretStaysSecret(t *testing.T) {
 			w.tokens = answer
 			_, err := get(t, tr, fmt.Sprintf("/v2/r%p/manifests/1", &err))
 			synctest.Wait()
-			tr.Base = nil // w knows the secrets, being the other side
-			show(err, tr, tr.Stats())
-			tr.Base = w
+			tr.Base, tr.tokens.base = nil, nil // w knows the secrets, since it checks them
+			show(err, tr, tr.tokens, tr.login, tr.Stats())
+			tr.Base, tr.tokens.base = w, w
 			for e := err; e != nil; e = errors.Unwrap(e) {
 				show(e.Error())
 			}

@@ -2,85 +2,101 @@ package auth
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 	"time"
 )
 
 const (
-	// refusedPause is the time between two attempts with a refused credential: Docker
-	// Hub answers "too many failed login attempts" for hours when they come faster.
+	// refusedPause is the time between two attempts with a refused credential. If they
+	// come faster, Docker Hub answers "too many failed login attempts" for hours.
 	refusedPause = time.Minute
-	// acceptedFor is how long a success lets requests with the credential go out side by
-	// side. Before the first one, and after an idle time in which the credential may have
-	// been revoked, one goes alone: a thousand at once would be a thousand failed logins.
+	// acceptedFor is how long after a success requests with the credential are sent side by
+	// side. Before the first success, and after an idle time in which the credential may
+	// have been revoked, one is sent alone: a thousand together could be a thousand failed
+	// logins.
 	acceptedFor = time.Minute
 )
 
-// login is what is known about one version of the credential. The Transport's mutex guards it.
+// login knows whether the credential works, and limits how often one that may not work is
+// tried. All methods are safe for concurrent use.
 type login struct {
-	version  uint64
-	accepted time.Time // of the last success; zero: none, or refused since
-	refused  time.Time // no attempt before; zero: not refused
+	file *File        // of the credential; nil: there is none, and no method is called
+	log  *slog.Logger // receives refusals
+
+	exclusive chan struct{} // holds one value while a credential that may not work is tried
+
+	mu       sync.Mutex // guards what follows; no other lock is taken under it
+	version  uint64     // of the credential that the times below are about
+	accepted time.Time  // the last success; zero: none, or refused since
+	refused  time.Time  // no attempt before this time; zero: not refused
 }
 
-// enter waits until a request with cred may go out, and returns what to call when its
-// outcome is known. It fails with a *RefusedError or the context's error.
-func (t *Transport) enter(ctx context.Context, host string, cred Credential) (leave func(), err error) {
-	if sure, err := t.admit(host, cred); sure || err != nil {
+func newLogin(file *File, log *slog.Logger) *login {
+	return &login{file: file, log: log, exclusive: make(chan struct{}, 1)}
+}
+
+// acquire waits until a request with cred may be sent to host. The caller must call release
+// when it knows how the request ended. The error is a *RefusedError, or that of ctx.
+func (l *login) acquire(ctx context.Context, host string, cred Credential) (release func(), err error) {
+	if works, err := l.works(host, cred); works || err != nil {
 		return func() {}, err
 	}
 	select {
-	case t.alone <- struct{}{}:
+	case l.exclusive <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	leave = func() { <-t.alone }
-	sure, err := t.admit(host, cred)
-	if sure || err != nil {
-		leave()
+	release = func() { <-l.exclusive }
+	// The request before this one may have settled it.
+	works, err := l.works(host, cred)
+	if works || err != nil {
+		release()
 		return func() {}, err
 	}
-	return leave, nil
+	return release, nil
 }
 
-// admit reports whether cred is sure to be accepted, or fails while it is refused.
-func (t *Transport) admit(host string, cred Credential) (sure bool, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if cred.Version > t.login.version {
-		t.login = login{version: cred.Version}
+// works reports whether cred was accepted lately. It returns a *RefusedError while cred must
+// not be tried.
+func (l *login) works(host string, cred Credential) (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cred.Version > l.version {
+		l.version, l.accepted, l.refused = cred.Version, time.Time{}, time.Time{}
 	}
 	now := time.Now()
-	if now.Before(t.login.refused) {
-		return false, &RefusedError{Username: cred.Username, Host: host, Until: t.login.refused}
+	if now.Before(l.refused) {
+		return false, &RefusedError{Username: cred.Username, Host: host, Until: l.refused}
 	}
-	return !t.login.accepted.IsZero() && now.Sub(t.login.accepted) < acceptedFor, nil
+	return !l.accepted.IsZero() && now.Sub(l.accepted) < acceptedFor, nil
 }
 
-// accept notes a success with cred.
-func (t *Transport) accept(cred Credential) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if cred.Version == t.login.version {
-		t.login.accepted, t.login.refused = time.Now(), time.Time{}
+// accept records a success with cred.
+func (l *login) accept(cred Credential) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cred.Version == l.version {
+		l.accepted, l.refused = time.Now(), time.Time{}
 	}
 }
 
-// wasAccepted reports whether cred has ever worked, in this version, without a refusal since.
-func (t *Transport) wasAccepted(cred Credential) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return cred.Version == t.login.version && !t.login.accepted.IsZero()
+// wasAccepted reports whether this version of cred has ever worked, and wasn't refused since.
+func (l *login) wasAccepted(cred Credential) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return cred.Version == l.version && !l.accepted.IsZero()
 }
 
-// refuse notes that cred was refused, and says so loudly.
-func (t *Transport) refuse(host string, cred Credential) error {
+// refuse records that host refused cred, and logs it. It returns a *RefusedError.
+func (l *login) refuse(host string, cred Credential) error {
 	err := &RefusedError{Username: cred.Username, Host: host, Until: time.Now().Add(refusedPause)}
-	t.mu.Lock()
-	if cred.Version == t.login.version {
-		t.login.accepted, t.login.refused = time.Time{}, err.Until
+	l.mu.Lock()
+	if cred.Version == l.version {
+		l.accepted, l.refused = time.Time{}, err.Until
 	}
-	t.mu.Unlock()
-	t.log().Error("the access token was refused: create a new one and put it in the password file; it is picked up within seconds",
-		"user", cred.Username, "host", host, "password_file", t.Credential.Path(), "next_attempt", err.Until)
+	l.mu.Unlock()
+	l.log.Error("the access token was refused: create a new one and put it in the password file; it is picked up within seconds",
+		"user", cred.Username, "host", host, "password_file", l.file.Path(), "next_attempt", err.Until)
 	return err
 }

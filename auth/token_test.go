@@ -255,7 +255,7 @@ func TestManyScopes(t *testing.T) {
 			w.saw("")
 		}
 	}
-	if n := tr.tokens.Len(); n != maxTokens {
+	if n := tr.tokens.cache.Len(); n != maxTokens {
 		t.Errorf("%d tokens kept", n)
 	}
 }

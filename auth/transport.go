@@ -4,65 +4,51 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/url"
 	"sync"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sync/singleflight"
 )
 
-// Transport authorises GET and HEAD requests to one registry. Set its exported fields
-// before the first use and leave them alone after; don't copy it. All methods are safe
-// for concurrent use.
+// Transport authorizes GET and HEAD requests to one registry. Set its exported fields
+// before the first use and don't change them after it. Don't copy a Transport. The zero
+// value authorizes nothing. All methods are safe for concurrent use.
 type Transport struct {
-	Registry   *url.URL          // whose requests are authorised: scheme, host and port must match; nil: none
+	Registry   *url.URL          // requests with its scheme, host and port are authorized; nil: none
 	Credential *File             // nil: anonymous
 	Base       http.RoundTripper // carries requests to registry and token service; nil: http.DefaultTransport
 	Log        *slog.Logger      // nil: slog.Default()
 
-	once    sync.Once
-	flights singleflight.Group // token fetches and access verdicts, by key
-	alone   chan struct{}      // held by the one request that tries a credential of unknown worth
+	once       sync.Once // makes login and tokens
+	login      *login
+	tokens     *tokenSource
+	challenges challengeMemory
+	checks     singleflight.Group // calls of Access under way, by repository
 
-	mu        sync.Mutex // guards what follows
-	challenge *Challenge // the registry's, once it has sent one; never changed in place
-	tokens    *simplelru.LRU[string, *token]
-	login     login
-	throttled throttled
-	stats     Stats
-	warned    string // the last realm that got no credential
+	mu     sync.Mutex // guards what follows; no other lock is taken under it
+	warned string     // the last token service that was logged as not trusted
 }
 
-// Stats counts token requests by what came of them. What a cool-down or a refusal
-// answered without a request is not in it.
-type Stats struct {
-	OK        uint64
-	Denied    uint64 // the credential was refused, or the scope
-	Throttled uint64 // 429
-	Error     uint64 // no usable answer
-}
-
-// Stats returns the counts since the Transport's first use.
+// Stats returns the counts of requests to the token service since the first use.
 func (t *Transport) Stats() Stats {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.stats
+	t.init()
+	return t.tokens.stats()
 }
 
-// RoundTrip sends a clone of req with what the registry wants to see for the repository that
-// WithScope put into its context. The first 401
-// teaches it how the registry challenges; from then on a repository's first request
-// gets its token beforehand. A 401 to a token from the cache is answered once with a
-// new token and once more with the request; any other 401 is returned as the response,
-// and means that there is no access.
+// RoundTrip sends a clone of req with the credentials that the registry wants for the
+// repository of the request's context (see WithScope).
 //
-// A request for another host than the registry's goes out without Authorization,
-// whatever the caller or a redirecting client put there.
+// The first request is sent without credentials, and the registry's 401 says which it wants;
+// from then on a token is fetched before the first request for a repository. After a 401 to a
+// cached token, RoundTrip gets a new token and sends the request once more. Any other 401 is
+// returned as the response, and means that the repository may not be read.
 //
-// Errors: *RefusedError, *ThrottledError, *TokenError, *FileError, the request's
-// context's, and those of Base.
+// A request to another host than the registry's is sent without Authorization, whatever the
+// caller, or a client that follows a redirect, put there.
+//
+// Errors: *RefusedError, *ThrottledError, *TokenError, *FileError, those of the request's
+// context and of Base, and a plain one for methods other than GET and HEAD.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead && req.Method != "" {
 		if req.Body != nil {
@@ -71,120 +57,125 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("auth: %s: only GET and HEAD are sent upstream", req.Method)
 	}
 	if t.Registry == nil || origin(req.URL) != origin(t.Registry) {
-		return t.base().RoundTrip(with(req, ""))
+		return t.base().RoundTrip(withAuthorization(req, ""))
 	}
-	resp, g, err := t.send(req)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized || !t.again(resp, g) {
+	t.init()
+	resp, a, err := t.send(req)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || !t.worthRetrying(resp, a) {
 		return resp, err
 	}
 	drain(resp)
-	resp, g, err = t.send(req)
+	resp, a, err = t.send(req)
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		t.again(resp, g)
+		t.worthRetrying(resp, a) // for what it remembers of the challenge and the token
 	}
 	return resp, err
 }
 
-// grant is what a request was sent with.
-type grant struct {
-	challenge *Challenge // as known when it was sent; nil: none yet
-	header    string     // Authorization; "": none
-	cred      Credential // with Basic
-	key       string     // of token
-	token     *token     // nil: none
-	fresh     bool       // token was fetched for this very request
+// authorization is what a request is sent with, and where that is from.
+type authorization struct {
+	header    string     // value of Authorization; "": none
+	challenge *Challenge // known when the request was sent; nil: none yet
+	cred      Credential // in the header, where the registry wants Basic
+
+	token    *token // in the header, where the registry wants Bearer; nil: none
+	tokenKey string // of token
+	fetched  bool   // token was fetched for this request
 }
 
-// again learns from a 401, and reports whether the request is worth repeating.
-func (t *Transport) again(resp *http.Response, g grant) bool {
-	known := t.learn(resp.Header)
+// worthRetrying learns from a 401, and reports whether the request may succeed if it is sent
+// again.
+func (t *Transport) worthRetrying(resp *http.Response, a authorization) bool {
+	known := t.challenges.learn(resp.Header)
 	switch {
 	case known == nil:
 		return false
-	case known != g.challenge:
+	case known != a.challenge:
 		return known.Scheme == "bearer" || t.Credential != nil
-	case g.token == nil || g.token.value == "" || g.token.rejected.Load():
+	case a.token == nil || a.token.value == "" || a.token.rejected.Load():
 		return false
-	case g.fresh:
-		g.token.rejected.Store(true)
+	case a.fetched:
+		a.token.rejected.Store(true)
 		return false
 	}
-	t.drop(g.key, g.token)
+	t.tokens.drop(a.tokenKey, a.token)
 	return true
 }
 
-// send sends req once, with the best that can be had.
-func (t *Transport) send(req *http.Request) (*http.Response, grant, error) {
-	g, err := t.authorize(req.Context(), scope(req.Context()))
+// send sends req once, with the credentials that are known to be wanted.
+func (t *Transport) send(req *http.Request) (*http.Response, authorization, error) {
+	a, err := t.authorize(req.Context(), scope(req.Context()))
 	if err != nil {
-		return nil, g, err
+		return nil, a, err
 	}
-	if g.cred.Version == 0 {
-		resp, err := t.base().RoundTrip(with(req, g.header))
-		return resp, g, err
+	if a.cred.Version == 0 {
+		resp, err := t.base().RoundTrip(withAuthorization(req, a.header))
+		return resp, a, err
 	}
-	leave, err := t.enter(req.Context(), t.Registry.Host, g.cred)
+	release, err := t.login.acquire(req.Context(), t.Registry.Host, a.cred)
 	if err != nil {
-		return nil, g, err
+		return nil, a, err
 	}
-	defer leave()
-	resp, err := t.base().RoundTrip(with(req, g.header))
+	defer release()
+	resp, err := t.base().RoundTrip(withAuthorization(req, a.header))
 	switch {
 	case err != nil:
-		return nil, g, err
+		return nil, a, err
 	case resp.StatusCode < 400 || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusNotFound:
-		t.accept(g.cred)
-	case resp.StatusCode == http.StatusUnauthorized && !t.wasAccepted(g.cred): // else it is this repository that may not be had
+		t.login.accept(a.cred)
+	case resp.StatusCode == http.StatusUnauthorized && !t.login.wasAccepted(a.cred):
+		// After an earlier success a 401 is about this repository only, and is returned.
 		resp.Body.Close()
-		return nil, g, t.refuse(t.Registry.Host, g.cred)
+		return nil, a, t.login.refuse(t.Registry.Host, a.cred)
 	}
-	return resp, g, nil
+	return resp, a, nil
 }
 
-// authorize finds what the registry wants to see for scope.
-func (t *Transport) authorize(ctx context.Context, scope string) (grant, error) {
-	t.init()
-	g := grant{challenge: t.known()}
-	if g.challenge == nil {
-		return g, nil
+// authorize finds the credentials that the registry wants for scope.
+func (t *Transport) authorize(ctx context.Context, scope string) (authorization, error) {
+	a := authorization{challenge: t.challenges.known()}
+	if a.challenge == nil {
+		return a, nil
 	}
-	if g.challenge.Scheme == "basic" {
+	if a.challenge.Scheme == "basic" {
 		if t.Credential == nil {
-			return g, nil
+			return a, nil
 		}
 		var err error
-		if g.cred, err = t.Credential.Credential(); err == nil {
-			g.header = g.cred.basic()
+		if a.cred, err = t.Credential.Credential(); err == nil {
+			a.header = a.cred.basic()
 		}
-		return g, err
+		return a, err
 	}
-	n, err := t.need(g.challenge, scope)
+	r, err := t.tokenRequest(a.challenge, scope)
 	if err != nil {
-		return g, err
+		return a, err
 	}
-	if t.Credential != nil && t.mayHaveCredential(n.realm) {
-		if n.cred, err = t.Credential.Credential(); err != nil {
-			return g, err
+	if t.Credential != nil && t.trusts(r.realm) {
+		if r.cred, err = t.Credential.Credential(); err != nil {
+			return a, err
 		}
 	}
-	g.key = n.key()
-	g.token, g.fresh, err = t.token(ctx, n)
-	if err == nil && g.token.value != "" {
-		g.header = "Bearer " + g.token.value
+	a.tokenKey = r.key()
+	a.token, a.fetched, err = t.tokens.token(ctx, r)
+	if err == nil && a.token.value != "" {
+		a.header = "Bearer " + a.token.value
 	}
-	return g, err
+	return a, err
 }
 
-// need is an anonymous need of scope under challenge c.
-func (t *Transport) need(c *Challenge, scope string) (need, error) {
+// tokenRequest returns an anonymous request for a token with scope, as challenge c demands it.
+// The error is a *TokenError.
+func (t *Transport) tokenRequest(c *Challenge, scope string) (tokenRequest, error) {
 	realm, err := parseRealm(t.Registry, c.Params["realm"])
 	if err != nil {
-		return need{}, &TokenError{Host: realm.Host, Err: err}
+		return tokenRequest{}, &TokenError{Host: realm.Host, Err: err}
 	}
-	return need{realm: realm, service: c.Params["service"], scope: scope}, nil
+	return tokenRequest{realm: realm, service: c.Params["service"], scope: scope}, nil
 }
 
-func (t *Transport) mayHaveCredential(realm *url.URL) bool {
+// trusts reports whether the token service at realm may see the credential, and logs if not.
+func (t *Transport) trusts(realm *url.URL) bool {
 	if trusted(t.Registry, realm) {
 		return true
 	}
@@ -199,39 +190,11 @@ func (t *Transport) mayHaveCredential(realm *url.URL) bool {
 	return false
 }
 
-// known is the registry's challenge; nil: not seen yet.
-func (t *Transport) known() *Challenge {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.challenge
-}
-
-// learn remembers the challenge of a 401, Bearer rather than Basic, and returns what is
-// known now. The scope in it is the request's, and not kept.
-func (t *Transport) learn(h http.Header) *Challenge {
-	var best *Challenge
-	for _, c := range ParseChallenges(h) {
-		if c.Scheme == "bearer" && c.Params["realm"] != "" {
-			best = &Challenge{Scheme: c.Scheme, Params: map[string]string{"realm": c.Params["realm"], "service": c.Params["service"]}}
-			break
-		}
-		if c.Scheme == "basic" && best == nil {
-			best = &Challenge{Scheme: c.Scheme}
-		}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if best != nil && (t.challenge == nil || t.challenge.Scheme != best.Scheme || !maps.Equal(t.challenge.Params, best.Params)) {
-		t.challenge = best
-	}
-	return t.challenge
-}
-
+// init makes what the exported fields are needed for. Exported methods call it first.
 func (t *Transport) init() {
 	t.once.Do(func() {
-		t.alone = make(chan struct{}, 1)
-		t.throttled = newThrottled()
-		t.tokens, _ = simplelru.NewLRU[string, *token](maxTokens, nil) // fails only on a size below 1
+		t.login = newLogin(t.Credential, t.log())
+		t.tokens = newTokenSource(t.base(), t.login)
 	})
 }
 
@@ -249,15 +212,16 @@ func (t *Transport) log() *slog.Logger {
 	return slog.Default()
 }
 
-// with returns req with this Authorization and no other; "" is none.
-func with(req *http.Request, authorization string) *http.Request {
+// withAuthorization returns a clone of req with this value of Authorization and no other;
+// "" means none.
+func withAuthorization(req *http.Request, value string) *http.Request {
 	out := req.Clone(req.Context())
 	if out.Header == nil {
 		out.Header = http.Header{}
 	}
 	out.Header.Del("Authorization")
-	if authorization != "" {
-		out.Header.Set("Authorization", authorization)
+	if value != "" {
+		out.Header.Set("Authorization", value)
 	}
 	return out
 }

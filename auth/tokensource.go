@@ -1,0 +1,238 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	// fetchTimeout bounds the fetch of one token, all waiting included. A manifest has to be
+	// answered within 5 s, and the rest of that time is for an error answer.
+	fetchTimeout = 4 * time.Second
+	// maxTokens bounds the cache: filled with Docker Hub's tokens, of 3 KiB each, it takes
+	// some 16 MiB.
+	maxTokens = 4096
+)
+
+// Stats counts requests to the token service by their result. Requests that were not sent,
+// because of a pause after a 429 or a refused credential, are not counted.
+type Stats struct {
+	OK        uint64 // a token
+	Denied    uint64 // the service refused the credential, or denied the scope
+	Throttled uint64 // 429
+	Error     uint64 // no usable answer
+}
+
+// tokenSource gets tokens from a token service and keeps them until they expire. All methods
+// are safe for concurrent use.
+type tokenSource struct {
+	base  http.RoundTripper // carries the requests
+	login *login
+
+	flights singleflight.Group // fetches under way, by tokenRequest.key
+
+	mu        sync.Mutex // guards what follows; no other lock is taken under it
+	cache     *simplelru.LRU[string, *token]
+	throttled throttled // by the token service
+	counts    Stats
+}
+
+func newTokenSource(base http.RoundTripper, l *login) *tokenSource {
+	cache, _ := simplelru.NewLRU[string, *token](maxTokens, nil) // fails only for a size below 1
+	return &tokenSource{base: base, login: l, cache: cache, throttled: newThrottled()}
+}
+
+// token returns a token for r, and whether it was fetched for this call. A cached token is
+// returned until it expires; when a tenth of its lifetime is left, it is renewed in the
+// background. All who wait for the same token share one fetch. It goes on when one of them
+// gives up.
+//
+// Errors: *RefusedError, *ThrottledError, *TokenError, and that of ctx.
+func (s *tokenSource) token(ctx context.Context, r tokenRequest) (k *token, fetched bool, err error) {
+	key := r.key()
+	now := time.Now()
+	k = s.cached(key)
+	if k != nil && !k.due(now) {
+		return k, false, nil
+	}
+	usable := k != nil && !k.expired(now)
+	if usable && !k.renewing.CompareAndSwap(false, true) {
+		return k, false, nil
+	}
+	result := s.flights.DoChan(key, func() (any, error) {
+		// Another fetch may have ended after the look into the cache above.
+		if k := s.cached(key); k != nil && !k.due(time.Now()) {
+			return k, nil
+		}
+		k, err := s.fetch(r)
+		if err == nil {
+			s.mu.Lock()
+			s.cache.Add(key, k)
+			s.mu.Unlock()
+		}
+		return k, err
+	})
+	if usable {
+		return k, false, nil
+	}
+	select {
+	case res := <-result:
+		if res.Err != nil {
+			return nil, false, res.Err
+		}
+		return res.Val.(*token), true, nil
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+}
+
+// cached returns the token in the cache, expired or not, or nil.
+func (s *tokenSource) cached(key string) *token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k, _ := s.cache.Get(key)
+	return k
+}
+
+// drop removes k from the cache, unless another token has replaced it already.
+func (s *tokenSource) drop(key string, k *token) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now, ok := s.cache.Peek(key); ok && now == k {
+		s.cache.Remove(key)
+	}
+}
+
+func (s *tokenSource) stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts
+}
+
+// fetch gets a token from the service, unless a pause or a refused credential forbids the
+// request. It has its own deadline, fetchTimeout.
+func (s *tokenSource) fetch(r tokenRequest) (*token, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	defer cancel()
+	host := r.realm.Host
+	if r.cred.Version != 0 {
+		release, err := s.login.acquire(ctx, host, r.cred)
+		if _, refused := errors.AsType[*RefusedError](err); refused {
+			return nil, err
+		}
+		if err != nil {
+			return nil, &TokenError{Host: host, Err: err}
+		}
+		defer release()
+	}
+	s.mu.Lock()
+	err := s.throttled.check(host, time.Now())
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	k, err := s.request(ctx, r)
+	if err == nil && k.value != "" && r.cred.Version != 0 {
+		s.login.accept(r.cred)
+	}
+	s.count(k, err)
+	return k, err
+}
+
+// count counts the result of one request.
+func (s *tokenSource) count(k *token, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch err.(type) {
+	case nil:
+		if k.value == "" {
+			s.counts.Denied++
+			break
+		}
+		s.counts.OK++
+		s.throttled.pause.Reset()
+	case *RefusedError:
+		s.counts.Denied++
+	case *ThrottledError:
+		s.counts.Throttled++
+	default:
+		s.counts.Error++
+	}
+}
+
+// request sends one request to the token service and interprets the answer. It follows no
+// redirect, so that the credential is sent to the realm and nowhere else.
+func (s *tokenSource) request(ctx context.Context, r tokenRequest) (*token, error) {
+	host := r.realm.Host
+	u := *r.realm
+	query := u.Query()
+	query.Set("service", r.service)
+	if r.scope != "" {
+		query.Set("scope", r.scope)
+	}
+	u.RawQuery, u.Fragment = query.Encode(), ""
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, &TokenError{Host: host, Err: errors.New("unusable realm")}
+	}
+	if r.cred.Version != 0 {
+		req.Header.Set("Authorization", r.cred.basic())
+	}
+	resp, err := s.base.RoundTrip(req)
+	if IsAbuseLimit(err) {
+		return nil, s.throttle(host, "", true)
+	}
+	if err != nil {
+		return nil, &TokenError{Host: host, Err: err}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenBody+1))
+	if err != nil && resp.StatusCode == http.StatusOK {
+		return nil, &TokenError{Host: host, Status: resp.StatusCode, Err: err}
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		k, err := parseToken(body)
+		if err != nil {
+			return nil, &TokenError{Host: host, Status: resp.StatusCode, Err: err}
+		}
+		return k, nil
+	case http.StatusTooManyRequests:
+		return nil, s.throttle(host, resp.Header.Get("Retry-After"), strings.Contains(string(body), abuse))
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return s.denied(r, resp)
+	}
+	return nil, &TokenError{Host: host, Status: resp.StatusCode}
+}
+
+// throttle begins the pause after a 429 and returns its *ThrottledError.
+func (s *tokenSource) throttle(host, retryAfter string, abuse bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.throttled.start(retryAfter, abuse, now)
+	return s.throttled.check(host, now)
+}
+
+// denied interprets a 401 or 403: either the credential is refused, or the scope is denied.
+// Docker Hub's token service never denies a scope this way. Others do, with 401 to an
+// anonymous request and with 403 to a user whose credential they accept. A 403 that isn't
+// JSON is a firewall's, and says neither.
+func (s *tokenSource) denied(r tokenRequest, resp *http.Response) (*token, error) {
+	forbidden := resp.StatusCode == http.StatusForbidden
+	if r.cred.Version != 0 && !(forbidden && s.login.wasAccepted(r.cred)) {
+		return nil, s.login.refuse(r.realm.Host, r.cred)
+	}
+	if forbidden && !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		return nil, &TokenError{Host: r.realm.Host, Status: resp.StatusCode}
+	}
+	return &token{received: time.Now(), lifetime: defaultLifetime}, nil
+}
