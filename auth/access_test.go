@@ -3,7 +3,9 @@ package auth
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -13,102 +15,102 @@ import (
 )
 
 const (
-	redisTag  = "HEAD registry-1.docker.io/v2/library/redis/manifests/latest"
-	redisGet  = "TOKEN anonymous repository:library/redis:pull"
-	frontDoor = "GET registry-1.docker.io/v2/"
+	headRedisLatest = "HEAD registry-1.docker.io/v2/library/redis/manifests/latest"
+	redisToken      = "TOKEN anonymous repository:library/redis:pull"
+	getV2           = "GET registry-1.docker.io/v2/"
 )
 
-func TestAccess(t *testing.T) {
-	claim := func(claims string) func(*http.Request) *http.Response {
+func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
+	payload := func(claims string) func(*http.Request) *http.Response {
 		return func(*http.Request) *http.Response { return grantOf(jwt(claims), "300") }
 	}
 	opaque := func(*http.Request) *http.Response { return grantOf("opaque", "300") }
 	for name, c := range map[string]struct {
 		tokens func(*http.Request) *http.Response
 		fail   error
-		front  func(*http.Request) *http.Response // nil: the challenge
-		head   func(*http.Request) *http.Response // nil: must not be asked
+		v2     func(*http.Request) *http.Response // answers to /v2/; nil: the challenge
+		head   func(*http.Request) *http.Response // answers to the HEAD; nil: it must not be sent
 		want   Visibility                         // Unknown: an error
-		sees   []string                           // after the front door
+		sees   []string                           // requests after that to /v2/
 	}{
-		"pull":            {tokens: claim(`{"access":[{"type":"repository","name":"library/redis","actions":["pull"]}]}`), want: Public, sees: []string{redisGet}},
-		"everything":      {tokens: claim(`{"access":[{"type":"repository","name":"library/redis","actions":["*"]}]}`), want: Public, sees: []string{redisGet}},
-		"second entry":    {tokens: claim(`{"access":[{"type":"registry","name":"catalog","actions":["*"]},{"type":"repository","name":"library/redis","actions":["push","pull"]}]}`), want: Public, sees: []string{redisGet}},
-		"empty":           {tokens: claim(`{"access":[]}`), want: Private, sees: []string{redisGet}},
-		"null":            {tokens: claim(`{"access":null}`), want: Private, sees: []string{redisGet}},
-		"absent":          {tokens: claim(`{"iss":"auth.docker.io"}`), want: Private, sees: []string{redisGet}},
-		"no actions":      {tokens: claim(`{"access":[{"type":"repository","name":"library/redis","actions":[]}]}`), want: Private, sees: []string{redisGet}},
-		"another name":    {tokens: claim(`{"access":[{"type":"repository","name":"library/redis2","actions":["pull"]}]}`), want: Private, sees: []string{redisGet}},
-		"another type":    {tokens: claim(`{"access":[{"type":"registry","name":"library/redis","actions":["pull"]}]}`), want: Private, sees: []string{redisGet}},
-		"service says no": {tokens: always(401, "{}"), want: Private, sees: []string{redisGet}},
+		"pull":            {tokens: payload(`{"access":[{"type":"repository","name":"library/redis","actions":["pull"]}]}`), want: Public, sees: []string{redisToken}},
+		"all actions":     {tokens: payload(`{"access":[{"type":"repository","name":"library/redis","actions":["*"]}]}`), want: Public, sees: []string{redisToken}},
+		"second entry":    {tokens: payload(`{"access":[{"type":"registry","name":"catalog","actions":["*"]},{"type":"repository","name":"library/redis","actions":["push","pull"]}]}`), want: Public, sees: []string{redisToken}},
+		"empty":           {tokens: payload(`{"access":[]}`), want: Private, sees: []string{redisToken}},
+		"null":            {tokens: payload(`{"access":null}`), want: Private, sees: []string{redisToken}},
+		"absent":          {tokens: payload(`{"iss":"auth.docker.io"}`), want: Private, sees: []string{redisToken}},
+		"no actions":      {tokens: payload(`{"access":[{"type":"repository","name":"library/redis","actions":[]}]}`), want: Private, sees: []string{redisToken}},
+		"another name":    {tokens: payload(`{"access":[{"type":"repository","name":"library/redis2","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
+		"another type":    {tokens: payload(`{"access":[{"type":"registry","name":"library/redis","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
+		"service says no": {tokens: always(401, "{}"), want: Private, sees: []string{redisToken}},
 
-		"opaque, 200": {tokens: opaque, head: always(200, ""), want: Public, sees: []string{redisGet, redisTag}},
-		"opaque, 404": {tokens: opaque, head: always(404, ""), want: Public, sees: []string{redisGet, redisTag}},
-		"opaque, 307": {tokens: opaque, head: always(307, ""), want: Public, sees: []string{redisGet, redisTag}},
-		"opaque, 302": {tokens: opaque, head: always(302, ""), sees: []string{redisGet, redisTag}},
-		"opaque, 401": {tokens: opaque, head: always(401, ""), want: Private, sees: []string{redisGet, redisTag}},
-		"opaque, 403": {tokens: opaque, head: always(403, ""), want: Private, sees: []string{redisGet, redisTag}},
-		"opaque, 429": {tokens: opaque, head: always(429, ""), sees: []string{redisGet, redisTag}},
-		"opaque, 503": {tokens: opaque, head: always(503, ""), sees: []string{redisGet, redisTag}},
-		"not JSON":    {tokens: claim(`pull`), head: always(200, ""), want: Public, sees: []string{redisGet, redisTag}},
-		"odd claim":   {tokens: claim(`{"access":"pull"}`), head: always(401, ""), want: Private, sees: []string{redisGet, redisTag}},
-		"null claims": {tokens: claim(`null`), head: always(401, ""), want: Private, sees: []string{redisGet, redisTag}},
+		"opaque, 200": {tokens: opaque, head: always(200, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 404": {tokens: opaque, head: always(404, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 307": {tokens: opaque, head: always(307, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 302": {tokens: opaque, head: always(302, ""), sees: []string{redisToken, headRedisLatest}},
+		"opaque, 401": {tokens: opaque, head: always(401, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 403": {tokens: opaque, head: always(403, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 429": {tokens: opaque, head: always(429, ""), sees: []string{redisToken, headRedisLatest}},
+		"opaque, 503": {tokens: opaque, head: always(503, ""), sees: []string{redisToken, headRedisLatest}},
+		"not JSON":    {tokens: payload(`pull`), head: always(200, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"not a list":  {tokens: payload(`{"access":"pull"}`), head: always(401, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
+		"null claims": {tokens: payload(`null`), head: always(401, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
 
-		"throttled":   {tokens: always(429, ""), sees: []string{redisGet}},
-		"503":         {tokens: always(503, ""), sees: []string{redisGet}},
-		"firewall":    {tokens: always(403, "<html>"), sees: []string{redisGet}},
-		"unreachable": {fail: errors.New("connection refused"), sees: []string{redisGet}},
+		"throttled":      {tokens: always(429, ""), sees: []string{redisToken}},
+		"503":            {tokens: always(503, ""), sees: []string{redisToken}},
+		"firewall's 403": {tokens: always(403, "<html>"), sees: []string{redisToken}},
+		"unreachable":    {fail: errors.New("connection refused"), sees: []string{redisToken}},
 
-		"open registry":           {front: always(200, ""), head: always(200, ""), want: Public, sees: []string{redisTag}},
-		"open, absent":            {front: always(200, ""), head: always(404, ""), want: Public, sees: []string{redisTag}},
-		"open, private, no token": {front: always(200, ""), head: always(401, ""), want: Private, sees: []string{redisTag}},
-		"open, but a token":       {front: always(200, ""), tokens: claim(`{"access":[]}`), head: always(-401, ""), want: Private, sees: []string{redisTag, redisGet}},
-		"front door 404":          {front: always(404, "")},
-		"front door 503":          {front: always(503, "")},
-		"front door 429":          {front: always(429, "", "Retry-After", "9")},
-		"Basic, private":          {front: always(401, "", "WWW-Authenticate", "Basic realm=x"), head: always(401, ""), want: Private, sees: []string{redisTag}},
+		"open registry":           {v2: always(200, ""), head: always(200, ""), want: Public, sees: []string{headRedisLatest}},
+		"open, absent":            {v2: always(200, ""), head: always(404, ""), want: Public, sees: []string{headRedisLatest}},
+		"open, private, no token": {v2: always(200, ""), head: always(401, ""), want: Private, sees: []string{headRedisLatest}},
+		"open, but a token":       {v2: always(200, ""), tokens: payload(`{"access":[]}`), head: always(-401, ""), want: Private, sees: []string{headRedisLatest, redisToken}},
+		"/v2/ says 404":           {v2: always(404, "")},
+		"/v2/ says 503":           {v2: always(503, "")},
+		"/v2/ says 429":           {v2: always(429, "", "Retry-After", "9")},
+		"Basic, private":          {v2: always(401, "", "WWW-Authenticate", "Basic realm=x"), head: always(401, ""), want: Private, sees: []string{headRedisLatest}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
-				w.tokens, w.fail = c.tokens, c.fail
-				w.registry = func(r *http.Request) *http.Response {
+				up := newFakeUpstream()
+				up.tokens, up.fail = c.tokens, c.fail
+				up.registry = func(r *http.Request) *http.Response {
 					switch {
-					case r.URL.Path == "/v2/" && c.front == nil:
-						return w.challenge()
+					case r.URL.Path == "/v2/" && c.v2 == nil:
+						return up.challenge()
 					case r.URL.Path == "/v2/":
-						return c.front(r)
+						return c.v2(r)
 					case c.head == nil:
 						t.Errorf("%s %s", r.Method, r.URL)
 						return reply(500, "")
 					}
-					if resp := c.head(r); resp.StatusCode != -401 {
+					if resp := c.head(r); resp.StatusCode != -401 { // -401: the challenge
 						return resp
 					}
-					return w.challenge()
+					return up.challenge()
 				}
 				f, _ := secretFile(t, secretText)
-				tr, _ := transport(w, f)
+				tr, _ := transport(up, f)
 				got, err := tr.Access(t.Context(), "library/redis")
 				if got != c.want || (err == nil) != (c.want != Unknown) {
 					t.Errorf("%v, %v; want %v", got, err, c.want)
 				}
-				if te, ok := errors.AsType[*ThrottledError](err); name == "front door 429" && (!ok || te.RetryAfter != 9*time.Second) {
+				if te, ok := errors.AsType[*ThrottledError](err); name == "/v2/ says 429" && (!ok || te.RetryAfter != 9*time.Second) {
 					t.Errorf("%v; want the registry's Retry-After", err)
 				}
-				w.requests(t, "", append([]string{frontDoor}, c.sees...)...)
+				up.wantRequests(t, "", append([]string{getV2}, c.sees...)...)
 			})
 		})
 	}
 }
 
-func TestAccessOnceForMany(t *testing.T) {
+func TestConcurrentAccessChecksShareRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		up := newFakeUpstream()
 		f, _ := secretFile(t, secretText)
-		tr, _ := transport(w, f)
-		want(t, tr, redis, 200) // the account's own token is another
-		w.saw("")
+		tr, _ := transport(up, f)
+		want(t, tr, redis, 200) // with the account's own token, which is another
+		up.takeRequests("")
 		var wg sync.WaitGroup
 		for range 200 {
 			wg.Go(func() {
@@ -118,28 +120,28 @@ func TestAccessOnceForMany(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		w.requests(t, "", redisGet, redisTag)
+		up.wantRequests(t, "", redisToken, headRedisLatest)
 		if _, err := tr.Access(t.Context(), "library/redis"); err != nil {
 			t.Error(err)
 		}
-		w.requests(t, "", redisTag) // the token is at hand
-		if saw := w.auths["registry-1.docker.io"]; !strings.HasPrefix(saw, "Bearer ") {
-			t.Errorf("the HEAD went out with %q", saw)
+		up.wantRequests(t, "", headRedisLatest) // the token is cached
+		if saw := up.auths["registry-1.docker.io"]; !strings.HasPrefix(saw, "Bearer ") {
+			t.Errorf("the HEAD was sent with %q", saw)
 		}
 	})
 }
 
 func TestAccessNeedsNoCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.tokens = func(r *http.Request) *http.Response {
+		up := newFakeUpstream()
+		up.tokens = func(r *http.Request) *http.Response {
 			if r.Header.Get("Authorization") != "" {
 				return reply(401, "")
 			}
-			return w.issue(r)
+			return up.issue(r)
 		}
 		f, _ := secretFile(t, "bad")
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		if _, err := get(t, tr, redis); err == nil {
 			t.Fatal("not refused")
 		}
@@ -153,33 +155,50 @@ func TestAccessNeedsNoCredential(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		w.saw("")
+		up.takeRequests("")
 		if _, err := tr.Access(ctx, "library/nginx"); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
 		}
 		time.Sleep(time.Second)
-		if !slices.Contains(w.saw("TOKEN"), "TOKEN anonymous repository:library/nginx:pull") {
-			t.Error("the flight belonged to the caller who left")
+		if !slices.Contains(up.takeRequests("TOKEN"), "TOKEN anonymous repository:library/nginx:pull") {
+			t.Error("the check ended with the caller that gave up")
 		}
 	})
 }
 
-// Learn asks at the front door, once and without the credential; the first request then
-// has its token beforehand.
-func TestLearn(t *testing.T) {
+// After Learn the first request gets its token beforehand, and is sent once.
+func TestLearnAsksOnceWithoutCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		up := newFakeUpstream()
 		f, _ := secretFile(t, secretText)
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		for range 2 {
 			if err := tr.Learn(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if saw := w.auths["registry-1.docker.io"]; saw != "" {
-			t.Errorf("the front door saw %q", saw)
+		if saw := up.auths["registry-1.docker.io"]; saw != "" {
+			t.Errorf("/v2/ was asked with %q", saw)
 		}
 		want(t, tr, redis, 200)
-		w.requests(t, "", frontDoor, "TOKEN basic repository:library/redis:pull", "GET registry-1.docker.io/v2/library/redis/manifests/7")
+		up.wantRequests(t, "", getV2, "TOKEN basic repository:library/redis:pull", "GET registry-1.docker.io/v2/library/redis/manifests/7")
 	})
+}
+
+func TestRegistryInFolderIsAskedThere(t *testing.T) {
+	base, err := url.Parse("https://host.test/hub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	tr := &Transport{Registry: base, Base: roundTrip(func(r *http.Request) (*http.Response, error) {
+		asked++
+		if !strings.HasPrefix(r.URL.Path, "/hub/v2/") {
+			t.Errorf("asked %s", r.URL.Path)
+		}
+		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("")), Header: http.Header{}, Request: r}, nil
+	})}
+	if v, err := tr.Access(t.Context(), "library/redis"); v != Public || asked == 0 {
+		t.Errorf("%v, %v", v, err)
+	}
 }

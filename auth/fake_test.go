@@ -23,123 +23,124 @@ const (
 	secretText  = "dckr_pat_s3cr3t-Zx81"
 )
 
-// world is a registry, its token service and everything else, in memory: no sockets,
-// so that synctest's clock runs. Each request is noted before it is answered.
-type world struct {
+// fakeUpstream is a registry, its token service and every other host, in memory. It has no
+// sockets, so that synctest's clock runs. It records each request before it answers.
+type fakeUpstream struct {
 	realm     string        // in the registry's challenge
 	scheme    string        // of the challenge: "Bearer" or "Basic"
 	latency   time.Duration // of every answer
 	expiresIn string        // raw JSON; "": left out
 
-	tokens   func(*http.Request) *http.Response // nil: issues a token
-	registry func(*http.Request) *http.Response // nil: 200 to a token (or password) in force, else 401
-	fail     error                              // of the token service
+	tokens   func(*http.Request) *http.Response // answers of the token service; nil: it issues a token
+	registry func(*http.Request) *http.Response // answers of the registry; nil: checkAuthorization
+	fail     error                              // of requests to the token service
 
-	mu     sync.Mutex
-	ledger []string          // "GET host/path", "TOKEN basic scope", "TOKEN anonymous scope"
-	auths  map[string]string // host → last Authorization seen
-	serial int
-	valid  map[string]time.Time // tokens in force, until
+	mu     sync.Mutex           // guards what follows
+	ledger []string             // "GET host/path", "TOKEN basic scope", "TOKEN anonymous scope"
+	auths  map[string]string    // the last Authorization that each host received
+	serial int                  // of the last token
+	valid  map[string]time.Time // until when each token is valid
 }
 
-func newWorld() *world {
-	return &world{realm: realmURL, scheme: "Bearer", expiresIn: "300", latency: 50 * time.Millisecond,
+func newFakeUpstream() *fakeUpstream {
+	return &fakeUpstream{realm: realmURL, scheme: "Bearer", expiresIn: "300", latency: 50 * time.Millisecond,
 		auths: map[string]string{}, valid: map[string]time.Time{}}
 }
 
-func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
+func (up *fakeUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
 	auth := req.Header.Get("Authorization")
-	realm, _ := url.Parse(w.realm)
+	realm, _ := url.Parse(up.realm)
 	isToken := req.URL.Host == realm.Host && req.URL.Path == realm.Path
-	w.mu.Lock()
-	w.auths[req.URL.Host] = auth
+	up.mu.Lock()
+	up.auths[req.URL.Host] = auth
 	if isToken {
 		who := "anonymous"
 		if strings.HasPrefix(auth, "Basic ") {
 			who = "basic"
 		}
-		w.ledger = append(w.ledger, "TOKEN "+who+" "+req.URL.Query().Get("scope"))
+		up.ledger = append(up.ledger, "TOKEN "+who+" "+req.URL.Query().Get("scope"))
 	} else {
-		w.ledger = append(w.ledger, req.Method+" "+req.URL.Host+req.URL.Path)
+		up.ledger = append(up.ledger, req.Method+" "+req.URL.Host+req.URL.Path)
 	}
-	w.mu.Unlock()
+	up.mu.Unlock()
 	select {
-	case <-time.After(w.latency):
+	case <-time.After(up.latency):
 	case <-req.Context().Done():
 		return nil, req.Context().Err()
 	}
-	resp := w.answer(req, isToken)
+	resp := up.answer(req, isToken)
 	if resp == nil {
-		return nil, w.fail
+		return nil, up.fail
 	}
 	resp.Request = req
 	return resp, nil
 }
 
-func (w *world) answer(req *http.Request, isToken bool) *http.Response {
+func (up *fakeUpstream) answer(req *http.Request, isToken bool) *http.Response {
 	switch {
-	case isToken && w.fail != nil:
+	case isToken && up.fail != nil:
 		return nil
-	case isToken && w.tokens != nil:
-		return w.tokens(req)
+	case isToken && up.tokens != nil:
+		return up.tokens(req)
 	case isToken:
-		return w.issue(req)
+		return up.issue(req)
 	case req.URL.Host != "registry-1.docker.io":
 		return reply(200, "elsewhere")
-	case w.registry != nil:
-		return w.registry(req)
+	case up.registry != nil:
+		return up.registry(req)
 	}
-	return w.guard(req)
+	return up.checkAuthorization(req)
 }
 
-// guard is a registry that lets tokens in force and the right password in.
-func (w *world) guard(req *http.Request) *http.Response {
+// checkAuthorization answers 200 to a valid token and to the right password, else 401.
+func (up *fakeUpstream) checkAuthorization(req *http.Request) *http.Response {
 	auth := req.Header.Get("Authorization")
-	w.mu.Lock()
-	until, ok := w.valid[strings.TrimPrefix(auth, "Bearer ")]
-	w.mu.Unlock()
-	if ok && time.Now().Before(until) || w.scheme == "Basic" && auth == basicOf(secretText) {
+	up.mu.Lock()
+	until, ok := up.valid[strings.TrimPrefix(auth, "Bearer ")]
+	up.mu.Unlock()
+	if ok && time.Now().Before(until) || up.scheme == "Basic" && auth == basicOf(secretText) {
 		return reply(200, "manifest")
 	}
-	return w.challenge()
+	return up.challenge()
 }
 
-func (w *world) challenge() *http.Response {
+func (up *fakeUpstream) challenge() *http.Response {
 	resp := reply(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`)
-	resp.Header.Set("WWW-Authenticate", fmt.Sprintf(`%s realm="%s",service="registry.docker.io",scope="repository:x:pull"`, w.scheme, w.realm))
+	resp.Header.Set("WWW-Authenticate", fmt.Sprintf(`%s realm="%s",service="registry.docker.io",scope="repository:x:pull"`, up.scheme, up.realm))
 	return resp
 }
 
-// issue puts a new token in force.
-func (w *world) issue(req *http.Request) *http.Response {
-	w.mu.Lock()
-	w.serial++
-	value := fmt.Sprintf("opaque-%d", w.serial)
-	lifetime, err := time.ParseDuration(w.expiresIn + "s")
+// issue answers with a new token, valid from now.
+func (up *fakeUpstream) issue(req *http.Request) *http.Response {
+	up.mu.Lock()
+	up.serial++
+	value := fmt.Sprintf("opaque-%d", up.serial)
+	lifetime, err := time.ParseDuration(up.expiresIn + "s")
 	if err != nil {
 		lifetime = time.Minute
 	}
-	w.valid[value] = time.Now().Add(lifetime)
-	w.mu.Unlock()
-	return grantOf(value, w.expiresIn)
+	up.valid[value] = time.Now().Add(lifetime)
+	up.mu.Unlock()
+	return grantOf(value, up.expiresIn)
 }
 
-// revoke puts all tokens out of force.
-func (w *world) revoke() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	clear(w.valid)
+// revoke makes all tokens invalid.
+func (up *fakeUpstream) revoke() {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	clear(up.valid)
 }
 
-// saw returns the ledger's entries with this prefix and forgets all of them.
-func (w *world) saw(prefix string) []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	seen := slices.DeleteFunc(w.ledger, func(s string) bool { return !strings.HasPrefix(s, prefix) })
-	w.ledger = nil
+// takeRequests returns the recorded requests with this prefix, and forgets all others too.
+func (up *fakeUpstream) takeRequests(prefix string) []string {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	seen := slices.DeleteFunc(up.ledger, func(s string) bool { return !strings.HasPrefix(s, prefix) })
+	up.ledger = nil
 	return seen
 }
 
+// grantOf returns the token service's answer with this token.
 func grantOf(value, expiresIn string) *http.Response {
 	if expiresIn != "" {
 		expiresIn = `,"expires_in":` + expiresIn
@@ -156,6 +157,7 @@ func reply(status int, body string) *http.Response {
 	return resp
 }
 
+// always answers every request like this. header has names and values in turn.
 func always(status int, body string, header ...string) func(*http.Request) *http.Response {
 	return func(*http.Request) *http.Response {
 		resp := reply(status, body)
@@ -166,12 +168,13 @@ func always(status int, body string, header ...string) func(*http.Request) *http
 	}
 }
 
-// jwt is a token whose payload is claims, as it comes.
+// jwt returns a token whose payload is claims, valid JSON or not.
 func jwt(claims string) string {
 	enc := base64.RawURLEncoding.EncodeToString
 	return enc([]byte(`{"alg":"none"}`)) + "." + enc([]byte(claims)) + "." + enc([]byte("signature"))
 }
 
+// basicOf returns the Authorization of "someone" with this password.
 func basicOf(secret string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte("someone:"+secret))
 }
@@ -191,11 +194,11 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// transport is a Transport in w, and what it logs.
-func transport(w http.RoundTripper, f *File) (*Transport, *bytes.Buffer) {
+// transport returns a Transport that sends its requests to base, and what it logs.
+func transport(base http.RoundTripper, f *File) (*Transport, *bytes.Buffer) {
 	log := &bytes.Buffer{}
 	u, _ := url.Parse(registryURL)
-	return &Transport{Registry: u, Credential: f, Base: w,
+	return &Transport{Registry: u, Credential: f, Base: base,
 		Log: slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, log
 }
 
@@ -236,10 +239,10 @@ func want(t *testing.T, tr http.RoundTripper, path string, status int) {
 	}
 }
 
-// requests fails unless what w saw under prefix is exactly this.
-func (w *world) requests(t *testing.T, prefix string, exactly ...string) {
+// wantRequests fails unless the recorded requests with this prefix are exactly these.
+func (up *fakeUpstream) wantRequests(t *testing.T, prefix string, exactly ...string) {
 	t.Helper()
-	if got := w.saw(prefix); !slices.Equal(got, exactly) {
+	if got := up.takeRequests(prefix); !slices.Equal(got, exactly) {
 		t.Fatalf("requests %s…: %q; want %q", prefix, got, exactly)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-func TestFile(t *testing.T) {
+func TestFileAcceptsOnlyUsableSecrets(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	write(t, filepath.Join(dir, "plain"), "s3cr3t")
@@ -61,7 +61,7 @@ func TestFileChanges(t *testing.T) {
 		f, path := secretFile(t, "one")
 		has := func(secret string, version uint64) {
 			t.Helper()
-			if v := f.Version(); v != version { // asked first: it must look by itself
+			if v := f.Version(); v != version { // asked first: it must read the file by itself
 				t.Fatalf("version %d; want %d", v, version)
 			}
 			c, err := f.Credential()
@@ -78,7 +78,7 @@ func TestFileChanges(t *testing.T) {
 		}
 		has("one", 1)
 		replace("two")
-		has("one", 1) // looked at less than 5 s ago
+		has("one", 1) // read less than 5 s ago
 		time.Sleep(recheck)
 		has("two", 2)
 		replace("two") // another file, the same secret
@@ -102,7 +102,7 @@ func TestFileChanges(t *testing.T) {
 		time.Sleep(recheck)
 		has("six", 3)
 
-		// Rewritten in place, as long as before: its time tells.
+		// Rewritten in place, with the same length: only its time differs.
 		f, path = secretFile(t, "one")
 		has("one", 1)
 		at := time.Now().Add(time.Hour)
@@ -113,7 +113,7 @@ func TestFileChanges(t *testing.T) {
 		time.Sleep(recheck)
 		has("two", 2)
 		write(t, path, "six")
-		if err := os.Chtimes(path, at, at); err != nil { // nothing tells, but Reload does not ask
+		if err := os.Chtimes(path, at, at); err != nil { // nothing differs, but Reload always reads
 			t.Fatal(err)
 		}
 		if err := f.Reload(); err != nil {
@@ -121,28 +121,28 @@ func TestFileChanges(t *testing.T) {
 		}
 		has("six", 3)
 
-		// A link that is turned to another file, as secret managers do it.
+		// A symbolic link that is replaced by one to another file, as secret managers do it.
 		dir := filepath.Dir(path)
 		write(t, filepath.Join(dir, "a"), "aaa")
 		write(t, filepath.Join(dir, "b"), "bbb")
 		link := filepath.Join(dir, "link")
-		turn := func(to string) {
+		linkTo := func(to string) {
 			t.Helper()
 			if err := errors.Join(os.Symlink(to, link+".new"), os.Rename(link+".new", link)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		turn("a")
+		linkTo("a")
 		f = NewFile("someone", link)
 		has("aaa", 1)
-		turn("b")
+		linkTo("b")
 		time.Sleep(recheck)
 		has("bbb", 2)
 	})
 }
 
-// TestFileFirstMissing: the service may be started before its secret is there.
-func TestFileFirstMissing(t *testing.T) {
+// The service may be started before its secret is there.
+func TestFileMayAppearLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "pat")
 		f := NewFile("someone", path)
@@ -157,8 +157,8 @@ func TestFileFirstMissing(t *testing.T) {
 	})
 }
 
-// TestSecretStaysSecret prints everything in every way, through a refusal, a cool-down,
-// a failure and a success.
+// TestSecretStaysSecret prints everything in every way, after a success, failures, a pause
+// and a refusal.
 func TestSecretStaysSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -180,19 +180,19 @@ func TestSecretStaysSecret(t *testing.T) {
 			t.Fatal(err)
 		}
 		show(c, &c, f, Credential{}, []Credential{c}, map[string]Credential{"k": c}, struct{ c Credential }{c}, struct{ C Credential }{c})
-		w := newWorld()
-		tr, logged := transport(w, f)
+		up := newFakeUpstream()
+		tr, logged := transport(up, f)
 		for _, answer := range []func(*http.Request) *http.Response{
-			func(r *http.Request) *http.Response { return w.issue(r) },
+			func(r *http.Request) *http.Response { return up.issue(r) },
 			func(*http.Request) *http.Response { return grantOf("topsecret token", "") },
 			always(200, "topsecret"), always(500, "topsecret"), always(429, "topsecret"), always(401, "topsecret"),
 		} {
-			w.tokens = answer
+			up.tokens = answer
 			_, err := get(t, tr, fmt.Sprintf("/v2/r%p/manifests/1", &err))
 			synctest.Wait()
-			tr.Base, tr.tokens.base = nil, nil // w knows the secrets, since it checks them
+			tr.Base, tr.tokens.base = nil, nil // the fake knows the secrets, since it checks them
 			show(err, tr, tr.tokens, tr.login, tr.Stats())
-			tr.Base, tr.tokens.base = w, w
+			tr.Base, tr.tokens.base = up, up
 			for e := err; e != nil; e = errors.Unwrap(e) {
 				show(e.Error())
 			}
@@ -200,7 +200,7 @@ func TestSecretStaysSecret(t *testing.T) {
 		}
 		out.WriteString(logged.String())
 		if !strings.Contains(out.String(), "ERROR") || !strings.Contains(out.String(), "[hidden]") {
-			t.Fatal("the refusal was not logged: this test looks at nothing")
+			t.Fatal("the refusal was not logged: this test checks nothing")
 		}
 		for _, secret := range []string{secretText, basicOf(secretText)[len("Basic "):], fmt.Sprintf("%x", secretText), "opaque-", "topsecret", "Authorization", "scope="} {
 			if i := strings.Index(out.String(), secret); i >= 0 {

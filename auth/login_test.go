@@ -13,15 +13,15 @@ import (
 
 func TestRefusedCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.tokens = func(r *http.Request) *http.Response {
+		up := newFakeUpstream()
+		up.tokens = func(r *http.Request) *http.Response {
 			if r.Header.Get("Authorization") != basicOf("good") {
 				return reply(401, `{"details":"incorrect username or password"}`)
 			}
-			return w.issue(r)
+			return up.issue(r)
 		}
 		f, path := secretFile(t, "bad")
-		tr, log := transport(w, f)
+		tr, log := transport(up, f)
 		refused := func(scope int) {
 			_, err := get(t, tr, fmt.Sprintf("/v2/library/r%d/manifests/1", scope))
 			re, ok := errors.AsType[*RefusedError](err)
@@ -30,15 +30,15 @@ func TestRefusedCredential(t *testing.T) {
 			}
 		}
 		var wg sync.WaitGroup
-		for i := range 500 { // at once
+		for i := range 500 { // together
 			wg.Go(func() { refused(i) })
 		}
 		wg.Wait()
-		for i := range 500 { // and over most of a minute
+		for i := range 500 { // and spread over most of a minute
 			refused(i)
 			time.Sleep(100 * time.Millisecond)
 		}
-		if got := w.saw("TOKEN"); len(got) != 1 {
+		if got := up.takeRequests("TOKEN"); len(got) != 1 {
 			t.Errorf("%d attempts with a refused credential in a minute", len(got))
 		}
 		if n := strings.Count(log.String(), "ERROR"); n != 1 {
@@ -49,7 +49,7 @@ func TestRefusedCredential(t *testing.T) {
 			wg.Go(func() { refused(i) })
 		}
 		wg.Wait()
-		if got := w.saw("TOKEN"); len(got) != 1 {
+		if got := up.takeRequests("TOKEN"); len(got) != 1 {
 			t.Errorf("%d attempts in the second minute", len(got))
 		}
 		write(t, path, "good\n")
@@ -63,17 +63,17 @@ func TestRefusedCredential(t *testing.T) {
 	})
 }
 
-func TestRefusedCredentialFileSeenOnUse(t *testing.T) {
+func TestReplacedCredentialIsTriedWithoutReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.tokens = func(r *http.Request) *http.Response {
+		up := newFakeUpstream()
+		up.tokens = func(r *http.Request) *http.Response {
 			if r.Header.Get("Authorization") != basicOf("good") {
 				return reply(401, "")
 			}
-			return w.issue(r)
+			return up.issue(r)
 		}
 		f, path := secretFile(t, "bad")
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		if _, err := get(t, tr, redis); err == nil {
 			t.Fatal("not refused")
 		}
@@ -83,23 +83,23 @@ func TestRefusedCredentialFileSeenOnUse(t *testing.T) {
 	})
 }
 
-// TestRevokedCredential: the tokens at hand go on; a new one is tried once a minute.
-func TestRevokedCredential(t *testing.T) {
+// After the credential was revoked, cached tokens are used until they expire.
+func TestRevokedCredentialIsTriedOnceAndCachedTokensStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		up := newFakeUpstream()
 		f, _ := secretFile(t, secretText)
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		want(t, tr, redis, 200)
-		w.saw("")
+		up.takeRequests("")
 		time.Sleep(2 * time.Minute)
-		w.tokens = always(401, "")
+		up.tokens = always(401, "")
 		var wg sync.WaitGroup
 		for i := range 100 {
 			wg.Go(func() { get(t, tr, fmt.Sprintf("/v2/library/r%d/manifests/1", i)) })
 		}
 		wg.Wait()
 		want(t, tr, redis, 200)
-		if got := w.saw("TOKEN"); len(got) != 1 {
+		if got := up.takeRequests("TOKEN"); len(got) != 1 {
 			t.Errorf("%d attempts", len(got))
 		}
 	})
@@ -107,37 +107,37 @@ func TestRevokedCredential(t *testing.T) {
 
 func TestChangedCredentialAsksAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		up := newFakeUpstream()
 		f, path := secretFile(t, "one")
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		want(t, tr, redis, 200)
 		write(t, path, "two")
 		f.Reload()
 		want(t, tr, redis, 200)
-		if got := w.saw("TOKEN"); len(got) != 2 {
+		if got := up.takeRequests("TOKEN"); len(got) != 2 {
 			t.Errorf("the account changed and its tokens did not: %q", got)
 		}
 	})
 }
 
-func TestNoCredentialFile(t *testing.T) {
+func TestMissingCredentialIsNoAnonymousRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		tr, _ := transport(w, NewFile("someone", t.TempDir()+"/none"))
+		up := newFakeUpstream()
+		tr, _ := transport(up, NewFile("someone", t.TempDir()+"/none"))
 		_, err := get(t, tr, redis)
 		if _, ok := errors.AsType[*FileError](err); !ok {
 			t.Errorf("%v; want a FileError", err)
 		}
-		w.requests(t, "TOKEN") // never anonymously instead: it would be the wrong quota, in silence
+		up.wantRequests(t, "TOKEN") // an anonymous one would silently use another quota
 	})
 }
 
-func TestBasic(t *testing.T) {
+func TestBasicPasswordIsTriedOnceUntilItChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.scheme = "Basic"
+		up := newFakeUpstream()
+		up.scheme = "Basic"
 		f, path := secretFile(t, "bad")
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() {
@@ -147,22 +147,22 @@ func TestBasic(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if got := w.saw("GET"); len(got) != 101 { // each its 401, and one with the password
+		if got := up.takeRequests("GET"); len(got) != 101 { // a 401 for each, and one with the password
 			t.Errorf("%d requests", len(got))
 		}
 		write(t, path, secretText)
 		f.Reload()
 		want(t, tr, redis, 200)
-		w.requests(t, "", "GET registry-1.docker.io"+redis)
-		// A known user's 401 is about the repository.
-		w.registry = func(*http.Request) *http.Response { return w.challenge() }
+		up.wantRequests(t, "", "GET registry-1.docker.io"+redis)
+		// After a success with the password, a 401 is about the repository.
+		up.registry = func(*http.Request) *http.Response { return up.challenge() }
 		want(t, tr, redis, 401)
-		w.registry = nil
+		up.registry = nil
 		want(t, tr, redis, 200)
 
-		tr, _ = transport(w, nil)
-		w.saw("")
+		tr, _ = transport(up, nil)
+		up.takeRequests("")
 		want(t, tr, redis, 401)
-		w.requests(t, "", "GET registry-1.docker.io"+redis)
+		up.wantRequests(t, "", "GET registry-1.docker.io"+redis)
 	})
 }

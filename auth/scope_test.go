@@ -26,8 +26,8 @@ func TestTokenIsForTheRepositoryOfTheContext(t *testing.T) {
 		"https://elsewhere/v2/a/b/c": "",
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld()
-			tr, _ := transport(w, nil)
+			up := newFakeUpstream()
+			tr, _ := transport(up, nil)
 			// The path says nothing about the scope.
 			req, err := http.NewRequestWithContext(WithScope(t.Context(), repository), http.MethodGet, registryURL+"/v2/other/manifests/1", nil)
 			if err != nil {
@@ -38,7 +38,7 @@ func TestTokenIsForTheRepositoryOfTheContext(t *testing.T) {
 				t.Fatal(err)
 			}
 			resp.Body.Close()
-			w.requests(t, "TOKEN", "TOKEN anonymous "+want)
+			up.wantRequests(t, "TOKEN", "TOKEN anonymous "+want)
 		})
 	}
 }
@@ -48,9 +48,9 @@ func TestRequestWithoutRepositoryGetsTokenWithoutScope(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		tr, _ := transport(w, nil)
+		up := newFakeUpstream()
+		tr, _ := transport(up, nil)
 		want(t, tr, "/v2/", 200)
-		w.requests(t, "TOKEN", "TOKEN anonymous ")
+		up.wantRequests(t, "TOKEN", "TOKEN anonymous ")
 	})
 }

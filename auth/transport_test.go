@@ -15,73 +15,73 @@ import (
 
 const redis = "/v2/library/redis/manifests/7"
 
-func TestManyRequestsOneToken(t *testing.T) {
+func TestConcurrentRequestsShareOneToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		up := newFakeUpstream()
 		f, _ := secretFile(t, secretText)
-		tr, _ := transport(w, f)
+		tr, _ := transport(up, f)
 		var wg sync.WaitGroup
 		for range 200 {
 			wg.Go(func() { want(t, tr, redis, 200) })
 		}
 		wg.Wait()
-		w.requests(t, "TOKEN", "TOKEN basic repository:library/redis:pull")
+		up.wantRequests(t, "TOKEN", "TOKEN basic repository:library/redis:pull")
 		if s := tr.Stats(); s != (Stats{OK: 1}) {
 			t.Errorf("stats %+v", s)
 		}
 		// The challenge is known: another repository costs no 401.
 		want(t, tr, "/v2/library/nginx/blobs/sha256:00", 200)
-		w.requests(t, "", "TOKEN basic repository:library/nginx:pull", "GET registry-1.docker.io/v2/library/nginx/blobs/sha256:00")
+		up.wantRequests(t, "", "TOKEN basic repository:library/nginx:pull", "GET registry-1.docker.io/v2/library/nginx/blobs/sha256:00")
 	})
 }
 
-func TestNoAccess(t *testing.T) {
+func TestRejectedNewTokenIsNotReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.registry = func(*http.Request) *http.Response { return w.challenge() }
-		tr, _ := transport(w, nil)
+		up := newFakeUpstream()
+		up.registry = func(*http.Request) *http.Response { return up.challenge() }
+		tr, _ := transport(up, nil)
 		want(t, tr, redis, 401)
-		w.requests(t, "", "GET registry-1.docker.io"+redis, "TOKEN anonymous repository:library/redis:pull", "GET registry-1.docker.io"+redis)
-		// A new token was rejected: a newer one is not asked for until it is due.
+		up.wantRequests(t, "", "GET registry-1.docker.io"+redis, "TOKEN anonymous repository:library/redis:pull", "GET registry-1.docker.io"+redis)
+		// The registry rejected a new token. The next one is fetched only when that is due.
 		for range 5 {
 			want(t, tr, redis, 401)
 		}
-		if got := w.saw(""); len(got) != 5 {
-			t.Errorf("no access, five times: %q", got)
+		if got := up.takeRequests(""); len(got) != 5 {
+			t.Errorf("five requests without access were %q", got)
 		}
-		// A token that worked once, and then access ends: one renewal, one retry, 401.
-		w.registry = nil
+		// A token works once, and then access ends: one new token, one retry, 401.
+		up.registry = nil
 		time.Sleep(time.Hour)
 		want(t, tr, redis, 200)
-		w.saw("")
-		w.registry = func(*http.Request) *http.Response { return w.challenge() }
+		up.takeRequests("")
+		up.registry = func(*http.Request) *http.Response { return up.challenge() }
 		want(t, tr, redis, 401)
-		w.requests(t, "", "GET registry-1.docker.io"+redis, "TOKEN anonymous repository:library/redis:pull", "GET registry-1.docker.io"+redis)
+		up.wantRequests(t, "", "GET registry-1.docker.io"+redis, "TOKEN anonymous repository:library/redis:pull", "GET registry-1.docker.io"+redis)
 	})
 }
 
-// TestScopeDenied: token services other than Docker Hub's say no themselves. The
-// registry's own 401 is what the caller gets.
-func TestScopeDenied(t *testing.T) {
+// Token services other than Docker Hub's deny a scope themselves. The caller gets the
+// registry's own 401 all the same.
+func TestDeniedScopeIsTheRegistrys401(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		w.tokens = always(401, "{}")
-		tr, _ := transport(w, nil)
+		up := newFakeUpstream()
+		up.tokens = always(401, "{}")
+		tr, _ := transport(up, nil)
 		want(t, tr, redis, 401)
 		want(t, tr, redis, 401)
-		w.requests(t, "TOKEN", "TOKEN anonymous repository:library/redis:pull")
+		up.wantRequests(t, "TOKEN", "TOKEN anonymous repository:library/redis:pull")
 
 		f, _ := secretFile(t, secretText)
-		w.tokens = func(r *http.Request) *http.Response {
+		up.tokens = func(r *http.Request) *http.Response {
 			if strings.Contains(r.URL.RawQuery, "private") {
 				return reply(403, `{"errors":[]}`)
 			}
-			return w.issue(r)
+			return up.issue(r)
 		}
-		tr, _ = transport(w, f)
+		tr, _ = transport(up, f)
 		want(t, tr, redis, 200)
 		want(t, tr, "/v2/their/private/manifests/1", 401)
-		want(t, tr, "/v2/library/nginx/manifests/1", 200) // the credential is as good as before
+		want(t, tr, "/v2/library/nginx/manifests/1", 200) // the credential still works
 	})
 }
 
@@ -150,9 +150,9 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// TestOverSockets is the whole flow on loopback: the redirect to a CDN, by http.Client
-// and by hand, shows Authorization to nobody but the registry and the token service.
-func TestOverSockets(t *testing.T) {
+// The whole flow over real sockets: when http.Client, or the test itself, follows the
+// redirect to a CDN, only the registry and the token service receive Authorization.
+func TestAuthorizationIsNeverSentToTheCDN(t *testing.T) {
 	var tokens, leaks atomic.Int32
 	cdn := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "" {
@@ -219,10 +219,10 @@ func TestOverSockets(t *testing.T) {
 }
 
 func TestOtherHostsSeeNothing(t *testing.T) {
-	w := newWorld()
-	w.latency = 0
+	up := newFakeUpstream()
+	up.latency = 0
 	f, _ := secretFile(t, secretText)
-	tr, _ := transport(w, f)
+	tr, _ := transport(up, f)
 	want(t, tr, redis, 200)
 	for _, other := range []string{
 		"http://registry-1.docker.io" + redis, // the same name without TLS
@@ -237,12 +237,12 @@ func TestOtherHostsSeeNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if saw := w.auths[req.URL.Host]; saw != "" {
+		if saw := up.auths[req.URL.Host]; saw != "" {
 			t.Errorf("%s saw %q", other, saw)
 		}
 	}
 	want(t, tr, "https://REGISTRY-1.docker.io:443"+redis, 200)
-	if w.auths["REGISTRY-1.docker.io:443"] == "" {
+	if up.auths["REGISTRY-1.docker.io:443"] == "" {
 		t.Error("the registry by another spelling got no token")
 	}
 	resp, err := tr.RoundTrip(&http.Request{Method: http.MethodPost, URL: tr.Registry})

@@ -1,21 +1,12 @@
 package auth
 
 import (
-	"bufio"
-	"errors"
-	"fmt"
-	"net"
 	"net/http"
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 	"unicode"
 )
-
-func rawReader(text string) (*bufio.Reader, *http.Request) {
-	return bufio.NewReader(strings.NewReader(text)), nil
-}
 
 type params = map[string]string
 
@@ -76,71 +67,4 @@ func FuzzParseChallenges(f *testing.F) {
 			t.Errorf("%q\nread     %q\nagain as %q", field, all, again)
 		}
 	})
-}
-
-func FuzzParseRetryAfter(f *testing.F) {
-	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-	for _, s := range []string{"60", "0", "-1", " 7 ", "99999999999999999999", "1.5", "", "Fri, 01 May 2026 12:01:00 GMT", "Friday, 01-May-26 11:00:00 GMT", "Fri May  1 12:30:00 2026"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, value string) {
-		wait, ok := ParseRetryAfter(value, now)
-		if ok && (wait < minCooldown || wait > maxCooldown) || !ok && wait != 0 {
-			t.Errorf("%q: %s, %v", value, wait, ok)
-		}
-		// Written out again, it means the same.
-		if again, ok2 := ParseRetryAfter(now.Add(wait).Format(http.TimeFormat), now); ok && (!ok2 || again != wait.Truncate(time.Second)) {
-			t.Errorf("%q: %s, as a date %s", value, wait, again)
-		}
-	})
-}
-
-func TestParseRetryAfter(t *testing.T) {
-	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-	for value, want := range map[string]time.Duration{
-		"60": time.Minute, " 7 ": 7 * time.Second, "0": time.Second, "901": 15 * time.Minute, "99999999999999999999": 15 * time.Minute,
-		"": 0, "-1": 0, "1.5": 0, "soon": 0,
-		"Fri, 01 May 2026 12:01:00 GMT": time.Minute, "Fri, 01 May 2026 11:00:00 GMT": time.Second, "Sat, 02 May 2026 12:00:00 GMT": 15 * time.Minute,
-	} {
-		if got, ok := ParseRetryAfter(value, now); got != want || ok != (want != 0) {
-			t.Errorf("%q: %s, %v; want %s", value, got, ok, want)
-		}
-	}
-}
-
-// TestIsAbuseLimit takes the error from the real net/http, over a socket.
-func TestIsAbuseLimit(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			http.ReadRequest(bufio.NewReader(conn))
-			fmt.Fprint(conn, "HTTP/1.1 429 Too Many Requests\nRetry-After: 60\nToo Many Requests (HAP429).\n")
-			conn.Close()
-		}
-	}()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + ln.Addr().String() + "/v2/a/manifests/1")
-	if err == nil {
-		resp.Body.Close()
-	}
-	if !IsAbuseLimit(err) {
-		t.Errorf("%v is the abuse limit", err)
-	}
-	_, other := client.Get("http://127.0.0.1:1/v2/a/manifests/HAP429")
-	for _, err := range []error{nil, other, errors.New("malformed MIME header line: Too Many Requests (HAP429)"), &ThrottledError{}} {
-		if IsAbuseLimit(err) {
-			t.Errorf("%v is not the abuse limit", err)
-		}
-	}
-	if !IsAbuseLimit(fmt.Errorf("wrapped: %w", &ThrottledError{Abuse: true})) {
-		t.Error("a ThrottledError that says so")
-	}
 }
