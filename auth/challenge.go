@@ -14,7 +14,7 @@ type Challenge struct {
 	Params map[string]string // names in lower case, values unquoted; nil when there are none
 }
 
-// String formats c so that ParseChallenges returns it again.
+// String formats c as in a WWW-Authenticate header. ParseChallenges reads it back.
 func (c Challenge) String() string {
 	var b strings.Builder
 	b.WriteString(c.Scheme)
@@ -29,10 +29,10 @@ func (c Challenge) String() string {
 var quoter = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 // ParseChallenges returns the challenges of all WWW-Authenticate fields of h, in order
-// (RFC 9110 §11.6.1). It is lenient about white space, stray commas and values that
-// should have been quoted. Credentials in the form of a token68 are skipped. Where a
-// field can't be understood, or a value holds a control character, the challenge at
-// hand and the rest of that field are dropped. A parameter given twice counts once, as first given.
+// (RFC 9110 §11.6.1). It accepts white space, extra commas and values without their quotes.
+// It skips the token68 form of parameters. Where a field can't be understood, or a value has
+// a control character, it drops that challenge and the rest of the field. Of a parameter
+// that is given twice, the first value counts.
 func ParseChallenges(h http.Header) []Challenge {
 	var all []Challenge
 	for _, value := range h.Values("WWW-Authenticate") {
@@ -41,7 +41,7 @@ func ParseChallenges(h http.Header) []Challenge {
 	return all
 }
 
-// scanner reads one field value from the left.
+// scanner reads one field value from left to right.
 type scanner struct{ rest string }
 
 func (s *scanner) challenges() []Challenge {
@@ -52,7 +52,7 @@ func (s *scanner) challenges() []Challenge {
 			return all[:max(len(all)-1, 0)]
 		}
 		s.skip(" \t")
-		// Both a scheme and a parameter may follow a comma; the equals sign tells.
+		// After a comma there is a scheme or a parameter. Only a parameter has an equals sign.
 		if len(all) == 0 || !strings.HasPrefix(s.rest, "=") {
 			all = append(all, Challenge{Scheme: name})
 			s.token68()
@@ -75,7 +75,7 @@ func (s *scanner) challenges() []Challenge {
 	return all
 }
 
-// value reads a token or a quoted string; ok is false when it is unusable.
+// value reads a token or a quoted string; ok is false if it is not usable.
 func (s *scanner) value() (value string, ok bool) {
 	if strings.HasPrefix(s.rest, `"`) {
 		value, ok = s.quoted()
@@ -86,7 +86,8 @@ func (s *scanner) value() (value string, ok bool) {
 	return value, ok && !strings.ContainsFunc(value, unicode.IsControl)
 }
 
-func (s *scanner) quoted() (string, bool) {
+// quoted reads a quoted string; ok is false if it has no end.
+func (s *scanner) quoted() (value string, ok bool) {
 	var b strings.Builder
 	for i := 1; i < len(s.rest); i++ {
 		switch c := s.rest[i]; {
@@ -103,7 +104,7 @@ func (s *scanner) quoted() (string, bool) {
 	return "", false
 }
 
-// token68 skips credentials such as those of Negotiate: a run that ends the challenge.
+// token68 skips parameters in the form that Negotiate uses, which end the challenge.
 func (s *scanner) token68() {
 	t := scanner{rest: s.rest}
 	if t.run(isToken68) == "" {
@@ -115,8 +116,10 @@ func (s *scanner) token68() {
 	}
 }
 
+// skip skips the bytes that are in set.
 func (s *scanner) skip(set string) { s.rest = strings.TrimLeft(s.rest, set) }
 
+// run reads the bytes for which of is true.
 func (s *scanner) run(of func(byte) bool) string {
 	n := 0
 	for n < len(s.rest) && of(s.rest[n]) {
@@ -131,8 +134,8 @@ func isAlnum(c byte) bool {
 	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9'
 }
 
-// isToken: tchar of RFC 9110 §5.6.2.
+// isToken reports whether c is a tchar of RFC 9110 §5.6.2.
 func isToken(c byte) bool { return isAlnum(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 }
 
-// isToken68: RFC 9110 §11.2, without the padding.
+// isToken68 reports whether c may be in a token68 of RFC 9110 §11.2, before its padding.
 func isToken68(c byte) bool { return isAlnum(c) || strings.IndexByte("-._~+/", c) >= 0 }

@@ -1,13 +1,13 @@
-// Package auth is Docker's token flow as an http.RoundTripper.
+// Package auth authorizes requests to one registry, with the token flow that Docker defined.
 //
-// A Transport serves one upstream registry. It asks the registry's token service for
-// a token per repository, with the credential from a File where there is one, and puts
-// it on requests to the registry's own host and on no others.
+// A Transport is an http.RoundTripper for one upstream registry. It gets a token for each
+// repository from the registry's token service, with the credential from a File where there
+// is one, and adds it to requests to the registry's own host and to no others. Where the
+// registry wants HTTP Basic authentication instead, it adds the credential.
 //
-// The protocol is distribution's "Token Authentication Specification"; the challenge
-// syntax is RFC 9110 §11.6.1. Only pull is ever asked: a read-only access token is
-// refused by Docker Hub when it asks for more.
+// The protocol is the "Token Authentication Specification" of the distribution project; the
+// syntax of challenges is that of RFC 9110 §11.6.1. The package asks only for the right to
+// pull: Docker Hub refuses a read-only access token that asks for more.
 //
-// No secret and no token appears in an error, a log line or a formatted value of this
-// package.
+// Errors, log lines and formatted values of this package never contain a secret or a token.
 package auth

@@ -9,38 +9,42 @@ import (
 	"time"
 )
 
-// RefusedError says that the credential itself was refused. Nothing is asked with it
-// again before Until, unless its file changes.
+// RefusedError says that the credential itself was refused. It isn't used again before
+// Until, unless its file changes.
 type RefusedError struct {
 	Username string
-	Host     string    // who refused: the token service, or the registry where it wants Basic
-	Until    time.Time // when the next attempt may be made
+	Host     string    // that refused it: the token service, or a registry that wants Basic
+	Until    time.Time // of the next attempt
 }
 
+// Error implements error.
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("%s refused the access token of %q: replace it in the password file", e.Host, e.Username)
 }
 
-// ThrottledError says that a host asked for patience (429).
+// ThrottledError says that a host answered 429 Too Many Requests, now or a short time ago,
+// and isn't asked again before Until.
 type ThrottledError struct {
 	Host       string
-	RetryAfter time.Duration // left when the error was made
+	RetryAfter time.Duration // from the making of the error to Until
 	Until      time.Time
-	Abuse      bool // Docker Hub's abuse limit, which holds for all its hosts
+	Abuse      bool // by Docker Hub's abuse limit, which holds for all of its hosts
 }
 
+// Error implements error.
 func (e *ThrottledError) Error() string {
 	return fmt.Sprintf("%s limits requests (429): next one in %s", e.Host, e.RetryAfter.Round(time.Second))
 }
 
-// TokenError says that a token service gave no usable answer. Err unwraps, so that
-// context.DeadlineExceeded tells a timeout from a failure.
+// TokenError says that a token service gave no usable answer, or may not be asked. It
+// unwraps to Err, so that errors.Is finds context.DeadlineExceeded after a timeout.
 type TokenError struct {
-	Host   string
-	Status int // 0: no answer
-	Err    error
+	Host   string // of the token service; of the registry, if that names no usable one
+	Status int    // of the answer; 0: there was none
+	Err    error  // what went wrong; nil: Status says it
 }
 
+// Error implements error.
 func (e *TokenError) Error() string {
 	text := "token service " + e.Host
 	if e.Status != 0 {
@@ -52,19 +56,21 @@ func (e *TokenError) Error() string {
 	return text
 }
 
+// Unwrap returns Err.
 func (e *TokenError) Unwrap() error { return e.Err }
 
-// abuse is how Docker Hub signs answers of its abuse limit.
+// abuse stands in answers of Docker Hub's abuse limit, and in no others.
 const abuse = "HAP429"
 
-// IsAbuseLimit reports whether err is Docker Hub's abuse limit, which holds for all of
-// its hosts: a *ThrottledError that says so, or the error that net/http makes of the
-// limit's answer when Hub sends it as bare text instead of HTTP.
+// IsAbuseLimit reports whether err comes from Docker Hub's abuse limit, which holds for all
+// of its hosts. It is either a *ThrottledError with Abuse, or the error that net/http returns
+// when Docker Hub sends bare text where HTTP headers should be.
 func IsAbuseLimit(err error) bool {
 	if te, ok := errors.AsType[*ThrottledError](err); ok {
 		return te.Abuse
 	}
-	// Only the protocol error's own words count: the text around them has the URL, and a tag may be called anything.
+	// Only the protocol error's own text counts. The errors around it contain the URL, and a
+	// tag in that may have any name.
 	pe, ok := errors.AsType[textproto.ProtocolError](err)
 	return ok && (strings.Contains(string(pe), abuse) || strings.Contains(string(pe), "Too Many Requests"))
 }

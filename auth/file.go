@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// recheck bounds how often a File is looked at: often enough for a person who has
-	// just replaced it, rare enough to cost nothing on a busy cache.
-	recheck = 5 * time.Second
-	// maxSecret is far above any access token; a longer file is the wrong file.
+	// checkInterval is the time between two looks at the file: short enough for a person who
+	// has just replaced it, long enough to cost nothing on a busy cache.
+	checkInterval = 5 * time.Second
+	// maxSecret, in bytes, is far above any access token. A longer file is the wrong file.
 	maxSecret = 64 << 10
 )
 
-// Credential is a user name and a secret that no formatting verb, log handler or
-// encoder reveals. The zero value is "anonymous".
+// Credential is a user name and a secret. No formatting verb, log handler or encoder shows
+// the secret. The zero value means anonymous.
 type Credential struct {
 	Username string
 	// Version rises with every change of the secret in its File; 0 means anonymous.
 	Version uint64
 
-	// A pointer, because fmt prints the unexported strings of a struct that holds a
-	// Credential without asking its methods, and of a pointer only the address.
+	// secret is a pointer because fmt prints only the address of a pointer. It prints the
+	// text of an unexported string in a struct without calling the methods below.
 	secret *string
 }
 
@@ -50,46 +50,51 @@ func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) 
 // MarshalText hides the secret from encoders; it never fails.
 func (c Credential) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
-// basic is the value of an Authorization header that carries the credential.
+// basic returns the value of an Authorization header with the credential, which must not
+// be anonymous.
 func (c Credential) basic() string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+*c.secret))
 }
 
-// FileError says why a credential file can't be used. Its text names the file.
+// FileError says why a password file can't be used. Its text names the file.
 type FileError struct {
 	Path string
 	Err  error
 }
 
+// Error implements error.
 func (e *FileError) Error() string { return fmt.Sprintf("password file %q: %v", e.Path, e.Err) }
+
+// Unwrap returns Err.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// File is a credential whose secret lives in a file, looked at again when it changes.
-// All methods are safe for concurrent use.
+// File is a credential whose secret is in a file, which is read again when it changes.
+// Make one with NewFile. All methods are safe for concurrent use.
 type File struct {
 	username, path string
 
-	mu      sync.Mutex // guards what follows, and one look at the file at a time
+	mu      sync.Mutex // guards what follows; held while the file is read; no other lock is taken under it
 	cred    Credential
-	seen    os.FileInfo // of the content in cred; nil: read again whatever stat says
-	checked time.Time   // zero: look now
+	seen    os.FileInfo // of the file that cred is from; nil: read it even if it is the same
+	checked time.Time   // the last look at the file; zero: look now
 	err     error       // of the last look
 }
 
 // NewFile returns the credential of username (a Docker ID, or an organisation's name)
-// with the secret in path. A relative path is looked up in $CREDENTIALS_DIRECTORY,
-// where systemd's LoadCredential= puts files. The file is first read by Credential.
+// with the secret in the file at path. A relative path is looked up in
+// $CREDENTIALS_DIRECTORY, where systemd's LoadCredential= puts files. NewFile doesn't read
+// the file; Credential does.
 func NewFile(username, path string) *File { return &File{username: username, path: path} }
 
-// Credential returns the secret as the file has it, looked at through symbolic links at
-// most every 5 s. A trailing newline is not part of it. A file that fails after it was
-// read once (gone, emptied, half replaced) leaves the last good secret in force; before
-// that, the error is a *FileError.
+// Credential returns the user name and the secret in the file, without line ends at its end.
+// It looks at the file, through symbolic links, at most every 5 s. When the file can't be
+// used any more (removed, emptied, half replaced), Credential goes on returning the last good
+// secret. While there is none, the error is a *FileError.
 func (f *File) Credential() (Credential, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.checked.IsZero() || time.Since(f.checked) >= recheck {
-		f.look()
+	if f.checked.IsZero() || time.Since(f.checked) >= checkInterval {
+		f.refresh()
 	}
 	if f.cred.secret == nil {
 		return Credential{}, f.err
@@ -97,24 +102,24 @@ func (f *File) Credential() (Credential, error) {
 	return f.cred, nil
 }
 
-// Version looks at the file as Credential does, and returns the version of the secret in
-// force: it rises whenever the secret changes. 0 means that none was read yet.
+// Version looks at the file as Credential does, and returns the version of the secret that
+// Credential returns. It rises whenever the secret changes. 0 means that none was read yet.
 func (f *File) Version() uint64 {
-	c, _ := f.Credential() // without one its Version is 0
+	c, _ := f.Credential() // after an error, Version is 0
 	return c.Version
 }
 
-// Reload reads the file now, whatever its times say: what SIGHUP is for. The error, a
-// *FileError, is what is wrong with the file even while an earlier secret stays in force.
+// Reload reads the file now, even if it seems unchanged. SIGHUP calls it. The error, a
+// *FileError, says what is wrong with the file; Credential may still return an earlier secret.
 func (f *File) Reload() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.seen = nil
-	f.look()
+	f.refresh()
 	return f.err
 }
 
-// Path is where the secret is looked for.
+// Path returns the path of the file, with $CREDENTIALS_DIRECTORY in front if it was relative.
 func (f *File) Path() string {
 	if filepath.IsAbs(f.path) {
 		return f.path
@@ -122,8 +127,8 @@ func (f *File) Path() string {
 	return filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), f.path)
 }
 
-// look reads the file if it has changed. Callers hold mu.
-func (f *File) look() {
+// refresh reads the file if it has changed. Callers hold mu.
+func (f *File) refresh() {
 	f.checked = time.Now()
 	secret, info, err := f.read()
 	if err != nil {
@@ -136,7 +141,7 @@ func (f *File) look() {
 	}
 }
 
-// read returns the secret, or nil when the file is the one that was seen.
+// read returns the secret, or nil if the file is the one in seen. Callers hold mu.
 func (f *File) read() (*string, os.FileInfo, error) {
 	if strings.ContainsRune(f.username, ':') {
 		return nil, nil, fmt.Errorf("user name %q: must not contain a colon", f.username)
@@ -145,7 +150,7 @@ func (f *File) read() (*string, os.FileInfo, error) {
 	if !filepath.IsAbs(path) {
 		return nil, nil, errors.New("a relative name needs $CREDENTIALS_DIRECTORY (systemd's LoadCredential=), which is not set")
 	}
-	// Stat before open: opening a FIFO would block until somebody writes.
+	// Stat comes before open, because opening a FIFO would block until somebody writes to it.
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, cause(err)
@@ -175,7 +180,7 @@ func (f *File) read() (*string, os.FileInfo, error) {
 	return &secret, info, nil
 }
 
-// cause takes the path out of an error that FileError names again.
+// cause returns err without its path, since FileError names that.
 func cause(err error) error {
 	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		return pe.Err

@@ -79,15 +79,15 @@ func TestFileChanges(t *testing.T) {
 		has("one", 1)
 		replace("two")
 		has("one", 1) // read less than 5 s ago
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		has("two", 2)
 		replace("two") // another file, the same secret
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		has("two", 2)
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		has("two", 2)
 		if err := f.Reload(); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("Reload without the file: %v", err)
@@ -99,7 +99,7 @@ func TestFileChanges(t *testing.T) {
 		}
 		has("six", 3)
 		replace("") // half replaced
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		has("six", 3)
 
 		// Rewritten in place, with the same length: only its time differs.
@@ -110,7 +110,7 @@ func TestFileChanges(t *testing.T) {
 		if err := os.Chtimes(path, at, at); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		has("two", 2)
 		write(t, path, "six")
 		if err := os.Chtimes(path, at, at); err != nil { // nothing differs, but Reload always reads
@@ -136,7 +136,7 @@ func TestFileChanges(t *testing.T) {
 		f = NewFile("someone", link)
 		has("aaa", 1)
 		linkTo("b")
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		has("bbb", 2)
 	})
 }
@@ -150,7 +150,7 @@ func TestFileMayAppearLater(t *testing.T) {
 			t.Fatal("no error")
 		}
 		write(t, path, "late")
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		if c, err := f.Credential(); err != nil || c.Version != 1 {
 			t.Errorf("%v, %v", c, err)
 		}

@@ -78,7 +78,7 @@ func TestReplacedCredentialIsTriedWithoutReload(t *testing.T) {
 			t.Fatal("not refused")
 		}
 		write(t, path, "good")
-		time.Sleep(recheck)
+		time.Sleep(checkInterval)
 		want(t, tr, redis, 200)
 	})
 }

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// parseRealm returns the realm's URL, and why no request is sent to it.
+// parseRealm returns the URL of a token service. The error says why no request may be sent
+// to it; the URL is then the one to name in a message: the realm, or else the registry.
 func parseRealm(registry *url.URL, realm string) (*url.URL, error) {
 	u, err := url.Parse(realm)
 	switch {
@@ -26,9 +27,9 @@ func parseRealm(registry *url.URL, realm string) (*url.URL, error) {
 	return u, nil
 }
 
-// trusted reports whether a token service at realm may see the registry's credential:
-// it is the same host, or on the same registrable domain. An address, localhost and a
-// name without a domain have none, so that only the same host will do.
+// trusted reports whether a token service at realm may see the registry's credential. It
+// may if it is on the same host, or on the same registrable domain ("docker.io"). For an
+// address, localhost and a name without a domain, only the same host is trusted.
 func trusted(registry, realm *url.URL) bool {
 	a, b := hostname(registry), hostname(realm)
 	if a == b {
@@ -42,11 +43,12 @@ func trusted(registry, realm *url.URL) bool {
 	return errA == nil && errB == nil && da == db
 }
 
+// hostname returns the host of a URL in lower case, without port and trailing dot.
 func hostname(u *url.URL) string {
 	return strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 }
 
-// origin is what two URLs of one host have in common: scheme, host and port.
+// origin returns the scheme, host and port of a URL, in the same spelling for equal ones.
 func origin(u *url.URL) string {
 	port := u.Port()
 	if port == "" {

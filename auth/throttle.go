@@ -10,41 +10,42 @@ import (
 )
 
 const (
-	// firstCooldown is Docker Hub's own Retry-After where it sends one.
-	firstCooldown = time.Minute
-	// maxCooldown keeps a mistaken Retry-After from stopping pulls for a day.
-	maxCooldown = 15 * time.Minute
-	// minCooldown stands in for "Retry-After: 0", which would be a loop.
-	minCooldown = time.Second
+	// firstPause follows a 429 without Retry-After. It is what Docker Hub sends when it sends one.
+	firstPause = time.Minute
+	// maxPause keeps a mistaken Retry-After from stopping pulls for a day.
+	maxPause = 15 * time.Minute
+	// minPause replaces "Retry-After: 0", which would make a loop without a pause.
+	minPause = time.Second
 )
 
-// ParseRetryAfter reads the value of a Retry-After field, seconds or an HTTP date
-// (RFC 9110 §10.2.3), as a time to wait from now: 1 s to 15 min. ok is false when there
-// is nothing to read.
+// ParseRetryAfter returns how long to wait from now after an answer with this value of
+// Retry-After, in seconds or as an HTTP date (RFC 9110 §10.2.3). wait is at least 1 s and at
+// most 15 min. ok is false, and wait 0, if the value is neither.
 func ParseRetryAfter(value string, now time.Time) (wait time.Duration, ok bool) {
 	value = strings.TrimSpace(value)
 	if value != "" && strings.Trim(value, "0123456789") == "" {
 		seconds, err := strconv.Atoi(value)
-		if err != nil || seconds > int(maxCooldown/time.Second) {
-			return maxCooldown, true
+		if err != nil || seconds > int(maxPause/time.Second) {
+			return maxPause, true
 		}
-		return max(time.Duration(seconds)*time.Second, minCooldown), true
+		return max(time.Duration(seconds)*time.Second, minPause), true
 	}
 	date, err := http.ParseTime(value)
 	if err != nil {
 		return 0, false
 	}
-	return min(max(date.Sub(now), minCooldown), maxCooldown), true
+	return min(max(date.Sub(now), minPause), maxPause), true
 }
 
-// throttled remembers a host's 429.
+// throttled remembers the last 429 of a host. Make one with newThrottled. Not safe for
+// concurrent use.
 type throttled struct {
 	pause cooldown.Pause
-	abuse bool // by Docker Hub's abuse limit
+	abuse bool // the 429 was that of Docker Hub's abuse limit
 }
 
 func newThrottled() throttled {
-	return throttled{pause: cooldown.Pause{First: firstCooldown, Most: maxCooldown}}
+	return throttled{pause: cooldown.Pause{First: firstPause, Most: maxPause}}
 }
 
 // check returns a *ThrottledError while the pause lasts, and nil after it.

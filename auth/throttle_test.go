@@ -32,7 +32,7 @@ func FuzzParseRetryAfter(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, value string) {
 		wait, ok := ParseRetryAfter(value, now)
-		if ok && (wait < minCooldown || wait > maxCooldown) || !ok && wait != 0 {
+		if ok && (wait < minPause || wait > maxPause) || !ok && wait != 0 {
 			t.Errorf("%q: %s, %v", value, wait, ok)
 		}
 		// Written as a date, it means the same.
