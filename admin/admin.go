@@ -1,5 +1,5 @@
-// Package admin is the second listener: health, metrics and statistics. It is never
-// reachable on the pull port.
+// Package admin answers the requests of the second listener: health, metrics and
+// statistics. None of them can be had on the port for pulls.
 package admin
 
 import (
@@ -20,29 +20,34 @@ import (
 	"github.com/hubcache/hubcache/storage"
 )
 
-// Options is what New needs. Store and Registry must be set.
+// Options is what New needs. Store and Registry must be set. All functions and Stats
+// methods must be safe for concurrent use.
 type Options struct {
 	Store    interface{ Stats() storage.Stats }
 	Registry interface{ Stats() registry.Stats }
-	Version  string
-	Started  time.Time
+	Version  string    // of the program, in Stats and metrics
+	Started  time.Time // of the server; uptime counts from it
 
-	// Hosts are names that requests may carry in Host, with or without a port, beside
-	// localhost, loopback addresses and the address that the connection came in on.
-	// Without the rule a foreign web page could point its own name here and read along.
+	// Hosts are further names that requests may have in their Host header, with or without a
+	// port. localhost, loopback addresses and the address of the connection itself are always
+	// accepted. The rule keeps a foreign web page from reading along: the page's owner could
+	// make the name of the page resolve to this listener.
 	Hosts []string
 
-	Ready      func() bool       // false turns load balancers away; nil: always ready
-	LastReload func() LastReload // nil: none
+	Ready      func() bool       // false makes /readyz answer 503, so that load balancers send nobody; nil: always ready
+	LastReload func() LastReload // the last reload of the settings; nil: reloads are not reported
 }
 
-// LastReload is how the last SIGHUP ended. The zero value is "none yet".
+// LastReload says how the last SIGHUP ended. The zero value means that there was none yet.
 type LastReload struct {
 	Time time.Time
-	OK   bool
+	OK   bool // false: the settings were wrong, and the old ones stayed
 }
 
-// New returns the handler of the admin listener.
+// New returns the handler of the admin listener. It is safe for concurrent use.
+//
+// /healthz, /readyz and /metrics are answered for every Host. All other paths need one that
+// Options.Hosts allows.
 func New(o Options) http.Handler {
 	a := &admin{Options: o, hosts: map[string]bool{"localhost": true}}
 	for _, h := range o.Hosts {
@@ -58,18 +63,19 @@ func New(o Options) http.Handler {
 	get("/healthz", http.HandlerFunc(ok))
 	get("/readyz", http.HandlerFunc(a.ready))
 	get("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	get("/api/v1/stats", a.guard(http.HandlerFunc(a.stats)))
-	m.NotFoundHandler = a.guard(refuse(http.StatusNotFound, "no such path"))
-	m.MethodNotAllowedHandler = a.guard(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		w.Header().Set("Allow", "GET, HEAD") // of every path there is
+	get("/api/v1/stats", a.checkHost(http.HandlerFunc(a.stats)))
+	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, "no such path"))
+	m.MethodNotAllowedHandler = a.checkHost(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Allow", "GET, HEAD") // every path allows these
 		refuse(http.StatusMethodNotAllowed, "method not allowed").ServeHTTP(w, req)
 	}))
 	return m
 }
 
+// admin has the handlers.
 type admin struct {
 	Options
-	hosts map[string]bool // lower case, without ports
+	hosts map[string]bool // names accepted in Host: in lower case, without ports
 }
 
 func ok(w http.ResponseWriter, _ *http.Request) {
@@ -77,7 +83,7 @@ func ok(w http.ResponseWriter, _ *http.Request) {
 	io.WriteString(w, "ok\n")
 }
 
-// ready asks nothing of upstream: what is cached can be pulled without it.
+// ready answers without a look at the upstream, because cached images can be pulled without it.
 func (a *admin) ready(w http.ResponseWriter, req *http.Request) {
 	if a.Ready != nil && !a.Ready() {
 		refuse(http.StatusServiceUnavailable, "stopping").ServeHTTP(w, req)
@@ -86,20 +92,21 @@ func (a *admin) ready(w http.ResponseWriter, req *http.Request) {
 	ok(w, req)
 }
 
-// guard refuses requests whose Host is a name that isn't ours.
-func (a *admin) guard(next http.Handler) http.Handler {
+// checkHost refuses requests with a foreign Host before they reach next.
+func (a *admin) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if !a.ours(req) {
-			refuse(http.StatusForbidden, "this Host is not one of the admin listener's; admin.hosts names more").ServeHTTP(w, req)
+		if !a.ownHost(req) {
+			refuse(http.StatusForbidden, "this Host is not accepted; the setting admin.hosts adds more").ServeHTTP(w, req)
 			return
 		}
 		next.ServeHTTP(w, req)
 	})
 }
 
-// ours reports whether the Host is one that only who means this listener sends. An address
-// can't be pointed elsewhere by a foreign DNS server, as a name can.
-func (a *admin) ours(req *http.Request) bool {
+// ownHost reports whether the request's Host means this listener: an accepted name, a
+// loopback address, or the address of the connection. Addresses are safe, because a foreign
+// DNS server decides only what names resolve to.
+func (a *admin) ownHost(req *http.Request) bool {
 	name := hostname(req.Host)
 	if a.hosts[name] {
 		return true
@@ -112,7 +119,7 @@ func (a *admin) ours(req *http.Request) bool {
 	return ip.IsLoopback() || local != nil && ip.Unmap() == local.AddrPort().Addr().Unmap()
 }
 
-// hostname takes port and brackets off a Host.
+// hostname returns a Host in lower case, without its port and without brackets.
 func hostname(host string) string {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
@@ -120,6 +127,7 @@ func hostname(host string) string {
 	return strings.ToLower(strings.Trim(host, "[]"))
 }
 
+// refuse returns a handler that answers with an error as JSON.
 func refuse(status int, message string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, status, map[string]string{"error": message})

@@ -53,6 +53,7 @@ func busy() Options {
 	}
 }
 
+// idle is a server that nobody has used yet.
 func idle() Options {
 	return Options{
 		Store:    fakeStore{},
@@ -77,9 +78,8 @@ func get(t *testing.T, o Options, path string) (*http.Response, string) {
 	return w.Result(), w.Body.String()
 }
 
-// TestStatsDocument compares the whole document with the one that other programs rely on:
-// names, order, nulls and empty lists.
-func TestStatsDocument(t *testing.T) {
+// Other programs rely on the whole document: names, order, nulls and empty lists.
+func TestStatsDocumentKeepsItsForm(t *testing.T) {
 	for name, o := range map[string]Options{"busy": busy(), "idle": idle()} {
 		resp, body := get(t, o, "/api/v1/stats")
 		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
@@ -95,8 +95,8 @@ func TestStatsDocument(t *testing.T) {
 	}
 }
 
-// TestStatsRoundTrip shows that Stats, which the command line reads, loses nothing.
-func TestStatsRoundTrip(t *testing.T) {
+// The command line reads the document into Stats.
+func TestStatsHasEveryFieldOfTheDocument(t *testing.T) {
 	_, body := get(t, busy(), "/api/v1/stats")
 	dec := json.NewDecoder(strings.NewReader(body))
 	dec.DisallowUnknownFields()
@@ -113,7 +113,7 @@ func TestStatsRoundTrip(t *testing.T) {
 	}
 }
 
-func TestPathsAndMethods(t *testing.T) {
+func TestUnknownPathsAndMethodsGetJSONErrors(t *testing.T) {
 	for _, c := range []struct {
 		method, path string
 		status       int
@@ -142,9 +142,8 @@ func TestPathsAndMethods(t *testing.T) {
 	}
 }
 
-// TestHost shows who is taken for a person that means this listener, and who for a web
-// page whose name points here.
-func TestHost(t *testing.T) {
+// A web page whose name resolves to this listener must not read its answers.
+func TestForeignHostsAreRefused(t *testing.T) {
 	o := idle()
 	o.Hosts = []string{"Cache.example:5001", "", "0.0.0.0", "2001:db8::1"}
 	for _, c := range []struct {
@@ -153,7 +152,7 @@ func TestHost(t *testing.T) {
 	}{
 		{"localhost", true}, {"LOCALHOST:5001", true}, {"localhost:80", true},
 		{"127.0.0.1:5001", true}, {"[::1]:5001", true}, {"[::1]", true},
-		{"192.0.2.5:5001", true}, {"192.0.2.5", true}, // the connection's own address
+		{"192.0.2.5:5001", true}, {"192.0.2.5", true}, // the address of the connection
 		{"cache.example", true}, {"CACHE.example:5001", true}, {"[2001:db8::1]:5001", true},
 		{"", false}, {":5001", false}, {"evil.example", false}, {"evil.example:5001", false},
 		{"192.0.2.6:5001", false}, {"localhost.evil.example", false}, {"127.0.0.1.evil.example", false},
@@ -167,14 +166,13 @@ func TestHost(t *testing.T) {
 			got := ask(t, o, req).StatusCode != http.StatusForbidden
 			open := path == "/metrics" || path == "/healthz" || path == "/readyz"
 			if want := c.ok || open; got != want {
-				t.Errorf("Host %q on %s: let in is %v, want %v", c.host, path, got, want)
+				t.Errorf("Host %q on %s: accepted is %v, want %v", c.host, path, got, want)
 			}
 		}
 	}
 }
 
-// TestReady shows that a server that is stopping lives, and wants no new clients.
-func TestReady(t *testing.T) {
+func TestStoppingServerIsHealthyAndNotReady(t *testing.T) {
 	o := idle()
 	o.Ready = func() bool { return false }
 	if resp, _ := get(t, o, "/readyz"); resp.StatusCode != http.StatusServiceUnavailable {
@@ -185,7 +183,7 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// TestReadyWithoutUpstream shows that readiness is not Hub's.
+// Cached images can be pulled while the upstream is down.
 func TestReadyWithoutUpstream(t *testing.T) {
 	o := idle()
 	o.Registry = fakeRegistry{Upstreams: []upstream.Stats{{Registry: "docker.io", State: "down"}}}

@@ -10,59 +10,60 @@ import (
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// collector makes metrics of the same snapshots as Stats, when it is scraped: the path of
-// a pull carries nothing for it. No label is a repository or a tag.
+// collector makes metrics from the same snapshots as Stats, when it is scraped, so that pulls
+// have no work with them. No label is a repository or a tag.
 type collector struct {
-	a *admin
-	d map[string]*prometheus.Desc
+	a     *admin
+	descs map[string]*prometheus.Desc // by name in families
 }
 
-// families are name → help, label names.
+// families has, for the name of each metric without "hubcache_", its help text and the names
+// of its labels.
 var families = map[string][]string{
-	"requests_total":                {"GETs and HEADs of manifests and blobs, by what they were.", "kind", "result"},
+	"requests_total":                {"GETs and HEADs of manifests and blobs, by result.", "kind", "result"},
 	"served_bytes_total":            {"Bytes of manifests and blobs sent to clients."},
 	"upstream_bytes_total":          {"Bytes of manifests and blobs read from upstream."},
 	"upstream_requests_total":       {"Requests to the registry and its CDN.", "upstream"},
-	"upstream_responses_total":      {"Their answers, by class of status; error is none.", "upstream", "class"},
+	"upstream_responses_total":      {"Answers to upstream requests, by class of status; error: there was none.", "upstream", "class"},
 	"upstream_token_requests_total": {"Requests to the token service, by result.", "upstream", "result"},
-	"upstream_state":                {"1 for the state that the upstream is in: ok, cooling, denied, down.", "upstream", "state"},
-	"upstream_ratelimit_limit":      {"Pulls in a window, as the upstream says.", "upstream"},
+	"upstream_state":                {"1 for the state that the upstream is in (ok, cooling, denied, down), 0 for the others.", "upstream", "state"},
+	"upstream_ratelimit_limit":      {"Pulls allowed in a window, as the upstream says.", "upstream"},
 	"upstream_ratelimit_remaining":  {"Pulls left in the window.", "upstream"},
 	"upstream_ratelimit_window_seconds": {
 		"Length of the window.", "upstream"},
-	"upstream_resumes_total":        {"Broken or stalled bodies that were continued by Range."},
-	"digest_mismatch_total":         {"Bodies whose digest or length was wrong; none was kept."},
-	"cache_write_errors_total":      {"Disk errors; the clients were served all the same."},
-	"stale_served_total":            {"Tags served from the cache because upstream could not be asked."},
+	"upstream_resumes_total":        {"Broken or stalled downloads that were resumed with Range."},
+	"digest_mismatch_total":         {"Downloads with a wrong digest or length. None was kept."},
+	"cache_write_errors_total":      {"Errors of the disk. The clients were served all the same."},
+	"stale_served_total":            {"Tags served from the cache because the upstream could not be asked."},
 	"read_ahead_unused_bytes_total": {"Bytes read ahead that nobody asked for within ten minutes."},
-	"inflight_downloads":            {"Blobs that are being fetched."},
-	"cache_size_bytes":              {"Bytes in blobs/ and ingest/."},
-	"cache_reserved_bytes":          {"Room promised to downloads whose files have not grown yet."},
+	"inflight_downloads":            {"Blobs that are being downloaded."},
+	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
+	"cache_reserved_bytes":          {"Bytes promised to downloads, whose files have not grown to it yet."},
 	"cache_pinned_bytes":            {"Bytes that are pinned."},
-	"cache_limit_bytes":             {"The budget."},
-	"cache_index_bytes":             {"Size of the index, which the budget leaves out."},
-	"cache_entries":                 {"What is kept.", "kind"},
-	"cache_longest_idle_seconds":    {"Time since the next victim was last used: a small one means a small cache."},
+	"cache_limit_bytes":             {"The budget, in bytes."},
+	"cache_index_bytes":             {"Size of the index, which the budget does not include."},
+	"cache_entries":                 {"Blobs, manifests and tags in the cache.", "kind"},
+	"cache_longest_idle_seconds":    {"Time since the last use of what is evicted next. A short one means that the cache is small."},
 	"evictions_total":               {"Blobs and manifests evicted."},
-	"evicted_bytes_total":           {"Their bytes."},
-	"config_last_reload_successful": {"1 when the last SIGHUP was taken over, 0 when the old settings stayed."},
+	"evicted_bytes_total":           {"Bytes of evicted blobs and manifests."},
+	"config_last_reload_successful": {"1 if the last SIGHUP changed to the new settings, 0 if the old ones stayed."},
 	"config_last_reload_timestamp_seconds": {
 		"When the last SIGHUP was."},
-	"build_info":     {"1.", "version", "goversion"},
+	"build_info":     {"1, with the versions of the program and of Go as labels.", "version", "goversion"},
 	"uptime_seconds": {"Time since the start."},
 }
 
 func newCollector(a *admin) *collector {
-	c := &collector{a, map[string]*prometheus.Desc{}}
+	c := &collector{a: a, descs: map[string]*prometheus.Desc{}}
 	for name, f := range families {
-		c.d[name] = prometheus.NewDesc("hubcache_"+name, f[0], f[1:], nil)
+		c.descs[name] = prometheus.NewDesc("hubcache_"+name, f[0], f[1:], nil)
 	}
 	return c
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range c.d {
+	for _, d := range c.descs {
 		ch <- d
 	}
 }
@@ -71,7 +72,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	s, r := c.a.Store.Stats(), c.a.Registry.Stats()
 	send := func(t prometheus.ValueType, name string, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(c.d[name], t, v, labels...)
+		ch <- prometheus.MustNewConstMetric(c.descs[name], t, v, labels...)
 	}
 	count := func(name string, v int64, labels ...string) {
 		send(prometheus.CounterValue, name, float64(v), labels...)
@@ -117,6 +118,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// reload sends the metrics of the last SIGHUP, if there was one.
 func (c *collector) reload(send func(prometheus.ValueType, string, float64, ...string)) {
 	last := c.a.LastReload()
 	if last.Time.IsZero() {
@@ -130,6 +132,7 @@ func (c *collector) reload(send func(prometheus.ValueType, string, float64, ...s
 	send(prometheus.GaugeValue, "config_last_reload_timestamp_seconds", float64(last.Time.Unix()))
 }
 
+// upstream sends the metrics of one upstream.
 func (c *collector) upstream(u upstream.Stats, count, gauge func(string, int64, ...string)) {
 	count("upstream_requests_total", u.Requests, u.Registry)
 	for class, n := range u.Responses {

@@ -21,10 +21,10 @@ func scrape(t *testing.T, o Options) string {
 	return body
 }
 
-// ours are the lines of our own series, in order.
-func ours(body string) []string {
+// ownSeries returns the lines of our own series, in order.
+func ownSeries(body string) []string {
 	lines := slices.DeleteFunc(strings.Split(body, "\n"), func(l string) bool { return !strings.HasPrefix(l, "hubcache_") })
-	for i, l := range lines { // what time and toolchain change
+	for i, l := range lines { // values that depend on the time and the toolchain
 		for _, changing := range []string{"hubcache_uptime_seconds", "hubcache_cache_longest_idle_seconds"} {
 			if strings.HasPrefix(l, changing+" ") {
 				lines[i] = changing + " N"
@@ -35,11 +35,11 @@ func ours(body string) []string {
 	return lines
 }
 
-// TestMetrics compares every series with the golden list: dashboards rely on the names.
+// Dashboards rely on the name of every series.
 func TestMetrics(t *testing.T) {
 	o := busy()
 	o.LastReload = func() LastReload { return LastReload{Time: time.Unix(1700000000, 0), OK: true} }
-	got := strings.Join(ours(scrape(t, o)), "\n") + "\n"
+	got := strings.Join(ownSeries(scrape(t, o)), "\n") + "\n"
 	want, err := os.ReadFile("testdata/metrics.txt")
 	if err != nil {
 		t.Fatal(err)
@@ -49,8 +49,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricsAreIdiomatic runs Prometheus' own linter over names, units and help.
-func TestMetricsAreIdiomatic(t *testing.T) {
+// The linter is Prometheus' own, for names, units and help texts.
+func TestMetricsPassTheLinter(t *testing.T) {
 	problems, err := promlint.New(strings.NewReader(scrape(t, busy()))).Lint()
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +62,8 @@ func TestMetricsAreIdiomatic(t *testing.T) {
 	}
 }
 
-// TestMetricsNameNoImage shows that no label grows with what is pulled.
-func TestMetricsNameNoImage(t *testing.T) {
+// The number of series must not grow with the number of images.
+func TestMetricLabelsNameNoImage(t *testing.T) {
 	for _, word := range []string{"redis", "sha256:", "library/"} {
 		if body := scrape(t, busy()); strings.Contains(body, word) {
 			t.Errorf("%q is in the metrics", word)
@@ -71,9 +71,8 @@ func TestMetricsNameNoImage(t *testing.T) {
 	}
 }
 
-// TestMetricsOfAnIdleServer shows that counters are there, at 0, before anything happens,
-// and what isn't known is left out.
-func TestMetricsOfAnIdleServer(t *testing.T) {
+// Before the first request, counters are 0, and what isn't known is left out.
+func TestIdleServerHasCountersAtZero(t *testing.T) {
 	body := scrape(t, idle())
 	for _, want := range []string{
 		`hubcache_requests_total{kind="blob",result="hit"} 0`, `hubcache_requests_total{kind="manifest",result="stale"} 0`,

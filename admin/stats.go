@@ -6,60 +6,60 @@ import (
 	"time"
 )
 
-// Schema is the version of Stats. It rises when a field changes its meaning or goes.
+// Schema is the version of Stats. It rises when a field changes its meaning or is removed.
 const Schema = 1
 
 // Stats is the document of GET /api/v1/stats and of "hubcache stats --json". Sizes are in
-// bytes; counters begin at the start of the server.
+// bytes. Counters count from the start of the server.
 type Stats struct {
 	Schema        int        `json:"schema"`
-	Version       string     `json:"version"`
+	Version       string     `json:"version"` // of the program
 	UptimeSeconds int64      `json:"uptime_seconds"`
 	Store         Store      `json:"store"`
 	Requests      Requests   `json:"requests"`
 	Bytes         Bytes      `json:"bytes"`
-	Upstreams     []Upstream `json:"upstreams"`
-	Inflight      []Inflight `json:"inflight"`
+	Upstreams     []Upstream `json:"upstreams"` // never null
+	Inflight      []Inflight `json:"inflight"`  // never null; by repository and digest
 }
 
-// Store says what is kept. Bytes is what lies in blobs/ and ingest/.
+// Store says what the cache holds.
 type Store struct {
-	Bytes         int64      `json:"bytes"`
-	ReservedBytes int64      `json:"reserved_bytes"`
+	Bytes         int64      `json:"bytes"`          // of the files in blobs/ and ingest/
+	ReservedBytes int64      `json:"reserved_bytes"` // promised to downloads, whose files have not grown to it yet
 	PinnedBytes   int64      `json:"pinned_bytes"`
-	BudgetBytes   int64      `json:"budget_bytes"`
-	IndexBytes    int64      `json:"index_bytes"`
-	Blobs         int64      `json:"blobs"`
+	BudgetBytes   int64      `json:"budget_bytes"` // limit of Bytes and ReservedBytes together
+	IndexBytes    int64      `json:"index_bytes"`  // size of the index, which the budget doesn't include
+	Blobs         int64      `json:"blobs"`        // complete ones, without manifests
 	Manifests     int64      `json:"manifests"`
 	Tags          int64      `json:"tags"`
-	Evictions     int64      `json:"evictions"`
+	Evictions     int64      `json:"evictions"` // of blobs and manifests
 	EvictedBytes  int64      `json:"evicted_bytes"`
-	OldestUse     *time.Time `json:"oldest_use"` // null while the store is empty
+	OldestUse     *time.Time `json:"oldest_use"` // last use of what is evicted next; null while the store is empty
 }
 
-// Requests counts every GET and HEAD of a manifest or blob once, under what it was.
+// Requests counts every GET and HEAD for a manifest or blob once, under its result.
 type Requests struct {
 	Manifest ManifestRequests `json:"manifest"`
 	Blob     BlobRequests     `json:"blob"`
 }
 
-// ManifestRequests are those of manifests.
+// ManifestRequests counts requests for manifests.
 type ManifestRequests struct {
-	Hit         int64 `json:"hit"`
-	Revalidated int64 `json:"revalidated"`
-	Miss        int64 `json:"miss"`
-	Shared      int64 `json:"shared"`
-	Stale       int64 `json:"stale"`
-	Bypass      int64 `json:"bypass"`
-	Error       int64 `json:"error"`
+	Hit         int64 `json:"hit"`         // from the cache
+	Revalidated int64 `json:"revalidated"` // from the cache, after the upstream said that the tag is unchanged
+	Miss        int64 `json:"miss"`        // from the upstream
+	Shared      int64 `json:"shared"`      // from an upstream request that another client began
+	Stale       int64 `json:"stale"`       // from the cache, because the upstream could not be asked
+	Bypass      int64 `json:"bypass"`      // from the upstream, and not kept
+	Error       int64 `json:"error"`       // answered with a status of 400 or above
 }
 
-// Total is how many there were.
+// Total returns how many requests there were.
 func (r ManifestRequests) Total() int64 {
 	return r.Hit + r.Revalidated + r.Miss + r.Shared + r.Stale + r.Bypass + r.Error
 }
 
-// BlobRequests are those of blobs.
+// BlobRequests counts requests for blobs. The fields mean what they do in ManifestRequests.
 type BlobRequests struct {
 	Hit    int64 `json:"hit"`
 	Miss   int64 `json:"miss"`
@@ -68,46 +68,45 @@ type BlobRequests struct {
 	Error  int64 `json:"error"`
 }
 
-// Total is how many there were.
+// Total returns how many requests there were.
 func (r BlobRequests) Total() int64 { return r.Hit + r.Miss + r.Shared + r.Bypass + r.Error }
 
-// Bytes counts bodies of manifests and blobs: sent to clients, read from upstreams, and
-// read ahead for nobody.
+// Bytes counts the bytes of manifests and blobs.
 type Bytes struct {
-	Served          int64 `json:"served"`
-	Fetched         int64 `json:"fetched"`
-	ReadAheadUnused int64 `json:"read_ahead_unused"`
+	Served          int64 `json:"served"`            // sent to clients
+	Fetched         int64 `json:"fetched"`           // read from upstreams
+	ReadAheadUnused int64 `json:"read_ahead_unused"` // read ahead, and not asked for within ten minutes
 }
 
 // Upstream is one registry that is cached.
 type Upstream struct {
-	Registry      string     `json:"registry"`
+	Registry      string     `json:"registry"` // its name in references: "docker.io"
 	URL           string     `json:"url"`
-	State         string     `json:"state"` // ok, cooling, denied or down
-	Requests      int64      `json:"requests"`
-	Authenticated bool       `json:"authenticated"`
-	RateLimit     *RateLimit `json:"rate_limit"` // null when unknown or unlimited
+	State         string     `json:"state"`         // ok, cooling (a limit was met), denied (the credential is refused) or down
+	Requests      int64      `json:"requests"`      // to the registry and its CDN
+	Authenticated bool       `json:"authenticated"` // a credential is configured
+	RateLimit     *RateLimit `json:"rate_limit"`    // null when unknown or unlimited
 }
 
-// RateLimit is what the upstream last said of the pull quota.
+// RateLimit is what the upstream last said about its limit on pulls.
 type RateLimit struct {
-	Limit         int64     `json:"limit"`
-	Remaining     int64     `json:"remaining"`
+	Limit         int64     `json:"limit"`     // pulls in a window
+	Remaining     int64     `json:"remaining"` // pulls left in this window
 	WindowSeconds int64     `json:"window_seconds"`
-	Source        string    `json:"source"`
-	Observed      time.Time `json:"observed"`
+	Source        string    `json:"source"`   // whom the upstream counts for: an address, or an account's ID
+	Observed      time.Time `json:"observed"` // when the upstream said so
 }
 
 // Inflight is a blob that is being fetched.
 type Inflight struct {
 	Digest     string `json:"digest"`
-	Repository string `json:"repository"`
-	Size       int64  `json:"size"` // -1 while unknown
-	Received   int64  `json:"received"`
-	Readers    int    `json:"readers"`
+	Repository string `json:"repository"` // with its registry; of the request that began the download
+	Size       int64  `json:"size"`       // -1 while unknown
+	Received   int64  `json:"received"`   // bytes
+	Readers    int    `json:"readers"`    // clients that are reading
 }
 
-// document takes the snapshots and puts them together.
+// document makes the Stats from one snapshot of the store and one of the registry.
 func (a *admin) document(now time.Time) Stats {
 	s, r := a.Store.Stats(), a.Registry.Stats()
 	d := Stats{
