@@ -1,6 +1,8 @@
-// Package cooldown decides how long to send nothing to a server that answered
-// 429 Too Many Requests: as long as the server says or, if it says nothing, a pause that
-// doubles each time.
+// Package cooldown decides when to try again.
+//
+// Pause is for a server that answered 429 Too Many Requests. It lasts as long as the server
+// says or, if the server says nothing, a time that doubles with each pause. Memory is for
+// what has just failed or was just done, by key.
 package cooldown
 
 import "time"
