@@ -61,13 +61,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	t.init()
 	resp, a, err := t.send(req)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized || !t.worthRetrying(resp, a) {
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || !t.learnFrom(resp, a) {
 		return resp, err
 	}
 	drain(resp)
 	resp, a, err = t.send(req)
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		t.worthRetrying(resp, a) // for what it remembers of the challenge and the token
+		t.learnFrom(resp, a) // and return the 401: one retry is enough
 	}
 	return resp, err
 }
@@ -83,21 +83,22 @@ type authorization struct {
 	fetched  bool   // token was fetched for this request
 }
 
-// worthRetrying learns from a 401, and reports whether the request may succeed if it is sent
-// again.
-func (t *Transport) worthRetrying(resp *http.Response, a authorization) bool {
+// learnFrom remembers what a 401 to a request with a says: the registry's challenge, and that
+// a token was rejected. It reports whether the request may succeed when it is sent again.
+func (t *Transport) learnFrom(resp *http.Response, a authorization) (retry bool) {
 	known := t.challenges.learn(resp.Header)
 	switch {
-	case known == nil:
+	case known == nil: // nothing says what the registry wants
 		return false
-	case known != a.challenge:
+	case known != a.challenge: // it wants something that the request didn't have
 		return known.Scheme == "bearer" || t.Credential != nil
 	case a.token == nil || a.token.value == "" || a.token.rejected.Load():
 		return false
-	case a.fetched:
+	case a.fetched: // another new token would be rejected too
 		a.token.rejected.Store(true)
 		return false
 	}
+	// The cached token may have been revoked.
 	t.tokens.drop(a.tokenKey, a.token)
 	return true
 }
