@@ -15,9 +15,9 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/upstream"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // listCount and listKept bound the lists kept in memory: 32 MiB of them.

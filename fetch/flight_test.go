@@ -1,0 +1,259 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
+)
+
+// memory is a BlobSource with a blob in memory. While hold is open, its bodies bring nothing.
+type memory struct {
+	blob   []byte
+	hold   chan struct{} // nil: nothing is held
+	opened int
+}
+
+func (m *memory) Open(ctx context.Context, p Part) (*Body, error) {
+	m.opened++
+	if p.To < 0 {
+		p.To = int64(len(m.blob))
+	}
+	r := io.Reader(bytes.NewReader(m.blob[p.From:p.To]))
+	return &Body{ReadCloser: io.NopCloser(held{r, m.hold, ctx}), From: p.From, To: p.To, Size: int64(len(m.blob)), Ranged: true}, nil
+}
+
+type held struct {
+	io.Reader
+	hold chan struct{}
+	ctx  context.Context
+}
+
+func (h held) Read(p []byte) (int, error) {
+	if h.hold != nil {
+		select {
+		case <-h.hold:
+		case <-h.ctx.Done():
+			return 0, context.Cause(h.ctx)
+		}
+	}
+	return h.Reader.Read(p)
+}
+
+// newPool returns a Pool with a store of budget bytes.
+func newPool(t *testing.T, budget int64, l Limits) *Pool {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	store, err := storage.Open(storage.Options{Dir: t.TempDir(), Budget: budget, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := New(Options{Store: store, Limits: l, Log: log})
+	t.Cleanup(func() {
+		if err := p.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// blobOf returns a blob of n bytes that is fetched from m, which it fills.
+func blobOf(m *memory, n int, seed string) Blob {
+	m.blob = bytes.Repeat([]byte(seed), n/len(seed)+1)[:n]
+	return Blob{Digest: digest.FromBytes(m.blob), Size: int64(n), Origin: storage.Origin{Repository: "docker.io/library/a"}, Source: m}
+}
+
+// TestReadersOfAFlightShareItsDownload: all get all bytes, and the source is asked once.
+func TestReadersOfAFlightShareItsDownload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t, 1<<30, Limits{})
+		m := &memory{hold: make(chan struct{})}
+		b := blobOf(m, 2<<20, "shared ")
+		got := make(chan int, 10)
+		var firsts atomic.Int32
+		for i := range cap(got) {
+			go func() {
+				f, first, err := p.Start(t.Context(), b)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer f.Leave()
+				if first {
+					firsts.Add(1)
+				}
+				rd, err := f.Reader(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer rd.Close()
+				all, err := io.ReadAll(&reader{rd, t.Context(), 0})
+				if err != nil || !bytes.Equal(all, m.blob) {
+					t.Errorf("reader %d: %d bytes, %v", i, len(all), err)
+				}
+				got <- len(all)
+			}()
+		}
+		synctest.Wait()
+		if s := p.Stats().Inflight; len(s) != 1 || s[0].Readers != cap(got) || s[0].Repository != b.Origin.Repository {
+			t.Errorf("in flight: %+v", s)
+		}
+		close(m.hold)
+		for range cap(got) {
+			<-got
+		}
+		synctest.Wait()
+		if n := firsts.Load(); n != 1 || m.opened != 1 {
+			t.Errorf("%d were first, and the source was asked %d times", n, m.opened)
+		}
+		if _, err := p.Join(t.Context(), b.Digest); !errors.Is(err, ErrEnded) {
+			t.Errorf("after the end: %v", err)
+		}
+		if _, ok := p.store.Has(b.Digest); !ok {
+			t.Error("the blob is not in the store")
+		}
+	})
+}
+
+// reader reads a storage.Reader from the start.
+type reader struct {
+	rd  *storage.Reader
+	ctx context.Context
+	at  int64
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.rd.ReadAt(r.ctx, p, r.at)
+	r.at += int64(n)
+	return n, err
+}
+
+// TestReadersAreCountedRight: whatever comes and leaves, the pool's count of flights that have
+// readers is right, and no more flights go on without readers than the limit allows.
+func TestReadersAreCountedRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const orphans = 2
+		p := newPool(t, 1<<30, Limits{Orphans: orphans, Transfers: 100})
+		random := rand.New(rand.NewPCG(3, 4))
+		var sources []*memory
+		var blobs []Blob
+		for i := range 6 {
+			m := &memory{hold: make(chan struct{})}
+			sources, blobs = append(sources, m), append(blobs, blobOf(m, 2<<20, fmt.Sprint("blob ", i)))
+		}
+		var joined []*Flight
+		for step := range 400 {
+			switch i := random.IntN(len(blobs)); random.IntN(5) {
+			case 0, 1:
+				if f, _, err := p.Start(t.Context(), blobs[i]); err == nil {
+					joined = append(joined, f)
+				}
+			case 2, 3:
+				if n := len(joined); n > 0 {
+					j := random.IntN(n)
+					joined[j].Leave()
+					joined[j] = joined[n-1]
+					joined = joined[:n-1]
+				}
+			case 4:
+				if step%10 == 0 { // it ends, and may be fetched again
+					close(sources[i].hold)
+					synctest.Wait()
+					sources[i].hold = make(chan struct{})
+					p.store.Remove(blobs[i].Digest)
+				}
+			}
+			synctest.Wait()
+			p.mu.Lock()
+			read := 0
+			for _, f := range p.flights {
+				if f.readers > 0 {
+					read++
+				}
+			}
+			if read != p.read || len(p.flights)-read > orphans {
+				t.Errorf("step %d: %d of %d flights have readers, counted are %d", step, read, len(p.flights), p.read)
+			}
+			p.mu.Unlock()
+		}
+		for _, f := range joined {
+			f.Leave()
+		}
+		for _, m := range sources {
+			close(m.hold)
+		}
+	})
+}
+
+// TestFailureIsRemembered: for a moment, and only for the repository that it was met under.
+func TestFailureIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t, 1<<30, Limits{})
+		m := &memory{}
+		b := blobOf(m, 1000, "other bytes ")
+		b.Digest = digest.FromString("what was asked for")
+		f, _, err := p.Start(t.Context(), b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Reader(t.Context()); !errors.Is(err, storage.ErrDigest) {
+			t.Errorf("a blob with the wrong bytes: %v", err)
+		}
+		f.Leave()
+		synctest.Wait()
+		if err := p.Failed(b.Origin.Repository, b.Digest); !errors.Is(err, storage.ErrDigest) {
+			t.Errorf("it is remembered as %v", err)
+		}
+		if err := p.Failed("docker.io/library/b", b.Digest); err != nil {
+			t.Errorf("another repository is told %v", err)
+		}
+		if n := p.Stats().DigestMismatches; n != 1 {
+			t.Errorf("%d mismatches are counted", n)
+		}
+		time.Sleep(brokenFor + 1)
+		if err := p.Failed(b.Origin.Repository, b.Digest); err != nil {
+			t.Errorf("much later: %v", err)
+		}
+	})
+}
+
+// TestBypassHoldsTheLastByteBack: a blob that isn't kept is verified too, and the client of one
+// with wrong bytes doesn't get all of it.
+func TestBypassHoldsTheLastByteBack(t *testing.T) {
+	p := newPool(t, 1<<20, Limits{})
+	for _, size := range []int{1000, 3 << 20} {
+		m := &memory{}
+		b := blobOf(m, size, "x")
+		for _, wrong := range []bool{false, true} {
+			if wrong {
+				b.Digest = digest.FromString("what was asked for")
+			}
+			by, err := p.Bypass(t.Context(), b, Part{To: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := httptest.NewRecorder()
+			n, err := by.Send(w, 0, by.Size())
+			by.Close()
+			if wrong != errors.Is(err, storage.ErrDigest) || wrong != (n < int64(size)) || n != int64(w.Body.Len()) {
+				t.Errorf("%d bytes, wrong %v: %d sent, %v", size, wrong, n, err)
+			}
+		}
+	}
+}
