@@ -21,7 +21,27 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
+
+// Options is what New needs. Store and Upstreams must be set; the zero value of everything
+// else means what its comment says.
+type Options struct {
+	Store     *storage.Store
+	Upstreams []Upstream // the first answers requests that name no registry
+	Policy    Policy
+	Log       *slog.Logger // nil: slog.Default()
+}
+
+// Upstream is a registry that is cached.
+type Upstream struct {
+	upstream.Options // a nil Log is Options.Log
+
+	// Source puts something in front of the registry, from which tags, manifests and blobs
+	// then come. It is given the registry itself as a source. nil: nothing.
+	Source func(fetch.Source) fetch.Source
+}
 
 // Registry is the pull API and the pull-through policy in one http.Handler.
 // All methods are safe for concurrent use.
