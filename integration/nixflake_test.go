@@ -49,7 +49,7 @@ func nixFlakeSource(t *testing.T, root string) string {
 		}
 	}
 	// The packages that nix/package.nix names have to be there.
-	for _, name := range []string{"admin", "auth", "cmd", "image", "lru", "prune", "registry", "storage"} {
+	for _, name := range []string{"admin", "auth", "cmd", "image", "index", "lru", "prune", "registry", "storage"} {
 		if _, err := os.Stat(filepath.Join(root, name)); err != nil {
 			t.Fatal(err)
 		}

@@ -25,6 +25,7 @@ buildGoModule (finalAttrs: {
       ../cooldown
       ../fetch
       ../image
+      ../index
       ../integration
       ../lru
       ../name

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/image"
+	"github.com/hubcache/hubcache/index"
 )
 
 // begun writes all but the end of b; nil when it is there already.
@@ -94,7 +95,7 @@ func unwalked(t *testing.T, unknown []byte) *Store {
 	if err := s.load(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.index.close() })
+	t.Cleanup(func() { s.index.Close() })
 	return s
 }
 
@@ -128,7 +129,7 @@ func TestWhatComesAfterDamageIsFoundAgain(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	settleDown(t, s)
-	s.index.condemn(fmt.Errorf("%w: by a bad disk", errDamaged))
+	s.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)
 	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", body); err != nil {
@@ -273,7 +274,7 @@ func TestMinFreePromisedTwice(t *testing.T) {
 func TestSetAsideFails(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
-	s.index.condemn(fmt.Errorf("%w: by a bad disk", errDamaged))
+	s.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
 	s.Close()
 	s.index = nil
 	bad := filepath.Join(dir, "index.db.bad")
@@ -386,9 +387,7 @@ func TestNamesWithoutRoomAreWrittenAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(500 * time.Millisecond)
-	s.index.mu.Lock()
-	defer s.index.mu.Unlock()
-	if n := len(s.index.pending); n > 0 {
+	if n := s.index.Pending(); n > 0 {
 		t.Errorf("%d changes are still in memory only", n)
 	}
 }

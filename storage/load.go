@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/image"
+	"github.com/hubcache/hubcache/index"
 )
 
 func fileIDOf(fi fs.FileInfo) fileID {
@@ -28,9 +29,9 @@ func fileIDOf(fi fs.FileInfo) fileID {
 // load opens the index and fills the lru from it; a damaged one is set aside and rebuilt.
 func (s *Store) load() error {
 	entries, err := s.loadIndex()
-	if errors.Is(err, errDamaged) {
+	if errors.Is(err, index.ErrDamaged) {
 		s.log.Error("the index is damaged: set aside and rebuilt from the files", "error", err)
-		if err = s.setAside(); err != nil {
+		if err = index.SetAside(s.layout.index()); err != nil {
 			return err
 		}
 		entries, err = s.loadIndex()
@@ -40,7 +41,7 @@ func (s *Store) load() error {
 	}
 	s.loadAll(entries)
 	s.loadPartials()
-	if built, err := s.index.get(bucketMeta, keyBuilt); err != nil || built != nil {
+	if built, err := s.index.Get(bucketMeta, keyBuilt); err != nil || built != nil {
 		return err
 	}
 	return s.rebuild()
@@ -79,28 +80,12 @@ func (s *Store) loadEntry(e *entry) {
 	}
 }
 
-// setAside renames the damaged index; one such file is kept to look at.
-func (s *Store) setAside() error {
-	path := s.layout.index()
-	if s.index != nil {
-		s.index.db.Close()
-		s.index = nil
-	}
-	if err := os.Rename(path, path+".bad"); err != nil {
-		return err
-	}
-	if err := os.Remove(path + ".damaged"); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // loadIndex opens the index and reads all of it, so that damage shows now. It returns the
 // entries in the order of their keys.
 func (s *Store) loadIndex() (entries []lastUse, err error) {
 	tags := int64(0)
 	var left []lastUse // those whose last use is to come: both buckets are in the order of their keys
-	s.index, err = openIndex(s.layout.index(), [][]byte{bucketBlobs, bucketUses}, func(bucket, k, v []byte) error {
+	visit := func(bucket, k, v []byte) error {
 		switch string(bucket) {
 		case string(bucketBlobs):
 			r, _, err := decodeHead(v)
@@ -124,6 +109,12 @@ func (s *Store) loadIndex() (entries []lastUse, err error) {
 			return err
 		}
 		return nil
+	}
+	s.index, err = index.Open(s.layout.index(), index.Options{
+		Buckets: buckets,
+		First:   [][]byte{bucketBlobs, bucketUses},
+		Visit:   visit,
+		Opened:  s.indexOpened,
 	})
 	s.tags.Store(tags)
 	return entries, err
@@ -292,7 +283,7 @@ func (s *Store) adopt(d digest.Digest, fi fs.FileInfo) {
 	}
 	s.mu.Unlock()
 	if !known {
-		s.index.set(bucketBlobs, []byte(d), r.encode())
+		s.index.Set(bucketBlobs, []byte(d), r.encode())
 	}
 }
 
@@ -334,7 +325,7 @@ func (s *Store) rebuild() error {
 	if err != nil {
 		return err
 	}
-	s.index.set(bucketMeta, keyBuilt, []byte{1})
+	s.index.Set(bucketMeta, keyBuilt, []byte{1})
 	s.flush()
 	if len(blobs) > 0 || repos > 0 {
 		s.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
@@ -346,14 +337,14 @@ func (s *Store) rebuild() error {
 func (s *Store) restore(repo repoFile) {
 	name := repo.Repository
 	if repo.Public != nil {
-		s.index.set(bucketVerdicts, []byte(name), Visibility{*repo.Public, repo.VerdictAt}.encode())
+		s.index.Set(bucketVisibility, []byte(name), Visibility{*repo.Public, repo.VerdictAt}.encode())
 	}
 	for d, mediaType := range repo.Manifests {
 		s.restoreManifest(name, d, mediaType)
 	}
 	for tag, t := range repo.Tags {
 		if t.Digest.Validate() == nil {
-			s.index.set(bucketTags, pair(name, tag), Tag{t.Digest, t.Type, t.Size, t.Checked}.encode())
+			s.index.Set(bucketTags, pair(name, tag), Tag{t.Digest, t.Type, t.Size, t.Checked}.encode())
 			s.tags.Add(1)
 		}
 	}
@@ -380,7 +371,7 @@ func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType st
 		return
 	}
 	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: e.Value.has(isPrivate), manifest: true, mediaType: mediaType, children: image.Children(body)}
-	s.index.set(bucketBlobs, []byte(d), r.encode())
+	s.index.Set(bucketBlobs, []byte(d), r.encode())
 	s.link(repository, d, Link{true, e.Size})
 	for _, c := range r.children {
 		s.name(repository, c)
@@ -396,5 +387,5 @@ func (s *Store) amend(d digest.Digest, f func(*record)) {
 		return
 	}
 	f(&r)
-	s.index.set(bucketBlobs, []byte(d), r.encode())
+	s.index.Set(bucketBlobs, []byte(d), r.encode())
 }

@@ -1,46 +1,42 @@
 package storage
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
-	"hash/crc32"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/image"
+	"github.com/hubcache/hubcache/index"
 )
 
-// What the index holds. Every value ends in a checksum over key and value, so that a
-// damaged index is found when it is read and not believed.
+// The buckets of the index. Their names are on disk.
+var (
+	bucketBlobs      = []byte("blobs")    // digest → record
+	bucketUses       = []byte("uses")     // digest → time of last use
+	bucketLinks      = []byte("links")    // repository \0 digest → Link
+	bucketTags       = []byte("tags")     // repository \0 tag → Tag
+	bucketVisibility = []byte("verdicts") // repository → Visibility
+	bucketMeta       = []byte("meta")     // keyBuilt
 
-var errDamaged = errors.New("damaged index record")
+	buckets = [][]byte{bucketBlobs, bucketUses, bucketLinks, bucketTags, bucketVisibility, bucketMeta}
 
-func seal(key, value []byte) []byte {
-	sum := crc32.Update(crc32.ChecksumIEEE(key), crc32.IEEETable, value)
-	return binary.LittleEndian.AppendUint32(value, sum)
+	// keyBuilt is set once the index has been made from the files. Without it the index is
+	// empty, or its rebuilding was cut short, and it must not be believed.
+	keyBuilt = []byte("built")
+)
+
+// pair is the key of what belongs to a repository. No name contains a \0.
+func pair(repository, name string) []byte {
+	b := make([]byte, 0, len(repository)+1+len(name))
+	return append(append(append(b, repository...), 0), name...)
 }
 
-func unseal(key, sealed []byte) ([]byte, error) {
-	n := len(sealed) - 4
-	if n < 0 {
-		return nil, errDamaged
-	}
-	sum := crc32.Update(crc32.ChecksumIEEE(key), crc32.IEEETable, sealed[:n])
-	if binary.LittleEndian.Uint32(sealed[n:]) != sum {
-		return nil, errDamaged
-	}
-	return sealed[:n], nil
-}
-
-// unsealRow is unseal for a key that is followed by its value, as in the index's file: one
-// look at both is faster than two.
-func unsealRow(row []byte, key int) ([]byte, error) {
-	n := len(row) - 4
-	if n < key || binary.LittleEndian.Uint32(row[n:]) != crc32.ChecksumIEEE(row[:n]) {
-		return nil, errDamaged
-	}
-	return row[key:n], nil
+// unpair is the inverse of pair.
+func unpair(key []byte) (repository, name string) {
+	r, n, _ := bytes.Cut(key, []byte{0})
+	return string(r), string(n)
 }
 
 // fileID is what fstat said of a blob's file when it was committed.
@@ -104,14 +100,14 @@ func (r *record) encode() []byte {
 // decodeHead decodes all but media type and children.
 func decodeHead(b []byte) (r record, rest []byte, err error) {
 	if len(b) < recordHead || b[0]&^(flagPrivate|flagManifest|flagUnverified) != 0 {
-		return r, nil, errDamaged
+		return r, nil, index.ErrDamaged
 	}
 	r.private, r.manifest, r.unverified = b[0]&flagPrivate != 0, b[0]&flagManifest != 0, b[0]&flagUnverified != 0
 	r.size = int64(binary.LittleEndian.Uint64(b[1:]))
 	r.ino = binary.LittleEndian.Uint64(b[9:])
 	r.mtime = int64(binary.LittleEndian.Uint64(b[17:]))
 	if r.size < 0 {
-		return r, nil, errDamaged
+		return r, nil, index.ErrDamaged
 	}
 	return r, b[recordHead:], nil
 }
@@ -187,7 +183,7 @@ func (v Visibility) encode() []byte {
 	return binary.AppendVarint(b, v.At.UnixNano())
 }
 
-func decodeVerdict(b []byte) (Visibility, error) {
+func decodeVisibility(b []byte) (Visibility, error) {
 	d := decoder{b: b}
 	v := Visibility{Public: d.byte() == 1, At: time.Unix(0, d.int())}
 	return v, d.end()
@@ -205,7 +201,7 @@ func appendString(b []byte, s string) []byte {
 }
 
 // decoder reads what the encoders above wrote. After a fault everything is zero and
-// end returns errDamaged.
+// end returns index.ErrDamaged.
 type decoder struct {
 	b   []byte
 	bad bool
@@ -256,7 +252,7 @@ func (d *decoder) string() string {
 
 func (d *decoder) end() error {
 	if d.bad || len(d.b) > 0 {
-		return errDamaged
+		return index.ErrDamaged
 	}
 	return nil
 }

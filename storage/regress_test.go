@@ -43,7 +43,7 @@ func TestNestedViewDeadlock(t *testing.T) {
 			for i := range 20 {
 				v := make([]byte, 8000)
 				rand.Read(v)
-				s.index.set(bucketTags, pair("docker.io/x/y", fmt.Sprint(n, "-", i)), v)
+				s.index.Set(bucketTags, pair("docker.io/x/y", fmt.Sprint(n, "-", i)), v)
 			}
 			s.flush()
 		}

@@ -122,7 +122,7 @@ func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
 // Link returns what links blob d to the repository.
 // Errors: fs.ErrNotExist when nothing does.
 func (s *Store) Link(repository string, d digest.Digest) (Link, error) {
-	v, err := s.index.get(bucketLinks, pair(repository, string(d)))
+	v, err := s.index.Get(bucketLinks, pair(repository, string(d)))
 	if err != nil {
 		return Link{}, err
 	}
@@ -150,7 +150,7 @@ func (s *Store) link(repository string, d digest.Digest, l Link) (set bool) {
 	if old, err := s.Link(repository, d); err == nil && (old == l || old.Confirmed && (!l.Confirmed || l.Size < 0)) {
 		return false
 	}
-	s.index.set(bucketLinks, key, l.encode())
+	s.index.Set(bucketLinks, key, l.encode())
 	return true
 }
 
@@ -162,7 +162,7 @@ func (s *Store) name(repository string, c image.Child) {
 // Tag returns what a tag last resolved to; its manifest need not be there.
 // Errors: fs.ErrNotExist.
 func (s *Store) Tag(repository, tag string) (Tag, error) {
-	v, err := s.index.get(bucketTags, pair(repository, tag))
+	v, err := s.index.Get(bucketTags, pair(repository, tag))
 	if err != nil {
 		return Tag{}, err
 	}
@@ -175,7 +175,7 @@ func (s *Store) Tag(repository, tag string) (Tag, error) {
 // SetTag keeps what a tag resolves to.
 func (s *Store) SetTag(repository, tag string, t Tag) {
 	old, err := s.Tag(repository, tag)
-	s.index.set(bucketTags, pair(repository, tag), t.encode())
+	s.index.Set(bucketTags, pair(repository, tag), t.encode())
 	if err == nil && old.Digest == t.Digest {
 		return // only the time of the check is new: written with the next batch
 	}
@@ -191,7 +191,7 @@ func (s *Store) DeleteTag(repository, tag string) {
 	if _, err := s.Tag(repository, tag); err != nil {
 		return
 	}
-	s.index.delete(bucketTags, pair(repository, tag))
+	s.index.Delete(bucketTags, pair(repository, tag))
 	s.tags.Add(-1)
 	s.flushSoon()
 	s.repoChanged(repository)
@@ -199,19 +199,19 @@ func (s *Store) DeleteTag(repository, tag string) {
 
 // Visibility returns whether the repository is public. Errors: fs.ErrNotExist.
 func (s *Store) Visibility(repository string) (Visibility, error) {
-	v, err := s.index.get(bucketVerdicts, []byte(repository))
+	v, err := s.index.Get(bucketVisibility, []byte(repository))
 	if err != nil {
 		return Visibility{}, err
 	}
 	if v == nil {
 		return Visibility{}, missing{"no verdict"}
 	}
-	return decodeVerdict(v)
+	return decodeVisibility(v)
 }
 
 // SetVisibility keeps whether the repository is public.
 func (s *Store) SetVisibility(repository string, v Visibility) {
-	s.index.set(bucketVerdicts, []byte(repository), v.encode())
+	s.index.Set(bucketVisibility, []byte(repository), v.encode())
 	s.repoChanged(repository)
 }
 
@@ -220,7 +220,7 @@ func (s *Store) SetVisibility(repository string, v Visibility) {
 func (s *Store) Repositories(registry string) ([]string, error) {
 	s.flush()
 	var names []string
-	err := s.index.each(bucketTags, []byte(registry+"/"), func(k, v []byte) error {
+	err := s.index.Each(bucketTags, []byte(registry+"/"), func(k, v []byte) error {
 		name, _ := unpair(k)
 		if len(names) > 0 && names[len(names)-1] == name {
 			return nil
@@ -281,7 +281,7 @@ func (s *Store) writeRepo(name string) error {
 		file.Public, file.VerdictAt = &v.Public, v.At
 	}
 	prefix := pair(name, "")
-	err := s.index.each(bucketTags, prefix, func(k, v []byte) error {
+	err := s.index.Each(bucketTags, prefix, func(k, v []byte) error {
 		_, tag := unpair(k)
 		t, err := decodeTag(v)
 		file.Tags[tag] = tagInFile{t.Digest, t.Size, t.MediaType, t.Checked}
@@ -291,7 +291,7 @@ func (s *Store) writeRepo(name string) error {
 		return err
 	}
 	var manifests []digest.Digest
-	err = s.index.each(bucketLinks, prefix, func(k, v []byte) error {
+	err = s.index.Each(bucketLinks, prefix, func(k, v []byte) error {
 		_, d := unpair(k)
 		l, err := decodeLink(v)
 		// What an index only names comes back with the index, and no better linked.

@@ -148,8 +148,8 @@ func (s *Store) unlink(victims []*entry) {
 			s.removeFile(s.layout.partial(e.Key))
 		} else {
 			s.removeFile(s.layout.blob(e.Key))
-			s.index.delete(bucketBlobs, []byte(e.Key))
-			s.index.delete(bucketUses, []byte(e.Key))
+			s.index.Delete(bucketBlobs, []byte(e.Key))
+			s.index.Delete(bucketUses, []byte(e.Key))
 		}
 		s.mu.Lock()
 		close(s.unlinking[e.Key])
@@ -239,8 +239,8 @@ func (s *Store) commit(in *Ingest) error {
 // admit books a committed ingest as an entry, under one lock, so that it is never neither.
 func (s *Store) admit(in *Ingest, r record) {
 	now := time.Now()
-	s.index.set(bucketBlobs, []byte(in.digest), r.encode())
-	s.index.set(bucketUses, []byte(in.digest), encodeTime(now))
+	s.index.Set(bucketBlobs, []byte(in.digest), r.encode())
+	s.index.Set(bucketUses, []byte(in.digest), encodeTime(now))
 	e := r.entry(in.digest, now.UnixNano())
 	s.unclaim(in, func() {
 		s.lru.Commit(in.reserved, e)
@@ -268,7 +268,7 @@ func (r *record) entry(d digest.Digest, used int64) *entry {
 
 // flush writes the index; when that fails it is tried again by keepHouse.
 func (s *Store) flush() {
-	if err := s.index.flush(); err != nil {
+	if err := s.index.Flush(); err != nil {
 		s.diskFailed(err)
 	}
 }

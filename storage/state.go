@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hubcache/hubcache/index"
 )
 
 // partialState is the file beside a partial: what a later process needs to go on with it.
@@ -88,7 +90,7 @@ func openSized(path string, size int64) (*os.File, error) {
 	}
 	if fi, err := f.Stat(); err != nil || fi.Size() != size {
 		f.Close()
-		return nil, errDamaged
+		return nil, index.ErrDamaged
 	}
 	return f, nil
 }

@@ -21,7 +21,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.etcd.io/bbolt"
 
+	"github.com/hubcache/hubcache/index"
 	"github.com/hubcache/hubcache/lru"
 )
 
@@ -31,6 +33,10 @@ type Options struct {
 	Budget  int64  // bytes that blobs/ and ingest/ may hold together
 	MinFree int64  // bytes of the file system that are left free, whatever the budget
 	Log     *slog.Logger
+
+	// IndexOpened is called with the open database of the index. It is for tests, which can
+	// then make transactions of their own, for example one that makes readers wait.
+	IndexOpened func(*bbolt.DB)
 }
 
 // Store is the cache on disk. All methods are safe for concurrent use.
@@ -40,11 +46,12 @@ type Options struct {
 // hashed before it is served; a tag or link is asked for again. A power cut may also lose
 // manifests that came in within half a minute. What else has been committed stays.
 type Store struct {
-	layout  layout
-	log     *slog.Logger
-	index   *index
-	minFree atomic.Int64
-	space   freeSpace
+	layout      layout
+	log         *slog.Logger
+	index       *index.Index
+	indexOpened func(*bbolt.DB)
+	minFree     atomic.Int64
+	space       freeSpace
 
 	// making serializes those who make room, so that each sees the room the one before
 	// left. Held during unlinks; taken before mu.
@@ -129,14 +136,15 @@ func Open(o Options) (*Store, error) {
 // newStore is a Store with nothing loaded and nothing running.
 func newStore(o Options) *Store {
 	s := &Store{
-		layout:    layout(o.Dir),
-		log:       cmp.Or(o.Log, slog.Default()),
-		lru:       lru.New[digest.Digest, info](o.Budget),
-		ingests:   map[digest.Digest]*Ingest{},
-		unlinking: map[digest.Digest]chan struct{}{},
-		changed:   map[string]bool{},
-		dirty:     make(chan struct{}, 1),
-		stop:      make(chan struct{}),
+		layout:      layout(o.Dir),
+		log:         cmp.Or(o.Log, slog.Default()),
+		indexOpened: o.IndexOpened,
+		lru:         lru.New[digest.Digest, info](o.Budget),
+		ingests:     map[digest.Digest]*Ingest{},
+		unlinking:   map[digest.Digest]chan struct{}{},
+		changed:     map[string]bool{},
+		dirty:       make(chan struct{}, 1),
+		stop:        make(chan struct{}),
 	}
 	s.space.measure = statfs(o.Dir)
 	s.minFree.Store(o.MinFree)
@@ -148,7 +156,7 @@ func (s *Store) Close() error {
 	close(s.stop)
 	s.stopped.Wait()
 	s.writeRepos()
-	return s.index.close()
+	return s.index.Close()
 }
 
 // SetLimits changes the budget and the free space to keep. When they shrink, what is too
@@ -196,7 +204,7 @@ func (s *Store) Stats() Stats {
 		Bytes:         s.lru.Used() + inFiles,
 		ReservedBytes: s.lru.Reserved() - inFiles,
 		BudgetBytes:   s.lru.Max(),
-		IndexBytes:    s.index.size(),
+		IndexBytes:    s.index.Size(),
 		Manifests:     s.manifests,
 		Blobs:         int64(s.lru.Len()) - s.manifests,
 		Tags:          s.tags.Load(),
@@ -385,7 +393,7 @@ func (s *Store) touch(d digest.Digest, now int64, depth int) {
 	fresh := e != nil && now >= e.Value.used && now-e.Value.used < int64(time.Second)
 	if e != nil && !fresh {
 		e.Value.used = now
-		s.index.set(bucketUses, []byte(d), encodeTime(time.Unix(0, now)))
+		s.index.Set(bucketUses, []byte(d), encodeTime(time.Unix(0, now)))
 	}
 	manifest := e != nil && e.Value.has(isManifest)
 	s.mu.Unlock()
@@ -402,7 +410,7 @@ func (s *Store) touch(d digest.Digest, now int64, depth int) {
 }
 
 func (s *Store) record(d digest.Digest) (record, error) {
-	v, err := s.index.get(bucketBlobs, []byte(d))
+	v, err := s.index.Get(bucketBlobs, []byte(d))
 	if err != nil {
 		return record{}, err
 	}

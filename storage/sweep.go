@@ -22,7 +22,7 @@ func (s *Store) sweep(now time.Time) {
 	s.flush()
 	// One repository at a time is in memory.
 	var repositories []string
-	err := s.index.each(bucketLinks, nil, func(k, _ []byte) error {
+	err := s.index.Each(bucketLinks, nil, func(k, _ []byte) error {
 		name, _ := unpair(k)
 		if n := len(repositories); n == 0 || repositories[n-1] != name {
 			repositories = append(repositories, name)
@@ -32,7 +32,7 @@ func (s *Store) sweep(now time.Time) {
 	var keys [][]byte
 	for _, name := range repositories {
 		links := map[digest.Digest][]byte{}
-		err = errors.Join(err, s.index.each(bucketLinks, pair(name, ""), func(k, _ []byte) error {
+		err = errors.Join(err, s.index.Each(bucketLinks, pair(name, ""), func(k, _ []byte) error {
 			_, d := unpair(k)
 			links[digest.Digest(d)] = bytes.Clone(k)
 			return nil
@@ -47,7 +47,7 @@ func (s *Store) sweep(now time.Time) {
 			if s.linked[string(k)] {
 				continue
 			}
-			s.index.delete(bucketLinks, k)
+			s.index.Delete(bucketLinks, k)
 			name, _ := unpair(k)
 			s.repoChanged(name) // or it comes back with a rebuild
 		}
@@ -94,7 +94,7 @@ func (s *Store) unneeded(links map[digest.Digest][]byte) map[digest.Digest][]byt
 func (s *Store) sweepTags(now time.Time) {
 	type tag struct{ repository, name string }
 	var old []tag
-	err := s.index.each(bucketTags, nil, func(k, v []byte) error {
+	err := s.index.Each(bucketTags, nil, func(k, v []byte) error {
 		t, err := decodeTag(v)
 		if _, here := s.Has(t.Digest); !here && now.Sub(t.Checked) > tagsKept {
 			repository, name := unpair(k)

@@ -1,4 +1,4 @@
-package storage
+package index
 
 import (
 	"bytes"
@@ -15,52 +15,64 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// walkPages walks the tree of a bbolt file before bbolt does. bbolt trusts its pages:
-// a pointer that a bad disk or an editor has changed can lead it in circles for ever,
-// or beyond the end of the mapped file. Anything wrong is errDamaged; an empty file is fine.
+// walkPages checks all pages of a bbolt file before bbolt opens it. bbolt trusts its pages: a
+// wrong pointer on one of them can lead it in circles, or beyond the end of the mapped file.
+// Anything wrong is ErrDamaged. An empty file is right.
 //
-// It calls visit for every key, in the order of the keys, with the checked value: the start
-// needs all of them, and a second reading would take as long again. Those of the buckets
-// in first come one bucket after the other, those of all others at the same time from
-// another goroutine. Key and value are good until visit returns.
+// It calls visit for every key, in the order of the keys, with the value that the checksum
+// was checked for: a start needs all of them, and to read them again would take as long again.
+// The buckets in first are visited one after the other, and all others at the same time, from
+// another goroutine. Key and value are valid until visit returns. The error of visit is
+// returned as it is.
 //
-// The format is described in bbolt's internal/common/{page,meta}.go; it has been
-// version 2 since 2014, and is little-endian on the machines that hubcache runs on.
-func walkPages(f *os.File, first [][]byte, visit visitor) error {
+// The format is described in bbolt's internal/common/{page,meta}.go. It has been version 2
+// since 2014, and is little-endian on the machines that hubcache runs on.
+func walkPages(f *os.File, first [][]byte, visit Visitor) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if fi.Size() == 0 {
-		return nil // bbolt makes a new one of it
+		return nil // bbolt writes a new database into it
 	}
 	readAhead(f, fi.Size())
 	file := pageFile{f: f, size: fi.Size()}
-	if err := file.walk(first, visit); err != nil {
-		return fmt.Errorf("%w: %w", errDamaged, err)
+	var visitFailed visitError
+	err = file.walk(first, func(bucket, key, value []byte) error {
+		if err := visit(bucket, key, value); err != nil {
+			return visitError{err}
+		}
+		return nil
+	})
+	switch {
+	case errors.As(err, &visitFailed):
+		return visitFailed.error
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }
 
-// readAhead has the kernel read the file from its beginning to its end, which is what disks
-// are fast at. The walk goes by the keys, whose pages lie in the order in which they were
-// last written, and alone would wait for one page after the other after a reboot.
+// visitError marks an error of the caller's visitor, which says nothing about the pages.
+type visitError struct{ error }
+
+// readAhead asks the kernel to read the file from beginning to end, which disks do fast. The
+// walk reads pages in the order of their keys, and they lie in the order in which they were
+// last written: after a reboot it would wait for each page by itself.
 func readAhead(f *os.File, size int64) {
-	const piece = 1 << 20 // Linux reads no more at a time, whatever it is asked for
+	const piece = 1 << 20 // Linux reads no more for one call
 	for at := int64(0); at < size; at += piece {
 		unix.Fadvise(int(f.Fd()), at, piece, unix.FADV_WILLNEED)
 	}
 }
 
-// visitor is called with what an index holds.
-type visitor func(bucket, key, value []byte) error
-
+// pageFile is the file whose pages are checked. Two goroutines walk its trees.
 type pageFile struct {
 	f        io.ReaderAt
 	size     int64
 	pageSize uint64
 	high     uint64        // number of pages in use
-	seen     []atomic.Bool // by page
+	seen     []atomic.Bool // by page: a page belongs to one place
 }
 
 // pageWalk is the walk of one tree.
@@ -70,8 +82,8 @@ type pageWalk struct {
 	buffers [][]byte // one page for each level
 	leaf    func(kind uint32, key, row []byte) error
 
-	// last is the key before, which the next one must be greater than, as bbolt searches by
-	// halves; or equal to when it stands in a branch, and the next one is the first below.
+	// last is the key before. The next key must be greater, since bbolt searches by halves.
+	// It may be equal if last is in a branch and the next key is the first below it.
 	last     []byte
 	inBranch bool
 }
@@ -79,7 +91,7 @@ type pageWalk struct {
 const (
 	pageHeader = 16
 	element    = 16
-	bucketLeaf = 0x01 // leaf element that is a bucket
+	bucketLeaf = 0x01 // flag of a leaf element that is a bucket
 
 	branchPage = 0x01
 	leafPage   = 0x02
@@ -88,7 +100,7 @@ const (
 	bboltMagic = 0xED0CDAED
 )
 
-func (p *pageFile) walk(first [][]byte, visit visitor) error {
+func (p *pageFile) walk(first [][]byte, visit Visitor) error {
 	meta, err := p.meta()
 	if err != nil {
 		return err
@@ -100,7 +112,7 @@ func (p *pageFile) walk(first [][]byte, visit visitor) error {
 		return fmt.Errorf("the file ends before page %d", p.high)
 	}
 	p.seen = make([]atomic.Bool, p.high)
-	if free != ^uint64(0) { // not kept in the file
+	if free != ^uint64(0) { // otherwise the free list isn't in the file
 		w := pageWalk{pageFile: p}
 		page, err := w.page(free, freePage)
 		if err != nil {
@@ -113,12 +125,12 @@ func (p *pageFile) walk(first [][]byte, visit visitor) error {
 	return p.buckets(root, first, visit)
 }
 
-// buckets walks the tree of buckets, and then each of them.
-func (p *pageFile) buckets(root uint64, first [][]byte, visit visitor) error {
+// buckets walks the tree that names the buckets, and then the tree of each bucket.
+func (p *pageFile) buckets(root uint64, first [][]byte, visit Visitor) error {
 	roots := map[string][]byte{}
 	w := pageWalk{pageFile: p, leaf: func(kind uint32, key, row []byte) error {
 		if kind != bucketLeaf {
-			return fmt.Errorf("%q is no bucket", key)
+			return fmt.Errorf("%q is not a bucket", key)
 		}
 		roots[string(key)] = bytes.Clone(row[len(key):])
 		return nil
@@ -126,12 +138,12 @@ func (p *pageFile) buckets(root uint64, first [][]byte, visit visitor) error {
 	if err := w.tree(root); err != nil {
 		return err
 	}
-	var beside sync.WaitGroup
-	var err, besideErr error
-	beside.Go(func() {
+	var others sync.WaitGroup
+	var err, othersErr error
+	others.Go(func() {
 		for name, root := range roots {
 			if !slices.ContainsFunc(first, func(b []byte) bool { return string(b) == name }) {
-				besideErr = errors.Join(besideErr, p.bucket([]byte(name), root, visit))
+				othersErr = errors.Join(othersErr, p.bucket([]byte(name), root, visit))
 			}
 		}
 	})
@@ -140,15 +152,15 @@ func (p *pageFile) buckets(root uint64, first [][]byte, visit visitor) error {
 			err = p.bucket(name, root, visit)
 		}
 	}
-	beside.Wait()
-	return errors.Join(err, besideErr)
+	others.Wait()
+	return errors.Join(err, othersErr)
 }
 
-// bucket walks a bucket's tree, whose root is a page or, of a small one, follows its header.
-func (p *pageFile) bucket(name, header []byte, visit visitor) error {
+// bucket walks a bucket's tree. Its root is a page, or, for a small bucket, follows the header.
+func (p *pageFile) bucket(name, header []byte, visit Visitor) error {
 	w := pageWalk{pageFile: p, leaf: func(kind uint32, key, row []byte) error {
 		if kind == bucketLeaf || len(key) == 0 {
-			return fmt.Errorf("what bucket %s has as %q is no key with a value", name, key)
+			return fmt.Errorf("bucket %s has %q, which is not a key with a value", name, key)
 		}
 		value, err := unsealRow(row, len(key))
 		if err != nil {
@@ -168,9 +180,9 @@ func (p *pageFile) bucket(name, header []byte, visit visitor) error {
 	return w.elements(0, header[16:])
 }
 
-// meta returns the body of the newer of the two meta pages that are whole.
+// meta returns the body of the newest meta page, of two, that is undamaged.
 func (p *pageFile) meta() (best []byte, err error) {
-	// The second one stands a page further on, and the page's size is in it.
+	// The second one is on the second page, and only the meta page says how large pages are.
 	for _, size := range []uint64{4096, 8192, 16384, 32768, 65536} {
 		for _, at := range []uint64{0, size} {
 			b := make([]byte, pageHeader+64)
@@ -190,13 +202,13 @@ func (p *pageFile) meta() (best []byte, err error) {
 		}
 	}
 	if best == nil {
-		return nil, errors.New("no whole meta page")
+		return nil, errors.New("both meta pages are damaged")
 	}
 	return best, nil
 }
 
-// page reads a whole page, overflow included, and checks its header. What it returns is
-// good until the next call at this depth.
+// page reads a whole page, its overflow included, and checks its header. The result is valid
+// until the next call at this depth.
 func (w *pageWalk) page(id uint64, flags ...uint16) ([]byte, error) {
 	if id < 2 || id >= w.high || w.seen[id].Swap(true) {
 		return nil, fmt.Errorf("page %d is beyond the end or reached twice", id)
@@ -223,7 +235,7 @@ func (w *pageWalk) page(id uint64, flags ...uint16) ([]byte, error) {
 
 func (w *pageWalk) freelist(b []byte) error {
 	n, at := uint64(binary.LittleEndian.Uint16(b[10:])), uint64(pageHeader)
-	if n == 0xFFFF { // a longer list has its length in front
+	if n == 0xFFFF { // the length of a longer list comes before it
 		n, at = binary.LittleEndian.Uint64(b[at:]), at+8
 	}
 	if n > (uint64(len(b))-at)/8 {
@@ -234,7 +246,7 @@ func (w *pageWalk) freelist(b []byte) error {
 		if id <= last || id >= w.high {
 			return fmt.Errorf("page %d in the free list", id)
 		}
-		w.seen[id].Store(true) // in use as well would be seen twice
+		w.seen[id].Store(true) // so that it is an error if the page is also in use
 		last, at = id, at+8
 	}
 	return nil
@@ -290,7 +302,7 @@ func (w *pageWalk) elements(id uint64, b []byte) error {
 	return nil
 }
 
-// inOrder checks that key, which stands in a branch or in a leaf, comes after the one before.
+// inOrder checks that key, which is in a branch or in a leaf, comes after the one before.
 func (w *pageWalk) inOrder(key []byte, branch bool) error {
 	c := bytes.Compare(key, w.last)
 	if w.last != nil && (c < 0 || c == 0 && !w.inBranch) {

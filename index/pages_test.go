@@ -1,4 +1,4 @@
-package storage
+package index
 
 import (
 	"bytes"
@@ -16,23 +16,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nothing is a visitor that wants to know nothing.
-func nothing(_, _, _ []byte) error { return nil }
+var buckets = [][]byte{[]byte("blobs"), []byte("links"), []byte("tags"), []byte("meta")}
+
+// noise returns n random bytes.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rand.Uint32())
+	}
+	return b
+}
 
 // contents opens the index at path and returns what the walk of its pages finds, as
 // bucket\0key → value.
 func contents(t *testing.T, path string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	// All are first, or two would come at a time.
-	x, err := openIndex(path, buckets, func(bucket, key, value []byte) error {
+	// All buckets are first, so that visit isn't called twice at the same time.
+	visit := func(bucket, key, value []byte) error {
 		all[pendingKey(bucket, key)] = string(value)
 		return nil
-	})
+	}
+	x, err := Open(path, Options{Buckets: buckets, First: buckets, Visit: visit})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := x.close(); err != nil {
+	if err := x.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return all
@@ -43,7 +52,7 @@ func contents(t *testing.T, path string) map[string]string {
 func TestWalkFindsWhatBboltHas(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "index.db")
 	for round := range 12 {
-		x, err := openIndex(path, nil, nothing)
+		x, err := Open(path, Options{Buckets: buckets})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -52,18 +61,18 @@ func TestWalkFindsWhatBboltHas(t *testing.T) {
 				bucket := buckets[rand.IntN(len(buckets))]
 				key := fmt.Appendf(nil, "%x", rand.IntN(3000))
 				if rand.IntN(12) < round { // it fills up first and is empty in the end
-					x.delete(bucket, key)
+					x.Delete(bucket, key)
 				} else {
-					x.set(bucket, key, noise(rand.Uint64(), rand.IntN(100)+rand.IntN(2)*rand.IntN(9000)))
+					x.Set(bucket, key, noise(rand.IntN(100)+rand.IntN(2)*rand.IntN(9000)))
 				}
 			}
-			if err := x.flush(); err != nil {
+			if err := x.Flush(); err != nil {
 				t.Fatal(err)
 			}
 		}
 		want := map[string]string{}
 		for _, b := range buckets {
-			err := x.each(b, nil, func(k, v []byte) error {
+			err := x.Each(b, nil, func(k, v []byte) error {
 				want[pendingKey(b, k)] = string(v)
 				return nil
 			})
@@ -71,7 +80,7 @@ func TestWalkFindsWhatBboltHas(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := x.close(); err != nil {
+		if err := x.Close(); err != nil {
 			t.Fatal(err)
 		}
 		if got := contents(t, path); !maps.Equal(got, want) {
@@ -83,14 +92,14 @@ func TestWalkFindsWhatBboltHas(t *testing.T) {
 // TestPagesThatLie: damage that no checksum of a value tells of.
 func TestPagesThatLie(t *testing.T) {
 	dir := t.TempDir()
-	x, err := openIndex(filepath.Join(dir, "good"), nil, nothing)
+	x, err := Open(filepath.Join(dir, "good"), Options{Buckets: buckets})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n := range 2000 {
-		x.set(bucketLinks, fmt.Appendf(nil, "key %04d", n), []byte("value"))
+		x.Set(buckets[1], fmt.Appendf(nil, "key %04d", n), []byte("value"))
 	}
-	if err := x.close(); err != nil {
+	if err := x.Close(); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(filepath.Join(dir, "good"))
@@ -165,9 +174,9 @@ func TestPagesThatLie(t *testing.T) {
 			if err := os.WriteFile(path, bad, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if x, err := openIndex(path, nil, nothing); !errors.Is(err, errDamaged) {
+			if x, err := Open(path, Options{Buckets: buckets}); !errors.Is(err, ErrDamaged) {
 				t.Error("it was believed:", err)
-				x.close()
+				x.Close()
 			}
 		})
 	}
@@ -177,12 +186,12 @@ func TestPagesThatLie(t *testing.T) {
 // is writing at that moment is no damage.
 func TestIndexThatIsStillWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "index.db")
-	x, err := openIndex(path, nil, nothing)
+	x, err := Open(path, Options{Buckets: buckets})
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.set(bucketMeta, keyBuilt, []byte{1})
-	if err := x.close(); err != nil {
+	x.Set(buckets[3], []byte("built"), []byte{1})
+	if err := x.Close(); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(path)
