@@ -144,15 +144,16 @@ func BenchmarkEvict(b *testing.B) {
 	for _, n := range []int{10_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			s := opened(b, indexOf(b, n), int64(n)<<20)
+			r := reservation{s: s}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {
-				if err := s.reserve(1 << 20); err != nil {
+				if err := r.grow(1 << 20); err != nil {
 					b.Fatal(err)
 				}
 				d := numbered(n + i) // and in comes another one
 				s.mu.Lock()
-				s.lru.Commit(1<<20, (&record{fileID: fileID{size: 1 << 20}}).entry(d, 0))
+				r.commit((&record{fileID: fileID{size: 1 << 20}}).entry(d, 0))
 				s.mu.Unlock()
 			}
 			b.StopTimer()

@@ -261,7 +261,7 @@ func TestMinFreePromisedTwice(t *testing.T) {
 	s.minFree.Store(90 << 20)
 	promised := 0
 	for range 5 { // Begins between their reserve and their fallocate, or of unknown size
-		if s.reserve(8<<20) == nil {
+		if s.reserve(&reservation{s: s}, 8<<20) == nil {
 			promised += 8
 		}
 	}
@@ -334,7 +334,7 @@ func TestHeldPartialIsNoVictim(t *testing.T) {
 	defer r.Close()
 	in.Abort(io.ErrUnexpectedEOF)
 	keep := put(t, s, noise(2, 2<<20))
-	if err := s.reserve(7 << 20); !errors.Is(err, ErrNoRoom) {
+	if err := s.reserve(&reservation{s: s}, 7<<20); !errors.Is(err, ErrNoRoom) {
 		t.Fatal(err)
 	}
 	if _, ok := s.Has(keep); !ok {
@@ -402,7 +402,7 @@ func TestPartialEvictedBetweenClaimAndResume(t *testing.T) {
 	begun(t, s, Origin{Repository: repo}, b).Abort(io.ErrUnexpectedEOF)
 
 	// Begin, as far as its claim.
-	in := &Ingest{s: s, digest: d, from: Origin{Repository: repo}, size: int64(len(b)), hasher: d.Algorithm().Hash()}
+	in := &Ingest{s: s, room: reservation{s: s}, digest: d, from: Origin{Repository: repo}, size: int64(len(b)), hasher: d.Algorithm().Hash()}
 	if err := s.claim(in); err != nil {
 		t.Fatal(err)
 	}

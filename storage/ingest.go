@@ -66,12 +66,11 @@ type Ingest struct {
 
 	manifest *Manifest // set when it is one
 	resumed  bool      // some of its bytes came in earlier
-	parked   *entry    // what an earlier ingest left, reserved again by the claim
+	parked   bool      // an earlier ingest has left a partial; its room is reserved again
+	room     reservation
 
 	mu       sync.Mutex // guards what follows; never held during I/O
 	size     int64      // -1: not known yet
-	reserved int64      // bytes of the budget held
-	inFile   int64      // the part of them that the file has
 	have     spans
 	claimed  spans     // have, and what is being written
 	hasher   hash.Hash // of the bytes before hashed
@@ -118,7 +117,7 @@ func (s *Store) begin(in *Ingest) (*Ingest, error) {
 	if err := in.digest.Validate(); err != nil {
 		return nil, err
 	}
-	in.s, in.hasher = s, in.digest.Algorithm().Hash()
+	in.s, in.room.s, in.hasher = s, s, in.digest.Algorithm().Hash()
 	if err := s.claim(in); err != nil {
 		return nil, err
 	}
@@ -144,12 +143,9 @@ func (in *Ingest) open() error {
 	if want < 0 {
 		want = growStep
 	}
-	if err := in.s.reserve(want); err != nil {
+	if err := in.room.resize(want); err != nil {
 		return err
 	}
-	in.mu.Lock()
-	in.reserved = want
-	in.mu.Unlock()
 	path := in.s.layout.partial(in.digest)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -161,9 +157,7 @@ func (in *Ingest) open() error {
 		if err := allocate(f, in.size); err != nil {
 			return err
 		}
-		in.mu.Lock()
-		in.inFile = in.size
-		in.mu.Unlock()
+		in.room.filled(in.size)
 	}
 	return in.writeState()
 }
@@ -183,7 +177,7 @@ func (in *Ingest) release() {
 		in.f.Close()
 		in.remove()
 	}
-	in.s.unclaim(in, func() { in.s.lru.Unreserve(in.reserved) })
+	in.s.unclaim(in, in.room.giveBack)
 }
 
 // remove unlinks the partial and its state.
@@ -208,13 +202,6 @@ func (in *Ingest) Received() int64 {
 	return in.have.bytes()
 }
 
-// fileBytes returns how many bytes of the budget are in the file already.
-func (in *Ingest) fileBytes() int64 {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.inFile
-}
-
 // Missing returns what is still to be written; with an unknown size, from what is there on.
 func (in *Ingest) Missing() []Span {
 	in.mu.Lock()
@@ -229,7 +216,7 @@ func (in *Ingest) Missing() []Span {
 // Errors: ErrNoRoom, ErrDisk, or that more has been written already.
 func (in *Ingest) SetSize(size int64) error {
 	in.mu.Lock()
-	known, held, have := in.size, in.reserved, in.have
+	known, have := in.size, in.have
 	in.mu.Unlock()
 	if known == size {
 		return nil
@@ -237,16 +224,9 @@ func (in *Ingest) SetSize(size int64) error {
 	if n := len(have); n > 0 && have[n-1].To > size {
 		return fmt.Errorf("%d bytes have arrived of a blob of %d", have[n-1].To, size)
 	}
-	if size > held {
-		if err := in.s.reserve(size - held); err != nil {
-			return err
-		}
-	} else {
-		in.s.giveBack(held - size)
+	if err := in.room.resize(size); err != nil {
+		return err
 	}
-	in.mu.Lock()
-	in.reserved = size
-	in.mu.Unlock()
 	var err error
 	if size < known || size == have.end(0) {
 		err = in.f.Truncate(size)
@@ -256,8 +236,9 @@ func (in *Ingest) SetSize(size int64) error {
 	if err != nil {
 		return in.diskError(err)
 	}
+	in.room.filled(size)
 	in.mu.Lock()
-	in.size, in.inFile = size, size
+	in.size = size
 	in.progress()
 	in.mu.Unlock()
 	in.writeState() // as in WriteAt
@@ -271,7 +252,7 @@ func (in *Ingest) SetSize(size int64) error {
 func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 	end := off + int64(len(p))
 	in.mu.Lock()
-	size, held, err := in.size, in.reserved, in.err
+	size, err := in.size, in.err
 	in.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -279,14 +260,10 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 	if size >= 0 && end > size {
 		return 0, fmt.Errorf("more than the %d bytes that were announced", size)
 	}
-	if end > held { // only of unknown size, and then one caller writes
-		step := max(growStep, end-held)
-		if err := in.s.reserve(step); err != nil {
+	if more := end - in.room.bytes(); more > 0 { // only of unknown size, and then one caller writes
+		if err := in.room.grow(max(growStep, more)); err != nil {
 			return 0, err
 		}
-		in.mu.Lock()
-		in.reserved += step
-		in.mu.Unlock()
 	}
 	// No byte is written twice: the first may have been hashed, or read.
 	in.mu.Lock()
@@ -298,11 +275,11 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 			return int(s.From-off) + n, in.diskError(err)
 		}
 	}
+	in.room.filled(end)
 	in.mu.Lock()
 	for _, s := range parts {
 		in.have = in.have.add(s)
 	}
-	in.inFile = max(in.inFile, end)
 	in.progress()
 	due := in.have.bytes()-in.stateBytes >= stateEvery || time.Since(in.stateAt) >= stateAfter
 	if due {
@@ -444,7 +421,7 @@ func (in *Ingest) Abort(err error) {
 	keep := !errors.Is(err, ErrDigest) && !errors.Is(err, ErrDisk) && !errors.Is(err, ErrNoRoom)
 	in.mu.Lock()
 	keep = keep && in.size > VerifyFirst && len(in.have) > 0 && in.phase == failed
-	size, reserved := in.size, in.reserved
+	size := in.size
 	in.mu.Unlock()
 	if keep {
 		keep = in.writeState() == nil
@@ -456,9 +433,9 @@ func (in *Ingest) Abort(err error) {
 	}
 	in.s.unclaim(in, func() {
 		if keep {
-			in.s.lru.Park(reserved, e)
+			in.room.park(e)
 		} else {
-			in.s.lru.Discard(reserved, e)
+			in.room.discard(e)
 		}
 		in.become(e)
 	})

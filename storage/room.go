@@ -31,7 +31,7 @@ func (s *Store) claim(in *Ingest) error {
 			return fs.ErrExist
 		default:
 			s.ingests[in.digest] = in
-			in.parked = s.lru.Unpark(in.digest) // at once, or it might be chosen as a victim
+			in.parked = in.room.unpark(in.digest) // at once, or it might be chosen as a victim
 			return nil
 		}
 	}
@@ -45,27 +45,27 @@ func (s *Store) unclaim(in *Ingest, last func()) {
 	s.mu.Unlock()
 }
 
-// reserve promises n bytes, for which room is made when it can be had at once.
+// reserve adds n bytes to r, for which room is made when it can be had at once.
 // Errors: ErrNoRoom.
-func (s *Store) reserve(n int64) error {
+func (s *Store) reserve(r *reservation, n int64) error {
 	if n > s.Budget() {
 		return ErrNoRoom // and sums of what upstream claims don't overflow
 	}
-	if s.shortOfSpace(n) <= 0 && s.reserveNow(n) {
+	if s.shortOfSpace(n) <= 0 && s.reserveNow(r, n) {
 		return nil
 	}
 	s.making.Lock()
 	defer s.making.Unlock()
 	// Measured once: some file systems count freed room only later.
 	for short := s.shortOfSpace(n); ; {
-		if short <= 0 && s.reserveNow(n) {
+		if short <= 0 && s.reserveNow(r, n) {
 			return nil
 		}
 		s.mu.Lock()
 		victims := s.pick(s.lru.Victims(n, short))
 		s.mu.Unlock()
 		if len(victims) == 0 {
-			if short <= 0 && s.reserveNow(n) { // somebody has given room back meanwhile
+			if short <= 0 && s.reserveNow(r, n) { // somebody has given room back meanwhile
 				return nil
 			}
 			return ErrNoRoom
@@ -77,17 +77,15 @@ func (s *Store) reserve(n int64) error {
 	}
 }
 
-func (s *Store) reserveNow(n int64) bool {
+func (s *Store) reserveNow(r *reservation, n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lru.Reserve(n)
-}
-
-// giveBack returns n reserved bytes.
-func (s *Store) giveBack(n int64) {
-	s.mu.Lock()
-	s.lru.Unreserve(n)
-	s.mu.Unlock()
+	if !s.lru.Reserve(n) {
+		return false
+	}
+	r.held.Add(n)
+	s.reservations[r] = struct{}{}
+	return true
 }
 
 // shortOfSpace returns how many bytes have to leave the file system so that n more fit
@@ -100,11 +98,15 @@ func (s *Store) shortOfSpace(n int64) int64 {
 func (s *Store) promised() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.lru.Reserved()
-	for _, in := range s.ingests {
-		n -= in.fileBytes()
+	return max(0, s.lru.Reserved()-s.reservedInFiles())
+}
+
+// reservedInFiles returns how many reserved bytes are in files already. mu is held.
+func (s *Store) reservedInFiles() (n int64) {
+	for r := range s.reservations {
+		n += r.inFile.Load()
 	}
-	return max(0, n)
+	return n
 }
 
 // shrink evicts what is over the budget and what has to go for the free space to keep.
@@ -243,7 +245,7 @@ func (s *Store) admit(in *Ingest, r record) {
 	s.index.Set(bucketUses, []byte(in.digest), encodeTime(now))
 	e := r.entry(in.digest, now.UnixNano())
 	s.unclaim(in, func() {
-		s.lru.Commit(in.reserved, e)
+		in.room.commit(e)
 		if r.manifest {
 			s.manifests++
 		}

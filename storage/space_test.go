@@ -101,7 +101,7 @@ func TestMinFreeEvicts(t *testing.T) {
 	if st := s.Stats(); st.Bytes != 10<<20 || st.Evictions != 10 {
 		t.Errorf("%+v", st)
 	}
-	if err := s.reserve(11 << 20); !errors.Is(err, ErrNoRoom) {
+	if err := s.reserve(&reservation{s: s}, 11<<20); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("room for more than may be used: %v", err)
 	}
 	balanced(t, s)

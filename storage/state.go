@@ -57,15 +57,12 @@ func readState(path string) (st partialState, ok bool) {
 // resume takes up what an earlier ingest of the digest left.
 func (in *Ingest) resume() bool {
 	s := in.s
-	e := in.parked
-	if e == nil {
+	if !in.parked {
 		return false
 	}
-	in.mu.Lock()
-	in.reserved, in.inFile = e.Size, e.Size
-	in.mu.Unlock()
+	parked := in.room.bytes()
 	st, ok := readState(s.layout.partialState(in.digest))
-	if ok && st.Size == e.Size && (in.size < 0 || in.size == st.Size) {
+	if ok && st.Size == parked && (in.size < 0 || in.size == st.Size) {
 		if f, err := openSized(s.layout.partial(in.digest), st.Size); err == nil {
 			in.mu.Lock()
 			in.f, in.size, in.have, in.claimed = f, st.Size, st.Ranges, slices.Clone(st.Ranges)
@@ -75,10 +72,9 @@ func (in *Ingest) resume() bool {
 		}
 	}
 	in.remove()
-	s.giveBack(e.Size)
-	in.mu.Lock()
-	in.reserved, in.inFile = 0, 0
-	in.mu.Unlock()
+	s.mu.Lock()
+	in.room.giveBack()
+	s.mu.Unlock()
 	return false
 }
 

@@ -59,14 +59,15 @@ type Store struct {
 
 	// mu guards what follows. It is never held during I/O, and taken before an
 	// Ingest's mu.
-	mu        sync.Mutex
-	lru       *lru.Cache[digest.Digest, info]
-	ingests   map[digest.Digest]*Ingest
-	unlinking map[digest.Digest]chan struct{} // closed when the old file is off its name
-	manifests int64                           // among the entries of lru
-	evictions int64
-	evicted   int64           // bytes
-	changed   map[string]bool // repositories whose file is behind the index
+	mu           sync.Mutex
+	lru          *lru.Cache[digest.Digest, info]
+	ingests      map[digest.Digest]*Ingest
+	reservations map[*reservation]struct{}       // those that hold something
+	unlinking    map[digest.Digest]chan struct{} // closed when the old file is off its name
+	manifests    int64                           // among the entries of lru
+	evictions    int64
+	evicted      int64           // bytes
+	changed      map[string]bool // repositories whose file is behind the index
 
 	tags        atomic.Int64
 	writeErrors atomic.Int64
@@ -136,15 +137,16 @@ func Open(o Options) (*Store, error) {
 // newStore is a Store with nothing loaded and nothing running.
 func newStore(o Options) *Store {
 	s := &Store{
-		layout:      layout(o.Dir),
-		log:         cmp.Or(o.Log, slog.Default()),
-		indexOpened: o.IndexOpened,
-		lru:         lru.New[digest.Digest, info](o.Budget),
-		ingests:     map[digest.Digest]*Ingest{},
-		unlinking:   map[digest.Digest]chan struct{}{},
-		changed:     map[string]bool{},
-		dirty:       make(chan struct{}, 1),
-		stop:        make(chan struct{}),
+		layout:       layout(o.Dir),
+		log:          cmp.Or(o.Log, slog.Default()),
+		indexOpened:  o.IndexOpened,
+		lru:          lru.New[digest.Digest, info](o.Budget),
+		ingests:      map[digest.Digest]*Ingest{},
+		reservations: map[*reservation]struct{}{},
+		unlinking:    map[digest.Digest]chan struct{}{},
+		changed:      map[string]bool{},
+		dirty:        make(chan struct{}, 1),
+		stop:         make(chan struct{}),
 	}
 	s.space.measure = statfs(o.Dir)
 	s.minFree.Store(o.MinFree)
@@ -196,10 +198,7 @@ func (s *Store) Partial(d digest.Digest) (size int64, missing []Span) {
 func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	inFiles := int64(0)
-	for _, in := range s.ingests {
-		inFiles += in.fileBytes()
-	}
+	inFiles := s.reservedInFiles()
 	st := Stats{
 		Bytes:         s.lru.Used() + inFiles,
 		ReservedBytes: s.lru.Reserved() - inFiles,
