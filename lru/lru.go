@@ -1,15 +1,15 @@
-// Package lru decides who leaves so that the rest stays within a byte budget.
+// Package lru decides which entries leave so that the rest stays within a byte budget.
 //
-// It is arithmetic: no I/O, no clock, no locks, no metrics. It names victims; the
-// caller unlinks their files and says when they are gone. Until then their bytes
-// count, so that the disk never holds more than the books say.
+// It only computes: no I/O, no clock, no locks, no metrics. It names victims. The caller
+// unlinks their files and then calls Removed. Until then their bytes count, so that the disk
+// never holds more than is accounted for.
 //
-// Who leaves is who was used the longest ago, in two segments: what has come in and was
-// not used again later leaves first, while it is more than a share of the budget. So a
-// job that pulls a thousand images once does not push out those that are deployed daily
+// The least recently used entry leaves first, in two segments: entries that came in and were
+// not used again leave before the others while they fill more than a share of the budget. So
+// a job that pulls a thousand images once does not evict those that are deployed daily
 // (docs/eviction.md has the figures).
 //
-// Recency comes from hashicorp's simplelru; what is here is the budget around it.
+// The order of use is kept by hashicorp's simplelru; this package adds the budget.
 package lru
 
 import (
@@ -18,36 +18,36 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// Cache is a byte budget and the order of use of what fills it.
+// Cache is a byte budget and, in order of use, the entries that fill it.
 //
-// Used + Reserved ≤ Max holds after every call, with two exceptions that only the
-// operator causes: Load at start and SetMax may find more than Max; then Reserve
-// refuses and Excess says how much has to leave.
+// Used + Reserved ≤ Max holds after every call, with two exceptions that only the operator
+// causes: Load at the start and SetMax may exceed Max. Then Reserve refuses, and
+// Usage.Excess says how much has to leave.
 //
 // Not safe for concurrent use.
 type Cache[K comparable, V any] struct {
 	max, used, reserved int64
-	leaving             int64 // the part of used that is out of the lists and not Removed
+	leaving             int64 // the part of used that is in no segment any more and not yet Removed
 
-	fresh, proven segment[K, V] // committed entries: used once, and used again
-	partial       segment[K, V] // unfinished ones that nobody works on: they leave before any whole entry
+	fresh, proven segment[K, V] // whole entries: used once, and used again
+	partial       segment[K, V] // unfinished entries that nobody works on; they leave first
 }
 
-// freshShare is how much of the budget, one part in so many, fresh entries may fill before
-// they leave before the proven ones. With a tenth, a new image has too little time to be
-// used again; with half, a scan takes too much.
+// freshShare is the share of the budget, as one part of so many, that fresh entries may fill
+// before they leave ahead of the proven ones. With a tenth, a new image has too little time
+// to be used again. With a half, a job that pulls many images once evicts too much.
 const freshShare = 4
 
-// segment is entries in order of use.
+// segment is a list of entries in order of use.
 type segment[K comparable, V any] struct {
 	list      *simplelru.LRU[K, *Entry[K, V]]
 	bytes     int64
-	idle      int   // entries that nobody holds
-	idleBytes int64 // and their sizes
+	idle      int   // number of entries that nobody holds
+	idleBytes int64 // their sizes
 }
 
-// Entry is one thing that takes room. Its fields belong to the caller, but Size
-// must not change.
+// Entry is one thing that takes room. Key, Size and Value belong to the caller, but Key and
+// Size must not change while the entry is in a cache.
 type Entry[K comparable, V any] struct {
 	Key   K
 	Size  int64 // bytes
@@ -57,44 +57,52 @@ type Entry[K comparable, V any] struct {
 	place   place
 }
 
+// place says in which segment an entry is.
 type place uint8
 
 const (
-	out      place = iota // not in the cache, or leaving: counted until Removed
-	inFresh               // committed
-	inProven              // committed, and used again
-	inPart                // idle and unfinished
-	inHand                // unfinished, and reserved again
+	nowhere place = iota // not in the cache, or leaving: counted until Removed
+	inFresh
+	inProven
+	inPartial
+	inWork // unfinished and reserved again, so in no segment
 )
 
 // New returns an empty cache with a budget of max bytes.
 func New[K comparable, V any](max int64) *Cache[K, V] {
 	c := &Cache[K, V]{max: max}
-	// The budget bounds the lists, not a number of entries.
+	// The lists have no limit of their own: the budget is in bytes, not in entries.
 	c.fresh.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	c.proven.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	c.partial.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	return c
 }
 
-// Max returns the budget, Used the bytes of all entries that aren't gone yet,
-// Reserved the bytes promised to what is on its way in.
-func (c *Cache[K, V]) Max() int64      { return c.max }
-func (c *Cache[K, V]) Used() int64     { return c.used }
-func (c *Cache[K, V]) Reserved() int64 { return c.reserved }
+// Usage is how much of the budget is in use. All but Entries are bytes.
+type Usage struct {
+	Max      int64 // the budget
+	Used     int64 // of all entries whose files may still be on disk
+	Reserved int64 // promised to entries that are coming in
+	Excess   int64 // what is beyond the budget even when all that is leaving has gone
+	Entries  int   // number of whole entries
+}
 
-// Len returns the number of whole entries.
-func (c *Cache[K, V]) Len() int { return c.fresh.list.Len() + c.proven.list.Len() }
+// Usage returns how much of the budget is in use.
+func (c *Cache[K, V]) Usage() Usage {
+	return Usage{
+		Max:      c.max,
+		Used:     c.used,
+		Reserved: c.reserved,
+		Excess:   max(0, c.used-c.leaving+c.reserved-c.max),
+		Entries:  c.fresh.list.Len() + c.proven.list.Len(),
+	}
+}
 
-// SetMax changes the budget. See Excess.
+// SetMax changes the budget. When it shrinks, call Shed.
 func (c *Cache[K, V]) SetMax(max int64) { c.max = max }
 
-// Excess returns by how many bytes the budget is exceeded when all that is leaving
-// has gone; 0 when it isn't.
-func (c *Cache[K, V]) Excess() int64 { return max(0, c.used-c.leaving+c.reserved-c.max) }
-
-// Reserve promises n bytes and reports whether there was room. It evicts nothing:
-// ask Victims when it refuses.
+// Reserve promises n bytes and reports whether there was room. It evicts nothing: when it
+// refuses, ask Victims.
 func (c *Cache[K, V]) Reserve(n int64) bool {
 	if n < 0 || n > c.max || c.used+c.reserved > c.max-n {
 		return false
@@ -106,11 +114,11 @@ func (c *Cache[K, V]) Reserve(n int64) bool {
 // Unreserve takes back n bytes of what Reserve promised.
 func (c *Cache[K, V]) Unreserve(n int64) { c.reserved -= n }
 
-// Commit turns the reservation of n bytes into a whole entry, fresh and most recently
-// used. e.Size must be at most n; the rest of the reservation is released.
+// Commit turns a reservation of n bytes into the whole entry e, fresh and most recently used.
+// e.Size must be at most n; the rest of the reservation is released.
 func (c *Cache[K, V]) Commit(n int64, e *Entry[K, V]) {
 	c.reserved -= n
-	// The caller replaces the file, so the old one's bytes are gone with this call.
+	// The caller has replaced the file, so the bytes of an older entry are gone already.
 	if old := c.Peek(e.Key); old != nil {
 		c.drop(old)
 		c.Removed(old)
@@ -118,13 +126,13 @@ func (c *Cache[K, V]) Commit(n int64, e *Entry[K, V]) {
 	c.Load(e, false)
 }
 
-// Park turns the reservation of n bytes into an unfinished entry that nobody works on.
+// Park turns a reservation of n bytes into the unfinished entry e that nobody works on.
 func (c *Cache[K, V]) Park(n int64, e *Entry[K, V]) {
 	c.reserved -= n
 	c.LoadPartial(e)
 }
 
-// Unpark takes an unfinished entry out again, to be worked on: its bytes become
+// Unpark takes an unfinished entry out, so that somebody works on it again: its bytes become
 // reserved. It returns nil when there is none.
 func (c *Cache[K, V]) Unpark(k K) *Entry[K, V] {
 	e, ok := c.partial.list.Peek(k)
@@ -133,50 +141,50 @@ func (c *Cache[K, V]) Unpark(k K) *Entry[K, V] {
 	}
 	c.drop(e)
 	c.Removed(e)
-	e.place = inHand
+	e.place = inWork
 	c.reserved += e.Size
 	return e
 }
 
-// Discard turns the reservation of n bytes into an entry that has left already: its file
-// is unlinked, and counts until Removed.
+// Discard turns a reservation of n bytes into the entry e that leaves at once: its file is
+// unlinked, and it counts until Removed.
 func (c *Cache[K, V]) Discard(n int64, e *Entry[K, V]) {
 	c.reserved -= n
 	c.used += e.Size
 	c.leaving += e.Size
 }
 
-// Load adds an entry that is on disk already, as the most recently used one, which has
-// been used again or not. Call it in order of last use, and with no key twice: a million
-// of them are loaded at a start, and looking for each first would take as long again.
-func (c *Cache[K, V]) Load(e *Entry[K, V], usedAgain bool) {
+// Load adds an entry that is on disk already as the most recently used one; again says
+// whether it was used again. Call it in order of last use, and never twice for a key: at a
+// start a million entries are loaded, and to look for each first would take as long again.
+func (c *Cache[K, V]) Load(e *Entry[K, V], again bool) {
 	c.used += e.Size
 	e.place = inFresh
-	if usedAgain {
+	if again {
 		e.place = inProven
 	}
 	c.segment(e).add(e)
 }
 
-// LoadPartial is Load for an unfinished entry.
+// LoadPartial adds an unfinished entry that is on disk already. It replaces an older one.
 func (c *Cache[K, V]) LoadPartial(e *Entry[K, V]) {
 	if old, ok := c.partial.list.Peek(e.Key); ok {
 		c.drop(old)
 		c.Removed(old)
 	}
 	c.used += e.Size
-	e.place = inPart
+	e.place = inPartial
 	c.partial.add(e)
 }
 
-// segment returns the one that e is in, or nil.
+// segment returns the segment that e is in, or nil.
 func (c *Cache[K, V]) segment(e *Entry[K, V]) *segment[K, V] {
 	switch e.place {
 	case inFresh:
 		return &c.fresh
 	case inProven:
 		return &c.proven
-	case inPart:
+	case inPartial:
 		return &c.partial
 	}
 	return nil
@@ -186,7 +194,7 @@ func (s *segment[K, V]) add(e *Entry[K, V]) {
 	s.list.Add(e.Key, e)
 	s.bytes += e.Size
 	if e.holders == 0 {
-		s.rest(e, 1)
+		s.countIdle(e, 1)
 	}
 }
 
@@ -194,40 +202,33 @@ func (s *segment[K, V]) remove(e *Entry[K, V]) {
 	s.list.Remove(e.Key)
 	s.bytes -= e.Size
 	if e.holders == 0 {
-		s.rest(e, -1)
+		s.countIdle(e, -1)
 	}
 }
 
-// rest counts e among the idle, or, with -1, no more.
-func (s *segment[K, V]) rest(e *Entry[K, V], sign int) {
+// countIdle adds e to the idle entries (sign 1) or takes it from them (sign -1).
+func (s *segment[K, V]) countIdle(e *Entry[K, V], sign int) {
 	s.idle += sign
 	s.idleBytes += int64(sign) * e.Size
 }
 
-// Get returns the whole entry of k and makes it the most recently used, or nil. It counts
-// as used again from then on.
-func (c *Cache[K, V]) Get(k K) *Entry[K, V] {
-	if e, ok := c.fresh.list.Peek(k); ok {
+// Use makes the whole entry of k the most recently used of its segment and returns it, or nil
+// when there is none. again says that this is another use than the one that brought it in:
+// from then on the entry counts as proven.
+func (c *Cache[K, V]) Use(k K, again bool) *Entry[K, V] {
+	e, ok := c.fresh.list.Get(k)
+	switch {
+	case !ok:
+		e, _ = c.proven.list.Get(k)
+	case again:
 		c.fresh.remove(e)
 		e.place = inProven
 		c.proven.add(e)
-		return e
-	}
-	e, _ := c.proven.list.Get(k)
-	return e
-}
-
-// Refresh is Get for a use that is part of the one that brought k in: it makes k the most
-// recently used of its kind.
-func (c *Cache[K, V]) Refresh(k K) *Entry[K, V] {
-	e, ok := c.fresh.list.Get(k)
-	if !ok {
-		e, _ = c.proven.list.Get(k)
 	}
 	return e
 }
 
-// Peek is Get without the use.
+// Peek returns the whole entry of k, or nil. It is not a use.
 func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
 	e, ok := c.proven.list.Peek(k)
 	if !ok {
@@ -236,15 +237,15 @@ func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
 	return e
 }
 
-// HasPartial reports whether k is an idle unfinished entry.
+// HasPartial reports whether k is an unfinished entry that nobody works on.
 func (c *Cache[K, V]) HasPartial(k K) bool { return c.partial.list.Contains(k) }
 
-// Oldest returns the entries that were used the longest ago: among those that are fresh
-// and among those that were used again. Either may be nil.
-func (c *Cache[K, V]) Oldest() (fresh, again *Entry[K, V]) {
+// Oldest returns the least recently used fresh entry and the least recently used proven one.
+// Either may be nil.
+func (c *Cache[K, V]) Oldest() (fresh, proven *Entry[K, V]) {
 	_, fresh, _ = c.fresh.list.GetOldest()
-	_, again, _ = c.proven.list.GetOldest()
-	return fresh, again
+	_, proven, _ = c.proven.list.GetOldest()
+	return fresh, proven
 }
 
 // All calls f for every whole entry.
@@ -256,37 +257,34 @@ func (c *Cache[K, V]) All(f func(*Entry[K, V])) {
 	}
 }
 
-// Hold says that e is being read. A held entry leaves only when nothing else can,
-// and its bytes count until the last holder has let go.
+// Hold says that somebody reads e. A held entry leaves only when nothing else can, and its
+// bytes count until the last holder has released it.
 func (c *Cache[K, V]) Hold(e *Entry[K, V]) {
 	if s := c.segment(e); s != nil && e.holders == 0 {
-		s.rest(e, -1)
+		s.countIdle(e, -1)
 	}
 	e.holders++
 }
 
-// Release ends one Hold. It reports whether e has left the cache meanwhile and this
-// was its last holder: then the caller calls Removed.
+// Release ends one Hold. It reports whether e has left the cache in the meantime and this was
+// its last holder: then the caller calls Removed.
 func (c *Cache[K, V]) Release(e *Entry[K, V]) (last bool) {
 	e.holders--
 	if e.holders > 0 {
 		return false
 	}
 	if s := c.segment(e); s != nil {
-		s.rest(e, 1)
+		s.countIdle(e, 1)
 	}
-	return e.place == out
+	return e.place == nowhere
 }
 
-// Held reports whether somebody holds e.
-func (e *Entry[K, V]) Held() bool { return e.holders > 0 }
-
-// Victims picks entries that make room for n more bytes, and at least atLeast bytes
-// of them: unfinished ones first, then those that were used the longest ago and that
-// nobody holds, fresh ones before the others while they are more than their share. It
-// returns nil when that would not be enough, for then nothing should leave in vain.
+// Victims picks entries that make room for n more bytes, of at least atLeast bytes in all:
+// unfinished ones first, then the least recently used that nobody holds, fresh ones before
+// the others while they fill more than their share. It returns nil when all of them would not
+// be enough, so that nothing leaves in vain.
 //
-// What it returns is out of the cache, and counted until Removed.
+// The entries it returns are out of the cache, and count until Removed.
 func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	need := max(c.used+c.reserved+n-c.max, atLeast)
 	if n > c.max || need > c.partial.idleBytes+c.fresh.idleBytes+c.proven.idleBytes {
@@ -295,10 +293,14 @@ func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	return c.take(need, false)
 }
 
-// Shed picks entries of at least n bytes in all, as Victims does, and held ones when
-// nothing else is left: their room comes back when their holders let go.
-func (c *Cache[K, V]) Shed(n int64) []*Entry[K, V] { return c.take(n, true) }
+// Shed picks entries that bring the cache back within its budget, of at least atLeast bytes
+// in all. It picks as Victims does, and held entries when there are no others: their room
+// comes back when their holders release them.
+func (c *Cache[K, V]) Shed(atLeast int64) []*Entry[K, V] {
+	return c.take(max(c.Usage().Excess, atLeast), true)
+}
 
+// take drops entries of at least need bytes and returns them.
 func (c *Cache[K, V]) take(need int64, heldToo bool) (victims []*Entry[K, V]) {
 	for need > 0 {
 		e := c.next(heldToo)
@@ -312,6 +314,7 @@ func (c *Cache[K, V]) take(need int64, heldToo bool) (victims []*Entry[K, V]) {
 	return victims
 }
 
+// next returns the entry that leaves next, or nil.
 func (c *Cache[K, V]) next(heldToo bool) *Entry[K, V] {
 	if c.partial.idle > 0 {
 		return c.partial.oldest()
@@ -336,19 +339,19 @@ func (c *Cache[K, V]) next(heldToo bool) *Entry[K, V] {
 	return nil
 }
 
-// oldest returns the idle entry that was used the longest ago. There must be one.
+// oldest returns the least recently used idle entry. There must be one.
 func (s *segment[K, V]) oldest() *Entry[K, V] {
 	for {
 		_, e, _ := s.list.GetOldest()
 		if e.holders == 0 {
 			return e
 		}
-		s.list.Get(e.Key) // being read is being used: it moves to the young end
+		s.list.Get(e.Key) // it is being read, which is a use: make it the most recently used
 	}
 }
 
-// Remove takes the entry of k out, whole or unfinished, for whatever reason, and
-// returns it, or nil. It counts until Removed.
+// Remove takes the entry of k, whole or unfinished, out and returns it, or nil when there is
+// none. It counts until Removed.
 func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 	e := c.Peek(k)
 	if e == nil {
@@ -361,10 +364,10 @@ func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 	return e
 }
 
-// drop takes e off its list; its bytes stay in used.
+// drop takes e out of its segment; it still counts as used.
 func (c *Cache[K, V]) drop(e *Entry[K, V]) {
 	c.segment(e).remove(e)
-	e.place = out
+	e.place = nowhere
 	c.leaving += e.Size
 }
 

@@ -9,7 +9,7 @@ import (
 type cache = Cache[int, struct{}]
 type entry = Entry[int, struct{}]
 
-// model is the budget written the slow and obvious way.
+// model is the same budget, written in the slow and obvious way.
 type model struct {
 	max, reserved int64
 	whole, part   []*entry        // oldest first
@@ -27,7 +27,7 @@ func (m *model) used() (n int64) {
 	return n
 }
 
-// idle is what may leave without anybody noticing.
+// idle returns the bytes of the entries that nobody holds.
 func (m *model) idle() (n int64) {
 	for _, e := range append(slices.Clone(m.whole), m.part...) {
 		if m.held[e] == 0 {
@@ -41,7 +41,7 @@ func find(list []*entry, k int) int {
 	return slices.IndexFunc(list, func(e *entry) bool { return e.Key == k })
 }
 
-// run plays ops, which any bytes are, on a Cache and on the model and compares.
+// run does what ops say (any bytes are valid) to a Cache and to the model, and compares them.
 func run(t *testing.T, ops []byte) {
 	const max = 100
 	c, m := New[int, struct{}](max), &model{max: max, held: map[*entry]int{}, again: map[*entry]bool{}}
@@ -86,27 +86,23 @@ func run(t *testing.T, ops []byte) {
 				c.Park(r, e)
 				m.part = append(m.part, e)
 			}
-		case 3: // use
-			e := c.Get(k)
+		case 3, 9: // use again, or a use that is part of the first
+			again := ops[i]%10 == 3
+			e := c.Use(k, again)
 			if j := find(m.whole, k); (j >= 0) != (e != nil) {
-				t.Fatalf("Get(%d) = %v, model at %d", k, e, j)
+				t.Fatalf("Use(%d, %v) = %v, model at %d", k, again, e, j)
 			} else if j >= 0 {
 				m.whole = append(slices.Delete(m.whole, j, j+1), e)
-				m.again[e] = true
-			}
-		case 9: // use that is part of the first
-			e := c.Refresh(k)
-			if j := find(m.whole, k); (j >= 0) != (e != nil) {
-				t.Fatalf("Refresh(%d) = %v, model at %d", k, e, j)
-			} else if j >= 0 {
-				m.whole = append(slices.Delete(m.whole, j, j+1), e)
+				if again {
+					m.again[e] = true
+				}
 			}
 		case 4: // hold
 			if e := c.Peek(k); e != nil {
 				c.Hold(e)
 				m.held[e]++
 			}
-		case 5: // let go of one
+		case 5: // release one
 			for e := range m.held {
 				m.held[e]--
 				left := slices.Contains(m.leaving, e)
@@ -119,7 +115,7 @@ func run(t *testing.T, ops []byte) {
 				m.sweep(c)
 				break
 			}
-		case 6: // take an unfinished one up again
+		case 6: // resume an unfinished entry
 			if e := c.Unpark(k); e != nil {
 				j := find(m.part, k)
 				m.part = slices.Delete(m.part, j, j+1)
@@ -128,7 +124,7 @@ func run(t *testing.T, ops []byte) {
 			} else if find(m.part, k) >= 0 {
 				t.Fatal("Unpark lost an entry")
 			}
-		case 7:
+		case 7: // remove by name
 			if e := c.Remove(k); e != nil {
 				leave(t, m, e, removed)
 				m.sweep(c)
@@ -136,30 +132,29 @@ func run(t *testing.T, ops []byte) {
 		case 8: // the operator shrinks and grows the budget
 			m.max = max - n
 			c.SetMax(m.max)
-			for _, e := range c.Shed(c.Excess()) {
+			for _, e := range c.Shed(0) {
 				leave(t, m, e, shed)
 			}
 			m.sweep(c)
-			if c.Excess() > 0 && (len(m.whole) > 0 || len(m.part) > 0) {
-				t.Fatalf("%d too many, and yet something stayed", c.Excess())
+			if n := c.Usage().Excess; n > 0 && (len(m.whole) > 0 || len(m.part) > 0) {
+				t.Fatalf("%d bytes too many, and yet something stayed", n)
 			}
 			m.max = max
 			c.SetMax(max)
 		}
-		if c.Used() != m.used() || c.Reserved() != m.reserved || c.Used()+c.Reserved() > max || c.Len() != len(m.whole) {
-			t.Fatalf("op %d: used %d (model %d), reserved %d (%d), len %d (%d)",
-				i/2, c.Used(), m.used(), c.Reserved(), m.reserved, c.Len(), len(m.whole))
+		if u := c.Usage(); u.Used != m.used() || u.Reserved != m.reserved || u.Used+u.Reserved > max || u.Entries != len(m.whole) {
+			t.Fatalf("op %d: %+v, model used %d, reserved %d, %d entries", i/2, u, m.used(), m.reserved, len(m.whole))
 		}
 	}
 	for _, n := range open {
 		c.Unreserve(n)
 	}
-	if c.Reserved() != 0 {
-		t.Fatalf("%d bytes stay reserved", c.Reserved())
+	if n := c.Usage().Reserved; n != 0 {
+		t.Fatalf("%d bytes stay reserved", n)
 	}
 }
 
-// reason is why an entry leaves: to make room, because the budget shrank, by name.
+// reason is why an entry leaves: to make room, because the budget shrank, or by name.
 type reason int
 
 const (
@@ -168,7 +163,7 @@ const (
 	removed
 )
 
-// leave checks that e was the right one to leave, and moves it.
+// leave checks that e was the right entry to leave, and moves it to the leaving ones.
 func leave(t *testing.T, m *model, e *entry, why reason) {
 	t.Helper()
 	if j := find(m.part, e.Key); j >= 0 && m.part[j] == e {
@@ -217,7 +212,8 @@ func (m *model) mayLeave(t *testing.T, e *entry, why reason) {
 	}
 }
 
-// passOver makes the held entries of e's kind that are older count as used now.
+// passOver makes the older held entries of e's segment the most recently used: being read is
+// a use.
 func (m *model) passOver(e *entry) {
 	var older, rest []*entry
 	at := find(m.whole, e.Key)
@@ -231,7 +227,7 @@ func (m *model) passOver(e *entry) {
 	m.whole = append(rest, older...)
 }
 
-// sweep ends those that have left and that nobody holds.
+// sweep removes those that have left and that nobody holds.
 func (m *model) sweep(c *cache) {
 	m.leaving = slices.DeleteFunc(m.leaving, func(e *entry) bool {
 		if m.held[e] > 0 {
@@ -254,7 +250,8 @@ func FuzzBudget(f *testing.F) {
 	f.Fuzz(run)
 }
 
-func TestVictimsRefusesInVain(t *testing.T) {
+// TestNothingLeavesInVain: there are no victims when all of them would not be enough.
+func TestNothingLeavesInVain(t *testing.T) {
 	c := New[int, struct{}](10)
 	for k := range 2 {
 		c.Reserve(4)
@@ -288,9 +285,10 @@ func BenchmarkEvict(b *testing.B) {
 	}
 }
 
-// TestScan: what was used again outlives any number of entries that are used once, which
-// have their share of the budget among themselves.
-func TestScan(t *testing.T) {
+// TestEntriesUsedOnceDoNotEvictProvenOnes: entries that were used again stay while any number
+// of entries that are used once comes in, which share the rest of the budget. But those that
+// nobody uses any more leave in the end.
+func TestEntriesUsedOnceDoNotEvictProvenOnes(t *testing.T) {
 	c := New[int, struct{}](100)
 	add := func(k int) {
 		for _, e := range c.Victims(1, 0) {
@@ -301,24 +299,24 @@ func TestScan(t *testing.T) {
 	}
 	for k := range 50 {
 		add(k)
-		c.Get(k)
+		c.Use(k, true)
 	}
 	for k := range 1000 {
 		add(1000 + k)
-		c.Refresh(1000 + k)
+		c.Use(1000+k, false)
 	}
 	for k := range 50 {
 		if c.Peek(k) == nil {
-			t.Errorf("the scan pushed %d out", k)
+			t.Errorf("%d was evicted", k)
 		}
 	}
-	if c.Len() != 100 {
-		t.Errorf("%d entries", c.Len())
+	if n := c.Usage().Entries; n != 100 {
+		t.Errorf("%d entries", n)
 	}
-	// And what was used again long ago has to go for what is used now.
+	// Entries that were used again long ago leave for those that are used now.
 	for k := range 1000 {
 		add(5000 + k)
-		c.Get(5000 + k)
+		c.Use(5000+k, true)
 	}
 	if c.Peek(0) != nil {
 		t.Error("an entry that nobody uses any more stays for ever")

@@ -98,7 +98,7 @@ func (s *Store) shortOfSpace(n int64) int64 {
 func (s *Store) promised() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(0, s.lru.Reserved()-s.reservedInFiles())
+	return max(0, s.lru.Usage().Reserved-s.reservedInFiles())
 }
 
 // reservedInFiles returns how many reserved bytes are in files already. mu is held.
@@ -115,7 +115,7 @@ func (s *Store) shrink() {
 	defer s.making.Unlock()
 	short := s.shortOfSpace(0)
 	s.mu.Lock()
-	victims := s.pick(s.lru.Shed(max(s.lru.Excess(), short)))
+	victims := s.pick(s.lru.Shed(short))
 	s.mu.Unlock()
 	s.unlink(victims)
 }

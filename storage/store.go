@@ -175,7 +175,7 @@ func (s *Store) SetLimits(budget, minFree int64) {
 func (s *Store) Budget() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lru.Max()
+	return s.lru.Usage().Max
 }
 
 // Partial returns the size of an unfinished blob that Begin would take up again, and what
@@ -198,14 +198,14 @@ func (s *Store) Partial(d digest.Digest) (size int64, missing []Span) {
 func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	inFiles := s.reservedInFiles()
+	inFiles, u := s.reservedInFiles(), s.lru.Usage()
 	st := Stats{
-		Bytes:         s.lru.Used() + inFiles,
-		ReservedBytes: s.lru.Reserved() - inFiles,
-		BudgetBytes:   s.lru.Max(),
+		Bytes:         u.Used + inFiles,
+		ReservedBytes: u.Reserved - inFiles,
+		BudgetBytes:   u.Max,
 		IndexBytes:    s.index.Size(),
 		Manifests:     s.manifests,
-		Blobs:         int64(s.lru.Len()) - s.manifests,
+		Blobs:         int64(u.Entries) - s.manifests,
 		Tags:          s.tags.Load(),
 		Evictions:     s.evictions,
 		EvictedBytes:  s.evicted,
@@ -385,9 +385,9 @@ const maxDepth = 4
 
 func (s *Store) touch(d digest.Digest, now int64, depth int) {
 	s.mu.Lock()
-	e := s.lru.Refresh(d)
-	if e != nil && e.Value.again(now) {
-		s.lru.Get(d)
+	e := s.lru.Peek(d)
+	if e != nil {
+		s.lru.Use(d, e.Value.again(now))
 	}
 	fresh := e != nil && now >= e.Value.used && now-e.Value.used < int64(time.Second)
 	if e != nil && !fresh {
