@@ -21,7 +21,7 @@ func TestEvictedCountsUntilClosed(t *testing.T) {
 	if err := in.verify(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.commit(in); err != nil {
+	if err := s.files.commit(in); err != nil {
 		t.Fatal(err)
 	}
 	r, ok := in.Reader()

@@ -86,7 +86,7 @@ func seal(key, value []byte) []byte {
 func opened(tb testing.TB, dir string, budget int64) *Store {
 	tb.Helper()
 	s := newStore(Options{Dir: dir, Budget: budget, Log: slog.New(slog.DiscardHandler)})
-	if err := s.load(); err != nil {
+	if err := s.house.load(); err != nil {
 		tb.Fatal(err)
 	}
 	return s
@@ -114,7 +114,7 @@ func TestMemoryOfAnEntry(t *testing.T) {
 	if per > 450 {
 		t.Errorf("%.0f bytes an entry", per)
 	}
-	if err := s.index.Close(); err != nil {
+	if err := s.catalogue.index.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -130,9 +130,9 @@ func BenchmarkOpen(b *testing.B) {
 		s := opened(b, dir, plenty)
 		b.ReportMetric(time.Since(start).Seconds(), "s/start")
 		b.ReportMetric(float64(heap()-before)/n, "B/entry")
-		b.ReportMetric(float64(s.index.Size())/n, "index-B/entry")
+		b.ReportMetric(float64(s.catalogue.index.Size())/n, "index-B/entry")
 		b.StopTimer()
-		if err := s.index.Close(); err != nil {
+		if err := s.catalogue.index.Close(); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
@@ -144,7 +144,7 @@ func BenchmarkEvict(b *testing.B) {
 	for _, n := range []int{10_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			s := opened(b, indexOf(b, n), int64(n)<<20)
-			r := reservation{s: s}
+			r := reservation{room: &s.room}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {
@@ -152,12 +152,12 @@ func BenchmarkEvict(b *testing.B) {
 					b.Fatal(err)
 				}
 				d := numbered(n + i) // and in comes another one
-				s.mu.Lock()
+				s.room.mu.Lock()
 				r.commit((&record{fileID: fileID{size: 1 << 20}}).entry(d, 0))
-				s.mu.Unlock()
+				s.room.mu.Unlock()
 			}
 			b.StopTimer()
-			s.index.Close()
+			s.catalogue.index.Close()
 		})
 	}
 }
@@ -176,16 +176,16 @@ func BenchmarkHit(b *testing.B) {
 			b.ResetTimer()
 			for i := range b.N {
 				d := hot[i%len(hot)]
-				s.mu.Lock()
-				e := s.lru.Peek(d)
-				s.lru.Hold(e)
-				s.mu.Unlock()
+				s.room.mu.Lock()
+				e := s.room.lru.Peek(d)
+				s.room.lru.Hold(e)
+				s.room.mu.Unlock()
 				s.Link("docker.io/library/redis", d)
 				s.Touch(d)
-				s.letGo(e)
+				s.room.release(e)
 			}
 			b.StopTimer()
-			s.index.Close()
+			s.catalogue.index.Close()
 		})
 	}
 }
@@ -219,8 +219,8 @@ func TestScanLeavesWhatIsUsedAgain(t *testing.T) {
 	}
 	s := open()
 	daily, once := put(s, 1), put(s, 2)
-	s.touch(daily, time.Now().Add(24*time.Hour).UnixNano(), 0)
-	s.touch(once, time.Now().Add(settled/2).UnixNano(), 0)
+	s.room.touch(daily, time.Now().Add(24*time.Hour).UnixNano(), 0)
+	s.room.touch(once, time.Now().Add(firstUse/2).UnixNano(), 0)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -53,8 +53,8 @@ func TestCrashAfterEvictionAndRefetch(t *testing.T) {
 	s := open(t, dir, 100<<20)
 	b := noise(1, 2<<20)
 	d := put(t, s, b)
-	s.flush()
-	copyFile(t, s.layout.index(), filepath.Join(dir, "then"))
+	s.house.flush()
+	copyFile(t, s.files.layout.index(), filepath.Join(dir, "then"))
 	s.Remove(d)
 	put(t, s, noise(2, 2<<20)) // takes the inode
 	put(t, s, b)
@@ -71,7 +71,7 @@ func TestCrashAfterEvictionAndRefetch(t *testing.T) {
 func settleDown(t *testing.T, s *Store) {
 	t.Helper()
 	for range 1000 {
-		if s.walked.Load() {
+		if s.house.walked.Load() {
 			time.Sleep(10 * time.Millisecond) // and the sweep
 			return
 		}
@@ -87,15 +87,15 @@ func unwalked(t *testing.T, unknown []byte) *Store {
 	dir := t.TempDir()
 	shut(t, open(t, dir, 10<<20))
 	s := newStore(Options{Dir: dir, Budget: 10 << 20, Log: slog.New(slog.DiscardHandler)})
-	path := s.layout.blob(digest.FromBytes(unknown))
+	path := s.files.layout.blob(digest.FromBytes(unknown))
 	os.MkdirAll(filepath.Dir(path), 0o700)
 	if err := os.WriteFile(path, unknown, 0o400); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.load(); err != nil {
+	if err := s.house.load(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.index.Close() })
+	t.Cleanup(func() { s.catalogue.index.Close() })
 	return s
 }
 
@@ -107,7 +107,7 @@ func TestAdoptOverPartial(t *testing.T) {
 	if in := begun(t, s, Origin{Repository: repo}, b); in != nil {
 		in.Abort(io.ErrUnexpectedEOF)
 	}
-	s.reconcile()               // gets there now
+	s.house.reconcile()         // gets there now
 	put(t, s, noise(10, 9<<20)) // both have to leave: close of a nil channel
 	balanced(t, s)
 }
@@ -117,7 +117,7 @@ func TestAdoptDuringIngest(t *testing.T) {
 	b := noise(1, 2<<20)
 	s := unwalked(t, b)
 	in := begun(t, s, Origin{Repository: repo}, b)
-	s.reconcile()
+	s.house.reconcile()
 	if in != nil {
 		in.Abort(io.ErrUnexpectedEOF)
 	}
@@ -129,7 +129,7 @@ func TestWhatComesAfterDamageIsFoundAgain(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	settleDown(t, s)
-	s.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
+	s.catalogue.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)
 	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", body); err != nil {
@@ -138,7 +138,7 @@ func TestWhatComesAfterDamageIsFoundAgain(t *testing.T) {
 	s.SetTag(repo, "7", Tag{Digest: d, MediaType: "application/x", Size: int64(len(body)), Checked: time.Now()})
 	time.Sleep(2500 * time.Millisecond) // "tags of the newest second before the crash"
 	s.Close()
-	s.index = nil
+	s.catalogue.index = nil
 	s = open(t, dir, 100<<20)
 	if _, err := s.Tag(repo, "7"); err != nil {
 		t.Error("tag:", err)
@@ -162,12 +162,12 @@ func TestRaceOnBits(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for n := range 50 {
-			s.touch(d, time.Now().Add(time.Duration(n)*time.Minute).UnixNano(), 0)
+			s.room.touch(d, time.Now().Add(time.Duration(n)*time.Minute).UnixNano(), 0)
 		}
 	})
 	wg.Go(func() {
 		for range 50 {
-			s.reconcile()
+			s.house.reconcile()
 		}
 	})
 	wg.Wait()
@@ -182,9 +182,9 @@ func TestAmendLosesUpdate(t *testing.T) {
 		d := digest.FromBytes(body)
 		s.Remove(d)
 		put(t, s, body)
-		s.mu.Lock()
-		s.lru.Peek(d).Value.bits |= unverified // as adopt books it
-		s.mu.Unlock()
+		s.room.mu.Lock()
+		s.room.lru.Peek(d).Value.bits |= unverified // as adopt books it
+		s.room.mu.Unlock()
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if b, err := s.Open(d); err == nil {
@@ -215,9 +215,9 @@ func TestSweptLinkComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.SetVisibility("docker.io/a/public", Visibility{true, time.Now()})
-	s.writeRepos()
+	s.house.writeRepos()
 	s.Remove(d)
-	s.sweep(time.Now())
+	s.house.sweep(time.Now())
 	if err := s.PutManifest(Origin{"docker.io/corp/app", true}, d, "x", body); err != nil {
 		t.Fatal(err)
 	}
@@ -236,11 +236,11 @@ func TestSweptLinkComesBack(t *testing.T) {
 func TestFreeSpaceOverflow(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
-	s.space.mu.Lock()
-	s.space.measure = func() (int64, error) { return 5 << 30, nil }
-	s.space.until = time.Time{}
-	s.space.mu.Unlock()
-	s.minFree.Store(10 << 30) // 5 GiB are missing already
+	s.room.space.mu.Lock()
+	s.room.space.measure = func() (int64, error) { return 5 << 30, nil }
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(10 << 30) // 5 GiB are missing already
 	if _, err := s.Begin(Origin{Repository: repo}, digest.FromString("x"), math.MaxInt64); !errors.Is(err, ErrNoRoom) {
 		t.Error(err)
 	}
@@ -254,14 +254,14 @@ func TestFreeSpaceOverflow(t *testing.T) {
 func TestMinFreePromisedTwice(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
-	s.space.mu.Lock()
-	s.space.measure = func() (int64, error) { return 100<<20 - bytesOnDisk(t, s), nil }
-	s.space.until = time.Time{}
-	s.space.mu.Unlock()
-	s.minFree.Store(90 << 20)
+	s.room.space.mu.Lock()
+	s.room.space.measure = func() (int64, error) { return 100<<20 - bytesOnDisk(t, s), nil }
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(90 << 20)
 	promised := 0
 	for range 5 { // Begins between their reserve and their fallocate, or of unknown size
-		if s.reserve(&reservation{s: s}, 8<<20) == nil {
+		if (&reservation{room: &s.room}).grow(8<<20) == nil {
 			promised += 8
 		}
 	}
@@ -274,9 +274,9 @@ func TestMinFreePromisedTwice(t *testing.T) {
 func TestSetAsideFails(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
-	s.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
+	s.catalogue.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
 	s.Close()
-	s.index = nil
+	s.catalogue.index = nil
 	bad := filepath.Join(dir, "index.db.bad")
 	os.MkdirAll(filepath.Join(bad, "x"), 0o700) // anything that stops between the two calls
 	if _, err := Open(Options{Dir: dir, Budget: 1 << 20}); err == nil {
@@ -293,14 +293,14 @@ func TestOpenRemovesPartialOfSuccessor(t *testing.T) {
 	settleDown(t, s)
 	b := noise(5, 2<<20)
 	d := put(t, s, b)
-	s.mu.Lock()
-	e := s.lru.Peek(d)
-	s.lru.Hold(e)
+	s.room.mu.Lock()
+	e := s.room.lru.Peek(d)
+	s.room.lru.Hold(e)
 	was := e.Value
-	s.mu.Unlock()
+	s.room.mu.Unlock()
 	s.Remove(d)
 	begun(t, s, Origin{Repository: repo}, b).Abort(io.ErrUnexpectedEOF)
-	if f, err := s.openHeld(e, was); err == nil {
+	if f, err := s.files.openHeld(e, was); err == nil {
 		f.Close()
 	}
 	if size, _ := s.Partial(d); size == 0 {
@@ -316,7 +316,7 @@ func TestNameLosesConfirm(t *testing.T) {
 		d := digest.FromString(fmt.Sprint(n))
 		var wg sync.WaitGroup
 		wg.Go(func() { s.Confirm(repo, d, 10) })
-		s.name(repo, image.Child{Digest: d, Size: 10, Role: image.RoleLayer})
+		s.catalogue.linkChildren(repo, []image.Child{image.Child{Digest: d, Size: 10, Role: image.RoleLayer}})
 		wg.Wait()
 		if l, err := s.Link(repo, d); err != nil || !l.Confirmed {
 			t.Fatalf("try %d: %+v %v", n, l, err)
@@ -334,7 +334,7 @@ func TestHeldPartialIsNoVictim(t *testing.T) {
 	defer r.Close()
 	in.Abort(io.ErrUnexpectedEOF)
 	keep := put(t, s, noise(2, 2<<20))
-	if err := s.reserve(&reservation{s: s}, 7<<20); !errors.Is(err, ErrNoRoom) {
+	if err := (&reservation{room: &s.room}).grow(7 << 20); !errors.Is(err, ErrNoRoom) {
 		t.Fatal(err)
 	}
 	if _, ok := s.Has(keep); !ok {
@@ -352,8 +352,8 @@ func TestSweepBetweenNamingAndCommit(t *testing.T) {
 	child := digest.FromString("child")
 	body := fmt.Appendf(nil, `{"schemaVersion":2,"layers":[{"digest":%q,"size":10}]}`, child)
 	d := digest.FromBytes(body)
-	s.making.Lock() // PutManifest has to wait for its room behind another one's eviction
-	s.minFree.Store(1 << 60)
+	s.room.evicting.Lock() // PutManifest has to wait for its room behind another one's eviction
+	s.room.minFree.Store(1 << 60)
 	done := make(chan error)
 	go func() { done <- s.PutManifest(Origin{Repository: repo}, d, "x", body) }()
 	for {
@@ -362,11 +362,11 @@ func TestSweepBetweenNamingAndCommit(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	s.minFree.Store(0)
+	s.room.minFree.Store(0)
 	// Its claim on d is made by now; none is on the children.
 	time.Sleep(50 * time.Millisecond)
-	s.sweep(time.Now())
-	s.making.Unlock()
+	s.house.sweep(time.Now())
+	s.room.evicting.Unlock()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func TestNamesWithoutRoomAreWrittenAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(500 * time.Millisecond)
-	if n := s.index.Pending(); n > 0 {
+	if n := s.catalogue.index.Pending(); n > 0 {
 		t.Errorf("%d changes are still in memory only", n)
 	}
 }
@@ -402,15 +402,15 @@ func TestPartialEvictedBetweenClaimAndResume(t *testing.T) {
 	begun(t, s, Origin{Repository: repo}, b).Abort(io.ErrUnexpectedEOF)
 
 	// Begin, as far as its claim.
-	in := &Ingest{s: s, room: reservation{s: s}, digest: d, from: Origin{Repository: repo}, size: int64(len(b)), hasher: d.Algorithm().Hash()}
-	if err := s.claim(in); err != nil {
+	in := &Ingest{s: s, room: reservation{room: &s.room}, digest: d, from: Origin{Repository: repo}, size: int64(len(b)), hasher: d.Algorithm().Hash()}
+	if err := s.files.claim(in); err != nil {
 		t.Fatal(err)
 	}
 	// Another one's reserve picks its victims.
-	s.making.Lock()
-	s.mu.Lock()
-	victims := s.pick(s.lru.Victims(7<<20, 0))
-	s.mu.Unlock()
+	s.room.evicting.Lock()
+	s.room.mu.Lock()
+	victims := s.room.pick(s.room.lru.Victims(7<<20, 0))
+	s.room.mu.Unlock()
 	// Begin goes on.
 	if err := in.open(); err != nil {
 		t.Fatal(err)
@@ -418,8 +418,8 @@ func TestPartialEvictedBetweenClaimAndResume(t *testing.T) {
 	in.hashing.Add(1)
 	go in.hash()
 	// The other one goes on.
-	s.unlink(victims)
-	s.making.Unlock()
+	s.room.unlink(victims)
+	s.room.evicting.Unlock()
 
 	if _, err := in.WriteAt(b, 0); err != nil {
 		t.Fatal(err)

@@ -106,7 +106,7 @@ func crash(t *testing.T, dir string, budget int64) (committed []digest.Digest) {
 // intact checks a store that was just opened against its files.
 func intact(t *testing.T, s *Store) {
 	t.Helper()
-	err := filepath.WalkDir(s.layout.blobs(), func(path string, f fs.DirEntry, err error) error {
+	err := filepath.WalkDir(s.files.layout.blobs(), func(path string, f fs.DirEntry, err error) error {
 		if err != nil || f.IsDir() {
 			return err
 		}
@@ -124,7 +124,7 @@ func intact(t *testing.T, s *Store) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	balanced(t, s)
-	files, err := os.ReadDir(s.layout.ingest())
+	files, err := os.ReadDir(s.files.layout.ingest())
 	if err != nil {
 		t.Error(err)
 	}

@@ -12,16 +12,16 @@ func TestReaderLeavesWhileTheVictimIsUnlinked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.making.Lock()
-	s.mu.Lock()
-	e := s.lru.Remove(d)
-	s.leave(e)
-	s.mu.Unlock()
+	s.room.evicting.Lock()
+	s.room.mu.Lock()
+	e := s.room.lru.Remove(d)
+	s.room.leave(e)
+	s.room.mu.Unlock()
 	b.Close()
 	if st := s.Stats(); st.Bytes != 3<<20 {
 		t.Errorf("booked %d while the file is there", st.Bytes)
 	}
-	s.unlink([]*entry{e})
-	s.making.Unlock()
+	s.room.unlink([]*entry{e})
+	s.room.evicting.Unlock()
 	balanced(t, s)
 }

@@ -85,7 +85,7 @@ func TestIndexThatNamesItself(t *testing.T) {
 	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", a); err != nil {
 		t.Fatal(err)
 	}
-	s.amend(d, func(r *record) {
+	s.catalogue.amend(d, func(r *record) {
 		r.children = []image.Child{{Digest: d, Size: int64(len(a)), Role: image.RoleManifest}}
 	})
 	s.Touch(d)

@@ -17,11 +17,11 @@ import (
 
 // Errors of an ingest.
 var (
-	// ErrNoRoom: the budget, or the free space to keep, has no room for it now.
-	// What is fetched has to bypass the store.
+	// ErrNoRoom: the budget, or the free space to keep, has no room for it now. What is
+	// fetched has to bypass the store.
 	ErrNoRoom = errors.New("no room in the cache")
 
-	// ErrDigest: all bytes are there and they are the wrong ones.
+	// ErrDigest: all bytes are there, and they have another digest.
 	ErrDigest = errors.New("digest does not match")
 
 	// ErrBusy: somebody else is ingesting the same digest.
@@ -32,45 +32,46 @@ var (
 )
 
 const (
-	// VerifyFirst is the size up to which no byte of a blob is handed out before all of
-	// it is verified: configs and other small things that clients parse at once.
+	// VerifyFirst is the size in bytes up to which no byte of a blob is handed out before all
+	// of it is verified: configs and other small blobs that clients parse at once.
 	VerifyFirst = 1 << 20
 
-	// growStep is what is reserved at a time for a blob of unknown size.
+	// growStep is how many bytes are reserved at a time for a blob of unknown size.
 	growStep = 8 << 20
 
-	// Piece is how the bytes of an ingest are best written: so many, at a multiple of it. The
-	// kernel then keeps them in large folios, and writing, reading and sending them takes half
-	// the CPU time of odd ones. With more at a time the buffer leaves the second-level cache.
+	// Piece is how many bytes of an ingest are best written at once, at a multiple of Piece.
+	// The kernel then keeps them in large folios, and to write, read and send them takes half
+	// the CPU time. A larger buffer doesn't fit into the second-level cache.
 	Piece = 256 << 10
 
-	// stateEvery is how many bytes, and stateAfter how much time, may pass before the
-	// state of a partial is written: what a killed process fetches again at most.
+	// stateEvery is how many bytes, and stateAfter how much time, may pass before the state of
+	// a partial is written: so much is fetched again after the process was killed.
 	stateEvery = 16 << 20
 	stateAfter = time.Second
 )
 
-// Ingest is a blob on its way into the store: a growing file that any number of readers
-// follow. Its bytes may be written in any order; they are hashed in theirs. The last
+// Ingest is a blob that comes into the store: a growing file that any number of readers can
+// follow. Its bytes may be written in any order; they are hashed from first to last. The last
 // byte, or all of a small blob, is held back from readers until the digest is right.
 //
-// One caller owns it and ends it with Commit or Abort. All methods are safe for
-// concurrent use.
+// One caller owns it and ends it with Commit or Abort. All methods are safe for concurrent use.
 //
-// A crash loses the bytes written in the last second, or 16 MiB; the rest is taken up again.
+// A crash loses the bytes of the last second, or the last 16 MiB; the next Begin resumes the
+// rest.
 type Ingest struct {
 	s      *Store
 	digest digest.Digest
 	from   Origin
 	f      *os.File
 
-	manifest *Manifest // set when it is one
-	resumed  bool      // some of its bytes came in earlier
-	parked   bool      // an earlier ingest has left a partial; its room is reserved again
+	manifest *Manifest // nil: not a manifest
+	resumed  bool      // some of its bytes came in with an earlier ingest
+	parked   bool      // an earlier ingest has left a partial, and its room is reserved again
 	room     reservation
 
-	mu       sync.Mutex // guards what follows; never held during I/O
-	size     int64      // -1: not known yet
+	// mu guards what follows. It is never held during I/O, and taken after room.mu.
+	mu       sync.Mutex
+	size     int64 // -1: not known yet
 	have     spans
 	claimed  spans     // have, and what is being written
 	hasher   hash.Hash // of the bytes before hashed
@@ -78,20 +79,20 @@ type Ingest struct {
 	phase    phase
 	err      error // why the phase is failed
 	waiters  []*waiter
-	hashWake chan struct{} // the same for the hasher, closed when there is a piece for it
+	hashWake chan struct{} // closed when there is a piece to hash; nil: the hasher doesn't wait
 	readers  int
-	closed   bool // the owner is done with f: the last reader closes it
+	closed   bool // the owner doesn't need f any more: the last reader closes it
 	entry    *entry
 
-	stateAt    time.Time // when the state file was last due, and
-	stateBytes int64     // how many bytes it named
+	stateAt    time.Time // when the state file was last due
+	stateBytes int64     // how many bytes the state file names
 
-	hashing  sync.WaitGroup // the hasher
-	spilling sync.Mutex     // held while a failed one's rest is hashed
-	stating  sync.Mutex     // held while the state file is written
+	hashing   sync.WaitGroup // the goroutine that hashes
+	rest      sync.Mutex     // queues those who hash the rest of a failed ingest
+	stateFile sync.Mutex     // queues those who write the state file
 }
 
-// Origin is under which repository a blob comes in, and whether that is a private one.
+// Origin says from which repository a blob comes in, and whether that is a private one.
 type Origin struct {
 	Repository string
 	Private    bool
@@ -105,10 +106,11 @@ const (
 	failed
 )
 
-// Begin starts, or takes up again, the ingest of a blob of size bytes, -1 when unknown.
-// Room is made first: by what was used the longest ago, if nobody reads it.
+// Begin starts or resumes the ingest of a blob of size bytes, -1 when unknown. Room is made
+// first: the least recently used blobs that nobody reads are evicted.
 //
-// Errors: ErrNoRoom; ErrBusy; ErrDisk; fs.ErrExist when the blob is there already.
+// Errors: ErrNoRoom; ErrBusy; ErrDisk; fs.ErrExist when the blob is there already; that d is
+// invalid.
 func (s *Store) Begin(from Origin, d digest.Digest, size int64) (*Ingest, error) {
 	return s.begin(&Ingest{digest: d, from: from, size: size})
 }
@@ -117,15 +119,19 @@ func (s *Store) begin(in *Ingest) (*Ingest, error) {
 	if err := in.digest.Validate(); err != nil {
 		return nil, err
 	}
-	in.s, in.room.s, in.hasher = s, s, in.digest.Algorithm().Hash()
-	if err := s.claim(in); err != nil {
+	in.s, in.room.room, in.hasher = s, &s.room, in.digest.Algorithm().Hash()
+	s.house.adoptUnknown(in.digest)
+	if err := s.files.claim(in); err != nil {
 		return nil, err
 	}
 	if err := in.open(); err != nil {
-		in.release()
+		if in.f != nil {
+			in.f.Close()
+			s.files.removePartial(in.digest)
+		}
+		s.files.unclaim(in, in.room.giveBack)
 		if !errors.Is(err, ErrNoRoom) {
-			err = fmt.Errorf("%w: %w", ErrDisk, err)
-			s.diskFailed(err)
+			err = s.files.faults.diskError(err)
 		}
 		return nil, err
 	}
@@ -146,8 +152,7 @@ func (in *Ingest) open() error {
 	if err := in.room.resize(want); err != nil {
 		return err
 	}
-	path := in.s.layout.partial(in.digest)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(in.s.files.layout.partial(in.digest), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -162,7 +167,7 @@ func (in *Ingest) open() error {
 	return in.writeState()
 }
 
-// allocate gives f its full size, on disk where the file system can.
+// allocate gives f its full size, and reserves it on disk where the file system can do that.
 func allocate(f *os.File, size int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
@@ -171,24 +176,13 @@ func allocate(f *os.File, size int64) error {
 	return err
 }
 
-// release gives back claim, reservation and file after an open that failed.
-func (in *Ingest) release() {
-	if in.f != nil {
-		in.f.Close()
-		in.remove()
-	}
-	in.s.unclaim(in, in.room.giveBack)
-}
-
-// remove unlinks the partial and its state.
-func (in *Ingest) remove() {
-	os.Remove(in.s.layout.partialState(in.digest))
-	os.Remove(in.s.layout.partial(in.digest))
-}
-
-// Digest, Origin and Size say what is ingested; Size is -1 until it is known.
+// Digest returns the digest that the blob must have.
 func (in *Ingest) Digest() digest.Digest { return in.digest }
-func (in *Ingest) Origin() Origin        { return in.from }
+
+// Origin returns where the blob comes from.
+func (in *Ingest) Origin() Origin { return in.from }
+
+// Size returns the size of the blob in bytes, -1 until it is known.
 func (in *Ingest) Size() int64 {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -202,7 +196,8 @@ func (in *Ingest) Received() int64 {
 	return in.have.bytes()
 }
 
-// Missing returns what is still to be written; with an unknown size, from what is there on.
+// Missing returns what is still to be written. If the size isn't known, that is one span with
+// an end of -1.
 func (in *Ingest) Missing() []Span {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -212,7 +207,7 @@ func (in *Ingest) Missing() []Span {
 	return in.have.missing(in.size)
 }
 
-// SetSize says how long the blob is, or, after bytes of unknown size, that it ends here.
+// SetSize says how many bytes the blob has, for one that began without a known size.
 // Errors: ErrNoRoom, ErrDisk, or that more has been written already.
 func (in *Ingest) SetSize(size int64) error {
 	in.mu.Lock()
@@ -234,21 +229,22 @@ func (in *Ingest) SetSize(size int64) error {
 		err = allocate(in.f, size)
 	}
 	if err != nil {
-		return in.diskError(err)
+		return in.s.files.faults.diskError(err)
 	}
 	in.room.filled(size)
 	in.mu.Lock()
 	in.size = size
 	in.progress()
 	in.mu.Unlock()
-	in.writeState() // as in WriteAt
+	in.writeState() // an error may be ignored, as in WriteAt
 	return nil
 }
 
-// WriteAt writes p at off and shows it to readers and hasher. It takes any number of
+// WriteAt writes p at off, for readers to read and to be hashed. There may be any number of
 // concurrent calls for different places.
-// Errors: ErrDisk; ErrNoRoom when the blob has no known size and the room has come to
-// an end; that the blob is longer than its size.
+//
+// Errors: ErrDisk; ErrNoRoom when the blob has no known size and there is no room for more of
+// it; that the blob is longer than its size; why the ingest has failed.
 func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 	end := off + int64(len(p))
 	in.mu.Lock()
@@ -265,14 +261,14 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	// No byte is written twice: the first may have been hashed, or read.
+	// No byte is written twice: what came first may have been hashed, or read.
 	in.mu.Lock()
 	parts := in.claimed.missingIn(Span{off, end})
 	in.claimed = in.claimed.add(Span{off, end})
 	in.mu.Unlock()
 	for _, s := range parts {
 		if n, err := in.f.WriteAt(p[s.From-off:s.To-off], s.From); err != nil {
-			return int(s.From-off) + n, in.diskError(err)
+			return int(s.From-off) + n, in.s.files.faults.diskError(err)
 		}
 	}
 	in.room.filled(end)
@@ -287,25 +283,19 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 	}
 	in.mu.Unlock()
 	if due {
-		in.writeState() // without it a killed process fetches more again, nothing worse
+		in.writeState() // if it fails, a killed process fetches more again, nothing worse
 	}
 	return len(p), nil
 }
 
-func (in *Ingest) diskError(err error) error {
-	err = fmt.Errorf("%w: %w", ErrDisk, err)
-	in.s.diskFailed(err)
-	return err
-}
-
-// waiter is somebody who waits for an ingest to get somewhere.
+// waiter waits until done returns true.
 type waiter struct {
-	done func() bool   // whether it has; called with mu held, by who makes the progress
-	wake chan struct{} // closed when it has, or never will
+	done func() bool   // called with mu held, by the goroutine that makes progress
+	wake chan struct{} // closed when done returned true, or never will
 }
 
-// progress wakes those whose waiting is over. To wake them all for each piece, to look and
-// to wait again, would cost more than the piece. mu is held.
+// progress wakes the waiters that are done. To wake them all for each piece, so that they look
+// and wait again, would cost more than the piece itself. mu is held.
 func (in *Ingest) progress() {
 	in.waiters = slices.DeleteFunc(in.waiters, func(w *waiter) bool {
 		over := in.phase == failed || w.done()
@@ -314,29 +304,23 @@ func (in *Ingest) progress() {
 		}
 		return over
 	})
-	if in.hashWake != nil && (in.phase != running || in.ripe()) {
+	if in.hashWake != nil && (in.phase != running || in.have.hasPiece(in.hashed, in.size)) {
 		close(in.hashWake)
 		in.hashWake = nil
 	}
 }
 
-// ripe reports whether there is a piece to hash, or all there is: to be woken for every
-// few bytes that arrive would cost more than to hash them. mu is held.
-func (in *Ingest) ripe() bool {
-	end := in.have.end(in.hashed)
-	return end-in.hashed >= Piece || end == in.size
-}
-
 // hashBuffers are shared by all ingests.
 var hashBuffers = sync.Pool{New: func() any { return new([Piece]byte) }}
 
-// hash follows the write head through the page cache until all is hashed or the ingest ends.
+// hash hashes the bytes that arrive, from first to last, until all are hashed or the ingest
+// ends. It reads them back, which the page cache makes cheap.
 func (in *Ingest) hash() {
 	defer in.hashing.Done()
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for in.phase == running && in.hashed != in.size {
-		if !in.ripe() {
+		if !in.have.hasPiece(in.hashed, in.size) {
 			wake := make(chan struct{})
 			in.hashWake = wake
 			in.mu.Unlock()
@@ -355,7 +339,7 @@ func (in *Ingest) hash() {
 		}
 		hashBuffers.Put(buf)
 		if err != nil {
-			in.fail(in.diskError(err))
+			in.fail(in.s.files.faults.diskError(err))
 		}
 		in.mu.Lock()
 		if err != nil {
@@ -368,7 +352,7 @@ func (in *Ingest) hash() {
 	}
 }
 
-// verify waits for the hasher and compares.
+// verify waits until all is hashed, and compares length and digest.
 func (in *Ingest) verify() error {
 	if in.Size() < 0 {
 		return errors.New("the end of the blob has not been seen")
@@ -378,7 +362,7 @@ func (in *Ingest) verify() error {
 		in.mu.Unlock()
 		return fmt.Errorf("bytes %d to %d are missing: %w", gaps[0].From, gaps[0].To, io.ErrUnexpectedEOF)
 	}
-	in.progress() // an empty blob has nothing else to wake the hasher
+	in.progress() // nothing else wakes the hasher of an empty blob
 	in.mu.Unlock()
 	in.hashing.Wait()
 	in.mu.Lock()
@@ -394,27 +378,30 @@ func (in *Ingest) verify() error {
 	return nil
 }
 
-// Commit verifies length and digest, lets readers have the last byte, and makes the file
-// a blob of the store: fsync, rename, fsync of the directory, index. When it fails it
-// has called Abort; readers of a blob that was verified get all of it nevertheless.
+// Commit verifies length and digest, lets readers have the last byte, and makes the file a
+// blob of the store: fsync, rename, fsync of the folder, index. When it fails it has called
+// Abort. Readers of a blob that was verified get all of it all the same.
 //
-// Errors: ErrDigest, io.ErrUnexpectedEOF, ErrDisk.
+// Errors: ErrDigest; io.ErrUnexpectedEOF when bytes are missing; ErrDisk; why the ingest has
+// failed.
 func (in *Ingest) Commit() error {
 	if err := in.verify(); err != nil {
 		in.Abort(err)
 		return err
 	}
-	if err := in.s.commit(in); err != nil {
-		err = in.diskError(err)
+	if err := in.s.files.commit(in); err != nil {
+		err = in.s.files.faults.diskError(err)
 		in.Abort(err)
 		return err
 	}
+	in.s.house.flushSoon()
 	in.finish()
 	return nil
 }
 
-// Abort ends the ingest: readers get what is there, and then err. What has arrived is
-// kept to be taken up again, unless err is ErrDigest or ErrDisk or there is nothing.
+// Abort ends the ingest: readers get what is there, and then err. What has arrived is kept, so
+// that a later Begin can resume it, unless err is ErrDigest, ErrDisk or ErrNoRoom, or the blob is
+// no larger than VerifyFirst.
 func (in *Ingest) Abort(err error) {
 	in.fail(err)
 	in.hashing.Wait()
@@ -428,10 +415,14 @@ func (in *Ingest) Abort(err error) {
 	}
 	e := &entry{Key: in.digest, Size: size, Value: info{bits: isPartial}}
 	if !keep {
-		in.remove()
-		e.Size = in.fileSize()
+		in.s.files.removePartial(in.digest)
+		if fi, err := in.f.Stat(); err == nil {
+			e.Size = fi.Size()
+		} else {
+			e.Size = 0
+		}
 	}
-	in.s.unclaim(in, func() {
+	in.s.files.unclaim(in, func() {
 		if keep {
 			in.room.park(e)
 		} else {
@@ -442,14 +433,7 @@ func (in *Ingest) Abort(err error) {
 	in.finish()
 }
 
-func (in *Ingest) fileSize() int64 {
-	fi, err := in.f.Stat()
-	if err != nil {
-		return 0
-	}
-	return fi.Size()
-}
-
+// fail ends the ingest with err, unless it has ended.
 func (in *Ingest) fail(err error) {
 	in.mu.Lock()
 	if in.phase == running {
@@ -459,7 +443,7 @@ func (in *Ingest) fail(err error) {
 	in.mu.Unlock()
 }
 
-// Wait blocks until the blob is verified, or returns why it will not be, or ctx's error.
+// Wait blocks until the blob is verified. Errors: why it will not be; that of ctx.
 func (in *Ingest) Wait(ctx context.Context) error {
 	return in.until(ctx, func() bool { return in.phase == verified })
 }

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -18,71 +17,37 @@ import (
 	"github.com/hubcache/hubcache/index"
 )
 
-func fileIDOf(fi fs.FileInfo) fileID {
-	id := fileID{size: fi.Size(), mtime: fi.ModTime().UnixNano()}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		id.ino = st.Ino
-	}
-	return id
-}
-
-// load opens the index and fills the lru from it; a damaged one is set aside and rebuilt.
-func (s *Store) load() error {
-	entries, err := s.loadIndex()
+// load opens the index and fills the room from it. A damaged index is set aside and rebuilt.
+func (h *housekeeping) load() error {
+	entries, err := h.loadIndex()
 	if errors.Is(err, index.ErrDamaged) {
-		s.log.Error("the index is damaged: set aside and rebuilt from the files", "error", err)
-		if err = index.SetAside(s.layout.index()); err != nil {
+		h.log.Error("the index is damaged: set aside and rebuilt from the files", "error", err)
+		if err = index.SetAside(h.files.layout.index()); err != nil {
 			return err
 		}
-		entries, err = s.loadIndex()
+		entries, err = h.loadIndex()
 	}
 	if err != nil {
 		return err
 	}
-	s.loadAll(entries)
-	s.loadPartials()
-	if built, err := s.index.Get(bucketMeta, keyBuilt); err != nil || built != nil {
+	h.loadEntries(entries)
+	h.loadPartials()
+	if built, err := h.catalogue.isBuilt(); err != nil || built {
 		return err
 	}
-	return s.rebuild()
+	return h.rebuild()
 }
 
-// ahead is how many entries are brought into the CPU's caches together. By last use they
-// lie anywhere in memory, and waiting for each on its own was half of filling the lru.
-const ahead = 32
-
-// loadAll fills the lru.
-func (s *Store) loadAll(entries []lastUse) {
-	slices.SortFunc(entries, func(a, b lastUse) int { return cmp.Compare(a.at, b.at) })
-	var sum byte // or the compiler would leave out what is only read
-	for part := range slices.Chunk(entries, ahead) {
-		for _, l := range part {
-			sum += l.e.Key[0] + l.e.Key[len(l.e.Key)-1] // in two lines of the cache
-		}
-		for _, l := range part {
-			l.e.Value.used = l.at
-			s.loadEntry(l.e)
-		}
-	}
-	runtime.KeepAlive(sum)
-}
-
-// lastUse is an entry and the time to sort it by, which is read too often to be looked up.
+// lastUse is an entry and the time of its last use, by which it is sorted: too often for
+// looking it up in the entry each time.
 type lastUse struct {
 	at int64 // Unix nanoseconds
 	e  *entry
 }
 
-func (s *Store) loadEntry(e *entry) {
-	s.lru.Load(e, e.Value.again(e.Value.used))
-	if e.Value.has(isManifest) {
-		s.manifests++
-	}
-}
-
-// loadIndex opens the index and reads all of it, so that damage shows now. It returns the
+// loadIndex opens the index and reads all of it, so that damage is found now. It returns the
 // entries in the order of their keys.
-func (s *Store) loadIndex() (entries []lastUse, err error) {
+func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 	tags := int64(0)
 	var left []lastUse // those whose last use is to come: both buckets are in the order of their keys
 	visit := func(bucket, k, v []byte) error {
@@ -110,29 +75,50 @@ func (s *Store) loadIndex() (entries []lastUse, err error) {
 		}
 		return nil
 	}
-	s.index, err = index.Open(s.layout.index(), index.Options{
+	h.catalogue.index, err = index.Open(h.files.layout.index(), index.Options{
 		Buckets: buckets,
 		First:   [][]byte{bucketBlobs, bucketUses},
 		Visit:   visit,
-		Opened:  s.indexOpened,
+		Opened:  h.indexOpened,
 	})
-	s.tags.Store(tags)
+	h.catalogue.tags.Store(tags)
 	return entries, err
 }
 
-// loadPartials books the unfinished downloads that can be gone on with, and removes
-// the others.
-func (s *Store) loadPartials() {
-	files, err := os.ReadDir(s.layout.ingest())
+// prefetchBatch is how many entries are brought into the CPU's caches together. In order of
+// last use they are anywhere in memory, and to wait for each by itself was half of the time
+// that it takes to fill the room.
+const prefetchBatch = 32
+
+// loadEntries fills the room, in order of last use.
+func (h *housekeeping) loadEntries(entries []lastUse) {
+	slices.SortFunc(entries, func(a, b lastUse) int { return cmp.Compare(a.at, b.at) })
+	var sum byte // or the compiler would leave out what is only read
+	for batch := range slices.Chunk(entries, prefetchBatch) {
+		for _, l := range batch {
+			sum += l.e.Key[0] + l.e.Key[len(l.e.Key)-1] // they may be in two cache lines
+		}
+		for _, l := range batch {
+			l.e.Value.used = l.at
+			h.room.load(l.e)
+		}
+	}
+	runtime.KeepAlive(sum)
+}
+
+// loadPartials books the unfinished downloads that can be resumed, and removes the others.
+func (h *housekeeping) loadPartials() {
+	dir := h.files.layout.ingest()
+	files, err := os.ReadDir(dir)
 	if err != nil {
-		s.diskFailed(err)
+		h.faults.disk(err)
 		return
 	}
 	for _, file := range files {
-		path := filepath.Join(s.layout.ingest(), file.Name())
+		path := filepath.Join(dir, file.Name())
 		name, isState := strings.CutSuffix(file.Name(), ".json")
 		if isState {
-			if _, err := os.Stat(filepath.Join(s.layout.ingest(), name)); err != nil {
+			if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 				os.Remove(path)
 			}
 			continue
@@ -141,171 +127,41 @@ func (s *Store) loadPartials() {
 		d, ok := digestOf(algorithm, hex)
 		st, resumable := readState(path + ".json")
 		fi, err := file.Info()
-		whole := false
+		committed := false
 		if ok {
-			_, err := os.Lstat(s.layout.blob(d))
-			whole = err == nil
+			_, err := os.Lstat(h.files.layout.blob(d))
+			committed = err == nil
 		}
-		if !ok || !resumable || err != nil || fi.Size() != st.Size || whole {
+		if !ok || !resumable || err != nil || fi.Size() != st.Size || committed {
 			os.Remove(path)
 			os.Remove(path + ".json")
 			continue
 		}
-		s.lru.LoadPartial(&entry{Key: d, Size: st.Size, Value: info{bits: isPartial}})
+		h.room.lru.LoadPartial(&entry{Key: d, Size: st.Size, Value: info{bits: isPartial}})
 	}
 }
 
-// keepHouse writes what is batched, evicts for the free space to keep, and once, at the
-// start, compares the index with the files.
-func (s *Store) keepHouse() {
-	s.reconcile()
-	s.sweep(time.Now())
-	tick := time.NewTicker(houseEvery)
-	defer tick.Stop()
-	for n := 1; ; n++ {
-		select {
-		case <-s.stop:
-			return
-		case <-tick.C:
-		}
-		s.writeRepos()
-		if n%usesEvery == 0 {
-			s.flush()
-			s.shrink()
-		}
-		if n%sweepEvery == 0 {
-			s.sweep(time.Now())
-		}
-	}
-}
-
-const (
-	// houseEvery is how far repos/ may be behind the index.
-	houseEvery = time.Second
-	// usesEvery times that long, last uses wait to be written together: a synced
-	// transaction per hit would be the slowest part of it.
-	usesEvery = 10
-	// sweepEvery times that long, links and tags of what has left wait to be forgotten.
-	sweepEvery = 24 * 60 * 60
-)
-
-// reconcile makes the books equal to the files: a blob whose file is gone is forgotten, a
-// file that isn't in the index is adopted, others' files in our folders are left alone.
-func (s *Store) reconcile() {
-	err := s.walkBlobs(func(d digest.Digest, _ fs.FileInfo) {
-		s.mu.Lock()
-		e := s.lru.Peek(d)
-		if e != nil {
-			e.Value.bits |= onDisk
-		}
-		s.mu.Unlock()
-		if e == nil {
-			s.adoptFound(d)
-		}
-	})
-	if err != nil {
-		s.log.Error("can't read the blobs' folder", "error", err)
-		return
-	}
-	if s.stopping() { // in the middle of the walk
-		return
-	}
-	s.walked.Store(true)
-	var lost []digest.Digest
-	s.mu.Lock()
-	s.lru.All(func(e *entry) {
-		if !e.Value.has(onDisk) { // or came in during the walk: a look will tell
-			lost = append(lost, e.Key)
-		}
-		e.Value.bits &^= onDisk
-	})
-	s.mu.Unlock()
-	for _, d := range lost {
-		if _, err := os.Lstat(s.layout.blob(d)); errors.Is(err, fs.ErrNotExist) {
-			s.Remove(d)
-		}
-	}
-	s.flush()
-	s.shrink()
-}
-
-func (s *Store) stopping() bool {
-	select {
-	case <-s.stop:
-		return true
-	default:
-		return false
-	}
-}
-
-// walkBlobs calls f for every file under blobs/ that has a digest's name.
-func (s *Store) walkBlobs(f func(digest.Digest, fs.FileInfo)) error {
-	return filepath.WalkDir(s.layout.blobs(), func(path string, file fs.DirEntry, err error) error {
-		if s.stopping() {
-			return fs.SkipAll
-		}
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		if !file.Type().IsRegular() {
-			return nil
-		}
-		d, ok := digestOf(filepath.Base(filepath.Dir(filepath.Dir(path))), file.Name())
-		if fi, err := file.Info(); ok && err == nil {
-			f(d, fi)
-		}
-		return nil
-	})
-}
-
-// adoptFound books the file of d, if there is one that the books don't know.
-func (s *Store) adoptFound(d digest.Digest) {
-	s.making.Lock() // nothing is unlinked meanwhile
-	defer s.making.Unlock()
-	if fi, err := os.Lstat(s.layout.blob(d)); err == nil && fi.Mode().IsRegular() {
-		s.adopt(d, fi)
-	}
-}
-
-// adopt books a file that the index doesn't know. Its digest is checked when it is first
-// asked for.
-func (s *Store) adopt(d digest.Digest, fi fs.FileInfo) {
-	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
-	e := r.entry(d, r.mtime)
-	s.mu.Lock()
-	// Not what is being committed at this moment, or has been meanwhile.
-	known := s.ingests[d] != nil || s.lru.Peek(d) != nil || s.unlinking[d] != nil
-	if !known {
-		s.loadEntry(e)
-	}
-	s.mu.Unlock()
-	if !known {
-		s.index.Set(bucketBlobs, []byte(d), r.encode())
-	}
-}
-
-// rebuild makes a new index from the files: blobs, then what the repositories' files say.
-// Lost are last uses (the files' times stand in), links that upstream had confirmed for
-// blobs that no cached manifest names, and the newest second of tags and verdicts.
-func (s *Store) rebuild() error {
+// rebuild makes a new index from the files: from the blobs, and from what the files of the
+// repositories say. Lost are last uses (the times of the files are taken instead), links that
+// upstream had confirmed for blobs that no cached manifest names, and the newest second of tags
+// and visibility.
+func (h *housekeeping) rebuild() error {
 	start := time.Now()
 	type found struct {
 		d  digest.Digest
 		fi fs.FileInfo
 	}
 	var blobs []found
-	if err := s.walkBlobs(func(d digest.Digest, fi fs.FileInfo) { blobs = append(blobs, found{d, fi}) }); err != nil {
+	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) { blobs = append(blobs, found{d, fi}) })
+	if err != nil {
 		return err
 	}
 	slices.SortFunc(blobs, func(a, b found) int { return a.fi.ModTime().Compare(b.fi.ModTime()) })
 	for _, b := range blobs {
-		s.adopt(b.d, b.fi)
+		h.files.adopt(b.d, b.fi)
 	}
 	repos := 0
-	err := filepath.WalkDir(s.layout.repos(), func(path string, file fs.DirEntry, err error) error {
+	err = filepath.WalkDir(h.files.layout.repos(), func(path string, file fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
@@ -314,78 +170,56 @@ func (s *Store) rebuild() error {
 		case file.Type().IsRegular():
 			repo, err := readRepo(path)
 			if err != nil {
-				s.log.Warn("a repository's file can't be read; its tags are lost", "error", err)
+				h.log.Warn("the file of a repository can't be read; its tags are lost", "error", err)
 				return nil
 			}
 			repos++
-			s.restore(repo)
+			h.restore(repo)
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	s.index.Set(bucketMeta, keyBuilt, []byte{1})
-	s.flush()
+	h.catalogue.setBuilt()
+	h.flush()
 	if len(blobs) > 0 || repos > 0 {
-		s.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
+		h.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
 	}
 	return nil
 }
 
-// restore puts what a repository's file says back into the index.
-func (s *Store) restore(repo repoFile) {
+// restore puts back into the index what the file of a repository says.
+func (h *housekeeping) restore(repo repoFile) {
 	name := repo.Repository
 	if repo.Public != nil {
-		s.index.Set(bucketVisibility, []byte(name), Visibility{*repo.Public, repo.VerdictAt}.encode())
+		h.catalogue.setVisibility(name, Visibility{*repo.Public, repo.VerdictAt})
 	}
 	for d, mediaType := range repo.Manifests {
-		s.restoreManifest(name, d, mediaType)
+		h.restoreManifest(name, d, mediaType)
 	}
 	for tag, t := range repo.Tags {
 		if t.Digest.Validate() == nil {
-			s.index.Set(bucketTags, pair(name, tag), Tag{t.Digest, t.Type, t.Size, t.Checked}.encode())
-			s.tags.Add(1)
+			h.catalogue.setTag(name, tag, Tag{t.Digest, t.Type, t.Size, t.Checked})
 		}
 	}
 }
 
-func (s *Store) restoreManifest(repository string, d digest.Digest, mediaType string) {
+func (h *housekeeping) restoreManifest(repository string, d digest.Digest, mediaType string) {
 	if d.Validate() != nil {
 		return
 	}
-	body, err := os.ReadFile(s.layout.blob(d))
+	body, err := os.ReadFile(h.files.layout.blob(d))
 	if err != nil || d.Algorithm().FromBytes(body) != d {
-		return // gone or damaged: found out by Open
+		return // gone or damaged: files.open will find out
 	}
-	s.mu.Lock()
-	e := s.lru.Peek(d)
-	if e != nil {
-		if !e.Value.has(isManifest) {
-			s.manifests++
-		}
-		e.Value.bits = e.Value.bits&^unverified | isManifest
+	e, _ := h.room.makeManifest(d, true)
+	if e.Key == "" {
+		return // not cached
 	}
-	s.mu.Unlock()
-	if e == nil {
-		return
-	}
-	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: e.Value.has(isPrivate), manifest: true, mediaType: mediaType, children: image.Children(body)}
-	s.index.Set(bucketBlobs, []byte(d), r.encode())
-	s.link(repository, d, Link{true, e.Size})
-	for _, c := range r.children {
-		s.name(repository, c)
-	}
-}
-
-// amend changes the record of d.
-func (s *Store) amend(d digest.Digest, f func(*record)) {
-	s.amending.Lock()
-	defer s.amending.Unlock()
-	r, err := s.record(d)
-	if err != nil {
-		return
-	}
-	f(&r)
-	s.index.Set(bucketBlobs, []byte(d), r.encode())
+	r := record{fileID: fileID{e.Size, e.Value.ino, e.Value.mtime}, private: e.Value.has(isPrivate)}
+	r.setManifest(&Manifest{MediaType: mediaType, Children: image.Children(body)})
+	h.catalogue.setRecord(d, r)
+	h.catalogue.link(repository, d, Link{true, e.Size})
+	h.catalogue.linkChildren(repository, r.children)
 }

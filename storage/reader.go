@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// Reader reads an ingest behind its write head. Not safe for concurrent use.
+// Reader reads an ingest while it grows. Not safe for concurrent use.
 type Reader struct{ in *Ingest }
 
-// Reader returns a reader of the blob, from its first byte on if need be: what came before
-// is in the file. It works on after Commit, Abort and eviction. Close it.
-// ok is false when the ingest has ended meanwhile and its last reader has left.
+// Reader returns a reader of the blob, which can read what has arrived before too. It can
+// still be used after Commit, Abort and eviction. Close it. ok is false when the ingest has
+// ended and its last reader has left.
 func (in *Ingest) Reader() (r *Reader, ok bool) {
-	in.s.mu.Lock() // so that the entry isn't gone before it is held
-	defer in.s.mu.Unlock()
+	in.room.room.mu.Lock() // so that the entry can't go before it is held
+	defer in.room.room.mu.Unlock()
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.closed && in.readers == 0 {
@@ -24,7 +24,7 @@ func (in *Ingest) Reader() (r *Reader, ok bool) {
 	}
 	in.readers++
 	if in.entry != nil {
-		in.s.lru.Hold(in.entry)
+		in.room.room.lru.Hold(in.entry)
 	}
 	return &Reader{in}, true
 }
@@ -39,10 +39,11 @@ func (in *Ingest) Readers() int {
 // BatchDelay is how long Available waits for more than the first byte.
 const BatchDelay = 20 * time.Millisecond
 
-// Available waits until there are want bytes to read at off, or, after BatchDelay, any at all, and
-// returns where they end; what the end of the blob or the holding back of its last byte
-// leaves of want will do. At the end of the blob it returns io.EOF. When the ingest has failed
-// it shows what arrived before, and then returns the reason.
+// Available waits until there are want bytes to read at off, or, after BatchDelay, any at all,
+// and returns where they end. Fewer are enough at the end of the blob, and before its last byte,
+// which is held back. When the ingest has failed it returns what had arrived first.
+//
+// Errors: io.EOF at the end of the blob; why the ingest has failed; that of ctx.
 func (r *Reader) Available(ctx context.Context, off, want int64) (end int64, err error) {
 	in := r.in
 	shown := func() bool {
@@ -51,7 +52,7 @@ func (r *Reader) Available(ctx context.Context, off, want int64) (end int64, err
 	}
 	if want > 1 {
 		patient, cancel := context.WithTimeout(ctx, BatchDelay)
-		in.until(patient, shown) // what it says, the second look says again
+		in.until(patient, shown) // its error is found again below
 		cancel()
 		want = 1
 	}
@@ -65,8 +66,8 @@ func (r *Reader) Available(ctx context.Context, off, want int64) (end int64, err
 	return off, err
 }
 
-// ReadAt reads what there is at off, at most len(p) bytes, and waits for it as Available does,
-// whose errors it returns, and ErrDisk.
+// ReadAt reads what there is at off, at most len(p) bytes, and waits for it as Available does.
+// Errors: those of Available; ErrDisk.
 func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	end, err := r.Available(ctx, off, 1)
 	if err != nil {
@@ -74,20 +75,20 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	n, err := r.in.f.ReadAt(p[:min(int64(len(p)), end-off)], off)
 	if err != nil {
-		err = r.in.diskError(err)
+		err = r.in.s.files.faults.diskError(err)
 	}
 	return n, err
 }
 
 // File returns the growing file, for sendfile of what is Available, until the Reader is closed.
-// Its offset is nobody's.
+// Its offset must not be used: all readers share it.
 func (r *Reader) File() *os.File { return r.in.f }
 
-// Resumed reports whether some of the bytes came in with an earlier ingest, of which the
-// kernel may have nothing in memory.
+// Resumed reports whether some of the bytes came in with an earlier ingest. The page cache may
+// not have them.
 func (r *Reader) Resumed() bool { return r.in.resumed }
 
-// shown returns up to where readers at off may see. mu is held.
+// shown returns up to where a reader at off may read. mu is held.
 func (in *Ingest) shown(off int64) int64 {
 	end := in.have.end(off)
 	switch {
@@ -95,22 +96,21 @@ func (in *Ingest) shown(off int64) int64 {
 	case in.size >= 0 && in.size <= VerifyFirst:
 		return off
 	case in.size < 0 && end <= VerifyFirst:
-		return off // it may yet turn out to be a small one
+		return off // it may turn out to be a small one
 	case in.size < 0 || end == in.size:
-		end-- // the last byte, for all we know
+		end-- // it may be the last byte
 	}
 	return end
 }
 
-// Fallback is from where on a blob that can't be kept has to come from elsewhere: the file
-// has the bytes before At, and Hash their digest so far.
+// Fallback says from which byte on a blob that can't be kept has to come from elsewhere.
 type Fallback struct {
-	At   int64
-	Hash hash.Hash
+	At   int64     // the file has the bytes before
+	Hash hash.Hash // of the bytes before At
 }
 
-// Fallback returns where the readers of a failed ingest have to go on by themselves.
-// ok is false when it hasn't failed, or when what is there can't be read again.
+// Fallback returns from where the readers of a failed ingest have to go on by themselves. ok is
+// false when it hasn't failed, or when what is there can't be read again.
 func (in *Ingest) Fallback() (s Fallback, ok bool) {
 	in.mu.Lock()
 	ok = in.phase == failed
@@ -119,12 +119,13 @@ func (in *Ingest) Fallback() (s Fallback, ok bool) {
 		return s, false
 	}
 	in.hashing.Wait()
-	in.spilling.Lock() // hasher and hashed are ours now, and mu must not be held so long
-	defer in.spilling.Unlock()
+	// With the hashing ended, this lock guards hasher and hashed: mu must not be held so long.
+	in.rest.Lock()
+	defer in.rest.Unlock()
 	in.mu.Lock()
 	end := in.have.end(0)
 	in.mu.Unlock()
-	// Readers may be ahead of the hasher.
+	// Readers may have read more than has been hashed.
 	rest := io.NewSectionReader(in.f, in.hashed, end-in.hashed)
 	n, err := io.Copy(in.hasher, rest)
 	in.hashed += n
@@ -139,7 +140,7 @@ func (in *Ingest) Fallback() (s Fallback, ok bool) {
 	return Fallback{At: in.hashed, Hash: h}, err == nil
 }
 
-// Close ends the reading.
+// Close ends the reading. Errors: those of os.File.Close, from the last reader.
 func (r *Reader) Close() error {
 	in := r.in
 	in.mu.Lock()
@@ -151,25 +152,24 @@ func (r *Reader) Close() error {
 		err = in.f.Close()
 	}
 	if e != nil {
-		in.s.letGo(e) // an unlinked file takes room until it is closed
+		in.room.room.release(e) // an unlinked file takes room until it is closed
 	}
 	return err
 }
 
-// become makes the owner and the readers of the ingest holders of e, into which it has
-// turned: a committed blob, an idle partial, or an unlinked file. It is called once, with
-// the store's mu held.
+// become makes the owner and the readers of the ingest holders of e, which it has turned into:
+// a committed blob, a parked partial, or an unlinked file. It is called once, with room.mu held.
 func (in *Ingest) become(e *entry) {
-	in.s.lru.Hold(e) // until finish
+	in.room.room.lru.Hold(e) // until finish
 	in.mu.Lock()
 	in.entry = e
 	for range in.readers {
-		in.s.lru.Hold(e)
+		in.room.room.lru.Hold(e)
 	}
 	in.mu.Unlock()
 }
 
-// finish is the owner's goodbye to the file. become has been called.
+// finish says that the owner doesn't need the file any more. become has been called.
 func (in *Ingest) finish() {
 	in.mu.Lock()
 	in.closed = true
@@ -178,5 +178,5 @@ func (in *Ingest) finish() {
 	if last {
 		in.f.Close()
 	}
-	in.s.letGo(e)
+	in.room.room.release(e)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hubcache/hubcache/image"
 	"github.com/hubcache/hubcache/index"
+	"github.com/hubcache/hubcache/lru"
 )
 
 // The buckets of the index. Their names are on disk.
@@ -39,12 +40,35 @@ func unpair(key []byte) (repository, name string) {
 	return string(r), string(n)
 }
 
-// fileID is what fstat said of a blob's file when it was committed.
-type fileID struct {
-	size  int64
+type entry = lru.Entry[digest.Digest, info]
+
+// info is what is known of a committed blob without a look at disk or index.
+type info struct {
 	ino   uint64
 	mtime int64 // Unix nanoseconds
+	used  int64 // Unix nanoseconds
+	bits  bits
 }
+
+type bits uint8
+
+const (
+	isManifest bits = 1 << iota
+	isPartial
+	isPrivate  // came through a repository that isn't public
+	unverified // found on disk without a record: it is hashed before it is served
+	onDisk     // found by the walk of reconcile
+)
+
+func (i *info) has(b bits) bool { return i.bits&b != 0 }
+
+// firstUse is how long after a blob came in its uses still count as the one that brought it
+// in: a pull asks several times, and one deployment goes to several hosts.
+const firstUse = 10 * time.Minute
+
+// again reports whether a use at that time, in Unix nanoseconds, is another one than the
+// first. The time of the file says when the blob came in, so that this survives a restart.
+func (i *info) again(use int64) bool { return use-i.mtime >= int64(firstUse) }
 
 // record describes a committed blob.
 type record struct {
@@ -56,6 +80,27 @@ type record struct {
 	children   []image.Child
 }
 
+// setManifest makes it the record of a manifest.
+func (r *record) setManifest(m *Manifest) {
+	r.manifest, r.mediaType, r.children = true, m.MediaType, m.Children
+}
+
+// entry returns what the room keeps of r.
+func (r *record) entry(d digest.Digest, used int64) *entry {
+	e := &entry{Key: d, Size: r.size, Value: info{ino: r.ino, mtime: r.mtime, used: used}}
+	if r.manifest {
+		e.Value.bits |= isManifest
+	}
+	if r.private {
+		e.Value.bits |= isPrivate
+	}
+	if r.unverified {
+		e.Value.bits |= unverified
+	}
+	return e
+}
+
+// Flags of a record. A flag that older versions don't know needs a new version of the index.
 const (
 	flagPrivate = 1 << iota
 	flagManifest

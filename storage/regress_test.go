@@ -24,7 +24,7 @@ func TestNestedViewDeadlock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.flush()
+	s.house.flush()
 	stop := make(chan struct{})
 	go func() { // what keepHouse does every second for a changed repository
 		for {
@@ -32,7 +32,7 @@ func TestNestedViewDeadlock(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				s.writeRepo(repo)
+				s.house.writeRepo(repo)
 			}
 		}
 	}()
@@ -43,15 +43,15 @@ func TestNestedViewDeadlock(t *testing.T) {
 			for i := range 20 {
 				v := make([]byte, 8000)
 				rand.Read(v)
-				s.index.Set(bucketTags, pair("docker.io/x/y", fmt.Sprint(n, "-", i)), v)
+				s.catalogue.index.Set(bucketTags, pair("docker.io/x/y", fmt.Sprint(n, "-", i)), v)
 			}
-			s.flush()
+			s.house.flush()
 		}
 	}()
 	select {
 	case <-done:
 	case <-time.After(15 * time.Second):
-		s.index = nil
+		s.catalogue.index = nil
 		pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
 		t.Fatal("the index is deadlocked")
 	}
@@ -97,7 +97,7 @@ func TestAdoptedBlobIsPublic(t *testing.T) {
 			t.Fatal(err)
 		}
 		shut(t, s)
-		if err := os.Chmod(s.layout.blob(d), mode); err != nil {
+		if err := os.Chmod(s.files.layout.blob(d), mode); err != nil {
 			t.Fatal(err)
 		}
 		os.Remove(filepath.Join(dir, "index.db"))
@@ -163,7 +163,7 @@ func TestFailedPlaceLeavesFile(t *testing.T) {
 	put(t, s, noise(1, 100))
 	b := noise(4, 2<<20)
 	d := digest.FromBytes(b)
-	os.MkdirAll(filepath.Dir(s.layout.blob(d)), 0o700)
+	os.MkdirAll(filepath.Dir(s.files.layout.blob(d)), 0o700)
 	in, err := s.Begin(Origin{Repository: repo}, d, int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
@@ -190,12 +190,12 @@ func TestTouchAfterClockWentBack(t *testing.T) {
 	d := digest.FromBytes(body)
 	s.PutManifest(Origin{Repository: repo}, d, "x", body)
 	later := time.Now().Add(30 * 24 * time.Hour).UnixNano()
-	s.touch(d, later, 0) // a host that started with a wrong clock
+	s.room.touch(d, later, 0) // a host that started with a wrong clock
 	now := time.Now()
-	s.touch(d, now.Add(time.Hour).UnixNano(), 0) // the clock is right again
-	s.mu.Lock()
-	used := time.Unix(0, s.lru.Peek(layer).Value.used)
-	s.mu.Unlock()
+	s.room.touch(d, now.Add(time.Hour).UnixNano(), 0) // the clock is right again
+	s.room.mu.Lock()
+	used := time.Unix(0, s.room.lru.Peek(layer).Value.used)
+	s.room.mu.Unlock()
 	if used.After(now.Add(24 * time.Hour)) {
 		t.Error("used an hour from now, and booked for", used)
 	}
@@ -206,14 +206,14 @@ func TestOpenRemovesSuccessor(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
 	b := noise(5, 1000)
 	d := put(t, s, b)
-	s.mu.Lock()
-	e := s.lru.Peek(d)
-	s.lru.Hold(e)
+	s.room.mu.Lock()
+	e := s.room.lru.Peek(d)
+	s.room.lru.Hold(e)
 	was := e.Value
-	s.mu.Unlock()
+	s.room.mu.Unlock()
 	s.Remove(d) // an eviction between Open's look and its open(2)
 	put(t, s, b)
-	if b, err := s.openHeld(e, was); err == nil {
+	if b, err := s.files.openHeld(e, was); err == nil {
 		b.Close()
 	}
 	if _, ok := s.Has(d); !ok {
@@ -230,7 +230,7 @@ func TestUnsyncedManifestIsNoBlob(t *testing.T) {
 	if err := s.PutManifest(Origin{Repository: repo}, d, "x", body); err != nil {
 		t.Fatal(err)
 	}
-	path := s.layout.blob(d)
+	path := s.files.layout.blob(d)
 	fi, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)

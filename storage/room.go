@@ -1,322 +1,466 @@
 package storage
 
 import (
-	"errors"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"syscall"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/lru"
 )
 
-// claim makes in the one ingest of its digest.
-func (s *Store) claim(in *Ingest) error {
-	if !s.walked.Load() {
-		s.adoptFound(in.digest) // or it would be adopted beside what comes in, or not at all
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for {
-		switch old := s.unlinking[in.digest]; {
-		case old != nil:
-			// A file of that name is about to go, and must not take the new one along.
-			s.mu.Unlock()
-			<-old
-			s.mu.Lock()
-		case s.ingests[in.digest] != nil:
-			return ErrBusy
-		case s.lru.Peek(in.digest) != nil:
-			return fs.ErrExist
-		default:
-			s.ingests[in.digest] = in
-			in.parked = in.room.unpark(in.digest) // at once, or it might be chosen as a victim
-			return nil
-		}
-	}
+// room is the budget and what fills it: entries, reservations, and the choice and unlinking of
+// victims.
+type room struct {
+	files     *files
+	catalogue *catalogue
+
+	minFree atomic.Int64 // bytes of the file system that are left free
+	space   freeSpace
+
+	// evicting queues those who make room, so that each sees the room that the one before has
+	// left. It is held while files are unlinked, and taken before all other locks.
+	evicting sync.Mutex
+
+	// mu guards what follows, and the Value of each entry. It is taken after files.mu and
+	// before Ingest.mu, and never held during I/O.
+	mu           sync.Mutex
+	lru          *lru.Cache[digest.Digest, info]
+	reservations map[*reservation]struct{}       // those that hold something
+	unlinking    map[digest.Digest]chan struct{} // closed when the old file is unlinked
+	manifests    int64                           // number among the entries
+	evictions    int64
+	evicted      int64 // bytes
 }
 
-// unclaim ends the claim; last is called with mu held and does the accounting.
-func (s *Store) unclaim(in *Ingest, last func()) {
-	s.mu.Lock()
-	last()
-	delete(s.ingests, in.digest)
-	s.mu.Unlock()
+// claim prepares the room of an ingest: a parked partial becomes its reservation, at once, or
+// it might be chosen as a victim. If an old file of that name is about to be unlinked, it
+// returns a channel that is closed when that is done. Errors: fs.ErrExist.
+func (r *room) claim(in *Ingest) (unlinked chan struct{}, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if unlinked = r.unlinking[in.digest]; unlinked != nil {
+		return unlinked, nil
+	}
+	if r.lru.Peek(in.digest) != nil {
+		return nil, fs.ErrExist
+	}
+	in.parked = in.room.unpark(in.digest)
+	return nil, nil
 }
 
-// reserve adds n bytes to r, for which room is made when it can be had at once.
+// reserve adds n bytes to held, for which room is made when it can be had at once.
 // Errors: ErrNoRoom.
-func (s *Store) reserve(r *reservation, n int64) error {
-	if n > s.Budget() {
-		return ErrNoRoom // and sums of what upstream claims don't overflow
+func (r *room) reserve(held *reservation, n int64) error {
+	if n > r.budget() {
+		return ErrNoRoom // so sums of what upstream claims don't overflow
 	}
-	if s.shortOfSpace(n) <= 0 && s.reserveNow(r, n) {
+	if r.shortOfSpace(n) <= 0 && r.reserveNow(held, n) {
 		return nil
 	}
-	s.making.Lock()
-	defer s.making.Unlock()
+	r.evicting.Lock()
+	defer r.evicting.Unlock()
 	// Measured once: some file systems count freed room only later.
-	for short := s.shortOfSpace(n); ; {
-		if short <= 0 && s.reserveNow(r, n) {
+	for short := r.shortOfSpace(n); ; {
+		if short <= 0 && r.reserveNow(held, n) {
 			return nil
 		}
-		s.mu.Lock()
-		victims := s.pick(s.lru.Victims(n, short))
-		s.mu.Unlock()
+		r.mu.Lock()
+		victims := r.pick(r.lru.Victims(n, short))
+		r.mu.Unlock()
 		if len(victims) == 0 {
-			if short <= 0 && s.reserveNow(r, n) { // somebody has given room back meanwhile
+			if short <= 0 && r.reserveNow(held, n) { // somebody has given room back meanwhile
 				return nil
 			}
 			return ErrNoRoom
 		}
-		s.unlink(victims)
+		r.unlink(victims)
 		for _, e := range victims {
 			short -= e.Size
 		}
 	}
 }
 
-func (s *Store) reserveNow(r *reservation, n int64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.lru.Reserve(n) {
+func (r *room) reserveNow(held *reservation, n int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.lru.Reserve(n) {
 		return false
 	}
-	r.held.Add(n)
-	s.reservations[r] = struct{}{}
+	held.held.Add(n)
+	r.reservations[held] = struct{}{}
 	return true
 }
 
-// shortOfSpace returns how many bytes have to leave the file system so that n more fit
-// and the free space to keep is kept; 0 or less when none.
-func (s *Store) shortOfSpace(n int64) int64 {
-	return s.space.short(n, s.minFree.Load()+s.promised())
+// shortOfSpace returns how many bytes have to leave the file system so that n more fit and
+// the free space to keep is kept; 0 or less when none.
+func (r *room) shortOfSpace(n int64) int64 {
+	r.mu.Lock()
+	promised := max(0, r.lru.Usage().Reserved-r.reservedInFiles())
+	r.mu.Unlock()
+	return r.space.short(n, r.minFree.Load()+promised)
 }
 
-// promised returns how many bytes are reserved that no file has yet.
-func (s *Store) promised() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return max(0, s.lru.Usage().Reserved-s.reservedInFiles())
-}
-
-// reservedInFiles returns how many reserved bytes are in files already. mu is held.
-func (s *Store) reservedInFiles() (n int64) {
-	for r := range s.reservations {
-		n += r.inFile.Load()
+// reservedInFiles returns how many reserved bytes the files have already. mu is held.
+func (r *room) reservedInFiles() (n int64) {
+	for held := range r.reservations {
+		n += held.inFile.Load()
 	}
 	return n
 }
 
+// budget returns the budget in bytes.
+func (r *room) budget() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lru.Usage().Max
+}
+
+// setLimits changes the budget and the free space to keep, and evicts what is too much.
+func (r *room) setLimits(budget, minFree int64) {
+	r.minFree.Store(minFree)
+	r.mu.Lock()
+	r.lru.SetMax(budget)
+	r.mu.Unlock()
+	r.shrink()
+}
+
 // shrink evicts what is over the budget and what has to go for the free space to keep.
-func (s *Store) shrink() {
-	s.making.Lock()
-	defer s.making.Unlock()
-	short := s.shortOfSpace(0)
-	s.mu.Lock()
-	victims := s.pick(s.lru.Shed(short))
-	s.mu.Unlock()
-	s.unlink(victims)
+func (r *room) shrink() {
+	r.evicting.Lock()
+	defer r.evicting.Unlock()
+	short := r.shortOfSpace(0)
+	r.mu.Lock()
+	victims := r.pick(r.lru.Shed(short))
+	r.mu.Unlock()
+	r.unlink(victims)
 }
 
 // pick books entries as victims of eviction. mu is held.
-func (s *Store) pick(victims []*entry) []*entry {
+func (r *room) pick(victims []*entry) []*entry {
 	for _, e := range victims {
-		s.evictions++
-		s.evicted += e.Size
-		s.leave(e)
+		r.evictions++
+		r.evicted += e.Size
+		r.leave(e)
 	}
 	return victims
 }
 
 // leave books that e is out of the lru and about to be unlinked. mu is held.
-func (s *Store) leave(e *entry) {
+func (r *room) leave(e *entry) {
 	if e.Value.has(isManifest) {
-		s.manifests--
+		r.manifests--
 	}
-	s.unlinking[e.Key] = make(chan struct{})
-	s.lru.Hold(e) // until its file is unlinked: a reader who leaves before that is not the last
+	r.unlinking[e.Key] = make(chan struct{})
+	r.lru.Hold(e) // until its file is unlinked, so that a reader who leaves before is not the last
 }
 
-// unlink removes the files of entries that leave. making is held, mu is not.
-func (s *Store) unlink(victims []*entry) {
+// unlink removes the files of entries that leave. evicting is held, mu is not.
+func (r *room) unlink(victims []*entry) {
 	for _, e := range victims {
-		s.mu.Lock()
+		r.mu.Lock()
 		partial := e.Value.has(isPartial)
-		s.mu.Unlock()
+		r.mu.Unlock()
 		if partial {
-			s.removeFile(s.layout.partialState(e.Key))
-			s.removeFile(s.layout.partial(e.Key))
+			r.files.removePartial(e.Key)
 		} else {
-			s.removeFile(s.layout.blob(e.Key))
-			s.index.Delete(bucketBlobs, []byte(e.Key))
-			s.index.Delete(bucketUses, []byte(e.Key))
+			r.files.remove(r.files.layout.blob(e.Key))
+			r.catalogue.forget(e.Key)
 		}
-		s.mu.Lock()
-		close(s.unlinking[e.Key])
-		delete(s.unlinking, e.Key)
-		if s.lru.Release(e) {
-			s.lru.Removed(e)
-		}
-		s.mu.Unlock()
+		r.mu.Lock()
+		close(r.unlinking[e.Key])
+		delete(r.unlinking, e.Key)
+		r.drop(e)
+		r.mu.Unlock()
 	}
 }
 
-func (s *Store) removeFile(path string) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.diskFailed(err)
-	}
-}
-
-// Remove drops blob d, if it is there. Its readers go on.
-func (s *Store) Remove(d digest.Digest) { s.removeIf(d, func(*entry) bool { return true }) }
-
-// removeIf is Remove for the entry that is meant, which may have been replaced meanwhile.
-func (s *Store) removeIf(d digest.Digest, meant func(*entry) bool) {
-	s.making.Lock()
-	defer s.making.Unlock()
-	s.mu.Lock()
-	e := s.lru.Peek(d)
-	if meant(e) {
-		e = s.lru.Remove(d)
-	} else {
-		e = nil
+// remove drops what there is of d, whole or unfinished; its readers can read on. If only isn't
+// nil, it drops that entry and no successor of it.
+func (r *room) remove(d digest.Digest, only *entry) (removed bool) {
+	r.evicting.Lock()
+	defer r.evicting.Unlock()
+	r.mu.Lock()
+	var e *entry
+	if only == nil || r.lru.Peek(d) == only {
+		e = r.lru.Remove(d)
 	}
 	if e != nil {
-		s.leave(e)
+		r.leave(e)
 	}
-	s.mu.Unlock()
-	if e != nil {
-		s.unlink([]*entry{e})
+	r.mu.Unlock()
+	if e == nil {
+		return false
+	}
+	r.unlink([]*entry{e})
+	return true
+}
+
+// hold returns the entry of d, which cannot go away until release, and what is known of it; nil
+// when there is none.
+func (r *room) hold(d digest.Digest) (*entry, info) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.lru.Peek(d)
+	if e == nil {
+		return nil, info{}
+	}
+	r.lru.Hold(e)
+	return e, e.Value
+}
+
+// release ends one hold.
+func (r *room) release(e *entry) {
+	r.mu.Lock()
+	r.drop(e)
+	r.mu.Unlock()
+}
+
+// drop ends one hold, after which the room of an entry that has left is free if it was the
+// last one. mu is held.
+func (r *room) drop(e *entry) {
+	if r.lru.Release(e) {
+		r.lru.Removed(e)
 	}
 }
 
-// The modes of blobs' files. That one came through a private repository is in the file's
-// own mode, the owner's x, because it must not be forgotten with the index.
-const (
-	modePublic  = 0o400
-	modePrivate = 0o500
-	privateBit  = 0o100
-)
+// state is what the room knows of a blob.
+type state struct {
+	size     int64 // bytes
+	cached   bool
+	manifest bool // it is cached, and a manifest
+	partial  bool // there is an unfinished one that nobody works on
+}
 
-// commit makes a verified ingest a blob: fsync, chmod, rename, fsync of the folder, index.
-//
-// A client waits for the commit of a manifest, and so it isn't synced: whoever reads one
-// from disk hashes it (Open), so that a power cut costs a fetch and nothing worse. What must
-// outlive the index, that it is private, is still made sure of.
-func (s *Store) commit(in *Ingest) error {
-	synced := in.manifest == nil || in.from.Private
-	if synced {
-		if err := in.f.Sync(); err != nil {
-			return err
+func (r *room) state(d digest.Digest) state {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.lru.Peek(d)
+	if e == nil {
+		return state{partial: r.lru.HasPartial(d)}
+	}
+	return state{size: e.Size, cached: true, manifest: e.Value.has(isManifest)}
+}
+
+func (r *room) isPrivate(e *entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return e.Value.has(isPrivate)
+}
+
+// verified books that the file of e has been hashed and is right. It reports false when e has
+// left meanwhile: then what was hashed may have been the file of another entry.
+func (r *room) verified(e *entry, id fileID, private bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lru.Peek(e.Key) != e {
+		return false
+	}
+	e.Value.bits &^= unverified
+	e.Value.ino, e.Value.mtime = id.ino, id.mtime
+	if private {
+		e.Value.bits |= isPrivate
+	}
+	return true
+}
+
+// makeManifest books that blob d is a manifest. If hashed is set, its bytes have been hashed
+// and are right. It returns a copy of the entry, empty when d isn't cached, and whether it has
+// become a manifest by this.
+func (r *room) makeManifest(d digest.Digest, hashed bool) (e entry, changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.lru.Peek(d)
+	if now == nil {
+		return entry{}, false
+	}
+	if changed = !now.Value.has(isManifest); changed {
+		now.Value.bits |= isManifest
+		r.manifests++
+	}
+	if hashed {
+		now.Value.bits &^= unverified
+	}
+	return *now, changed
+}
+
+// load adds an entry that is on disk. mu is held, or nobody else is there yet.
+func (r *room) load(e *entry) {
+	r.lru.Load(e, e.Value.again(e.Value.used))
+	if e.Value.has(isManifest) {
+		r.manifests++
+	}
+}
+
+// adopt adds e, unless there is an entry already or its file is about to be unlinked.
+func (r *room) adopt(e *entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lru.Peek(e.Key) != nil || r.unlinking[e.Key] != nil {
+		return false
+	}
+	r.load(e)
+	return true
+}
+
+// found books that the walk of reconcile has found the file of d, and reports whether there is
+// an entry of it.
+func (r *room) found(d digest.Digest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.lru.Peek(d)
+	if e != nil {
+		e.Value.bits |= onDisk
+	}
+	return e != nil
+}
+
+// notFound returns the blobs that the walk of reconcile has not found. They are lost, or came
+// in during the walk.
+func (r *room) notFound() (ds []digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lru.All(func(e *entry) {
+		if !e.Value.has(onDisk) {
+			ds = append(ds, e.Key)
 		}
+		e.Value.bits &^= onDisk
+	})
+	return ds
+}
+
+// maxDepth ends the descent into indexes that name indexes, or themselves: real ones are two
+// deep.
+const maxDepth = 4
+
+// touch says that d is used at that time, in Unix nanoseconds, and with a manifest all that is
+// cached of what it names.
+func (r *room) touch(d digest.Digest, now int64, depth int) {
+	r.mu.Lock()
+	e := r.lru.Peek(d)
+	if e == nil {
+		r.mu.Unlock()
+		return
 	}
-	// Not before the long part: a partial that a crash leaves must be open to writing.
-	mode := fs.FileMode(modePublic)
-	if in.from.Private {
-		mode = modePrivate
+	r.lru.Use(d, e.Value.again(now))
+	recent := now >= e.Value.used && now-e.Value.used < int64(time.Second)
+	if !recent {
+		e.Value.used = now
+		r.catalogue.setUse(d, time.Unix(0, now))
 	}
-	if err := in.f.Chmod(mode); err != nil {
-		return err
+	manifest := e.Value.has(isManifest)
+	r.mu.Unlock()
+	if !manifest || recent || depth == maxDepth {
+		return
 	}
-	id, err := identify(in.f)
+	rec, err := r.catalogue.record(d)
 	if err != nil {
-		return err
+		return // at least the manifest itself counts as used
 	}
-	if err := place(s.layout.partial(in.digest), s.layout.blob(in.digest), synced); err != nil {
-		return err
+	for _, c := range rec.children {
+		r.touch(c.Digest, now, depth+1)
 	}
-	os.Remove(s.layout.partialState(in.digest))
-	r := record{fileID: id, private: in.from.Private}
-	if in.manifest != nil {
-		r.manifest, r.mediaType, r.children = true, in.manifest.MediaType, in.manifest.Children
+}
+
+// stats returns what the room knows of Stats.
+func (r *room) stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u, inFiles := r.lru.Usage(), r.reservedInFiles()
+	st := Stats{
+		Bytes:         u.Used + inFiles,
+		ReservedBytes: u.Reserved - inFiles,
+		BudgetBytes:   u.Max,
+		Manifests:     r.manifests,
+		Blobs:         int64(u.Entries) - r.manifests,
+		Evictions:     r.evictions,
+		EvictedBytes:  r.evicted,
 	}
-	s.admit(in, r)
-	s.link(in.from.Repository, in.digest, Link{true, id.size})
-	s.flushSoon()
+	fresh, proven := r.lru.Oldest()
+	for _, e := range []*entry{fresh, proven} {
+		if e == nil {
+			continue
+		}
+		if t := time.Unix(0, e.Value.used); st.OldestUse.IsZero() || t.Before(st.OldestUse) {
+			st.OldestUse = t
+		}
+	}
+	return st
+}
+
+// reservation is the part of the budget that one ingest holds. It owns the number: only its
+// methods and room.reserve change it. It ends with commit, park, discard or giveBack, and
+// holds nothing then. Its methods are safe for concurrent use, but only one caller may end it.
+type reservation struct {
+	room   *room
+	held   atomic.Int64 // bytes; changed only while room.mu is held
+	inFile atomic.Int64 // bytes of held that the file has already
+}
+
+// bytes returns how many bytes are held.
+func (v *reservation) bytes() int64 { return v.held.Load() }
+
+// grow reserves n more bytes, for which room is made. Errors: ErrNoRoom.
+func (v *reservation) grow(n int64) error { return v.room.reserve(v, n) }
+
+// resize reserves more bytes, or gives some back, so that n are held. Errors: ErrNoRoom.
+func (v *reservation) resize(n int64) error {
+	more := n - v.bytes()
+	if more > 0 {
+		return v.grow(more)
+	}
+	v.room.mu.Lock()
+	defer v.room.mu.Unlock()
+	v.room.lru.Unreserve(-more)
+	v.held.Add(more)
+	v.inFile.Store(min(v.inFile.Load(), n)) // the file is cut to this
 	return nil
 }
 
-// admit books a committed ingest as an entry, under one lock, so that it is never neither.
-func (s *Store) admit(in *Ingest, r record) {
-	now := time.Now()
-	s.index.Set(bucketBlobs, []byte(in.digest), r.encode())
-	s.index.Set(bucketUses, []byte(in.digest), encodeTime(now))
-	e := r.entry(in.digest, now.UnixNano())
-	s.unclaim(in, func() {
-		in.room.commit(e)
-		if r.manifest {
-			s.manifests++
-		}
-		in.become(e)
-	})
-}
-
-// entry returns what the lru keeps of r.
-func (r *record) entry(d digest.Digest, used int64) *entry {
-	e := &entry{Key: d, Size: r.size, Value: info{ino: r.ino, mtime: r.mtime, used: used}}
-	if r.manifest {
-		e.Value.bits |= isManifest
-	}
-	if r.private {
-		e.Value.bits |= isPrivate
-	}
-	if r.unverified {
-		e.Value.bits |= unverified
-	}
-	return e
-}
-
-// flush writes the index; when that fails it is tried again by keepHouse.
-func (s *Store) flush() {
-	if err := s.index.Flush(); err != nil {
-		s.diskFailed(err)
-	}
-}
-
-// flushSoon has the index written at once, without waiting for it: those who come meanwhile
-// share one synced transaction, where each had one of its own and waited for those before.
-func (s *Store) flushSoon() {
-	select {
-	case s.dirty <- struct{}{}:
-	default: // it's going to be
-	}
-}
-
-// writeIndex writes the index whenever flushSoon asks.
-func (s *Store) writeIndex() {
+// filled says that the file has at least n bytes now.
+func (v *reservation) filled(n int64) {
 	for {
-		select {
-		case <-s.dirty:
-			s.flush()
-		case <-s.stop:
+		old := v.inFile.Load()
+		if old >= n || v.inFile.CompareAndSwap(old, n) {
 			return
 		}
 	}
 }
 
-// place renames a finished file to where it belongs, durably if it shall be synced.
-func place(from, to string, synced bool) error {
-	dir := filepath.Dir(to)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+// unpark makes the room of the parked partial of d its own, if there is one. room.mu is held.
+func (v *reservation) unpark(d digest.Digest) bool {
+	e := v.room.lru.Unpark(d)
+	if e == nil {
+		return false
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
+	v.held.Store(e.Size)
+	v.inFile.Store(e.Size)
+	v.room.reservations[v] = struct{}{}
+	return true
+}
+
+// commit turns it into the whole entry e. room.mu is held.
+func (v *reservation) commit(e *entry) {
+	v.room.lru.Commit(v.end(), e)
+	if e.Value.has(isManifest) {
+		v.room.manifests++
 	}
-	defer d.Close()
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	if !synced {
-		return nil
-	}
-	// Some file systems can't sync a folder, and need it no more than that.
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		os.Remove(to) // it isn't booked
-		return err
-	}
-	return nil
+}
+
+// park turns it into the partial e, which nobody works on. room.mu is held.
+func (v *reservation) park(e *entry) { v.room.lru.Park(v.end(), e) }
+
+// discard turns it into e, whose file is unlinked and may still be read. room.mu is held.
+func (v *reservation) discard(e *entry) { v.room.lru.Discard(v.end(), e) }
+
+// giveBack returns all of it. room.mu is held.
+func (v *reservation) giveBack() { v.room.lru.Unreserve(v.end()) }
+
+// end empties it and returns what it held. room.mu is held.
+func (v *reservation) end() int64 {
+	delete(v.room.reservations, v)
+	v.inFile.Store(0)
+	return v.held.Swap(0)
 }

@@ -7,17 +7,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freeSpace is what the file system has left. To ask for it is a third of an eviction, so
-// while there is far more than is needed, the last answer is believed for a moment, less
-// what has been asked for since.
+// freeSpace is what the file system has left. To measure it takes a third of the time of an
+// eviction. So while there is far more than is needed, the last answer is used for a moment,
+// less what has been promised since.
 type freeSpace struct {
-	mu      sync.Mutex // guards what follows; taken last
-	measure func() (bytes int64, err error)
-	left    int64     // bytes
-	until   time.Time // when left is out of date
+	// mu guards what follows. It is never held while measure runs, and no other lock is taken
+	// while it is held.
+	mu       sync.Mutex
+	measure  func() (bytes int64, err error)
+	left     int64     // bytes
+	promised int64     // bytes, since the start
+	until    time.Time // when left is out of date
 }
 
-// Others write to the file system too. No disk takes more than spaceMargin in spaceFresh:
+// Others write to the file system too. No disk takes more than spaceMargin bytes in spaceFresh:
 // that would be 10 GiB a second.
 const (
 	spaceFresh  = 100 * time.Millisecond
@@ -39,12 +42,17 @@ func (f *freeSpace) short(n, keep int64) int64 {
 	defer f.mu.Unlock()
 	now := time.Now()
 	if now.After(f.until) || f.left-n-keep < spaceMargin {
-		free, err := f.measure()
+		measure, before := f.measure, f.promised
+		f.mu.Unlock()
+		free, err := measure()
+		f.mu.Lock()
 		if err != nil {
 			return -1
 		}
-		f.left, f.until = free, now.Add(spaceFresh)
+		// What was promised during the measurement may not be in it.
+		f.left, f.until = free-(f.promised-before), now.Add(spaceFresh)
 	}
 	f.left -= n
+	f.promised += n
 	return keep - f.left
 }

@@ -84,14 +84,14 @@ func TestFreeSpaceIsAskedForSeldomAndInTime(t *testing.T) {
 func TestMinFreeEvicts(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
 	d := &disk{}
-	s.space.mu.Lock() // the start goes on beside
-	s.space.measure = func() (int64, error) {
+	s.room.space.mu.Lock() // the start goes on beside
+	s.room.space.measure = func() (int64, error) {
 		d.free = 100<<20 - bytesOnDisk(t, s) // a disk of 100 MiB, with nothing else on it
 		return d.measure()
 	}
-	s.space.until = time.Time{} // the start has asked the real one
-	s.space.mu.Unlock()
-	s.minFree.Store(90 << 20)
+	s.room.space.until = time.Time{} // the start has asked the real one
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(90 << 20)
 	for n := range 20 {
 		put(t, s, noise(uint64(n), 1<<20))
 		if got := s.Stats().Bytes; got > 10<<20 {
@@ -101,7 +101,7 @@ func TestMinFreeEvicts(t *testing.T) {
 	if st := s.Stats(); st.Bytes != 10<<20 || st.Evictions != 10 {
 		t.Errorf("%+v", st)
 	}
-	if err := s.reserve(&reservation{s: s}, 11<<20); !errors.Is(err, ErrNoRoom) {
+	if err := (&reservation{room: &s.room}).grow(11 << 20); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("room for more than may be used: %v", err)
 	}
 	balanced(t, s)

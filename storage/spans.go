@@ -30,8 +30,8 @@ func (ss spans) add(s Span) spans {
 	return slices.Replace(ss, i, j, s)
 }
 
-// end returns how far the set reaches without a gap from at, which is at itself when
-// that byte isn't there.
+// end returns how far the set reaches from at without a gap: at itself when that byte isn't
+// there.
 func (ss spans) end(at int64) int64 {
 	for _, s := range ss {
 		if s.From <= at && at < s.To {
@@ -39,6 +39,13 @@ func (ss spans) end(at int64) int64 {
 		}
 	}
 	return at
+}
+
+// hasPiece reports whether there is a whole Piece from at on, or all up to size. To hash
+// fewer bytes at a time would cost more in waking up than in hashing.
+func (ss spans) hasPiece(at, size int64) bool {
+	end := ss.end(at)
+	return end-at >= Piece || end == size
 }
 
 // missing returns what the set lacks of the first size bytes.
@@ -77,7 +84,7 @@ func (ss spans) bytes() (n int64) {
 	return n
 }
 
-// valid reports whether ss, read from a file, is what add makes, within size.
+// valid reports whether ss, which comes from a file, is sorted, disjoint and within size.
 func (ss spans) valid(size int64) bool {
 	last := int64(-1)
 	for _, s := range ss {

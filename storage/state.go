@@ -2,24 +2,22 @@ package storage
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/hubcache/hubcache/index"
 )
 
-// partialState is the file beside a partial: what a later process needs to go on with it.
+// partialState is the file beside a partial. It says what a later process needs to resume it.
 type partialState struct {
 	Size       int64  `json:"size"`
 	Repository string `json:"repository"`
 	Private    bool   `json:"private,omitempty"`
 	Ranges     spans  `json:"ranges"` // written, not verified
-	// Boot is the boot in which it was written. After a crash of the machine what the
-	// ranges name may never have reached the disk; within a boot the page cache has it.
+	// Boot is the boot in which it was written. Within a boot the page cache has what the
+	// ranges name; after a crash of the machine it may never have reached the disk.
 	Boot string `json:"boot"`
 }
 
@@ -28,12 +26,13 @@ var bootID = sync.OnceValue(func() string {
 	return strings.TrimSpace(string(b))
 })
 
+// writeState writes the state file. A small blob has none, since it isn't worth resuming.
 func (in *Ingest) writeState() error {
 	if size := in.Size(); size >= 0 && size <= VerifyFirst {
-		return nil // not worth going on with
+		return nil
 	}
-	in.stating.Lock()
-	defer in.stating.Unlock()
+	in.stateFile.Lock()
+	defer in.stateFile.Unlock()
 	in.mu.Lock()
 	st := partialState{in.size, in.from.Repository, in.from.Private, append(spans{}, in.have...), bootID()}
 	in.stateAt, in.stateBytes = time.Now(), in.have.bytes()
@@ -42,10 +41,10 @@ func (in *Ingest) writeState() error {
 	if err != nil {
 		return err
 	}
-	return writeFile(in.s.layout.partialState(in.digest), b)
+	return writeFile(in.s.files.layout.partialState(in.digest), b)
 }
 
-// readState returns what can be taken up again at path, a partial's state file.
+// readState reads the state file at path; ok is false when its partial can't be resumed.
 func readState(path string) (st partialState, ok bool) {
 	b, err := os.ReadFile(path)
 	if err != nil || json.Unmarshal(b, &st) != nil {
@@ -54,16 +53,17 @@ func readState(path string) (st partialState, ok bool) {
 	return st, st.Size > 0 && st.Boot == bootID() && st.Ranges.valid(st.Size)
 }
 
-// resume takes up what an earlier ingest of the digest left.
+// resume opens what an earlier ingest of the digest has left. If that can't be resumed, it is
+// removed and its room given back.
 func (in *Ingest) resume() bool {
-	s := in.s
+	files := &in.s.files
 	if !in.parked {
 		return false
 	}
 	parked := in.room.bytes()
-	st, ok := readState(s.layout.partialState(in.digest))
+	st, ok := readState(files.layout.partialState(in.digest))
 	if ok && st.Size == parked && (in.size < 0 || in.size == st.Size) {
-		if f, err := openSized(s.layout.partial(in.digest), st.Size); err == nil {
+		if f, err := openSized(files.layout.partial(in.digest), st.Size); err == nil {
 			in.mu.Lock()
 			in.f, in.size, in.have, in.claimed = f, st.Size, st.Ranges, slices.Clone(st.Ranges)
 			in.resumed = true
@@ -71,14 +71,14 @@ func (in *Ingest) resume() bool {
 			return true
 		}
 	}
-	in.remove()
-	s.mu.Lock()
+	files.removePartial(in.digest)
+	in.room.room.mu.Lock()
 	in.room.giveBack()
-	s.mu.Unlock()
+	in.room.room.mu.Unlock()
 	return false
 }
 
-// openSized opens a partial, which must have this size.
+// openSized opens a partial, whose file must have this size.
 func openSized(path string, size int64) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -86,35 +86,7 @@ func openSized(path string, size int64) (*os.File, error) {
 	}
 	if fi, err := f.Stat(); err != nil || fi.Size() != size {
 		f.Close()
-		return nil, index.ErrDamaged
+		return nil, errors.New("another size than its state says")
 	}
 	return f, nil
 }
-
-// writeFile replaces the file at path by one with these bytes, whole or not at all.
-// Its folder is made when missing. It isn't synced: a crash of the machine may leave the
-// old one.
-func writeFile(path string, b []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(b)
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-	}
-	return err
-}
-
-// tempPrefix begins the names of files that a killed process may leave: no digest and no
-// repository's component begins with a dot.
-const tempPrefix = ".tmp-"

@@ -28,9 +28,9 @@ func open(t *testing.T, dir string, budget int64) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if s.index != nil {
+		if s.catalogue.index != nil {
 			s.Close()
-			s.index = nil
+			s.catalogue.index = nil
 		}
 	})
 	return s
@@ -41,7 +41,7 @@ func shut(t *testing.T, s *Store) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s.index = nil
+	s.catalogue.index = nil
 }
 
 // noise returns n bytes that seed determines.
@@ -89,7 +89,7 @@ func get(t *testing.T, s *Store, d digest.Digest) []byte {
 // bytesOnDisk adds up the files in blobs/ and ingest/, state files not among them.
 func bytesOnDisk(t *testing.T, s *Store) (n int64) {
 	t.Helper()
-	for _, dir := range []string{s.layout.blobs(), s.layout.ingest()} {
+	for _, dir := range []string{s.files.layout.blobs(), s.files.layout.ingest()} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.Type().IsRegular() && !strings.HasSuffix(path, ".json") && !strings.HasPrefix(d.Name(), tempPrefix) {
 				if fi, err := d.Info(); err == nil {
@@ -311,7 +311,7 @@ func TestPartialOfAnotherBootIsDropped(t *testing.T) {
 	in, _ := s.Begin(Origin{Repository: repo}, digest.FromBytes(body), int64(len(body)))
 	in.WriteAt(body[:1<<20], 0)
 	in.Abort(errors.New("upstream went away"))
-	path := s.layout.partialState(in.digest)
+	path := s.files.layout.partialState(in.digest)
 	shut(t, s)
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -319,7 +319,7 @@ func TestPartialOfAnotherBootIsDropped(t *testing.T) {
 	}
 	os.WriteFile(path, bytes.Replace(b, []byte(bootID()), []byte("another"), 1), 0o600)
 	s = open(t, dir, 100<<20)
-	if files, _ := os.ReadDir(s.layout.ingest()); len(files) > 0 {
+	if files, _ := os.ReadDir(s.files.layout.ingest()); len(files) > 0 {
 		t.Errorf("%d files stay in ingest/", len(files))
 	}
 	balanced(t, s)
@@ -331,11 +331,11 @@ func TestEvictionByLastUse(t *testing.T) {
 	for i := range 4 {
 		ds = append(ds, put(t, s, noise(uint64(10+i), 1<<20)))
 	}
-	s.mu.Lock()
+	s.room.mu.Lock()
 	for _, d := range ds { // uses within a second are one
-		s.lru.Peek(d).Value.used = 0
+		s.room.lru.Peek(d).Value.used = 0
 	}
-	s.mu.Unlock()
+	s.room.mu.Unlock()
 	s.Touch(ds[0])
 	put(t, s, noise(20, 2<<20))
 	for i, want := range []bool{true, false, true, true} {
@@ -382,7 +382,7 @@ func TestLostFileIsAMiss(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, t.TempDir(), 100<<20)
 			d := put(t, s, noise(31, 2<<20))
-			if err := harm(s.layout.blob(d)); err != nil {
+			if err := harm(s.files.layout.blob(d)); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := s.Open(d); !errors.Is(err, fs.ErrNotExist) {
@@ -406,11 +406,11 @@ func TestTouchReachesTheClosure(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.mu.Lock()
-	s.lru.All(func(e *entry) { e.Value.used = 1 })
-	s.mu.Unlock()
+	s.room.mu.Lock()
+	s.room.lru.All(func(e *entry) { e.Value.used = 1 })
+	s.room.mu.Unlock()
 	s.Touch(dx)
-	s.lru.All(func(e *entry) {
+	s.room.lru.All(func(e *entry) {
 		if e.Value.used == 1 {
 			t.Errorf("%s was not touched", e.Key)
 		}
@@ -438,7 +438,7 @@ func TestSweep(t *testing.T) {
 	s.SetTag(repo, "left", Tag{Digest: gone, Checked: now})
 	s.Remove(kept)
 	s.Remove(gone)
-	s.sweep(now.Add(time.Hour))
+	s.house.sweep(now.Add(time.Hour))
 	if _, err := s.Link(repo, kept); err != nil {
 		t.Errorf("a link that a manifest names: %v", err)
 	}
@@ -448,7 +448,7 @@ func TestSweep(t *testing.T) {
 	if _, err := s.Tag(repo, "left"); err != nil {
 		t.Errorf("a young tag: %v", err)
 	}
-	s.sweep(now.Add(tagsKept + time.Hour))
+	s.house.sweep(now.Add(tagsKept + time.Hour))
 	if _, err := s.Tag(repo, "left"); err == nil {
 		t.Error("an old tag without its manifest stays")
 	}

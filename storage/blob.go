@@ -1,0 +1,161 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Blob is a committed blob, open for reading. Close it.
+type Blob struct {
+	*os.File // for sendfile; its offset belongs to the caller
+	Digest   digest.Digest
+	Size     int64 // bytes
+	Private  bool  // came through a repository that isn't public
+	room     *room
+	e        *entry
+}
+
+// Close ends the reading. Errors: those of os.File.Close.
+func (b *Blob) Close() error {
+	err := b.File.Close()
+	b.room.release(b.e) // an unlinked file takes room until it is closed
+	return err
+}
+
+// open opens the blob d. hashManifest says that a manifest is to be hashed: its file wasn't
+// synced. Callers that hash what they read set it to false.
+func (f *files) open(d digest.Digest, hashManifest bool) (*Blob, error) {
+	e, was := f.room.hold(d)
+	if e == nil {
+		return nil, missing{"not cached"}
+	}
+	if hashManifest && was.has(isManifest) {
+		was.bits |= unverified
+	}
+	return f.openHeld(e, was)
+}
+
+// openHeld is open for an entry that is held. The Blob, or a failure, releases it.
+func (f *files) openHeld(e *entry, was info) (*Blob, error) {
+	d := e.Key
+	file, why, err := f.openFile(e, was)
+	if why == "" && err == nil {
+		return &Blob{file, d, e.Size, f.room.isPrivate(e), f.room, e}, nil
+	}
+	if why != "" {
+		if f.room.remove(d, e) {
+			f.faults.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
+		}
+		err = missing{why}
+	}
+	f.room.release(e)
+	return nil, err
+}
+
+// openFile opens the file of e and compares it with what was committed. why says how it
+// differs.
+func (f *files) openFile(e *entry, was info) (file *os.File, why string, err error) {
+	file, err = os.Open(f.layout.blob(e.Key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "its file is gone", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	id, err := identify(file)
+	switch {
+	case err != nil:
+	case id.size != e.Size:
+		why = fmt.Sprintf("its file has %d bytes instead of %d", id.size, e.Size)
+	// It may be right all the same: after a crash the index may have the record of an older
+	// file.
+	case id.ino != was.ino || id.mtime != was.mtime || was.has(unverified):
+		why, err = f.checkFile(e, file, id)
+	}
+	if why != "" || err != nil {
+		file.Close()
+		return nil, why, err
+	}
+	return file, "", nil
+}
+
+// checkFile hashes a file that was found without a record, or with the record of another one,
+// and books it as right.
+func (f *files) checkFile(e *entry, file *os.File, id fileID) (why string, err error) {
+	fi, err := file.Stat()
+	if err != nil {
+		return "", err
+	}
+	private := fi.Mode().Perm()&privateBit != 0
+	h := e.Key.Algorithm().Hash()
+	if _, err := io.Copy(h, file); err != nil {
+		return "", err
+	}
+	if digest.NewDigest(e.Key.Algorithm(), h) != e.Key {
+		return "its bytes have another digest", nil
+	}
+	if !f.room.verified(e, id, private) {
+		return "it was replaced", nil
+	}
+	f.catalogue.amend(e.Key, func(r *record) {
+		r.fileID, r.unverified, r.private = id, false, r.private || private
+	})
+	_, err = file.Seek(0, io.SeekStart)
+	return "", err
+}
+
+// dropChanged drops a blob whose bytes have changed on disk.
+func (f *files) dropChanged(d digest.Digest, why error) {
+	f.faults.changed(d, why)
+	f.room.remove(d, nil)
+}
+
+// Verify hashes blob d. If it has other bytes, or can't be read to its end, it is dropped,
+// counted and logged; its readers can read on.
+//
+// Errors: fs.ErrNotExist; ErrDigest; ErrDisk; that of ctx.
+func (s *Store) Verify(ctx context.Context, d digest.Digest) error {
+	b, err := s.files.open(d, false)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	h := d.Algorithm().Hash()
+	buf := hashBuffers.Get().(*[Piece]byte)
+	defer hashBuffers.Put(buf)
+	_, err = io.CopyBuffer(h, onlyReader{contextReader{ctx, b.File}}, buf[:])
+	switch got := digest.NewDigest(d.Algorithm(), h); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrDisk, err)
+	case got != d:
+		err = fmt.Errorf("%w: its file has %s", ErrDigest, got)
+	default:
+		return nil
+	}
+	s.files.dropChanged(d, err)
+	return err
+}
+
+// onlyReader hides the methods for which io.CopyBuffer would not use the buffer.
+type onlyReader struct{ io.Reader }
+
+// contextReader ends a long read when its context ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u contextReader) Read(p []byte) (int, error) {
+	if u.ctx.Err() != nil {
+		return 0, fs.ErrClosed
+	}
+	return u.r.Read(p)
+}

@@ -1,0 +1,299 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// files is the files of blobs: it opens and checks them, brings new ones in, and knows which
+// are being written at the moment. One Ingest at a time writes the files of a digest.
+type files struct {
+	layout    layout
+	faults    *faults
+	room      *room
+	catalogue *catalogue
+
+	// mu guards ingests. It is taken after room.evicting and before room.mu, and never held
+	// during I/O.
+	mu      sync.Mutex
+	ingests map[digest.Digest]*Ingest
+}
+
+// claim makes in the one ingest of its digest. Errors: ErrBusy; fs.ErrExist.
+func (f *files) claim(in *Ingest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		if f.ingests[in.digest] != nil {
+			return ErrBusy
+		}
+		unlinked, err := f.room.claim(in)
+		if unlinked == nil {
+			if err == nil {
+				f.ingests[in.digest] = in
+			}
+			return err
+		}
+		f.mu.Unlock()
+		<-unlinked
+		f.mu.Lock()
+	}
+}
+
+// unclaim ends the claim. account is called with room.mu held and turns the reservation into
+// what the ingest has become, so that there is no moment at which neither is known.
+func (f *files) unclaim(in *Ingest, account func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.room.mu.Lock()
+	defer f.room.mu.Unlock()
+	account()
+	delete(f.ingests, in.digest)
+}
+
+// state returns what the room knows of d, and whether it is coming in or could be resumed.
+func (f *files) state(d digest.Digest) (s state, coming bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s = f.room.state(d)
+	return s, f.ingests[d] != nil || s.partial
+}
+
+// adopt books the file of d, which the index doesn't know. Its digest is checked when it is
+// first read. A file that is coming in or leaving is left alone.
+func (f *files) adopt(d digest.Digest, fi fs.FileInfo) {
+	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
+	f.mu.Lock()
+	adopted := f.ingests[d] == nil && f.room.adopt(r.entry(d, r.mtime))
+	f.mu.Unlock()
+	if adopted {
+		f.catalogue.setRecord(d, r)
+	}
+}
+
+// The modes of blobs' files. That a blob came through a private repository is in the mode of
+// its file, as the owner's x, because it must not be forgotten when the index is lost.
+const (
+	modePublic  = 0o400
+	modePrivate = 0o500
+	privateBit  = 0o100
+)
+
+// commit makes a verified ingest a blob: fsync, chmod, rename, fsync of the folder, index.
+//
+// A manifest isn't synced, because a client waits for its commit. Whoever reads it from disk
+// hashes it (Open), so a power cut costs one more fetch. If it is private it is synced all the
+// same: that must outlive the index.
+func (f *files) commit(in *Ingest) error {
+	synced := in.manifest == nil || in.from.Private
+	if synced {
+		if err := in.f.Sync(); err != nil {
+			return err
+		}
+	}
+	// Not before the sync, which is the long part: a partial that a crash leaves behind must
+	// be writable.
+	mode := fs.FileMode(modePublic)
+	if in.from.Private {
+		mode = modePrivate
+	}
+	if err := in.f.Chmod(mode); err != nil {
+		return err
+	}
+	id, err := identify(in.f)
+	if err != nil {
+		return err
+	}
+	if err := place(f.layout.partial(in.digest), f.layout.blob(in.digest), synced); err != nil {
+		return err
+	}
+	os.Remove(f.layout.partialState(in.digest))
+	f.admit(in, id)
+	return nil
+}
+
+// admit books a committed ingest as an entry, in the room and in the catalogue.
+func (f *files) admit(in *Ingest, id fileID) {
+	r := record{fileID: id, private: in.from.Private}
+	if in.manifest != nil {
+		r.setManifest(in.manifest)
+	}
+	now := time.Now()
+	f.catalogue.setRecord(in.digest, r)
+	f.catalogue.setUse(in.digest, now)
+	e := r.entry(in.digest, now.UnixNano())
+	f.unclaim(in, func() {
+		in.room.commit(e)
+		in.become(e)
+	})
+	f.catalogue.linkCommitted(in.from.Repository, in.digest, id.size)
+}
+
+// place renames a finished file to where it belongs. If synced is set, the folder is synced.
+func place(from, to string, synced bool) error {
+	dir := filepath.Dir(to)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if !synced {
+		return nil
+	}
+	// Some file systems can't sync a folder, and don't need it.
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		os.Remove(to) // it isn't booked
+		return err
+	}
+	return nil
+}
+
+// remove unlinks a file that may be gone already.
+func (f *files) remove(path string) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		f.faults.disk(err)
+	}
+}
+
+// removePartial unlinks the partial of d and its state.
+func (f *files) removePartial(d digest.Digest) {
+	f.remove(f.layout.partialState(d))
+	f.remove(f.layout.partial(d))
+}
+
+// walk calls visit for every file under blobs/ that has a digest as its name, until stop
+// returns true. Other files are left alone.
+func (f *files) walk(stop func() bool, visit func(digest.Digest, fs.FileInfo)) error {
+	return filepath.WalkDir(f.layout.blobs(), func(path string, file fs.DirEntry, err error) error {
+		if stop() {
+			return fs.SkipAll
+		}
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		if !file.Type().IsRegular() {
+			return nil
+		}
+		d, ok := digestOf(filepath.Base(filepath.Dir(filepath.Dir(path))), file.Name())
+		if fi, err := file.Info(); ok && err == nil {
+			visit(d, fi)
+		}
+		return nil
+	})
+}
+
+// layout knows where things are under the data directory (docs/disk-format.md).
+type layout string
+
+func (l layout) blobs() string  { return filepath.Join(string(l), "blobs") }
+func (l layout) ingest() string { return filepath.Join(string(l), "ingest") }
+func (l layout) repos() string  { return filepath.Join(string(l), "repos") }
+func (l layout) index() string  { return filepath.Join(string(l), "index.db") }
+
+// blob is the path of a committed blob. d must be valid.
+func (l layout) blob(d digest.Digest) string {
+	hex := d.Encoded()
+	return filepath.Join(l.blobs(), d.Algorithm().String(), hex[:2], hex)
+}
+
+// partial is the path of a blob that is coming in, partialState that of what is known of it.
+func (l layout) partial(d digest.Digest) string {
+	return filepath.Join(l.ingest(), d.Algorithm().String()+"-"+d.Encoded())
+}
+
+func (l layout) partialState(d digest.Digest) string { return l.partial(d) + ".json" }
+
+// repo is the path of the file of a repository, whose name begins with its registry. A part
+// of the name may itself end in ".json". As a folder it gets a %, which no name contains, so
+// that it can't be the file of another repository.
+func (l layout) repo(name string) string {
+	parts := strings.Split(name, "/")
+	for i, p := range parts[:len(parts)-1] {
+		if strings.HasSuffix(p, ".json") {
+			parts[i] = p + "%"
+		}
+	}
+	return filepath.Join(l.repos(), filepath.Join(parts...)+".json")
+}
+
+// digestOf returns the digest that a file's name and folder say; ok is false when they don't.
+func digestOf(algorithm, hex string) (d digest.Digest, ok bool) {
+	d = digest.NewDigestFromEncoded(digest.Algorithm(algorithm), hex)
+	return d, d.Validate() == nil
+}
+
+// fileID is what fstat said of a blob's file when it was committed.
+type fileID struct {
+	size  int64
+	ino   uint64
+	mtime int64 // Unix nanoseconds
+}
+
+func fileIDOf(fi fs.FileInfo) fileID {
+	id := fileID{size: fi.Size(), mtime: fi.ModTime().UnixNano()}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		id.ino = st.Ino
+	}
+	return id
+}
+
+// identify returns what fstat says of file.
+func identify(file *os.File) (fileID, error) {
+	fi, err := file.Stat()
+	if err != nil {
+		return fileID{}, err
+	}
+	return fileIDOf(fi), nil
+}
+
+// faults counts and logs what goes wrong with the disk. Its methods are safe for concurrent
+// use.
+type faults struct {
+	log         *slog.Logger
+	dir         string
+	writeErrors atomic.Int64
+	corrupt     atomic.Int64 // blobs dropped because their bytes had changed
+	logged      atomic.Int64 // Unix seconds of the last log line about a failing disk
+}
+
+// disk counts and logs err, at most once a minute: a full disk fails many times a second.
+func (f *faults) disk(err error) {
+	f.writeErrors.Add(1)
+	now, last := time.Now().Unix(), f.logged.Load()
+	if now-last >= 60 && f.logged.CompareAndSwap(last, now) {
+		f.log.Error("the cache disk fails; clients are served without it", "error", err, "dir", f.dir)
+	}
+}
+
+// diskError counts err and returns it as an ErrDisk.
+func (f *faults) diskError(err error) error {
+	err = fmt.Errorf("%w: %w", ErrDisk, err)
+	f.disk(err)
+	return err
+}
+
+// changed counts and logs a blob whose bytes have changed on disk.
+func (f *faults) changed(d digest.Digest, why error) {
+	f.corrupt.Add(1)
+	f.log.Error("a cached blob has changed on disk and will be fetched again", "digest", d, "error", why)
+}
