@@ -277,7 +277,7 @@ func (c *catalogue) repositories(registry string, cached func(digest.Digest) boo
 // describe returns what the file of a repository is to say. Errors: that the index can't be
 // read.
 func (c *catalogue) describe(name string, isManifest func(digest.Digest) bool) (repoFile, error) {
-	file := repoFile{Schema: repoSchema, Repository: name, Tags: map[string]tagInFile{}, Manifests: map[digest.Digest]string{}}
+	file := repoFile{Schema: repoVersion, Repository: name, Tags: map[string]tagInFile{}, Manifests: map[digest.Digest]string{}}
 	v, err := c.visibility(name)
 	if err == nil {
 		file.Public, file.VerdictAt = &v.Public, v.At

@@ -208,7 +208,7 @@ type layout string
 func (l layout) blobs() string  { return filepath.Join(string(l), "blobs") }
 func (l layout) ingest() string { return filepath.Join(string(l), "ingest") }
 func (l layout) repos() string  { return filepath.Join(string(l), "repos") }
-func (l layout) index() string  { return filepath.Join(string(l), "index.db") }
+func (l layout) index() string  { return filepath.Join(string(l), indexName(indexVersion)) }
 
 // blob is the path of a committed blob. d must be valid.
 func (l layout) blob(d digest.Digest) string {

@@ -126,7 +126,10 @@ func (h *housekeeping) writeRepos() {
 		h.flush()
 	}
 	for name := range changed {
-		if err := h.writeRepo(name); err != nil {
+		err := h.writeRepo(name)
+		if newer := (*NewerFormatError)(nil); errors.As(err, &newer) {
+			h.log.Error("the file of a repository is not written", "error", err)
+		} else if err != nil {
 			h.faults.disk(err)
 			h.repoChanged(name)
 		}

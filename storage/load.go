@@ -18,9 +18,26 @@ import (
 )
 
 // load opens the index and fills the room from it. A damaged index is set aside and rebuilt.
-func (h *housekeeping) load() error {
+// Errors: NewerFormatError, before anything is changed or removed; those of Open.
+func (h *housekeeping) load() (err error) {
+	if err := h.checkPartials(); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(h.files.layout.index()); errors.Is(err, fs.ErrNotExist) {
+		if err := h.checkRepos(); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil && h.catalogue.index != nil {
+			h.catalogue.index.Close()
+		}
+	}()
 	entries, err := h.loadIndex()
 	if errors.Is(err, index.ErrDamaged) {
+		if err := h.checkRepos(); err != nil {
+			return err
+		}
 		h.log.Error("the index is damaged: set aside and rebuilt from the files", "error", err)
 		if err = index.SetAside(h.files.layout.index()); err != nil {
 			return err
@@ -30,12 +47,49 @@ func (h *housekeeping) load() error {
 	if err != nil {
 		return err
 	}
-	h.loadEntries(entries)
-	h.loadPartials()
-	if built, err := h.catalogue.isBuilt(); err != nil || built {
+	built, err := h.catalogue.isBuilt()
+	if err != nil {
 		return err
 	}
+	if !built {
+		if err := h.checkRepos(); err != nil {
+			return err
+		}
+	}
+	h.loadEntries(entries)
+	h.loadPartials()
+	if built {
+		return nil
+	}
 	return h.rebuild()
+}
+
+// checkPartials fails with NewerFormatError if a newer hubcache has written a partial.
+func (h *housekeeping) checkPartials() error {
+	dir := h.files.layout.ingest()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // loadPartials says it
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file.Name(), ".json") {
+			if err := checkFormat(filepath.Join(dir, file.Name()), stateVersion, stateAdvice); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkRepos fails with NewerFormatError if a newer hubcache has written the file of a
+// repository. It is called before the index is rebuilt, when the files are read.
+func (h *housekeeping) checkRepos() error {
+	return filepath.WalkDir(h.files.layout.repos(), func(path string, file fs.DirEntry, err error) error {
+		if err != nil || !file.Type().IsRegular() || strings.HasPrefix(file.Name(), tempPrefix) {
+			return err
+		}
+		return checkFormat(path, repoVersion, repoAdvice)
+	})
 }
 
 // lastUse is an entry and the time of its last use, by which it is sorted: too often for
@@ -48,14 +102,20 @@ type lastUse struct {
 // loadIndex opens the index and reads all of it, so that damage is found now. It returns the
 // entries in the order of their keys.
 func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
-	tags := int64(0)
+	path, tags := h.files.layout.index(), int64(0)
+	newerIndex := func(err error) error {
+		if errors.Is(err, errUnknownFlag) {
+			return &NewerFormatError{path, 0, indexVersion, indexAdvice}
+		}
+		return err
+	}
 	var left []lastUse // those whose last use is to come: both buckets are in the order of their keys
 	visit := func(bucket, k, v []byte) error {
 		switch string(bucket) {
 		case string(bucketBlobs):
 			r, _, err := decodeHead(v)
 			if err != nil {
-				return err
+				return newerIndex(err)
 			}
 			entries = append(entries, lastUse{e: r.entry(digest.Digest(k), 0)})
 			left = entries
@@ -72,10 +132,12 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 			tags++
 			_, err := decodeTag(v)
 			return err
+		case string(bucketLinks), string(bucketVisibility):
+			return newerIndex(checkFlag(v))
 		}
 		return nil
 	}
-	h.catalogue.index, err = index.Open(h.files.layout.index(), index.Options{
+	h.catalogue.index, err = index.Open(path, index.Options{
 		Buckets: buckets,
 		First:   [][]byte{bucketBlobs, bucketUses},
 		Visit:   visit,

@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -100,7 +101,10 @@ func (r *record) entry(d digest.Digest, used int64) *entry {
 	return e
 }
 
-// Flags of a record. A flag that older versions don't know needs a new version of the index.
+// errUnknownFlag says that a newer hubcache has written a value of the index.
+var errUnknownFlag = errors.New("unknown flag")
+
+// Flags of a record. A new flag needs a new version of the index.
 const (
 	flagPrivate = 1 << iota
 	flagManifest
@@ -144,8 +148,11 @@ func (r *record) encode() []byte {
 
 // decodeHead decodes all but media type and children.
 func decodeHead(b []byte) (r record, rest []byte, err error) {
-	if len(b) < recordHead || b[0]&^(flagPrivate|flagManifest|flagUnverified) != 0 {
+	if len(b) < recordHead {
 		return r, nil, index.ErrDamaged
+	}
+	if b[0]&^(flagPrivate|flagManifest|flagUnverified) != 0 {
+		return r, nil, errUnknownFlag
 	}
 	r.private, r.manifest, r.unverified = b[0]&flagPrivate != 0, b[0]&flagManifest != 0, b[0]&flagUnverified != 0
 	r.size = int64(binary.LittleEndian.Uint64(b[1:]))
@@ -187,7 +194,21 @@ func (l Link) encode() []byte {
 	return binary.AppendVarint(b, l.Size)
 }
 
+// checkFlag checks the first byte of an encoded Link or Visibility, which is 0 or 1.
+func checkFlag(b []byte) error {
+	if len(b) == 0 {
+		return index.ErrDamaged
+	}
+	if b[0] > 1 {
+		return errUnknownFlag
+	}
+	return nil
+}
+
 func decodeLink(b []byte) (Link, error) {
+	if err := checkFlag(b); err != nil {
+		return Link{}, err
+	}
 	d := decoder{b: b}
 	l := Link{Confirmed: d.byte() == 1, Size: d.int()}
 	return l, d.end()
@@ -229,6 +250,9 @@ func (v Visibility) encode() []byte {
 }
 
 func decodeVisibility(b []byte) (Visibility, error) {
+	if err := checkFlag(b); err != nil {
+		return Visibility{}, err
+	}
 	d := decoder{b: b}
 	v := Visibility{Public: d.byte() == 1, At: time.Unix(0, d.int())}
 	return v, d.end()

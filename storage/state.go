@@ -12,6 +12,7 @@ import (
 
 // partialState is the file beside a partial. It says what a later process needs to resume it.
 type partialState struct {
+	Schema     int    `json:"schema,omitempty"` // version of the format; 0 means 1
 	Size       int64  `json:"size"`
 	Repository string `json:"repository"`
 	Private    bool   `json:"private,omitempty"`
@@ -34,7 +35,13 @@ func (in *Ingest) writeState() error {
 	in.stateFile.Lock()
 	defer in.stateFile.Unlock()
 	in.mu.Lock()
-	st := partialState{in.size, in.from.Repository, in.from.Private, append(spans{}, in.have...), bootID()}
+	st := partialState{
+		Size:       in.size,
+		Repository: in.from.Repository,
+		Private:    in.from.Private,
+		Ranges:     slices.Clone(in.have),
+		Boot:       bootID(),
+	}
 	in.stateAt, in.stateBytes = time.Now(), in.have.bytes()
 	in.mu.Unlock()
 	b, err := json.Marshal(st)

@@ -57,7 +57,9 @@ type Store struct {
 }
 
 // Open opens or creates the store in o.Dir. A damaged index is set aside and rebuilt.
-// Errors: the directory can't be created or written, or another process has it open.
+//
+// Errors: the directory can't be created or written; another process has it open;
+// NewerFormatError when a newer hubcache has written to it what this one can't read.
 func Open(o Options) (*Store, error) {
 	s := newStore(o)
 	l := s.files.layout
