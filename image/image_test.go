@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzChildren: every child is named in the manifest, once, with a digest and a size that
-// can be; and a manifest made of the children has the same children.
+// FuzzChildren: every child comes once, with a valid digest and size; and a manifest made of the
+// children has the same children.
 func FuzzChildren(f *testing.F) {
 	d := digest.FromString("x")
 	f.Add(fmt.Appendf(nil, `{"config":{"digest":%q,"size":3},"layers":[{"digest":%q,"size":3},{"digest":%q,"size":4}]}`, d, d, digest.FromString("y")))
@@ -56,9 +56,9 @@ func FuzzChildren(f *testing.F) {
 	})
 }
 
-// TestHostileManifests: none of them costs much memory or time, and none has children.
-func TestHostileManifests(t *testing.T) {
-	const limit = 4 << 20 // of the registry's; and some more
+// TestHostileManifestsCostLittle: none of them takes much memory or time, and none has children.
+func TestHostileManifestsCostLittle(t *testing.T) {
+	const limit = 4 << 20 // the largest body that the registry takes; these are larger
 	fill := func(open, piece, end string) []byte {
 		return []byte(open + strings.Repeat(piece, (5<<20-len(open)-len(end))/len(piece)) + end)
 	}

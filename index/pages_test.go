@@ -27,8 +27,8 @@ func noise(n int) []byte {
 	return b
 }
 
-// contents opens the index at path and returns what the walk of its pages finds, as
-// bucket\0key → value.
+// contents opens the index at path and returns what the check of its pages visits, by
+// pendingKey.
 func contents(t *testing.T, path string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -47,8 +47,8 @@ func contents(t *testing.T, path string) map[string]string {
 	return all
 }
 
-// TestWalkFindsWhatBboltHas: after any history of writes the walk of the pages finds nothing
-// wrong, and all keys and values that bbolt has.
+// TestWalkFindsWhatBboltHas: after any history of writes the check of the pages finds no damage, and
+// visits all keys and values that bbolt has.
 func TestWalkFindsWhatBboltHas(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "index.db")
 	for round := range 12 {
@@ -60,7 +60,7 @@ func TestWalkFindsWhatBboltHas(t *testing.T) {
 			for range rand.IntN(2000) {
 				bucket := buckets[rand.IntN(len(buckets))]
 				key := fmt.Appendf(nil, "%x", rand.IntN(3000))
-				if rand.IntN(12) < round { // it fills up first and is empty in the end
+				if rand.IntN(12) < round { // more and more deletions: it fills up first and is empty in the end
 					x.Delete(bucket, key)
 				} else {
 					x.Set(bucket, key, noise(rand.IntN(100)+rand.IntN(2)*rand.IntN(9000)))
@@ -89,8 +89,8 @@ func TestWalkFindsWhatBboltHas(t *testing.T) {
 	}
 }
 
-// TestPagesThatLie: damage that no checksum of a value tells of.
-func TestPagesThatLie(t *testing.T) {
+// TestWrongPagesAreDamage: damage that no checksum of a value shows.
+func TestWrongPagesAreDamage(t *testing.T) {
 	dir := t.TempDir()
 	x, err := Open(filepath.Join(dir, "good"), Options{Buckets: buckets})
 	if err != nil {
@@ -107,15 +107,16 @@ func TestPagesThatLie(t *testing.T) {
 		t.Fatal(err)
 	}
 	const pageSize = 4096
-	// Leaves with fewer than ten elements are those of the small buckets and of their names.
+	// Leaves with fewer than ten elements are not changed: they are those of the small buckets and of
+	// the names of the buckets.
 	u16, u32 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32
-	for name, lie := range map[string]func(page []byte) (lied bool){
+	for name, change := range map[string]func(page []byte) (changed bool){
 		"two keys in the wrong order": func(page []byte) bool {
 			if u16(page[8:]) != leafPage || u16(page[10:]) < 10 {
 				return false
 			}
 			a, b := page[pageHeader:], page[pageHeader+element:]
-			// Where a key lies is counted from its element.
+			// The position of a key is counted from its element.
 			posA, posB := u32(a[4:]), u32(b[4:])
 			binary.LittleEndian.PutUint32(a[4:], posB+element)
 			binary.LittleEndian.PutUint32(b[4:], posA-element)
@@ -161,13 +162,13 @@ func TestPagesThatLie(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bad := bytes.Clone(good)
-			lied := 0
+			changed := 0
 			for page := range slices.Chunk(bad[2*pageSize:], pageSize) {
-				if lie(page) {
-					lied++
+				if change(page) {
+					changed++
 				}
 			}
-			if lied == 0 {
+			if changed == 0 {
 				t.Fatal("no page to change")
 			}
 			path := filepath.Join(t.TempDir(), "index.db")
@@ -175,16 +176,16 @@ func TestPagesThatLie(t *testing.T) {
 				t.Fatal(err)
 			}
 			if x, err := Open(path, Options{Buckets: buckets}); !errors.Is(err, ErrDamaged) {
-				t.Error("it was believed:", err)
+				t.Error("the file was not found damaged:", err)
 				x.Close()
 			}
 		})
 	}
 }
 
-// TestIndexThatIsStillWritten: the server before may still be closing its index, and what it
-// is writing at that moment is no damage.
-func TestIndexThatIsStillWritten(t *testing.T) {
+// TestOpenWaitsForTheProcessBefore: a server that is being stopped may still write its index. That
+// isn't damage.
+func TestOpenWaitsForTheProcessBefore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "index.db")
 	x, err := Open(path, Options{Buckets: buckets})
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// FuzzSeal: a sealed value opens under its own key only, and with no bit changed.
+// FuzzSeal: unseal returns what seal was given, and finds any bit that has changed.
 func FuzzSeal(f *testing.F) {
 	f.Add([]byte("key"), []byte("value"), uint16(3))
 	f.Fuzz(func(t *testing.T, key, value []byte, at uint16) {

@@ -21,14 +21,14 @@ import (
 	"github.com/hubcache/hubcache/index"
 )
 
-// numbered is a digest of its own for every n.
+// numbered returns another digest for each n.
 func numbered(n int) digest.Digest {
 	sum := sha256.Sum256(binary.LittleEndian.AppendUint64(nil, uint64(n)))
 	return digest.Digest("sha256:" + hex.EncodeToString(sum[:]))
 }
 
-// indexOf makes a data directory whose index names n blobs of 1 MiB, all linked to one
-// repository. There are no files: that is found out only after the start.
+// indexOf makes a data directory whose index names n blobs of 1 MiB, all linked to one repository.
+// There are no files; that is found out only after the start.
 func indexOf(tb testing.TB, n int) string {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -43,8 +43,8 @@ func indexOf(tb testing.TB, n int) string {
 		tb.Fatal(err)
 	}
 	x.Set(bucketMeta, keyBuilt, []byte{1})
-	// In order and in large batches, or making it would take minutes; bbolt leaves its pages
-	// half full as it does with keys that come at random.
+	// In order and in large batches: otherwise this would take minutes. bbolt leaves its pages half
+	// full, as it does with keys in random order.
 	db.NoSync = true
 	digests := make([]digest.Digest, n)
 	for i := range digests {
@@ -82,7 +82,7 @@ func seal(key, value []byte) []byte {
 	return binary.LittleEndian.AppendUint32(value, crc32.Update(crc32.ChecksumIEEE(key), crc32.IEEETable, value))
 }
 
-// opened loads dir and does nothing else: no look at the files, no eviction.
+// opened loads dir and starts nothing in the background: no reconcile, no eviction.
 func opened(tb testing.TB, dir string, budget int64) *Store {
 	tb.Helper()
 	s := newStore(Options{Dir: dir, Budget: budget, Log: slog.New(slog.DiscardHandler)})
@@ -102,10 +102,10 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// TestMemoryOfAnEntry: what the cache knows of a blob takes some 300 bytes, so that a
-// million blobs fit in a small machine.
+// TestMemoryOfAnEntry: what is known of a blob takes some 300 bytes of memory, so that a million blobs
+// fit in a small machine.
 func TestMemoryOfAnEntry(t *testing.T) {
-	const n = 60_000 // the map has just grown and is at its emptiest
+	const n = 60_000 // the map has just grown and has the most free places
 	dir := indexOf(t, n)
 	before := heap()
 	s := opened(t, dir, plenty)
@@ -139,7 +139,7 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// BenchmarkEvict is an eviction with all its bookkeeping, of files that don't exist.
+// BenchmarkEvict is an eviction with all its accounting, of files that don't exist.
 func BenchmarkEvict(b *testing.B) {
 	for _, n := range []int{10_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -151,7 +151,7 @@ func BenchmarkEvict(b *testing.B) {
 				if err := r.grow(1 << 20); err != nil {
 					b.Fatal(err)
 				}
-				d := numbered(n + i) // and in comes another one
+				d := numbered(n + i) // another blob comes in
 				s.room.mu.Lock()
 				r.commit((&record{fileID: fileID{size: 1 << 20}}).entry(d, 0))
 				s.room.mu.Unlock()
@@ -162,8 +162,7 @@ func BenchmarkEvict(b *testing.B) {
 	}
 }
 
-// BenchmarkHit is what a hit asks of the books, the file aside: it must not depend on how
-// many entries there are.
+// BenchmarkHit is what a hit costs without its file. It must not depend on the number of entries.
 func BenchmarkHit(b *testing.B) {
 	for _, n := range []int{1000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -187,52 +186,5 @@ func BenchmarkHit(b *testing.B) {
 			b.StopTimer()
 			s.catalogue.index.Close()
 		})
-	}
-}
-
-// TestScanLeavesWhatIsUsedAgain: a job that fetches more than the budget once does not push
-// out an image that came in before and is used again, also across a restart; uses within
-// minutes of its arrival are part of the first.
-func TestScanLeavesWhatIsUsedAgain(t *testing.T) {
-	dir := t.TempDir()
-	open := func() *Store {
-		s, err := Open(Options{Dir: dir, Budget: 100 << 10, Log: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	put := func(s *Store, n int) digest.Digest {
-		body := []byte(fmt.Sprintf("%01024d", n))
-		d := digest.FromBytes(body)
-		in, err := s.Begin(Origin{Repository: "docker.io/library/redis"}, d, int64(len(body)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := in.WriteAt(body, 0); err != nil {
-			t.Fatal(err)
-		}
-		if err := in.Commit(); err != nil {
-			t.Fatal(err)
-		}
-		return d
-	}
-	s := open()
-	daily, once := put(s, 1), put(s, 2)
-	s.room.touch(daily, time.Now().Add(24*time.Hour).UnixNano(), 0)
-	s.room.touch(once, time.Now().Add(firstUse/2).UnixNano(), 0)
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s = open()
-	defer s.Close()
-	for n := range 200 {
-		put(s, 1000+n)
-	}
-	if _, ok := s.Has(daily); !ok {
-		t.Error("a scan has pushed out what was used again")
-	}
-	if _, ok := s.Has(once); ok {
-		t.Error("what was used for one pull only is still there")
 	}
 }

@@ -19,14 +19,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary runs itself as a writer and kills it (kill -9) at a random instant.
+// The tests of crashes start the test binary as a writer, and kill it (kill -9) at a random moment.
 
 const (
 	crashDir    = "HUBCACHE_CRASH_DIR"
 	crashBudget = "HUBCACHE_CRASH_BUDGET"
 )
 
-// crashRounds is how often the writer is killed; HUBCACHE_SOAK makes it 200 times.
+// crashRounds is how often the writer is killed: 10 times, or 200 times if HUBCACHE_SOAK is set.
 func crashRounds() int {
 	if os.Getenv("HUBCACHE_SOAK") != "" {
 		return 200
@@ -34,11 +34,11 @@ func crashRounds() int {
 	return 10
 }
 
-// TestCrashWriter is the writer. It tells on stdout what has been committed.
+// TestCrashWriter is the writer. It prints what has been committed.
 func TestCrashWriter(t *testing.T) {
 	dir := os.Getenv(crashDir)
 	if dir == "" {
-		return // not asked for: it is only ever run by the tests below
+		return // it is run by the tests below only
 	}
 	var budget int64
 	fmt.Sscan(os.Getenv(crashBudget), &budget)
@@ -62,7 +62,7 @@ func crashWrite(s *Store) {
 			continue
 		}
 		half := len(b) / 2
-		in.WriteAt(b[half:], int64(half)) // the back first
+		in.WriteAt(b[half:], int64(half)) // the second half first
 		if rand.IntN(4) == 0 {
 			in.Abort(io.ErrUnexpectedEOF)
 			continue
@@ -103,7 +103,7 @@ func crash(t *testing.T, dir string, budget int64) (committed []digest.Digest) {
 	return committed
 }
 
-// intact checks a store that was just opened against its files.
+// intact compares a store that was just opened with its files.
 func intact(t *testing.T, s *Store) {
 	t.Helper()
 	err := filepath.WalkDir(s.files.layout.blobs(), func(path string, f fs.DirEntry, err error) error {
@@ -119,7 +119,7 @@ func intact(t *testing.T, s *Store) {
 	if err != nil {
 		t.Error(err)
 	}
-	// A crash between rename and index leaves a file that is adopted in the background.
+	// A file whose record the crash has lost is adopted in the background.
 	for deadline := time.Now().Add(5 * time.Second); bytesOnDisk(t, s) != s.Stats().Bytes && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -131,13 +131,13 @@ func intact(t *testing.T, s *Store) {
 	for _, f := range files {
 		name := strings.TrimSuffix(f.Name(), ".json")
 		if size, gaps := s.Partial(digest.Digest(strings.Replace(name, "-", ":", 1))); size == 0 || len(gaps) == 0 {
-			t.Errorf("ingest/%s can't be gone on with", f.Name())
+			t.Errorf("ingest/%s can't be resumed", f.Name())
 		}
 	}
 }
 
-// TestCrashLosesNothingCommitted: with room for all, whatever was committed is there after
-// each crash; tags name manifests that are there.
+// TestCrashLosesNothingCommitted: with room for all, all that was committed is there after each
+// crash, and tags name manifests that are there.
 func TestCrashLosesNothingCommitted(t *testing.T) {
 	dir := t.TempDir()
 	const budget = 8 << 30
@@ -162,13 +162,13 @@ func TestCrashLosesNothingCommitted(t *testing.T) {
 			}
 		}
 		shut(t, s)
-		if len(all) > 600 { // enough to hash; begin anew
+		if len(all) > 600 { // more would take too long to hash
 			dir, all = t.TempDir(), map[digest.Digest]bool{}
 		}
 	}
 }
 
-// TestCrashDuringEviction: the same with room for a few blobs only.
+// TestCrashDuringEviction: with room for a few blobs only, files and accounts agree after each crash.
 func TestCrashDuringEviction(t *testing.T) {
 	dir := t.TempDir()
 	const budget = 20 << 20
@@ -180,7 +180,7 @@ func TestCrashDuringEviction(t *testing.T) {
 	}
 }
 
-// TestCrashAndDamagedIndex: the index does not survive the crash; blobs, tags and links do.
+// TestCrashAndDamagedIndex: the crash damages the index. Blobs, tags and links are there all the same.
 func TestCrashAndDamagedIndex(t *testing.T) {
 	for name, damage := range map[string]func(path string, size int64) error{
 		"truncated": func(path string, size int64) error { return os.Truncate(path, rand.Int64N(size)) },
@@ -243,7 +243,7 @@ func TestCrashAndDamagedIndex(t *testing.T) {
 				t.Errorf("link: %v", err)
 			}
 			if v, err := s.Visibility(repo); err != nil || !v.Public {
-				t.Errorf("verdict: %+v, %v", v, err)
+				t.Errorf("visibility: %+v, %v", v, err)
 			}
 			shut(t, s)
 		})

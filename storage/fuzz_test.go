@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,8 +13,8 @@ import (
 	"github.com/hubcache/hubcache/image"
 )
 
-// FuzzRecord: what decodes is what was meant: it encodes to something that decodes to the
-// same. Anything else is damage.
+// FuzzRecord: what can be decoded is encoded to something that decodes to the same. Everything else is
+// an error.
 func FuzzRecord(f *testing.F) {
 	d := digest.FromString("x")
 	for _, r := range []record{
@@ -45,7 +44,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// FuzzSmallRecords: the same for links, tags, verdicts and times.
+// FuzzSmallRecords: the same for links, tags, visibility and times.
 func FuzzSmallRecords(f *testing.F) {
 	f.Add(Link{true, -1}.encode())
 	f.Add(Tag{Digest: digest.FromString("x"), MediaType: "t", Size: 7, Checked: time.Unix(1, 2)}.encode())
@@ -75,33 +74,8 @@ func FuzzSmallRecords(f *testing.F) {
 	})
 }
 
-// TestIndexThatNamesItself: indexes that name each other in a circle, and one under the
-// digest of which it speaks. A use of one ends.
-func TestIndexThatNamesItself(t *testing.T) {
-	s := open(t, t.TempDir(), 100<<20)
-	// No body can hold its own digest; a record can be made to say so.
-	a := []byte(`{"manifests":[]}`)
-	d := digest.FromBytes(a)
-	if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", a); err != nil {
-		t.Fatal(err)
-	}
-	s.catalogue.amend(d, func(r *record) {
-		r.children = []image.Child{{Digest: d, Size: int64(len(a)), Role: image.RoleManifest}}
-	})
-	s.Touch(d)
-	// Deep, by names that are true: 50 indexes, each of the one before.
-	for range 50 {
-		b := fmt.Appendf(nil, `{"manifests":[{"digest":%q,"size":1}]}`, d)
-		d = digest.FromBytes(b)
-		if err := s.PutManifest(Origin{Repository: repo}, d, "application/x", b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.Touch(d)
-}
-
-// FuzzRepoPath: whatever a repository is called, its file lies in repos/, and no two have
-// the same one.
+// FuzzRepoPath: whatever the name of a repository, its file is in repos/, and no two repositories have
+// the same file.
 func FuzzRepoPath(f *testing.F) {
 	f.Add("docker.io/library/redis", "docker.io/library/redis.json/x")
 	f.Add("docker.io/a.json", "docker.io/a")
@@ -110,7 +84,7 @@ func FuzzRepoPath(f *testing.F) {
 		for _, name := range []string{a, b} {
 			for part := range strings.SplitSeq(name, "/") {
 				if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "%\x00") {
-					return // no name of a repository
+					return // not a name of a repository
 				}
 			}
 		}
@@ -125,7 +99,7 @@ func FuzzRepoPath(f *testing.F) {
 	})
 }
 
-// FuzzSpans holds the set of spans against a set of bytes.
+// FuzzSpans compares the set of spans with a set of bytes.
 func FuzzSpans(f *testing.F) {
 	f.Add([]byte{0, 3, 5, 2, 3, 2})
 	f.Fuzz(func(t *testing.T, ops []byte) {

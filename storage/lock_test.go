@@ -3,10 +3,13 @@ package storage
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/pprof"
 	"sync"
 	"testing"
 	"time"
@@ -170,4 +173,49 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 			t.Fatalf("%s waits for the index", step.name)
 		}
 	}
+}
+
+// TestWritingRepositoryFilesWhileTheIndexGrows: a read transaction inside another one would wait for a
+// write that waits for the outer one. No such read is made.
+func TestWritingRepositoryFilesWhileTheIndexGrows(t *testing.T) {
+	s := open(t, t.TempDir(), 1<<30)
+	for n := range 300 {
+		body := fmt.Appendf(nil, `{"schemaVersion":2,"n":%d}`, n)
+		if err := s.PutManifest(Origin{Repository: repo}, digest.FromBytes(body), "x", body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.house.flush()
+	stop := make(chan struct{})
+	go func() { // what housekeeping does every second for a changed repository
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.house.writeRepo(repo)
+			}
+		}
+	}()
+	done := make(chan struct{})
+	go func() { // what commits do: the index grows and bbolt maps it anew
+		defer close(done)
+		for n := range 60 {
+			for i := range 20 {
+				v := make([]byte, 8000)
+				rand.Read(v)
+				s.catalogue.index.Set(bucketTags, pair("docker.io/x/y", fmt.Sprint(n, "-", i)), v)
+			}
+			s.house.flush()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(15 * time.Second):
+		s.catalogue.index = nil
+		pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
+		t.Fatal("the index is deadlocked")
+	}
+	close(stop)
+	time.Sleep(50 * time.Millisecond)
 }

@@ -2,9 +2,12 @@ package storage
 
 import (
 	"errors"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // disk is a file system that others write to as well.
@@ -19,13 +22,13 @@ func (d *disk) measure() (int64, error) {
 	return d.free, d.err
 }
 
-// TestPromisesCountAtOnce: what has been promised and is not written yet is not promised
-// again, however fast one asks.
+// TestPromisesCountAtOnce: what has been promised and isn't written yet is not promised again, however
+// fast the calls come.
 func TestPromisesCountAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // no time passes
 		const keep, n = 1 << 30, 300 << 20
 		promised := int64(0)
-		// What was promised is written by the time the disk is asked.
+		// What was promised has been written when the space is measured.
 		f := freeSpace{measure: func() (int64, error) { return 10<<30 - promised, nil }}
 		for range 1000 {
 			if f.short(n, keep) > 0 {
@@ -39,7 +42,9 @@ func TestPromisesCountAtOnce(t *testing.T) {
 	})
 }
 
-func TestFreeSpaceIsAskedForSeldomAndInTime(t *testing.T) {
+// TestFreeSpaceIsMeasuredSeldomButInTime: while there is plenty of space it is measured once in a
+// while, and near the limit each time.
+func TestFreeSpaceIsMeasuredSeldomButInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const keep = 1 << 30
 		d := &disk{free: 100 << 30}
@@ -57,7 +62,7 @@ func TestFreeSpaceIsAskedForSeldomAndInTime(t *testing.T) {
 		if short := f.short(2<<30, keep); short != 1<<30 {
 			t.Errorf("%d short, want 1 GiB", short)
 		}
-		// Near the edge every answer is the disk's.
+		// Near the limit it is measured each time.
 		for range 3 {
 			d.free -= 1 << 20
 			if short := f.short(0, keep); short != keep-d.free {
@@ -68,7 +73,7 @@ func TestFreeSpaceIsAskedForSeldomAndInTime(t *testing.T) {
 		if short := f.short(0, keep); short > 0 {
 			t.Errorf("%d short after there is room again", short)
 		}
-		// More than there was is asked for anew, and not promised on trust.
+		// For more than there was last time it is measured again.
 		if short := f.short(100<<30, keep); short != keep {
 			t.Errorf("%d short, want 1 GiB", short)
 		}
@@ -79,17 +84,17 @@ func TestFreeSpaceIsAskedForSeldomAndInTime(t *testing.T) {
 	})
 }
 
-// TestMinFreeEvicts: blobs leave so that the free space to keep is kept, with budget for all,
-// and what can't be had that way is refused.
+// TestMinFreeEvicts: blobs leave so that the free space is kept, with budget for all of them, and what
+// can't be had that way is refused.
 func TestMinFreeEvicts(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
 	d := &disk{}
-	s.room.space.mu.Lock() // the start goes on beside
+	s.room.space.mu.Lock() // the background work of the start uses it too
 	s.room.space.measure = func() (int64, error) {
 		d.free = 100<<20 - bytesOnDisk(t, s) // a disk of 100 MiB, with nothing else on it
 		return d.measure()
 	}
-	s.room.space.until = time.Time{} // the start has asked the real one
+	s.room.space.until = time.Time{} // the start has measured the real one
 	s.room.space.mu.Unlock()
 	s.room.minFree.Store(90 << 20)
 	for n := range 20 {
@@ -105,4 +110,43 @@ func TestMinFreeEvicts(t *testing.T) {
 		t.Errorf("room for more than may be used: %v", err)
 	}
 	balanced(t, s)
+}
+
+// TestReservedSpaceIsNotPromisedAgain: space that was reserved a moment ago and isn't allocated yet is
+// not there for others.
+func TestReservedSpaceIsNotPromisedAgain(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	settleDown(t, s)
+	s.room.space.mu.Lock()
+	s.room.space.measure = func() (int64, error) { return 100<<20 - bytesOnDisk(t, s), nil }
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(90 << 20)
+	promised := 0
+	for range 5 { // as Begin does before its file is allocated, or of unknown size
+		if (&reservation{room: &s.room}).grow(8<<20) == nil {
+			promised += 8
+		}
+	}
+	if promised > 10 {
+		t.Errorf("%d MiB were promised of 10", promised)
+	}
+}
+
+// TestHugeSizesAreRefused: a nonsense size doesn't make the computation of the free space overflow.
+func TestHugeSizesAreRefused(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	settleDown(t, s)
+	s.room.space.mu.Lock()
+	s.room.space.measure = func() (int64, error) { return 5 << 30, nil }
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(10 << 30) // 5 GiB are missing already
+	if _, err := s.Begin(Origin{Repository: repo}, digest.FromString("x"), math.MaxInt64); !errors.Is(err, ErrNoRoom) {
+		t.Error(err)
+	}
+	if in, err := s.Begin(Origin{Repository: repo}, digest.FromString("y"), 1<<20); !errors.Is(err, ErrNoRoom) {
+		in.Abort(ErrDigest)
+		t.Error("room with 5 GiB free and 10 to be kept:", err)
+	}
 }
