@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,13 +10,14 @@ import (
 
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
 )
 
 func TestPrivateRepositoryIsUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, opaque := range []bool{false, true} {
 			l := newLab(t, labOptions{hub: hubtest.Options{OpaqueTokens: opaque}})
-			img := small(l, "corp/secret", "1")
+			img := l.smallImage("corp/secret", "1")
 			l.hub.SetPrivate("corp/secret", true)
 			for range 2 {
 				for _, path := range []string{manifestPath(img), "/v2/corp/secret/manifests/" + string(img.Digest),
@@ -31,10 +33,10 @@ func TestPrivateRepositoryIsUnknown(t *testing.T) {
 
 // The first request of all asks for the tag before the verdict is known. Nothing of it is
 // kept: not even one who knows its digest can have it named by another manifest.
-func TestNothingIsKeptBeforeTheVerdict(t *testing.T) {
+func TestNothingIsStoredBeforeVisibilityIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		secret := small(l, "corp/secret", "1")
+		secret := l.smallImage("corp/secret", "1")
 		l.hub.SetPrivate("corp/secret", true)
 		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
 			[]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+string(secret.Digest)+`","size":1}]}`))
@@ -54,32 +56,10 @@ func TestNothingIsKeptBeforeTheVerdict(t *testing.T) {
 	})
 }
 
-// A lost index costs nothing that the files can tell, with the Hub gone too.
-func TestRebuiltIndexServesWithoutTheHub(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(3, 2*mib), Index: true})
-		l.pull(img)
-		l.quiet()
-		l.stop()
-		if err := os.Remove(filepath.Join(l.dir, "data", "index.db")); err != nil {
-			t.Fatal(err)
-		}
-		l.start()
-		l.hub.Inject(hubtest.Match{}, hubtest.Drop())
-		time.Sleep(2 * time.Minute)
-		l.hub.ResetLedger()
-		l.pull(img)
-		if n := l.hub.Ledger().BlobGETs() + l.hub.Ledger().ManifestGETs(); n != 0 {
-			t.Errorf("upstream saw\n%s", l.hub.Ledger())
-		}
-	})
-}
-
-func TestPrivateRepositoryThatIsNamed(t *testing.T) {
+func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
-		secret := small(l, "corp/secret", "1")
+		secret := l.smallImage("corp/secret", "1")
 		l.hub.SetPrivate("corp/secret", true)
 		layer := secret.Manifests[0].Layers[0].Digest
 
@@ -129,28 +109,77 @@ func TestPrivateRepositoryThatIsNamed(t *testing.T) {
 	})
 }
 
-func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
+// The theft of access_test.go once more, after the index was rebuilt.
+func TestPrivateBlobStaysPrivateAfterIndexRebuild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{})
-		base := hubtest.Layer{Size: 2 * mib, Seed: 7}
-		a := l.hub.AddImage("library/a", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{base, {Size: 5000}}})
-		b := l.hub.AddImage("library/b", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{base, {Size: 6000}}})
-		l.pull(a)
-		l.quiet()
-		l.hub.ResetLedger()
-		l.pull(b)
-		ledger := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Reference == string(a.Manifests[0].Layers[0].Digest) })
-		if len(ledger) != 0 {
-			t.Errorf("upstream saw\n%s", ledger)
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
+		secret := l.smallImage("corp/secret", "1")
+		l.hub.SetPrivate("corp/secret", true)
+		layer := secret.Manifests[0].Layers[0].Digest
+		orphan := l.hub.AddBlob("corp/secret", "application/octet-stream", bytes.Repeat([]byte("s3cret"), 1000)).Digest
+		forged := []byte(`{"schemaVersion":2,"config":{"digest":"` + string(secret.Manifests[0].Config.Digest) + `","size":1},"layers":[{"digest":"` + string(layer) + `","size":65536},{"digest":"` + string(orphan) + `","size":6000}]}`)
+		l.hub.AddManifest("evil/forged", "1", "application/vnd.oci.image.manifest.v1+json", forged)
+		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
+			[]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+string(secret.Digest)+`","size":1}]}`))
+		l.pull(secret)
+		l.blob("corp/secret", string(orphan))
+		l.get("/v2/evil/public/manifests/index")
+		l.get("/v2/evil/forged/manifests/1")
+		paths := []string{blobPath("evil/forged", layer), blobPath("evil/forged", orphan), "/v2/evil/public/manifests/" + string(secret.Digest)}
+		for _, p := range paths {
+			if r := l.get(p); r.status != 404 {
+				t.Errorf("before: %s %d", p, r.status)
+			}
+		}
+		time.Sleep(5 * time.Second)
+		l.stop()
+		os.Remove(filepath.Join(l.dir, "data", "index.db"))
+		l.start()
+		for _, p := range paths {
+			if r := l.get(p); r.status != 404 {
+				t.Errorf("after a rebuild: %s %d %.60q", p, r.status, r.body)
+			}
 		}
 	})
 }
 
-func TestPublicThoughAnonymousQuotaIsGone(t *testing.T) {
+// The disk can't open a blob: HEAD under any repository says 200 without asking anybody.
+func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
+		secret := l.smallImage("corp/secret", "1")
+		l.hub.SetPrivate("corp/secret", true)
+		l.smallImage("evil/public", "1")
+		l.pull(secret)
+		time.Sleep(time.Second) // until it is committed
+		d := secret.Manifests[0].Layers[0].Digest
+		file := filepath.Join(l.dir, "data", "blobs", "sha256", d.Encoded()[:2], d.Encoded())
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(file, file); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.store.Open(d); err == nil {
+			t.Fatal("opened")
+		} else {
+			t.Log(err)
+		}
+		// any error of open(2) but ENOENT: EMFILE, EIO
+		if r := l.do("HEAD", blobPath("evil/public", d)); r.status != 404 {
+			t.Errorf("HEAD: %d %v", r.status, r.header)
+		}
+		if r := l.do("GET", blobPath("evil/public", d)); r.status != 404 {
+			t.Errorf("GET: %d %v", r.status, r.header)
+		}
+	})
+}
+
+func TestVisibilityCheckNeedsNoAnonymousQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		l.hub.SetUsed("", 1000)
-		img := small(l, "library/redis", "7")
+		img := l.smallImage("library/redis", "7")
 		l.pull(img)
 		for _, e := range l.hub.Ledger() {
 			if e.Face == hubtest.Registry && e.Kind == "manifests" && e.Account != username && e.Status != 401 {
@@ -163,10 +192,10 @@ func TestPublicThoughAnonymousQuotaIsGone(t *testing.T) {
 	})
 }
 
-func TestNoVerdictNoImage(t *testing.T) {
+func TestImageOfUnknownVisibilityIsNotServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		img := small(l, "library/redis", "7")
+		img := l.smallImage("library/redis", "7")
 		rule := l.hub.Inject(hubtest.Match{Face: hubtest.Token}, hubtest.Status(500, "oops"))
 		r := l.get(manifestPath(img))
 		if r.status != 429 || r.header.Get("Retry-After") == "" {
@@ -193,7 +222,23 @@ func TestNoVerdictNoImage(t *testing.T) {
 	})
 }
 
-func TestAllowAndDeny(t *testing.T) {
+// A verdict from a clock that was wrong.
+func TestVisibilityDatedInTheFutureIsRechecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.smallImage("corp/app", "1")
+		l.store.SetVisibility("docker.io/corp/app", storage.Visibility{Public: false, At: time.Now().Add(10 * 365 * 24 * time.Hour)})
+		for range 3 {
+			l.get(manifestPath(img))
+			time.Sleep(5 * time.Minute)
+		}
+		if r := l.get(manifestPath(img)); r.status != 200 {
+			t.Errorf("a public repository after 15 minutes: %d", r.status)
+		}
+	})
+}
+
+func TestDeniedRepositoryIsUnknownWithoutAskingUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Allow, p.Deny = []string{"library/*"}, []string{"library/bad"} }})
 		base := hubtest.Layer{Size: 5000, Seed: 7}
@@ -210,6 +255,28 @@ func TestAllowAndDeny(t *testing.T) {
 		}
 		if len(l.hub.Ledger()) > 0 {
 			t.Errorf("upstream saw\n%s", l.hub.Ledger())
+		}
+	})
+}
+
+// An answer begun before SetPolicy is kept in memory after it.
+func TestManifestRequestedUnderTheOldPolicyIsDeniedByTheNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true})
+		img := l.smallImage("library/redis", "7")
+		l.pull(img)
+		l.hub.AddManifest("other/copy", "1", img.MediaType, img.Bytes)
+		l.hub.Inject(hubtest.Match{Repository: "other/copy"}, hubtest.Delay(time.Second))
+		path := "/v2/other/copy/manifests/" + string(img.Digest)
+		done := make(chan bool)
+		go func() { l.get(path); close(done) }()
+		time.Sleep(500 * time.Millisecond)
+		if err := l.reg.SetPolicy(registry.Policy{Deny: []string{"other/*"}}); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		if r := l.get(path); r.status != 404 {
+			t.Errorf("denied, and yet %d %s", r.status, r.header.Get("X-Hubcache"))
 		}
 	})
 }

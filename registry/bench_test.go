@@ -10,9 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"runtime"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -89,12 +87,14 @@ func (s *stand) pull(img *hubtest.Image) error {
 	return nil
 }
 
-// nowhere is a ResponseWriter that costs nothing.
-type nowhere struct{ header http.Header }
+// discardWriter is a ResponseWriter that costs nothing.
+type discardWriter struct{ header http.Header }
 
-func (n *nowhere) Header() http.Header         { return n.header }
-func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
-func (n *nowhere) WriteHeader(int)             {}
+func (n *discardWriter) Header() http.Header { return n.header }
+
+func (n *discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+
+func (n *discardWriter) WriteHeader(int) {}
 
 // hotManifest returns a function that answers one request for a manifest in memory.
 func hotManifest(tb testing.TB, byTag bool, log *slog.Logger) func() {
@@ -108,7 +108,7 @@ func hotManifest(tb testing.TB, byTag bool, log *slog.Logger) func() {
 		path = "/v2/library/redis/manifests/7"
 	}
 	req := httptest.NewRequest(http.MethodGet, path, nil)
-	w := &nowhere{http.Header{}}
+	w := &discardWriter{http.Header{}}
 	return func() {
 		clear(w.header)
 		s.reg.ServeHTTP(w, req)
@@ -131,131 +131,6 @@ func BenchmarkHotManifest(b *testing.B) {
 				}
 			})
 		}
-	}
-}
-
-// TestHotManifestAllocations: a hot hit allocates nothing but for its line in the log.
-func TestHotManifestAllocations(t *testing.T) {
-	for _, byTag := range []bool{false, true} {
-		serve := hotManifest(t, byTag, slog.New(slog.DiscardHandler))
-		if n := testing.AllocsPerRun(1000, serve); n > 0 {
-			t.Errorf("by tag %t: %v allocations for a hot hit", byTag, n)
-		}
-		serve = hotManifest(t, byTag, accessLog())
-		// slog's own four; under the race detector its sync.Pools forget on purpose.
-		if n := testing.AllocsPerRun(1000, serve); n > 8 {
-			t.Errorf("by tag %t: %v allocations for a hot hit that is logged", byTag, n)
-		}
-	}
-}
-
-// TestWarmTagAsksNobody: inside the TTL a pull by tag is local, all of it.
-func TestWarmTagAsksNobody(t *testing.T) {
-	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(3, 5<<20)})
-	if err := s.pull(img); err != nil {
-		t.Fatal(err)
-	}
-	s.hub.ResetLedger()
-	for range 3 {
-		if err := s.pull(img); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if l := s.hub.Ledger(); len(l) > 0 {
-		t.Errorf("upstream saw:\n%s", l)
-	}
-}
-
-// TestStampedeIsOneDownload: however many clients come at once, every byte of the image
-// crosses the wire once, in ranges that don't overlap.
-func TestStampedeIsOneDownload(t *testing.T) {
-	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(2, 9<<20)})
-	var clients sync.WaitGroup
-	for range 20 {
-		clients.Go(func() {
-			if err := s.pull(img); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	clients.Wait()
-	l := s.hub.Ledger()
-	if got := l.BlobBytes(); got != img.Size() {
-		t.Errorf("%d bytes for an image of %d", got, img.Size())
-	}
-	if n := l.ManifestGETs(); n != 2 {
-		t.Errorf("%d manifest GETs for an index and a manifest", n)
-	}
-	for _, layer := range img.Manifests[0].Layers {
-		type span struct{ from, to int64 }
-		var spans []span
-		for _, e := range l {
-			if e.Face != hubtest.CDN || e.Reference != layer.Digest.String() {
-				continue
-			}
-			var p span
-			if n, _ := fmt.Sscanf(e.Range, "bytes=%d-%d", &p.from, &p.to); n != 2 {
-				t.Fatalf("%s is no closed range", e)
-			}
-			spans = append(spans, p)
-		}
-		slices.SortFunc(spans, func(a, b span) int { return int(a.from - b.from) })
-		at := int64(0)
-		for _, p := range spans {
-			if p.from != at {
-				t.Errorf("%s: ranges %v overlap or leave gaps", layer.Digest, spans)
-				break
-			}
-			at = p.to + 1
-		}
-		if at != layer.Size || len(spans) < 2 {
-			t.Errorf("%s: ranges %v for %d bytes", layer.Digest, spans, layer.Size)
-		}
-	}
-}
-
-// TestGrowingBlobOverTCP: clients that follow a download over real sockets get its bytes
-// as it grows, and all of them, whole or from anywhere.
-func TestGrowingBlobOverTCP(t *testing.T) {
-	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 24<<20)})
-	layer := img.Manifests[0].Layers[0]
-	want := make([]byte, layer.Size)
-	if _, err := s.hub.Blob(layer.Digest).ReadAt(want, 0); err != nil {
-		t.Fatal(err)
-	}
-	s.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 40 << 20 })
-	server := httptest.NewServer(s.reg)
-	defer server.Close()
-	var clients sync.WaitGroup
-	for i := range 6 {
-		clients.Go(func() {
-			from := int64(i) * 3 << 20
-			req, err := http.NewRequest(http.MethodGet, server.URL+"/v2/library/redis/blobs/"+layer.Digest.String(), nil)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if from > 0 {
-				req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
-			}
-			resp, err := http.DefaultClient.Do(req)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer resp.Body.Close()
-			got, err := io.ReadAll(resp.Body)
-			if err != nil || !bytes.Equal(got, want[from:]) {
-				t.Errorf("from %d: %d bytes, %v", from, len(got), err)
-			}
-		})
-	}
-	clients.Wait()
-	if l := s.hub.Ledger(); l.BlobBytes() != layer.Size {
-		t.Errorf("%d bytes for a blob of %d", l.BlobBytes(), layer.Size)
 	}
 }
 
@@ -287,4 +162,19 @@ func BenchmarkClients(b *testing.B) {
 			resp.Body.Close()
 		}
 	})
+}
+
+// TestHotManifestHitAllocatesNothing: a hot hit allocates nothing but for its line in the log.
+func TestHotManifestHitAllocatesNothing(t *testing.T) {
+	for _, byTag := range []bool{false, true} {
+		serve := hotManifest(t, byTag, slog.New(slog.DiscardHandler))
+		if n := testing.AllocsPerRun(1000, serve); n > 0 {
+			t.Errorf("by tag %t: %v allocations for a hot hit", byTag, n)
+		}
+		serve = hotManifest(t, byTag, accessLog())
+		// slog's own four; under the race detector its sync.Pools forget on purpose.
+		if n := testing.AllocsPerRun(1000, serve); n > 8 {
+			t.Errorf("by tag %t: %v allocations for a hot hit that is logged", byTag, n)
+		}
+	}
 }

@@ -22,7 +22,7 @@ func (l *lab) file(d digest.Digest) string {
 // tamper changes a committed blob's file behind the store's back.
 func (l *lab) tamper(d digest.Digest, change func(path string) error) {
 	l.t.Helper()
-	l.idle()
+	l.waitIdle()
 	if err := os.Chmod(l.file(d), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
@@ -31,8 +31,8 @@ func (l *lab) tamper(d digest.Digest, change func(path string) error) {
 	}
 }
 
-// rot flips a byte and leaves all that fstat tells as it was.
-func rot(path string) error {
+// flipByteOnDisk flips a byte and leaves all that fstat tells as it was.
+func flipByteOnDisk(path string) error {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -51,8 +51,8 @@ func rot(path string) error {
 	return os.Chtimes(path, fi.ModTime(), fi.ModTime())
 }
 
-// TestBlobChangedBehindItsBack: a miss, not an error, and never a short 200.
-func TestBlobChangedBehindItsBack(t *testing.T) {
+// TestChangedBlobFileIsAMiss: a miss, not an error, and never a short 200.
+func TestChangedBlobFileIsAMiss(t *testing.T) {
 	for name, change := range map[string]func(string) error{
 		"deleted":   os.Remove,
 		"truncated": func(path string) error { return os.Truncate(path, 1000) },
@@ -81,38 +81,38 @@ func TestBlobChangedBehindItsBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
-				d := l.image("library/app", "1", 5<<18)[0]
+				d := l.addImage("library/app", "1", 5<<18)[0]
 				l.get("/v2/library/app/manifests/1")
 				l.fetch("library/app", d)
 				l.tamper(d, change)
 				l.hub.ResetLedger()
-				for _, c := range l.crowd("library/app", d) {
+				for _, c := range l.mixedClients("library/app", d) {
 					c.check(t, l, d, whole)
 				}
 				if n := l.hub.Ledger().BlobGETs(); n != 1 {
 					t.Errorf("%d downloads:\n%s", n, l.hub.Ledger())
 				}
-				l.settled(d)
+				l.checkStore(d)
 			})
 		})
 	}
 }
 
-// TestBlobTruncatedWhileItIsSent: who is in the middle of it gets the rest from upstream.
-func TestBlobTruncatedWhileItIsSent(t *testing.T) {
+// TestBlobTruncatedWhileSentIsCompletedFromUpstream: who is in the middle of it gets the rest from upstream.
+func TestBlobTruncatedWhileSentIsCompletedFromUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
-		d := l.image("library/app", "1", 17<<19)[0]
+		d := l.addImage("library/app", "1", 17<<19)[0]
 		l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
-		l.idle()
+		l.waitIdle()
 		resp, err := l.ask(context.Background(), "GET", "/v2/library/app/blobs/"+string(d))
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatal(resp, err)
 		}
 		defer resp.Body.Close()
 		b := l.hub.Blob(d)
-		c := &visitor{}
+		c := &client{}
 		if err := c.compare(io.LimitReader(resp.Body, 1<<20), b); err != nil {
 			t.Fatal(err)
 		}
@@ -121,23 +121,23 @@ func TestBlobTruncatedWhileItIsSent(t *testing.T) {
 			t.Errorf("%d of %d bytes, wrong: %v, %v\n%s", c.n, b.Size(), c.wrong, err, l.log)
 		}
 		l.fetch("library/app", d)
-		l.settled(d)
+		l.checkStore(d)
 	})
 }
 
-// TestBitRotIsFound: nothing but the bytes differs. Who asks for the same whole blob twice
+// TestBitRotIsFoundOnRepeatedRequests: nothing but the bytes differs. Who asks for the same whole blob twice
 // within a minute has it hashed, and the third time is right. A manifest is hashed every
 // time it is read.
-func TestBitRotIsFound(t *testing.T) {
+func TestBitRotIsFoundOnRepeatedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
-		d := l.image("library/app", "1", 5<<18)[0]
+		d := l.addImage("library/app", "1", 5<<18)[0]
 		m := l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
-		l.tamper(d, rot)
+		l.tamper(d, flipByteOnDisk)
 		// It was hashed when it came in; for a while nobody doubts it.
 		for range 3 {
-			(&visitor{}).visit(l, "library/app", d)
+			(&client{}).get(l, "library/app", d)
 			synctest.Wait()
 		}
 		if n := l.store.Stats().Corrupt; n != 0 {
@@ -145,8 +145,8 @@ func TestBitRotIsFound(t *testing.T) {
 		}
 		time.Sleep(10*time.Minute + time.Second)
 		for range 2 {
-			c := &visitor{}
-			if c.visit(l, "library/app", d); c.err != nil || !c.wrong {
+			c := &client{}
+			if c.get(l, "library/app", d); c.err != nil || !c.wrong {
 				t.Fatalf("%v, wrong: %v: the test rots nothing", c.err, c.wrong)
 			}
 			synctest.Wait()
@@ -155,29 +155,29 @@ func TestBitRotIsFound(t *testing.T) {
 		if n := l.store.Stats().Corrupt; n != 1 {
 			t.Errorf("counted %d", n)
 		}
-		l.settled(d)
+		l.checkStore(d)
 
-		l.tamper(digest.FromBytes(m.body), rot)
+		l.tamper(digest.FromBytes(m.body), flipByteOnDisk)
 		l.stop() // what is in memory is right
 		l.start()
 		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || string(r.body) != string(m.body) {
 			t.Errorf("a manifest that has rotted: %d %q", r.status, r.body)
 		}
-		l.settled()
+		l.checkStore()
 	})
 }
 
-// TestTwoGETsApartAreNoDoubt: a blob is not hashed for those who pull it now and again.
-func TestTwoGETsApartAreNoDoubt(t *testing.T) {
+// TestOccasionalRequestsCauseNoRehash: a blob is not hashed for those who pull it now and again.
+func TestOccasionalRequestsCauseNoRehash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
-		d := l.image("library/app", "1", 5<<18)[0]
+		d := l.addImage("library/app", "1", 5<<18)[0]
 		l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
 		time.Sleep(10*time.Minute + time.Second) // until then nobody doubts it anyway
-		l.tamper(d, rot)
+		l.tamper(d, flipByteOnDisk)
 		for range 3 {
-			(&visitor{}).visit(l, "library/app", d)
+			(&client{}).get(l, "library/app", d)
 			time.Sleep(2 * time.Minute)
 		}
 		if n := l.store.Stats().Corrupt; n != 0 {
@@ -186,20 +186,24 @@ func TestTwoGETsApartAreNoDoubt(t *testing.T) {
 	})
 }
 
-// TestUnknownSizeBeyondTheBudget: nobody knows how large it is until it no longer fits.
-func TestUnknownSizeBeyondTheBudget(t *testing.T) {
+// A lost index costs nothing that the files can tell, with the Hub gone too.
+func TestRebuiltIndexServesWithoutUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
-		d := l.image("library/app", "1", 5<<21)[0]
-		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
-		for _, from := range []int64{0, 0, 0} {
-			c := &visitor{name: "chunked", from: from}
-			c.visit(l, "library/app", d)
-			c.check(t, l, d, whole)
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(3, 2*mib), Index: true})
+		l.pull(img)
+		l.drain()
+		l.stop()
+		if err := os.Remove(filepath.Join(l.dir, "data", "index.db")); err != nil {
+			t.Fatal(err)
 		}
-		l.settled(d)
-		if n := l.store.Stats().Bytes; n != 0 {
-			t.Errorf("%d bytes kept", n)
+		l.start()
+		l.hub.Inject(hubtest.Match{}, hubtest.Drop())
+		time.Sleep(2 * time.Minute)
+		l.hub.ResetLedger()
+		l.pull(img)
+		if n := l.hub.Ledger().BlobGETs() + l.hub.Ledger().ManifestGETs(); n != 0 {
+			t.Errorf("upstream saw\n%s", l.hub.Ledger())
 		}
 	})
 }

@@ -3,13 +3,16 @@ package registry_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -130,6 +133,38 @@ func (l *lab) stop() {
 	}
 }
 
+type roundTripFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// through puts f between the registry and the Hub.
+func (l *lab) intercept(f func(req *http.Request, next http.RoundTripper) (*http.Response, error)) {
+	l.stop()
+	next := l.hub.Transport()
+	l.transport = roundTripFunc(func(r *http.Request) (*http.Response, error) { return f(r, next) })
+	l.start()
+}
+
+// bodies lets f do what it wants with the bodies of one blob.
+func (l *lab) wrapBodies(d digest.Digest, f func(io.ReadCloser) io.ReadCloser) {
+	l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+		resp, err := next.RoundTrip(req)
+		if err == nil && resp.StatusCode/100 == 2 && strings.Contains(req.URL.Path, d.Encoded()) {
+			resp.Body = f(resp.Body)
+		}
+		return resp, err
+	})
+}
+
+// newPAT changes the access token at the Hub and in its file.
+func (l *lab) newPAT(secret string) {
+	l.hub.Set(func(o *hubtest.Options) { o.Accounts[0].PAT = secret })
+	if err := os.WriteFile(filepath.Join(l.dir, "pat"), []byte(secret), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+	l.cred.Reload()
+}
+
 // ask sends a request through net/http's own server, over a pipe.
 func (l *lab) ask(ctx context.Context, method, path string, header ...string) (*http.Response, error) {
 	client, server := net.Pipe()
@@ -247,26 +282,6 @@ func (l *lab) blob(repository, d string) reply {
 	return r
 }
 
-func TestColdThenWarm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t, labOptions{})
-		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(4, 3<<20), Index: true, Attestations: true})
-		l.pull(img)
-		cold := l.hub.Ledger()
-		if cold.ManifestHEADs() != 1 || cold.ManifestGETs() != 2 || cold.BlobGETs() != 5 {
-			t.Errorf("cold pull:\n%s", cold)
-		}
-		l.hub.ResetLedger()
-		l.pull(img)
-		if warm := l.hub.Ledger(); len(warm) != 0 {
-			t.Errorf("warm pull:\n%s", warm)
-		}
-		if v := l.hub.Violations(); len(v) > 0 {
-			t.Error(v)
-		}
-	})
-}
-
 func (l *lab) same(d string, off int64, body []byte) {
 	l.t.Helper()
 	want := make([]byte, len(body))
@@ -275,5 +290,78 @@ func (l *lab) same(d string, off int64, body []byte) {
 	}
 	if !bytes.Equal(want, body) {
 		l.t.Fatalf("blob %s has wrong bytes", d)
+	}
+}
+
+// idle waits until nothing is fetched: clients have their last byte before the disk has.
+func (l *lab) waitIdle() {
+	synctest.Wait()
+	for len(l.reg.Stats().Inflight) > 0 {
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+	}
+}
+
+// quiet waits until nothing is in flight and checks books against disk.
+func (l *lab) drain() {
+	l.t.Helper()
+	for len(l.reg.Stats().Inflight) > 0 {
+		time.Sleep(time.Second)
+	}
+	if st := l.store.Stats(); st.ReservedBytes != 0 || st.Bytes > st.BudgetBytes {
+		l.t.Errorf("%+v", st)
+	}
+}
+
+// settled: nothing in ingest/ that can't be gone on with, books equal to the disk, nothing
+// reserved, and what is committed has its digest.
+func (l *lab) checkStore(ds ...digest.Digest) {
+	l.t.Helper()
+	l.waitIdle()
+	st := l.store.Stats()
+	onDisk := int64(0)
+	err := filepath.WalkDir(l.store.Dir(), func(path string, f fs.DirEntry, err error) error {
+		if err != nil || f.IsDir() {
+			return err
+		}
+		dir, name := filepath.Base(filepath.Dir(path)), f.Name()
+		if strings.HasPrefix(name, ".tmp-") {
+			l.t.Errorf("left behind: %s", path)
+		}
+		switch fi, err := f.Info(); {
+		case err != nil:
+			return err
+		case dir == "ingest" && !strings.HasSuffix(name, ".json"):
+			onDisk += fi.Size()
+			d := digest.Digest(strings.Replace(name, "-", ":", 1))
+			if size, gaps := l.store.Partial(d); size != fi.Size() || len(gaps) == 0 {
+				l.t.Errorf("ingest/%s can't be gone on with: %d bytes, gaps %v", name, size, gaps)
+			}
+		case len(dir) == 2:
+			onDisk += fi.Size()
+		}
+		return nil
+	})
+	if err != nil {
+		l.t.Error(err)
+	}
+	if st.Bytes != onDisk || st.ReservedBytes != 0 {
+		l.t.Errorf("on disk %d, booked %d, reserved %d", onDisk, st.Bytes, st.ReservedBytes)
+	}
+	for _, d := range ds {
+		b, err := l.store.Open(d)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			l.t.Error(err)
+			continue
+		}
+		v := d.Verifier()
+		io.Copy(v, b.File)
+		if !v.Verified() {
+			l.t.Errorf("%s was committed with other bytes", d)
+		}
+		b.Close()
 	}
 }

@@ -3,12 +3,6 @@ package registry_test
 import (
 	"bytes"
 	"cmp"
-	"context"
-	"encoding/json"
-	"fmt"
-	"net"
-	"net/http"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -82,20 +76,20 @@ func manifestFaults() []manifestFault {
 	}
 }
 
-func TestManifestFaults(t *testing.T) {
+func TestManifestFaultsAreAnsweredInTime(t *testing.T) {
 	for _, row := range manifestFaults() {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { manifestFaultCell(t, row) })
+			synctest.Test(t, func(t *testing.T) { testManifestFault(t, row) })
 		})
 	}
 }
 
-func manifestFaultCell(t *testing.T, row manifestFault) {
+func testManifestFault(t *testing.T, row manifestFault) {
 	l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
-	trespassed := l.trap()
-	l.image("library/app", "cached", 1000, 5<<18)
-	l.image("library/new", "cold", 1000, 1001)
+	forbidden := l.watchForbiddenHosts()
+	l.addImage("library/app", "cached", 1000, 5<<18)
+	l.addImage("library/new", "cold", 1000, 1001)
 	cached := l.get("/v2/library/app/manifests/cached")
 	for _, c := range image.Children(cached.body) {
 		l.fetch("library/app", c.Digest)
@@ -132,12 +126,12 @@ func manifestFaultCell(t *testing.T, row manifestFault) {
 		t.Errorf("uncached: %d instead of %d: %s", r.status, want, r.body)
 	}
 	if r.status >= 400 {
-		apiError(t, r)
+		checkAPIError(t, r)
 	}
-	if n := len(*trespassed); n > 0 {
-		t.Errorf("went where it must not: %v", *trespassed)
+	if n := len(*forbidden); n > 0 {
+		t.Errorf("went where it must not: %v", *forbidden)
 	}
-	l.settled()
+	l.checkStore()
 	l.hub.ClearFaults()
 	time.Sleep(max(row.rest, 30*time.Second) + time.Second) // the breaker probes every 30 s
 	for _, ref := range []string{"app/manifests/cached", "new/manifests/cold"} {
@@ -149,31 +143,17 @@ func manifestFaultCell(t *testing.T, row manifestFault) {
 			t.Errorf("after the fault: %d %s %s", r.status, r.header.Get("X-Hubcache"), r.body)
 		}
 	}
-	l.settled()
+	l.checkStore()
 	if v := l.hub.Violations(); len(v) > 0 {
 		t.Error(v)
 	}
 }
 
-// apiError: the API's JSON, no challenge, and, with 429, when to come back.
-func apiError(t *testing.T, r reply) {
-	t.Helper()
-	var body struct {
-		Errors []struct{ Code, Message, Detail string }
-	}
-	if err := json.Unmarshal(r.body, &body); err != nil || len(body.Errors) != 1 || body.Errors[0].Code == "" || body.Errors[0].Detail == "" {
-		t.Errorf("error body %q, %v", r.body, err)
-	}
-	if r.header.Get("Www-Authenticate") != "" || r.status == 429 && r.header.Get("Retry-After") == "" {
-		t.Errorf("%d with headers %v", r.status, r.header)
-	}
-}
-
-// TestTokenRevokedInMidPull: one new token, one more try, and nobody notices.
-func TestTokenRevokedInMidPull(t *testing.T) {
+// TestTokenRevokedDuringAPullIsReplaced: one new token, one more try, and nobody notices.
+func TestTokenRevokedDuringAPullIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 20}})
-		layers := l.image("library/app", "1", 5<<18, 17<<19)
+		layers := l.addImage("library/app", "1", 5<<18, 17<<19)
 		l.get("/v2/library/app/manifests/1")
 		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Reference: string(layers[1]), Times: 1}, hubtest.CutAfter(1<<19))
 		l.hub.ResetLedger()
@@ -183,103 +163,19 @@ func TestTokenRevokedInMidPull(t *testing.T) {
 		if n := l.hub.Ledger().TokenRequests(username); n != 1 {
 			t.Errorf("%d token requests:\n%s", n, l.hub.Ledger())
 		}
-		l.settled(layers...)
+		l.checkStore(layers...)
 	})
 }
 
-// TestTokensExpireInMidPull: tokens live for 5 s, signed URLs for 1 s, the pull takes 30.
-func TestTokensExpireInMidPull(t *testing.T) {
+// TestPullOutlivesItsTokens: tokens live for 5 s, signed URLs for 1 s, the pull takes 30.
+func TestPullOutlivesItsTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 18, TokenLifetime: 5 * time.Second, URLLifetime: time.Second}})
-		layers := l.image("library/app", "1", 5<<18, 17<<19, 5<<18)
+		layers := l.addImage("library/app", "1", 5<<18, 17<<19, 5<<18)
 		l.get("/v2/library/app/manifests/1")
 		for _, d := range layers {
 			l.fetch("library/app", d)
 		}
-		l.settled(layers...)
+		l.checkStore(layers...)
 	})
-}
-
-// silent is an upstream whose connections are accepted and never answered, or that has no
-// address.
-type silent struct{ resolves bool }
-
-func (s silent) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !s.resolves {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: req.URL.Host, IsNotFound: true}}
-	}
-	<-req.Context().Done()
-	return nil, context.Cause(req.Context())
-}
-
-// TestUpstreamGone: nothing of what upstream is made of answers, or has an address. The
-// first pull of a cached tag answers within 2 s, later ones without waiting, and an image
-// whose layers aren't all here isn't handed out.
-func TestUpstreamGone(t *testing.T) {
-	for _, s := range []silent{{true}, {false}} {
-		t.Run(fmt.Sprintf("resolves=%v", s.resolves), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { upstreamGone(t, s) })
-		})
-	}
-}
-
-func upstreamGone(t *testing.T, s silent) {
-	l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
-	layers := l.image("library/app", "1", 5<<18)
-	half := l.image("library/half", "1", 1000, 1001)
-	m := l.get("/v2/library/app/manifests/1")
-	layers = append(layers, image.Children(m.body)[0].Digest) // the config
-	for _, d := range layers {
-		l.fetch("library/app", d)
-	}
-	l.get("/v2/library/half/manifests/1")
-	l.fetch("library/half", half[0])
-	l.settled()
-	l.stop()
-	l.transport = s
-	l.start()
-	pull := func() time.Duration {
-		start := time.Now()
-		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || r.header.Get("X-Hubcache") != "stale" {
-			t.Errorf("%d %v", r.status, r.header)
-		}
-		for _, d := range layers {
-			l.fetch("library/app", d)
-		}
-		return time.Since(start)
-	}
-	if took := pull(); took > 2*time.Second {
-		t.Errorf("the first pull took %s", took)
-	}
-	time.Sleep(5 * time.Second) // the first check has given up
-	probes := 0
-	for range 200 {
-		switch took := pull(); {
-		case took > 2*time.Second:
-			t.Errorf("a pull took %s", took)
-		case took > 0: // it was the one that let the breaker look whether upstream is back
-			probes++
-		}
-		time.Sleep(time.Second)
-	}
-	if probes > 10 { // after 2, 4, 8, 16 and then every 30 s
-		t.Errorf("%d of 200 later pulls waited", probes)
-	}
-	start := time.Now()
-	if r := l.get("/v2/library/half/manifests/1"); r.status != 503 {
-		t.Errorf("an image without all its layers: %d", r.status)
-	}
-	if r := l.get("/v2/library/unknown/manifests/1"); r.status != 502 && r.status != 504 && r.status != 429 {
-		t.Errorf("an unknown image: %d %s", r.status, r.body)
-	}
-	if r := l.get("/v2/library/half/blobs/" + string(half[1])); r.status != 429 {
-		t.Errorf("a layer that isn't here: %d %s", r.status, r.body)
-	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("three failures took %s", took)
-	}
-	l.settled()
-	if strings.Contains(l.log.String(), pat) {
-		t.Error("the token is in the log")
-	}
 }

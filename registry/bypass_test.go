@@ -1,0 +1,124 @@
+package registry_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+)
+
+func TestBlobLargerThanTheBudgetIsDelivered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{budget: 4 * mib})
+		_, kept := l.oneLayerImage(2 * mib)
+		l.blob("library/one", string(kept))
+		big := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 20*mib)})
+		r := l.blob("library/big", string(big.Manifests[0].Layers[0].Digest))
+		if r.header.Get("X-Hubcache") != "bypass" {
+			t.Errorf("X-Hubcache: %s", r.header.Get("X-Hubcache"))
+		}
+		l.drain()
+		if _, ok := l.store.Has(kept); !ok {
+			t.Error("what was cached had to go in vain")
+		}
+		if n := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Repository == "library/big" }).BlobBytes(); n > 20*mib+64<<10 {
+			t.Errorf("upstream sent %d bytes", n)
+		}
+		if st := l.reg.Stats(); st.Blob.Bypass != 1 {
+			t.Errorf("%+v", st.Blob)
+		}
+	})
+}
+
+// TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered: nobody knows how large it is until it no longer fits.
+func TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
+		d := l.addImage("library/app", "1", 5<<21)[0]
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
+		for _, from := range []int64{0, 0, 0} {
+			c := &client{name: "chunked", from: from}
+			c.get(l, "library/app", d)
+			c.check(t, l, d, whole)
+		}
+		l.checkStore(d)
+		if n := l.store.Stats().Bytes; n != 0 {
+			t.Errorf("%d bytes kept", n)
+		}
+	})
+}
+
+// Wrong bytes past the cache are as impossible as through it.
+func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{budget: mib})
+		_, d := l.oneLayerImage(3 * mib)
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.FlipByte(1000))
+		if r := l.get(blobPath("library/one", d)); r.err == nil || len(r.body) >= 3*mib {
+			t.Errorf("%d wrong bytes, ended with %v", len(r.body), r.err)
+		}
+		l.blob("library/one", string(d))
+	})
+}
+
+// A bypass whose client pauses.
+func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true, budget: 4 * mib})
+		_, d := l.oneLayerImage(8 * mib)
+		resp, err := l.ask(context.Background(), "GET", blobPath("library/one", d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		total := int64(0)
+		for {
+			n, err := io.CopyN(io.Discard, resp.Body, mib)
+			total += n
+			if err != nil {
+				break
+			}
+			time.Sleep(15 * time.Second) // a slow disk over there
+		}
+		if n := l.hub.Ledger().BlobGETs(); total != 8*mib || n > 1 {
+			t.Errorf("%d bytes, %d downloads, resumes %d", total, n, l.reg.Stats().Resumes)
+		}
+	})
+}
+
+// HTTP/1.0, as nginx speaks to its upstreams by default, and a blob of unknown length.
+func TestHTTP10ClientGetsNoWrongBytesOfUnknownLength(t *testing.T) {
+	l := &lab{t: t, hub: hubtest.New(hubtest.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
+	l.start()
+	defer l.hub.Close()
+	defer l.stop()
+	d := l.hub.AddBlob("library/x", "application/octet-stream", bytes.Repeat([]byte("0123456789abcdef"), mib/2)).Digest
+	l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked(), hubtest.FlipByte(5*mib))
+	srv := httptest.NewServer(l.reg)
+	defer srv.Close()
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "GET %s HTTP/1.0\r\nHost: cache\r\n\r\n", blobPath("library/x", d))
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return
+	}
+	b, err := io.ReadAll(resp.Body)
+	if resp.StatusCode == 200 && err == nil && digest.FromBytes(b) != d {
+		t.Errorf("%d bytes of %d, cleanly ended: %s %v", len(b), 8*mib, resp.Proto, resp.Header)
+	}
+}

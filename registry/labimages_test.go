@@ -1,0 +1,177 @@
+package registry_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+)
+
+const mib = 1 << 20
+
+func blobPath(repository string, d digest.Digest) string {
+	return "/v2/" + repository + "/blobs/" + string(d)
+}
+
+// manifestPath is the path of a manifest by tag.
+func manifestPath(img *hubtest.Image) string {
+	return "/v2/" + img.Repository + "/manifests/" + img.Tag
+}
+
+func (l *lab) smallImage(repository, tag string) *hubtest.Image {
+	return l.hub.AddImage(repository, tag, hubtest.ImageSpec{Layers: hubtest.Layers(2, 64<<10)})
+}
+
+// oneLayer adds an image with one layer of size bytes and makes its manifest known.
+func (l *lab) oneLayerImage(size int64) (img *hubtest.Image, layer digest.Digest) {
+	img = l.hub.AddImage("library/one", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, size)})
+	if r := l.get(manifestPath(img)); r.status != 200 {
+		l.t.Fatal(r.status)
+	}
+	l.hub.ResetLedger()
+	return img, img.Manifests[0].Layers[0].Digest
+}
+
+// noise is what layers are made of. The race detector makes synthetic ones slow.
+var noise = sync.OnceValue(func() []byte {
+	b := make([]byte, 10<<20)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+})
+
+// image adds an image with layers of these sizes and returns their digests.
+func (l *lab) addImage(repository, tag string, sizes ...int64) (layers []digest.Digest) {
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	m.Config = l.hub.AddBlob(repository, ocispec.MediaTypeImageConfig, []byte(`{"architecture":"amd64","os":"linux"}`))
+	for i, size := range sizes {
+		b := noise()[i*1000:][:size]
+		m.Layers = append(m.Layers, l.hub.AddBlobAt(repository, ocispec.MediaTypeImageLayer, layerDigest(i, size), bytes.NewReader(b), size))
+		layers = append(layers, m.Layers[i].Digest)
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.hub.AddManifest(repository, tag, m.MediaType, b)
+	return layers
+}
+
+var layerDigests sync.Map
+
+func layerDigest(i int, size int64) digest.Digest {
+	key := [2]int64{int64(i), size}
+	if d, ok := layerDigests.Load(key); ok {
+		return d.(digest.Digest)
+	}
+	d := digest.FromBytes(noise()[i*1000:][:size])
+	layerDigests.Store(key, d)
+	return d
+}
+
+// zeros adds an image with one layer of nothing but zeros, which cost no time to make, and
+// makes its manifest known.
+func (l *lab) zeroImage(repository string, size int64) digest.Digest {
+	l.t.Helper()
+	d, err := digest.FromReader(io.LimitReader(zeroReader{}, size))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	layer := l.hub.AddBlobAt(repository, "application/vnd.oci.image.layer.v1.tar", d, zeroReader{}, size)
+	m := fmt.Sprintf(`{"schemaVersion":2,"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`, layer.MediaType, d, size)
+	l.hub.AddManifest(repository, "1", "application/vnd.oci.image.manifest.v1+json", []byte(m))
+	if r := l.get("/v2/" + repository + "/manifests/1"); r.status != 200 || !strings.Contains(string(r.body), string(d)) {
+		l.t.Fatal(r.status)
+	}
+	l.hub.ResetLedger()
+	return d
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func (zeroReader) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
+
+// spells is the CDN's part of the ledger of one blob, in order of the bytes.
+func (l *lab) cdnRequests(d digest.Digest) hubtest.Ledger {
+	all := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN && e.Reference == string(d) })
+	slices.SortFunc(all, func(a, b hubtest.Entry) int { return int(firstByteOf(a) - firstByteOf(b)) })
+	return all
+}
+
+func firstByteOf(e hubtest.Entry) (n int64) {
+	fmt.Sscanf(e.Range, "bytes=%d-", &n)
+	return n
+}
+
+// sum is how many body bytes they are.
+func bodyBytes(all hubtest.Ledger) (n int64) {
+	for _, e := range all {
+		n += e.BodyBytes
+	}
+	return n
+}
+
+// most is how many of them went on at the same time.
+func maxConcurrent(all hubtest.Ledger) (n int) {
+	for _, e := range all {
+		at := all.Count(func(o hubtest.Entry) bool { return !o.Started.After(e.Started) && o.Ended.After(e.Started) })
+		n = max(n, at)
+	}
+	return n
+}
+
+// pullAll reads blobs at the same time and returns how long each took.
+func (l *lab) timeBlobs(repository string, ds ...digest.Digest) []time.Duration {
+	took := make([]time.Duration, len(ds))
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i, d := range ds {
+		wg.Go(func() {
+			resp, err := l.ask(l.t.Context(), "GET", blobPath(repository, d))
+			if err != nil {
+				l.t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != l.hub.Blob(d).Size() {
+				l.t.Errorf("%d bytes of %d, %v", n, l.hub.Blob(d).Size(), err)
+			}
+			took[i] = time.Since(start)
+		})
+	}
+	wg.Wait()
+	return took
+}
+
+// after pulls a blob, and another one that is asked for later. It returns how long the first took.
+func (l *lab) timeWithLaterBlob(repository string, d digest.Digest, later time.Duration, repository2 string, d2 digest.Digest) (took time.Duration) {
+	var wg sync.WaitGroup
+	wg.Go(func() { took = l.timeBlobs(repository, d)[0] })
+	time.Sleep(later)
+	wg.Go(func() { l.timeBlobs(repository2, d2) })
+	wg.Wait()
+	return took
+}
+
+// throttledBody lets n bytes pass every 100 ms.
+type throttledBody struct {
+	io.ReadCloser
+	n int
+}
+
+func (s throttledBody) Read(p []byte) (int, error) {
+	time.Sleep(100 * time.Millisecond)
+	return s.ReadCloser.Read(p[:min(len(p), s.n)])
+}

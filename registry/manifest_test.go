@@ -1,0 +1,202 @@
+package registry_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+)
+
+func TestColdPullAsksOnceAndWarmPullNever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(4, 3<<20), Index: true, Attestations: true})
+		l.pull(img)
+		cold := l.hub.Ledger()
+		if cold.ManifestHEADs() != 1 || cold.ManifestGETs() != 2 || cold.BlobGETs() != 5 {
+			t.Errorf("cold pull:\n%s", cold)
+		}
+		l.hub.ResetLedger()
+		l.pull(img)
+		if warm := l.hub.Ledger(); len(warm) != 0 {
+			t.Errorf("warm pull:\n%s", warm)
+		}
+		if v := l.hub.Violations(); len(v) > 0 {
+			t.Error(v)
+		}
+	})
+}
+
+// TestWarmPullByTagIsLocal: inside the TTL a pull by tag is local, all of it.
+func TestWarmPullByTagIsLocal(t *testing.T) {
+	s := newStand(t, slog.New(slog.DiscardHandler))
+	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(3, 5<<20)})
+	if err := s.pull(img); err != nil {
+		t.Fatal(err)
+	}
+	s.hub.ResetLedger()
+	for range 3 {
+		if err := s.pull(img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := s.hub.Ledger(); len(l) > 0 {
+		t.Errorf("upstream saw:\n%s", l)
+	}
+}
+
+func TestSHA512ImageIsCached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/redis", "512", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2*mib), Algorithm: digest.SHA512})
+		l.pullDigest(img)
+		l.hub.ResetLedger()
+		l.pullDigest(img)
+		if len(l.hub.Ledger()) > 0 {
+			t.Errorf("upstream saw\n%s", l.hub.Ledger())
+		}
+	})
+}
+
+func TestManifestBytesAreUpstreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: hubtest.Options{Gzip: true}})
+		odd := []byte("{ \"schemaVersion\": 2,\n\t\"odd\" :\"white space\"}\n\n")
+		l.hub.AddManifest("library/odd", "1", "application/vnd.example.unknown+json", odd)
+		index := l.hub.AddImage("library/index", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100), Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true})
+		list := l.hub.AddImage("library/list", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100), Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}})
+		check := func(path, mediaType string, want []byte) {
+			t.Helper()
+			for _, method := range []string{"HEAD", "GET", "GET", "HEAD"} {
+				r := l.do(method, path, "Accept-Encoding", "gzip")
+				h := r.header
+				if r.status != 200 || h.Get("Content-Type") != mediaType || h.Get("Content-Length") != fmt.Sprint(len(want)) ||
+					h.Get("Docker-Content-Digest") == "" || h.Get("Etag") != `"`+h.Get("Docker-Content-Digest")+`"` || h.Get("Content-Encoding") != "" {
+					t.Errorf("%s %s: %d %v", method, path, r.status, h)
+				}
+				if method == "GET" && !bytes.Equal(r.body, want) {
+					t.Errorf("%s: other bytes", path)
+				}
+			}
+		}
+		check("/v2/library/odd/manifests/1", "application/vnd.example.unknown+json", odd)
+		for _, img := range []*hubtest.Image{index, list} {
+			check(manifestPath(img), img.MediaType, img.Bytes)
+			for _, m := range img.Manifests {
+				check("/v2/"+img.Repository+"/manifests/"+string(m.Digest), m.MediaType, m.Bytes)
+			}
+		}
+		for _, e := range l.hub.Ledger() {
+			if strings.Contains(e.Header.Get("Accept-Encoding"), "gzip") {
+				t.Errorf("upstream was asked for gzip: %s", e)
+			}
+		}
+	})
+}
+
+// One hiccup, and who pulls by digest gets 503 for ever.
+func TestDigestIsServedAfterAShortOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.smallImage("library/half", "1")
+		path := "/v2/library/half/manifests/" + string(img.Digest)
+		if r := l.get(path); r.status != 200 {
+			t.Fatal(r.status)
+		}
+		time.Sleep(2 * time.Minute)
+		l.hub.Inject(hubtest.Match{}, hubtest.Hang())
+		l.get(blobPath("library/half", img.Manifests[0].Layers[0].Digest))
+		l.hub.ClearFaults() // a hiccup of some seconds
+		time.Sleep(time.Hour)
+		l.hub.ResetLedger()
+		for range 5 {
+			if r := l.get(path); r.status != 200 {
+				t.Errorf("an hour after the hiccup: %d %s; upstream saw %d requests", r.status, r.body, len(l.hub.Ledger()))
+			}
+			time.Sleep(time.Minute)
+		}
+	})
+}
+
+// The same after a refused credential that was replaced since.
+func TestDigestIsServedAfterTheCredentialIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.smallImage("library/half", "1")
+		path := "/v2/library/half/manifests/" + string(img.Digest)
+		if r := l.get(path); r.status != 200 {
+			t.Fatal(r.status)
+		}
+		time.Sleep(2 * time.Hour)
+		if err := os.WriteFile(l.cred.Path(), []byte("dckr_pat_wrong\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.cred.Reload()
+		l.get("/v2/library/half/manifests/other")
+		os.WriteFile(l.cred.Path(), []byte(pat+"\n"), 0o600)
+		l.cred.Reload()
+		time.Sleep(time.Hour)
+		l.hub.ResetLedger()
+		if r := l.get(path); r.status != 200 {
+			t.Errorf("an hour after the credential was mended: %d %s; upstream saw %d requests", r.status, r.body, len(l.hub.Ledger()))
+		}
+	})
+}
+
+// Podman commits itself to a mirror with the manifest, so it isn't handed one whose layers
+// can't come.
+func TestIncompleteImageIsNotOfferedWhileUpstreamIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img, whole := l.smallImage("library/half", "1"), l.smallImage("library/whole", "1")
+		l.pull(whole)
+		if r := l.get(manifestPath(img)); r.status != 200 {
+			t.Fatal(r.status)
+		}
+		time.Sleep(2 * time.Minute)
+		l.hub.Inject(hubtest.Match{}, hubtest.Hang())
+		defer l.hub.ClearFaults()
+		l.get(manifestPath(whole)) // finds out
+		time.Sleep(5 * time.Second)
+		for _, ref := range []string{img.Tag, string(img.Digest)} {
+			if r := l.get("/v2/library/half/manifests/" + ref); r.status != 503 {
+				t.Errorf("%s: %d %s", ref, r.status, r.body)
+			}
+			if r := l.get("/v2/library/whole/manifests/" + whole.Tag); r.status != 200 {
+				t.Errorf("a whole image: %d", r.status)
+			}
+		}
+	})
+}
+
+// A manifest whose record was lost with a crash costs a pull each time.
+func TestManifestFoundOnDiskCostsNoQuota(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true})
+		img := l.smallImage("library/redis", "7")
+		l.pull(img)
+		l.stop() // and now as if killed between rename and index
+		os.Remove(filepath.Join(l.dir, "data", "index.db"))
+		os.RemoveAll(filepath.Join(l.dir, "data", "repos"))
+		l.start()
+		l.get(manifestPath(img))
+		time.Sleep(10 * time.Minute)
+		l.hub.ResetLedger()
+		for range 3 {
+			l.get("/v2/library/redis/manifests/" + string(img.Digest))
+			time.Sleep(10 * time.Minute)
+		}
+		if n := l.hub.Ledger().ManifestGETs(); n != 0 {
+			t.Errorf("%d GETs of a manifest that is on disk", n)
+		}
+	})
+}

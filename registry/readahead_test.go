@@ -1,0 +1,196 @@
+package registry_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/registry"
+)
+
+func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.ReadAhead = true }})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(6, 2*mib), Platforms: []string{"linux/amd64", "linux/arm64"}})
+		m := img.Manifests[0]
+		l.get(manifestPath(img))
+		for _, m := range img.Manifests {
+			l.get("/v2/library/redis/manifests/" + string(m.Digest))
+		}
+		l.blob("library/redis", string(m.Config.Digest))
+		l.drain()
+		if n := l.hub.Ledger().BlobGETs(); n != 1 {
+			t.Errorf("manifests and a config caused %d blob GETs", n)
+		}
+		l.blob("library/redis", string(m.Layers[0].Digest))
+		for range 5 {
+			time.Sleep(time.Second)
+			l.drain()
+		}
+		for _, layer := range m.Layers {
+			if _, ok := l.store.Has(layer.Digest); !ok {
+				t.Error("a layer was not read ahead")
+			}
+		}
+		for _, layer := range img.Manifests[1].Layers {
+			if _, ok := l.store.Has(layer.Digest); ok {
+				t.Error("a layer of another platform was read ahead")
+			}
+		}
+		l.blob("library/redis", string(m.Layers[1].Digest))
+		if n := l.hub.Ledger().BlobGETs(); n != 7 {
+			t.Errorf("%d blob GETs for 7 blobs", n)
+		}
+		time.Sleep(11 * time.Minute)
+		if n := l.reg.Stats().ReadAheadUnused; n != 4*2*mib {
+			t.Errorf("unused: %d", n)
+		}
+	})
+}
+
+func TestNothingIsReadAheadWhenItIsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(6, 2*mib)})
+		l.get(manifestPath(img))
+		l.blob("library/redis", string(img.Manifests[0].Layers[0].Digest))
+		l.drain()
+		if n := l.hub.Ledger().BlobGETs(); n != 1 {
+			t.Errorf("%d blob GETs", n)
+		}
+	})
+}
+
+// Read-ahead of several images is not bounded by limits.orphans, and takes the slots.
+func TestReadAheadStaysWithinLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true, policy: func(p *registry.Policy) { p.ReadAhead = true }, hub: hubtest.Options{Bandwidth: 40_000}})
+		var first []digest.Digest
+		var names []string
+		for n := range 5 {
+			name := fmt.Sprintf("library/image%d", n)
+			var layers []hubtest.Layer
+			for range 9 {
+				layers = append(layers, hubtest.Layers(1, 2*mib)...)
+			}
+			img := l.hub.AddImage(name, "1", hubtest.ImageSpec{Layers: layers})
+			if len(img.Manifests[0].Layers) != 9 {
+				t.Fatal(len(img.Manifests[0].Layers))
+			}
+			l.get(manifestPath(img))
+			first = append(first, img.Manifests[0].Layers[0].Digest)
+			names = append(names, name)
+		}
+		status := make(chan string, 10)
+		for n := range first {
+			go func() {
+				r, err := l.ask(context.Background(), "GET", blobPath(names[n], first[n]))
+				if err != nil {
+					status <- err.Error()
+					return
+				}
+				io.Copy(io.Discard, r.Body)
+				r.Body.Close()
+				status <- fmt.Sprint(r.StatusCode)
+			}()
+			time.Sleep(time.Second)
+		}
+		idle := 0
+		for _, i := range l.reg.Stats().Inflight {
+			if i.Readers == 0 {
+				idle++
+			}
+		}
+		if idle > fetch.DefaultLimits().Orphans {
+			t.Errorf("%d downloads that nobody reads, limits.orphans is %d", idle, fetch.DefaultLimits().Orphans)
+		}
+		for range first {
+			if s := <-status; s != "200" {
+				t.Errorf("a client's own layer: %s", s)
+			}
+		}
+		l.drain()
+	})
+}
+
+// An image larger than the budget: read-ahead pushes out what was read ahead.
+func TestReadAheadDoesNotEvictWhatItFetched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, on := range []bool{false, true} {
+			l := newLab(t, labOptions{anonymous: true, budget: 10 * mib, policy: func(p *registry.Policy) { p.ReadAhead = on }})
+			img := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(8, 3*mib)})
+			l.get(manifestPath(img))
+			l.hub.ResetLedger()
+			for _, layer := range img.Manifests[0].Layers {
+				l.blob("library/big", string(layer.Digest))
+				time.Sleep(time.Second)
+			}
+			l.drain()
+			if n := l.hub.Ledger().BlobGETs(); n > 8 {
+				t.Errorf("read-ahead %v: 8 layers cost %d downloads", on, n)
+			}
+		}
+	})
+}
+
+// TestReadAheadAsksEachRepositoryForItsOwnLayers: two images have their first layer in common. Each is read
+// ahead under its own repository, whichever manifest was handed out last.
+func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 20 * time.Millisecond}, policy: func(p *registry.Policy) { p.ReadAhead = true }})
+		one := l.addImage("library/one", "1", 1000, 5<<18)
+		two := l.addImage("library/two", "1", 1000, 6<<18)
+		l.get("/v2/library/one/manifests/1")
+		l.get("/v2/library/two/manifests/1")
+		l.fetch("library/one", one[0])
+		synctest.Wait()
+		for _, e := range l.hub.Ledger() {
+			if e.Status == 404 {
+				t.Errorf("asked for under the wrong repository: %s", e)
+			}
+		}
+		l.waitIdle()
+		l.hub.ResetLedger()
+		l.fetch("library/one", one[1])
+		if g := l.hub.Ledger(); len(g) > 0 {
+			t.Errorf("not read ahead:\n%s", g)
+		}
+		l.checkStore(append(one, two...)...)
+	})
+}
+
+// A client's own layers are served, however few the lanes and slow the CDN.
+func TestReadAheadLeavesSlotsForClients(t *testing.T) {
+	for _, lanes := range []int{2, 4} {
+		t.Run(fmt.Sprint(lanes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 200e3, Latency: 30 * time.Millisecond},
+					policy: func(p *registry.Policy) { p.ReadAhead = true; p.Limits.Transfers = lanes }})
+				var layers []hubtest.Layer
+				for range 9 {
+					layers = append(layers, hubtest.Layers(1, 5*mib)...)
+				}
+				img := l.hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: layers})
+				l.get(manifestPath(img))
+				var wg sync.WaitGroup
+				for _, d := range img.Manifests[0].Layers[:1] {
+					wg.Go(func() {
+						if r := l.get(blobPath("library/app", d.Digest)); r.status != 200 {
+							t.Errorf("%d %.200s", r.status, r.body)
+						}
+					})
+				}
+				wg.Wait()
+				l.drain()
+			})
+		})
+	}
+}

@@ -1,0 +1,183 @@
+package registry_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/registry"
+)
+
+// A blob that breaks off is continued, and nobody notices.
+func TestBrokenDownloadIsResumed(t *testing.T) {
+	for name, fault := range map[string]hubtest.Fault{
+		"cut": hubtest.CutAfter(mib), "reset": hubtest.ResetAfter(mib), "stall": hubtest.StallAfter(mib), "expired": hubtest.ExpiredURL(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{})
+				_, d := l.oneLayerImage(3 * mib)
+				l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, fault)
+				start := time.Now()
+				l.blob("library/one", string(d))
+				if took := time.Since(start); took > 12*time.Second {
+					t.Errorf("it took %s", took)
+				}
+				l.drain()
+				l.hub.ClearFaults()
+				if n := l.reg.Stats().Resumes; n != 1 && name != "expired" {
+					t.Errorf("%d resumes", n)
+				}
+			})
+		})
+	}
+}
+
+// Resuming needs no server to have stayed: what has arrived is taken up after a restart.
+func TestUnfinishedDownloadSurvivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 1e6}})
+		const size = 6 * mib
+		_, d := l.oneLayerImage(size)
+		ctx, cancel := context.WithCancel(context.Background())
+		resp, err := l.ask(ctx, "GET", blobPath("library/one", d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.CopyN(io.Discard, resp.Body, size/2)
+		cancel()
+		resp.Body.Close()
+		l.stop()
+		l.start()
+		l.hub.ResetLedger()
+		l.blob("library/one", string(d))
+		if n := l.hub.Ledger().BlobBytes(); n > size*6/10 {
+			t.Errorf("%d of %d bytes were fetched again", n, size)
+		}
+	})
+}
+
+// With one connection a blob, what is left of it is one request, or a few.
+func TestResumeWithOneRangeNeedsFewRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 256 * mib
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 50e6, Latency: 30 * time.Millisecond},
+			policy: func(p *registry.Policy) { p.Limits.Ranges = 1 }})
+		d := l.zeroImage("library/a", size)
+		resp, err := l.ask(t.Context(), "GET", blobPath("library/a", d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.CopyN(io.Discard, resp.Body, 32*mib)
+		resp.Body.Close()
+		l.stop()
+		l.start()
+		l.hub.ResetLedger()
+		l.timeBlobs("library/a", d)
+		l.drain()
+		if all := l.cdnRequests(d); len(all) > 10 {
+			t.Errorf("%d requests", len(all))
+		}
+	})
+}
+
+// TestWrongBytesAreNeverASuccess: the right length and one wrong byte. No client's body
+// ends well, nothing is kept, it is counted, and the next one is right.
+func TestWrongBytesAreNeverASuccess(t *testing.T) {
+	for _, how := range fetchModes {
+		t.Run(how.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, policy: func(p *registry.Policy) { p.ReadAhead = how.ahead }})
+				layers := l.addImage("library/app", "1", how.size, how.size)
+				l.get("/v2/library/app/manifests/1")
+				target := layers[1]
+				rule := l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Reference: string(target)}, hubtest.FlipByte(how.size/2))
+				if how.ahead {
+					l.fetch("library/app", layers[0])
+				}
+				for _, c := range l.mixedClients("library/app", target) {
+					switch {
+					case c.leave || c.from > how.size/2: // the wrong byte lies before what it asked for
+					case c.status == 0, c.status >= 400, c.err != nil:
+					default:
+						t.Errorf("%s: %d, %d bytes, a success", c.name, c.status, c.n)
+					}
+				}
+				if l.reg.Stats().DigestMismatches == 0 {
+					t.Error("not counted")
+				}
+				if _, ok := l.store.Has(target); ok {
+					t.Error("kept")
+				}
+				l.checkStore(target)
+				rule.Remove()
+				time.Sleep(21 * time.Second)
+				l.fetch("library/app", target)
+				l.checkStore(target)
+			})
+		})
+	}
+}
+
+// A CDN that honours the first ranges and then sends the whole blob, with wrong bytes
+// where others have been written and hashed.
+func TestWholeBodyInPlaceOfARangeIsVerified(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true})
+		_, d := l.oneLayerImage(24 * mib)
+		l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			rng := req.Header.Get("Range")
+			// the second chunk is late, and answered with the whole blob, whose end is wrong
+			if strings.HasPrefix(rng, "bytes=4194304-") && strings.Contains(req.URL.Path, "data") || strings.HasPrefix(rng, "bytes=4194304-") && req.URL.Host != "" && !strings.Contains(req.URL.Path, "/v2/") {
+				time.Sleep(3 * time.Second)
+				req = req.Clone(req.Context())
+				req.Header.Del("Range")
+				resp, err := next.RoundTrip(req)
+				if err == nil && resp.StatusCode == 200 {
+					resp.Body = &bodyCorruptFrom{ReadCloser: resp.Body, from: 10 * mib}
+				}
+				return resp, err
+			}
+			return next.RoundTrip(req)
+		})
+		l.get("/v2/library/one/manifests/1")
+		r := l.get(blobPath("library/one", d))
+		t.Logf("%d, %d bytes, %v\n%s", r.status, len(r.body), r.err, l.hub.Ledger())
+		if r.err == nil && r.status == 200 && digest.FromBytes(r.body) != d {
+			t.Error("wrong bytes with a clean end")
+		}
+		l.drain()
+		b, err := l.store.Open(d)
+		if err != nil {
+			return
+		}
+		defer b.Close()
+		if l.store.Verify(t.Context(), d) != nil {
+			t.Error("wrong bytes in the store")
+		}
+	})
+}
+
+type bodyCorruptFrom struct {
+	io.ReadCloser
+	at, from int64
+}
+
+func (f *bodyCorruptFrom) Read(p []byte) (int, error) {
+	time.Sleep(time.Millisecond) // a real CDN is slower than the hasher
+	n, err := f.ReadCloser.Read(p)
+	for i := range n {
+		if f.at+int64(i) >= f.from {
+			p[i] ^= 0xff
+		}
+	}
+	f.at += int64(n)
+	return n, err
+}
