@@ -3,7 +3,6 @@ package registry_test
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +12,8 @@ import (
 	"github.com/hubcache/hubcache/storage"
 )
 
+// TestPrivateRepositoryIsUnknown: a private repository that the private list does not name
+// is answered with 404, though the credential could read it.
 func TestPrivateRepositoryIsUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, opaque := range []bool{false, true} {
@@ -31,8 +32,9 @@ func TestPrivateRepositoryIsUnknown(t *testing.T) {
 	})
 }
 
-// The first request of all asks for the tag before the verdict is known. Nothing of it is
-// kept: not even one who knows its digest can have it named by another manifest.
+// TestNothingIsStoredBeforeVisibilityIsKnown: the first request for a repository asks for
+// the tag and for the visibility at once. Nothing is stored before the repository is known
+// to be public, so a forged index that names the private manifest gets nothing.
 func TestNothingIsStoredBeforeVisibilityIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -40,22 +42,26 @@ func TestNothingIsStoredBeforeVisibilityIsKnown(t *testing.T) {
 		l.hub.SetPrivate("corp/secret", true)
 		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
 			[]byte(`{"schemaVersion":2,"manifests":[{"digest":"`+string(secret.Digest)+`","size":1}]}`))
-		l.hub.Inject(hubtest.Match{Face: hubtest.Token, Times: 1, Skip: 1}, hubtest.Delay(time.Second)) // the verdict is late
+		l.hub.Inject(hubtest.Match{Face: hubtest.Token, Times: 1, Skip: 1}, hubtest.Delay(time.Second)) // the visibility is known late
 		if r := l.get(manifestPath(secret)); r.status != 404 {
 			t.Fatal(r.status)
 		}
 		if st := l.store.Stats(); st.Bytes != 0 || st.Tags != 0 {
-			t.Errorf("kept: %+v", st)
+			t.Errorf("stored: %+v", st)
 		}
 		if r := l.get("/v2/evil/public/manifests/index"); r.status != 200 {
 			t.Fatal(r.status)
 		}
 		if r := l.get("/v2/evil/public/manifests/" + string(secret.Digest)); r.status != 404 {
-			t.Errorf("the private manifest under another name: %d", r.status)
+			t.Errorf("the private manifest under another repository: %d", r.status)
 		}
 	})
 }
 
+// TestListedPrivateRepositoryIsServedAndDoesNotLeak: a private repository that the private
+// list names is served. Its blobs and manifests are not served under a public repository
+// that merely names their digests: not before they are cached, not while they are
+// downloaded, and not afterwards.
 func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
@@ -63,7 +69,7 @@ func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
 		l.hub.SetPrivate("corp/secret", true)
 		layer := secret.Manifests[0].Layers[0].Digest
 
-		// A public repository whose manifest names the private layer, which it has not.
+		// A public repository whose manifest names the private layer, but which does not have it.
 		forged := []byte(`{"schemaVersion":2,"config":{"digest":"` + string(secret.Manifests[0].Config.Digest) + `","size":1},"layers":[{"digest":"` + string(layer) + `","size":65536}]}`)
 		d := l.hub.AddManifest("evil/public", "1", "application/vnd.oci.image.manifest.v1+json", forged)
 		l.hub.AddManifest("evil/public", "index", "application/vnd.oci.image.index.v1+json",
@@ -88,15 +94,15 @@ func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
 		done := make(chan bool)
 		go func() { l.pull(secret); close(done) }()
 		time.Sleep(2 * time.Second)
-		steal("in flight")
+		steal("while it is downloaded")
 		<-done
-		steal("at rest")
+		steal("when it is cached")
 		l.stop()
 		l.start()
 		steal("after a restart")
 		l.pull(secret)
 
-		// One that really has the layer gets it, after one HEAD.
+		// A repository that really has the layer gets it, after one HEAD.
 		l.hub.LinkBlob("evil/public", layer)
 		time.Sleep(time.Minute)
 		l.hub.ResetLedger()
@@ -109,7 +115,9 @@ func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
 	})
 }
 
-// The theft of access_test.go once more, after the index was rebuilt.
+// TestPrivateBlobStaysPrivateAfterIndexRebuild: what
+// TestListedPrivateRepositoryIsServedAndDoesNotLeak says of a restart also holds when the
+// index is lost and rebuilt from the files.
 func TestPrivateBlobStaysPrivateAfterIndexRebuild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
@@ -133,7 +141,7 @@ func TestPrivateBlobStaysPrivateAfterIndexRebuild(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		l.stop()
-		os.Remove(filepath.Join(l.dir, "data", "index.db"))
+		l.removeIndex()
 		l.start()
 		for _, p := range paths {
 			if r := l.get(p); r.status != 404 {
@@ -143,7 +151,9 @@ func TestPrivateBlobStaysPrivateAfterIndexRebuild(t *testing.T) {
 	})
 }
 
-// The disk can't open a blob: HEAD under any repository says 200 without asking anybody.
+// TestPrivateBlobThatCannotBeOpenedStaysPrivate: opening a private blob fails with an error
+// other than ENOENT (as EMFILE or EIO would; here ELOOP). Another repository still gets
+// 404.
 func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
@@ -151,9 +161,9 @@ func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
 		l.hub.SetPrivate("corp/secret", true)
 		l.smallImage("evil/public", "1")
 		l.pull(secret)
-		time.Sleep(time.Second) // until it is committed
+		time.Sleep(time.Second) // the blob is committed
 		d := secret.Manifests[0].Layers[0].Digest
-		file := filepath.Join(l.dir, "data", "blobs", "sha256", d.Encoded()[:2], d.Encoded())
+		file := l.blobFile(d)
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
@@ -161,11 +171,10 @@ func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := l.store.Open(d); err == nil {
-			t.Fatal("opened")
+			t.Fatal("the blob could be opened")
 		} else {
 			t.Log(err)
 		}
-		// any error of open(2) but ENOENT: EMFILE, EIO
 		if r := l.do("HEAD", blobPath("evil/public", d)); r.status != 404 {
 			t.Errorf("HEAD: %d %v", r.status, r.header)
 		}
@@ -175,6 +184,9 @@ func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
 	})
 }
 
+// TestVisibilityCheckNeedsNoAnonymousQuota: with the quota of anonymous pulls used up, a
+// public repository is still found to be public, and manifests are asked for with the
+// credential.
 func TestVisibilityCheckNeedsNoAnonymousQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -183,7 +195,7 @@ func TestVisibilityCheckNeedsNoAnonymousQuota(t *testing.T) {
 		l.pull(img)
 		for _, e := range l.hub.Ledger() {
 			if e.Face == hubtest.Registry && e.Kind == "manifests" && e.Account != username && e.Status != 401 {
-				t.Errorf("not with the PAT: %s", e)
+				t.Errorf("without the credential: %s", e)
 			}
 		}
 		if l.hub.Used("") != 0 && l.hub.Used("") != 1000 {
@@ -192,6 +204,9 @@ func TestVisibilityCheckNeedsNoAnonymousQuota(t *testing.T) {
 	})
 }
 
+// TestImageOfUnknownVisibilityIsNotServed: as long as nobody knows whether a repository is
+// public, its image is refused. A visibility that was known stays in force while it is
+// renewed and while it cannot be renewed; a repository that became private is then refused.
 func TestImageOfUnknownVisibilityIsNotServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -204,12 +219,11 @@ func TestImageOfUnknownVisibilityIsNotServed(t *testing.T) {
 		rule.Remove()
 		time.Sleep(time.Minute)
 		l.pull(img)
-		// A day later the verdict is old: it stays in force while it is renewed, and while
-		// it can't be.
+		// A day later the visibility is old, and can't be renewed.
 		time.Sleep(25 * time.Hour)
 		l.hub.Inject(hubtest.Match{Face: hubtest.Token}, hubtest.Status(500, "oops"))
 		if r := l.get("/v2/library/redis/manifests/" + string(img.Digest)); r.status != 200 {
-			t.Errorf("an old verdict: %d", r.status)
+			t.Errorf("with an old visibility: %d", r.status)
 		}
 		l.hub.ClearFaults()
 		l.hub.SetPrivate("library/redis", true)
@@ -217,12 +231,13 @@ func TestImageOfUnknownVisibilityIsNotServed(t *testing.T) {
 		l.get("/v2/library/redis/manifests/" + string(img.Digest))
 		time.Sleep(2 * time.Minute)
 		if r := l.get("/v2/library/redis/manifests/" + string(img.Digest)); r.status != 404 {
-			t.Errorf("private since: %d", r.status)
+			t.Errorf("after it became private: %d", r.status)
 		}
 	})
 }
 
-// A verdict from a clock that was wrong.
+// TestVisibilityDatedInTheFutureIsRechecked: a visibility stored while the clock was wrong
+// does not last until that time comes.
 func TestVisibilityDatedInTheFutureIsRechecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -238,6 +253,9 @@ func TestVisibilityDatedInTheFutureIsRechecked(t *testing.T) {
 	})
 }
 
+// TestDeniedRepositoryIsUnknownWithoutAskingUpstream: a repository outside allow or inside
+// deny is answered with 404, also for blobs that are cached for others, and upstream is not
+// asked.
 func TestDeniedRepositoryIsUnknownWithoutAskingUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Allow, p.Deny = []string{"library/*"}, []string{"library/bad"} }})
@@ -259,7 +277,8 @@ func TestDeniedRepositoryIsUnknownWithoutAskingUpstream(t *testing.T) {
 	})
 }
 
-// An answer begun before SetPolicy is kept in memory after it.
+// TestManifestRequestedUnderTheOldPolicyIsDeniedByTheNew: a manifest that was requested
+// before the policy was replaced is not kept in memory for requests that come after it.
 func TestManifestRequestedUnderTheOldPolicyIsDeniedByTheNew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
@@ -271,12 +290,10 @@ func TestManifestRequestedUnderTheOldPolicyIsDeniedByTheNew(t *testing.T) {
 		done := make(chan bool)
 		go func() { l.get(path); close(done) }()
 		time.Sleep(500 * time.Millisecond)
-		if err := l.reg.SetPolicy(registry.Policy{Deny: []string{"other/*"}}); err != nil {
-			t.Fatal(err)
-		}
+		l.setPolicy(func(p *registry.Policy) { p.Deny = []string{"other/*"} })
 		<-done
 		if r := l.get(path); r.status != 404 {
-			t.Errorf("denied, and yet %d %s", r.status, r.header.Get("X-Hubcache"))
+			t.Errorf("after it was denied: %d %s", r.status, r.header.Get("X-Hubcache"))
 		}
 	})
 }

@@ -15,6 +15,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
+// TestEveryRequestGetsTheRightCodeAndJSON: each kind of request, valid or not, is answered
+// with the status and error code of the API. Credentials that a client sends are ignored
+// and not logged.
 func TestEveryRequestGetsTheRightCodeAndJSON(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -71,12 +74,10 @@ func TestEveryRequestGetsTheRightCodeAndJSON(t *testing.T) {
 	})
 }
 
-// A client that has sent all it has to say and half-closes gets an empty 200.
+// TestHalfClosedClientGetsNoEmptySuccess: a client that closes its sending side after the
+// request gets no empty answer with status 200.
 func TestHalfClosedClientGetsNoEmptySuccess(t *testing.T) {
-	l := &lab{t: t, hub: hubtest.New(hubtest.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
-	l.start()
-	defer l.hub.Close()
-	defer l.stop()
+	l := newLab(t, labOptions{anonymous: true})
 	img := l.smallImage("library/redis", "7")
 	l.hub.Inject(hubtest.Match{Kind: "blobs"}, hubtest.Delay(time.Second))
 	srv := httptest.NewServer(l.reg)
@@ -90,10 +91,10 @@ func TestHalfClosedClientGetsNoEmptySuccess(t *testing.T) {
 	c.(*net.TCPConn).CloseWrite()
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		return // cut: right
+		return // the connection was cut, which is right
 	}
 	b, err := io.ReadAll(resp.Body)
 	if resp.StatusCode == 200 && err == nil && len(b) == 0 {
-		t.Errorf("%d with %d bytes, cleanly ended: %v", resp.StatusCode, len(b), resp.Header)
+		t.Errorf("%d with %d bytes, ended without an error: %v", resp.StatusCode, len(b), resp.Header)
 	}
 }

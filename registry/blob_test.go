@@ -15,6 +15,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
+// TestHeadDownloadsNothing: a HEAD tells the size of a blob, whether a manifest has named
+// it or not, and fetches no byte of it. Neither does a GET whose If-None-Match names the
+// digest.
 func TestHeadDownloadsNothing(t *testing.T) {
 	for _, headOK := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -31,21 +34,21 @@ func TestHeadDownloadsNothing(t *testing.T) {
 				t.Errorf("a HEAD fetched %d bytes", n)
 			}
 			if r := l.do("HEAD", blobPath("library/one", digest.FromString("none"))); r.status != 404 {
-				t.Errorf("HEAD of nothing: %d", r.status)
+				t.Errorf("HEAD of an unknown blob: %d", r.status)
 			}
 			l.blob("library/one", string(d))
 			l.drain()
 			l.hub.ResetLedger()
 			r := l.do("HEAD", blobPath("library/one", d))
 			if r.status != 200 || r.header.Get("Content-Length") != fmt.Sprint(3*mib) || r.header.Get("X-Hubcache") != "hit" {
-				t.Errorf("of a hit: %d %v", r.status, r.header)
+				t.Errorf("HEAD of a cached blob: %d %v", r.status, r.header)
 			}
 			r = l.get(blobPath("library/one", d), "If-None-Match", `"`+string(d)+`"`)
 			if r.status != 304 || len(r.body) != 0 {
 				t.Errorf("If-None-Match: %d", r.status)
 			}
 			if r := l.get(blobPath("library/one", d), "If-None-Match", `"other"`); r.status != 200 {
-				t.Errorf("another ETag: %d", r.status)
+				t.Errorf("If-None-Match with another ETag: %d", r.status)
 			}
 			if len(l.hub.Ledger()) > 0 {
 				t.Errorf("upstream saw\n%s", l.hub.Ledger())
@@ -54,7 +57,8 @@ func TestHeadDownloadsNothing(t *testing.T) {
 	}
 }
 
-// TestHeadersComeBeforeTheLastByte: a blob takes a minute; its headers don't.
+// TestHeadersComeBeforeTheLastByte: the headers of a blob that takes a minute come within a
+// second.
 func TestHeadersComeBeforeTheLastByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 5 << 18 / 60}})
@@ -73,7 +77,8 @@ func TestHeadersComeBeforeTheLastByte(t *testing.T) {
 	})
 }
 
-// A small blob whose body stalls: no headers for how long?
+// TestStalledSmallBlobIsAnsweredInTime: a small blob whose body stalls upstream is answered
+// within the 30 s that containerd waits for headers.
 func TestStalledSmallBlobIsAnsweredInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
@@ -95,7 +100,8 @@ func TestStalledSmallBlobIsAnsweredInTime(t *testing.T) {
 	})
 }
 
-// 16 clients pull ten times the budget; who leaves was used the longest ago.
+// TestBudgetHoldsAndLeastRecentlyUsedIsEvicted: 16 clients together pull ten times the
+// budget, and the store never exceeds it. What was used least recently is evicted first.
 func TestBudgetHoldsAndLeastRecentlyUsedIsEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const budget = 4 * mib
@@ -114,7 +120,7 @@ func TestBudgetHoldsAndLeastRecentlyUsedIsEvicted(t *testing.T) {
 				for d := range next {
 					l.blob("library/many", string(d))
 					if st := l.store.Stats(); st.Bytes+st.ReservedBytes > budget {
-						t.Errorf("%d bytes", st.Bytes+st.ReservedBytes)
+						t.Errorf("%d bytes stored and reserved", st.Bytes+st.ReservedBytes)
 					}
 				}
 			})
@@ -125,21 +131,22 @@ func TestBudgetHoldsAndLeastRecentlyUsedIsEvicted(t *testing.T) {
 		close(next)
 		wg.Wait()
 		l.drain()
-		// With nobody else around, order of use is order of leaving.
+		// One client alone, so that the order of use is known.
 		for i := range 12 {
 			time.Sleep(2 * time.Second)
 			l.blob("library/many", string(blobs[i]))
 		}
 		l.drain()
-		for i, there := range map[int]bool{2: false, 3: false, 10: true, 11: true} {
-			if _, ok := l.store.Has(blobs[i]); ok != there {
-				t.Errorf("blob %d: there = %v", i, ok)
+		for i, cached := range map[int]bool{2: false, 3: false, 10: true, 11: true} {
+			if _, ok := l.store.Has(blobs[i]); ok != cached {
+				t.Errorf("blob %d: cached is %v", i, ok)
 			}
 		}
 	})
 }
 
-// A client that has the image and only asks HEAD for its tag keeps the layers young.
+// TestHeadOfATagKeepsItsLayersCached: a client that has the image asks only HEAD for its
+// tag. That counts as a use of the layers, so they are not evicted.
 func TestHeadOfATagKeepsItsLayersCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: 2 * mib})
@@ -157,11 +164,13 @@ func TestHeadOfATagKeepsItsLayersCached(t *testing.T) {
 		l.hub.ResetLedger()
 		l.pullDigest(base)
 		if n := l.hub.Ledger().BlobGETs(); n != 0 {
-			t.Errorf("%d layers had aged out", n)
+			t.Errorf("%d layers were evicted", n)
 		}
 	})
 }
 
+// TestSharedBaseLayerIsFetchedOnce: a layer that is cached for one public image is not
+// requested for another.
 func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -179,15 +188,16 @@ func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
 	})
 }
 
-// TestSharedLayerSurvivesEvictionOfOneImage: of two images with a layer in common one is evicted,
-// and the layer's file is lost besides. The other is pulled whole, and then from the cache.
+// TestSharedLayerSurvivesEvictionOfOneImage: two images share a layer. One image is
+// evicted, and the file of the shared layer is lost. The other image can still be pulled,
+// and is cached afterwards.
 func TestSharedLayerSurvivesEvictionOfOneImage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, budget: 10 << 20})
 		a := l.addImage("library/a", "1", 5<<18, 3<<20)
 		b := l.addImage("library/b", "1", 5<<18, 4<<20)
 		if a[0] != b[0] {
-			t.Fatal("nothing is shared")
+			t.Fatal("the images share no layer")
 		}
 		pull := func(repository string) {
 			l.get("/v2/" + repository + "/manifests/1")
@@ -206,7 +216,7 @@ func TestSharedLayerSurvivesEvictionOfOneImage(t *testing.T) {
 		if _, ok := l.store.Has(a[1]); ok {
 			t.Error("a's own layer was not evicted")
 		}
-		if err := os.Remove(l.file(b[0])); err != nil && !os.IsNotExist(err) {
+		if err := os.Remove(l.blobFile(b[0])); err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
 		}
 		pull("library/b")

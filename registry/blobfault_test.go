@@ -13,35 +13,36 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
-// The fault matrix of blobs: what happens × where × how often × how the blob is fetched.
-// Each cell ends with the checks of settled.
-
+// blobFault is a row of the fault matrix of blobs. Every fault is tried in each fetchMode,
+// once and always.
 type blobFault struct {
 	name     string
 	face     hubtest.Face
 	faults   func(f fetchMode) []hubtest.Fault
-	once     result
-	always   result
-	rest     time.Duration // how long upstream isn't asked afterwards, if longer than a failure is remembered
-	harmless bool          // nothing breaks
-	narrow   bool          // one cell is enough: how and how often make no difference
+	once     result        // what clients get when the fault happens once
+	always   result        // what they get when it happens every time
+	rest     time.Duration // time until upstream is asked again, if longer than a failure is remembered
+	harmless bool          // not an error
+	narrow   bool          // only tried always and with a single stream
 }
 
+// fixed is a fault that is the same in every fetchMode.
 func fixed(fault hubtest.Fault) func(fetchMode) []hubtest.Fault {
 	return func(fetchMode) []hubtest.Fault { return []hubtest.Fault{fault} }
 }
 
+// redirectTo is a redirect whose URL edit has changed.
 func redirectTo(edit func(*url.URL)) func(fetchMode) []hubtest.Fault {
 	return fixed(hubtest.EditRedirect(edit))
 }
 
-// requests is how often the faulty host may be asked for a single stream: until a resume
-// goes through, or three times, or, where asking again can't help, once.
-func (row *blobFault) requests(fared result) int {
+// requests is how often the faulty host is asked for a single stream when clients get this
+// result: until a resume succeeds, or three times, or once if asking again can't help.
+func (row *blobFault) requests(got result) int {
 	switch {
 	case row.harmless, row.once != whole:
 		return 1
-	case fared == whole, row.name == "silence at the cdn": // 4 s each: there is no time for a third
+	case got == whole, row.name == "silence at the cdn": // 4 s each: there is no time for a third
 		return 2
 	case strings.HasSuffix(row.name, "loop"), row.name == "redirect to itself":
 		return 3 * 6
@@ -52,6 +53,7 @@ func (row *blobFault) requests(fared result) int {
 // internalHosts are where a redirect must not lead while the upstream is public.
 var internalHosts = []string{"127.0.0.1", "[::1]", "localhost", "10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "0.0.0.0"}
 
+// blobFaults are all rows.
 func blobFaults() []blobFault {
 	at := func(fault func(int64) hubtest.Fault, more ...hubtest.Fault) func(fetchMode) []hubtest.Fault {
 		return func(f fetchMode) []hubtest.Fault { return append(more, fault(f.offset)) }
@@ -100,7 +102,7 @@ func blobFaults() []blobFault {
 		} {
 			row := blobFault{name: f.name + " at the " + string(face), face: face, faults: fixed(f.fault), once: whole, always: refusedOrBroken}
 			if row.name == "silence at the registry" {
-				row.once = refusedOrBroken // it opens the breaker: the registry has answered nobody for as long
+				row.once = refusedOrBroken // after this silence upstream counts as down
 			}
 			rows = append(rows, row)
 		}
@@ -125,13 +127,15 @@ func blobFaults() []blobFault {
 	)
 }
 
-// TestBlobFaultsNeverBecomeWrongBytes is the matrix.
+// TestBlobFaultsNeverBecomeWrongBytes: whatever fault upstream has, each client gets the
+// right bytes, an error in time, or a broken connection. The store stays consistent, and
+// the blob is cached once the fault is over.
 func TestBlobFaultsNeverBecomeWrongBytes(t *testing.T) {
 	for _, row := range blobFaults() {
 		for _, how := range fetchModes {
 			for _, often := range []string{"once", "always"} {
 				if row.narrow && (how.skip > 0 || how.ahead || often == "once") ||
-					row.face == hubtest.Registry && how.skip > 0 { // it is asked once, for all ranges
+					row.face == hubtest.Registry && how.skip > 0 { // the registry is asked once for all ranges
 					continue
 				}
 				t.Run(row.name+"/"+how.name+"/"+often, func(t *testing.T) {
@@ -143,6 +147,7 @@ func TestBlobFaultsNeverBecomeWrongBytes(t *testing.T) {
 	}
 }
 
+// testBlobFault tests one row in one fetchMode.
 func testBlobFault(t *testing.T, row blobFault, how fetchMode, once bool) {
 	l := newLab(t, labOptions{
 		hub:    hubtest.Options{TLS: true, Bandwidth: 20 << 20},
@@ -163,7 +168,7 @@ func testBlobFault(t *testing.T, row blobFault, how fetchMode, once bool) {
 	if how.ahead {
 		c := &client{name: "ahead"}
 		c.get(l, "library/app", layers[0])
-		if row.rest == 0 { // else what was read ahead may have met the limit first
+		if row.rest == 0 { // otherwise a request of read-ahead may have met the rate limit before
 			c.check(t, l, layers[0], whole)
 		}
 	}
@@ -175,15 +180,15 @@ func testBlobFault(t *testing.T, row blobFault, how fetchMode, once bool) {
 	for _, c := range cs {
 		c.check(t, l, target, want)
 	}
-	// What broke after the headers is made up for within 45 s; what broke before them is
-	// answered within 10 (check). Stalls without end that bring something each time are a
-	// slow upstream, not a broken one.
+	// A body that breaks is resumed or given up within 45 s; check says how long headers may
+	// take. An upstream that stalls again and again, but sends something each time, is slow
+	// and not broken.
 	slow := row.name == "stall in the body" && !once
 	if took := time.Since(start); took > 45*time.Second && !slow {
 		t.Errorf("it took %s", took)
 	}
 	if n := len(*forbidden); n > 0 {
-		t.Errorf("went where it must not: %v", *forbidden)
+		t.Errorf("requests to forbidden hosts: %v", *forbidden)
 	}
 	l.checkStore(target)
 	if how.name == "single stream" {
@@ -193,20 +198,21 @@ func testBlobFault(t *testing.T, row blobFault, how fetchMode, once bool) {
 		}
 	}
 	rule.Remove()
-	time.Sleep(max(row.rest, 20*time.Second) + time.Second) // a body that broke is remembered for 20 s
+	time.Sleep(max(row.rest, 20*time.Second) + time.Second) // a broken body is remembered for 20 s
 	l.fetch("library/app", target)
 	l.checkStore(target)
 	l.hub.ResetLedger()
 	l.fetch("library/app", target)
 	if got := l.hub.Ledger(); len(got) > 0 {
-		t.Errorf("not kept after the fault was gone:\n%s", got)
+		t.Errorf("not cached after the fault was over:\n%s", got)
 	}
 	if v := l.hub.Violations(); len(v) > 0 {
 		t.Error(v)
 	}
 }
 
-// trap puts servers where hubcache must not go, and returns who called.
+// watchForbiddenHosts puts servers where no redirect may lead, and returns the requests that
+// they saw.
 func (l *lab) watchForbiddenHosts() *[]string {
 	var mu sync.Mutex
 	var called []string

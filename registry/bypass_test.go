@@ -18,6 +18,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
+// TestBlobLargerThanTheBudgetIsDelivered: a blob that can never fit is passed through.
+// Nothing is evicted for it, and it is downloaded once.
 func TestBlobLargerThanTheBudgetIsDelivered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: 4 * mib})
@@ -30,18 +32,20 @@ func TestBlobLargerThanTheBudgetIsDelivered(t *testing.T) {
 		}
 		l.drain()
 		if _, ok := l.store.Has(kept); !ok {
-			t.Error("what was cached had to go in vain")
+			t.Error("a cached blob was evicted for nothing")
 		}
 		if n := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Repository == "library/big" }).BlobBytes(); n > 20*mib+64<<10 {
 			t.Errorf("upstream sent %d bytes", n)
 		}
 		if st := l.reg.Stats(); st.Blob.Bypass != 1 {
-			t.Errorf("%+v", st.Blob)
+			t.Errorf("counted: %+v", st.Blob)
 		}
 	})
 }
 
-// TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered: nobody knows how large it is until it no longer fits.
+// TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered: a blob without a known size turns out
+// not to fit while it is downloaded. Its client gets all of it, and nothing stays in the
+// store.
 func TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
@@ -54,25 +58,27 @@ func TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered(t *testing.T) {
 		}
 		l.checkStore(d)
 		if n := l.store.Stats().Bytes; n != 0 {
-			t.Errorf("%d bytes kept", n)
+			t.Errorf("%d bytes stayed in the store", n)
 		}
 	})
 }
 
-// Wrong bytes past the cache are as impossible as through it.
+// TestBypassHoldsTheLastByteUntilVerified: a blob with a wrong byte that is passed through
+// ends with an error before its last byte, as a cached one does.
 func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: mib})
 		_, d := l.oneLayerImage(3 * mib)
 		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.FlipByte(1000))
 		if r := l.get(blobPath("library/one", d)); r.err == nil || len(r.body) >= 3*mib {
-			t.Errorf("%d wrong bytes, ended with %v", len(r.body), r.err)
+			t.Errorf("%d bytes, some of them wrong, and the error %v", len(r.body), r.err)
 		}
 		l.blob("library/one", string(d))
 	})
 }
 
-// A bypass whose client pauses.
+// TestPausingBypassClientNeedsOneDownload: a client that pauses between reads gets all of a
+// blob that is passed through, and its download is not begun again.
 func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, budget: 4 * mib})
@@ -89,7 +95,7 @@ func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
 			if err != nil {
 				break
 			}
-			time.Sleep(15 * time.Second) // a slow disk over there
+			time.Sleep(15 * time.Second) // as with a slow disk at the client
 		}
 		if n := l.hub.Ledger().BlobGETs(); total != 8*mib || n > 1 {
 			t.Errorf("%d bytes, %d downloads, resumes %d", total, n, l.reg.Stats().Resumes)
@@ -97,12 +103,11 @@ func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
 	})
 }
 
-// HTTP/1.0, as nginx speaks to its upstreams by default, and a blob of unknown length.
+// TestHTTP10ClientGetsNoWrongBytesOfUnknownLength: a client of HTTP/1.0, as nginx is by
+// default, cannot tell the end of a body of unknown length from a broken one, so wrong
+// bytes must not end like a success.
 func TestHTTP10ClientGetsNoWrongBytesOfUnknownLength(t *testing.T) {
-	l := &lab{t: t, hub: hubtest.New(hubtest.Options{}), opts: labOptions{anonymous: true, budget: 1 << 30}, dir: t.TempDir(), log: &logBuffer{}}
-	l.start()
-	defer l.hub.Close()
-	defer l.stop()
+	l := newLab(t, labOptions{anonymous: true})
 	d := l.hub.AddBlob("library/x", "application/octet-stream", bytes.Repeat([]byte("0123456789abcdef"), mib/2)).Digest
 	l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked(), hubtest.FlipByte(5*mib))
 	srv := httptest.NewServer(l.reg)
@@ -115,10 +120,10 @@ func TestHTTP10ClientGetsNoWrongBytesOfUnknownLength(t *testing.T) {
 	fmt.Fprintf(c, "GET %s HTTP/1.0\r\nHost: cache\r\n\r\n", blobPath("library/x", d))
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		return
+		return // the connection was cut, which is right
 	}
 	b, err := io.ReadAll(resp.Body)
 	if resp.StatusCode == 200 && err == nil && digest.FromBytes(b) != d {
-		t.Errorf("%d bytes of %d, cleanly ended: %s %v", len(b), 8*mib, resp.Proto, resp.Header)
+		t.Errorf("%d bytes of %d, ended without an error: %s %v", len(b), 8*mib, resp.Proto, resp.Header)
 	}
 }

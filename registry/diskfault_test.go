@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,24 +13,19 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// file is where a committed blob lies.
-func (l *lab) file(d digest.Digest) string {
-	return filepath.Join(l.store.Dir(), "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
-}
-
-// tamper changes a committed blob's file behind the store's back.
+// tamper changes the file of a cached blob without the store's knowledge.
 func (l *lab) tamper(d digest.Digest, change func(path string) error) {
 	l.t.Helper()
 	l.waitIdle()
-	if err := os.Chmod(l.file(d), 0o600); err != nil {
+	if err := os.Chmod(l.blobFile(d), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
-	if err := change(l.file(d)); err != nil {
+	if err := change(l.blobFile(d)); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
-// flipByteOnDisk flips a byte and leaves all that fstat tells as it was.
+// flipByteOnDisk changes one byte of a file, and neither its size nor its time.
 func flipByteOnDisk(path string) error {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -51,7 +45,8 @@ func flipByteOnDisk(path string) error {
 	return os.Chtimes(path, fi.ModTime(), fi.ModTime())
 }
 
-// TestChangedBlobFileIsAMiss: a miss, not an error, and never a short 200.
+// TestChangedBlobFileIsAMiss: a cached blob whose file was changed is downloaded once more.
+// Clients see no error and no wrong or missing byte.
 func TestChangedBlobFileIsAMiss(t *testing.T) {
 	for name, change := range map[string]func(string) error{
 		"deleted":   os.Remove,
@@ -98,7 +93,8 @@ func TestChangedBlobFileIsAMiss(t *testing.T) {
 	}
 }
 
-// TestBlobTruncatedWhileSentIsCompletedFromUpstream: who is in the middle of it gets the rest from upstream.
+// TestBlobTruncatedWhileSentIsCompletedFromUpstream: a client in the middle of a blob whose
+// file is truncated gets the rest from upstream.
 func TestBlobTruncatedWhileSentIsCompletedFromUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
@@ -125,9 +121,9 @@ func TestBlobTruncatedWhileSentIsCompletedFromUpstream(t *testing.T) {
 	})
 }
 
-// TestBitRotIsFoundOnRepeatedRequests: nothing but the bytes differs. Who asks for the same whole blob twice
-// within a minute has it hashed, and the third time is right. A manifest is hashed every
-// time it is read.
+// TestBitRotIsFoundOnRepeatedRequests: only the bytes of a file differ, not its size or
+// time. When a client asks for the same whole blob twice within a minute, the blob is
+// hashed, and the third answer is right. A manifest is hashed every time it is read.
 func TestBitRotIsFoundOnRepeatedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
@@ -135,46 +131,47 @@ func TestBitRotIsFoundOnRepeatedRequests(t *testing.T) {
 		m := l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
 		l.tamper(d, flipByteOnDisk)
-		// It was hashed when it came in; for a while nobody doubts it.
+		// It was hashed when it was downloaded, and isn't hashed again for ten minutes.
 		for range 3 {
 			(&client{}).get(l, "library/app", d)
 			synctest.Wait()
 		}
 		if n := l.store.Stats().Corrupt; n != 0 {
-			t.Errorf("hashed %d times right after it came in", n)
+			t.Errorf("hashed %d times right after the download", n)
 		}
 		time.Sleep(10*time.Minute + time.Second)
 		for range 2 {
 			c := &client{}
 			if c.get(l, "library/app", d); c.err != nil || !c.wrong {
-				t.Fatalf("%v, wrong: %v: the test rots nothing", c.err, c.wrong)
+				t.Fatalf("%v, wrong bytes: %v: the test damaged nothing", c.err, c.wrong)
 			}
 			synctest.Wait()
 		}
 		l.fetch("library/app", d)
 		if n := l.store.Stats().Corrupt; n != 1 {
-			t.Errorf("counted %d", n)
+			t.Errorf("%d corrupt blobs counted", n)
 		}
 		l.checkStore(d)
 
 		l.tamper(digest.FromBytes(m.body), flipByteOnDisk)
-		l.stop() // what is in memory is right
+		l.stop() // so that no copy is in memory
 		l.start()
 		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || string(r.body) != string(m.body) {
-			t.Errorf("a manifest that has rotted: %d %q", r.status, r.body)
+			t.Errorf("a damaged manifest: %d %q", r.status, r.body)
 		}
 		l.checkStore()
 	})
 }
 
-// TestOccasionalRequestsCauseNoRehash: a blob is not hashed for those who pull it now and again.
+// TestOccasionalRequestsCauseNoRehash: a blob that is requested every two minutes is not
+// hashed again.
 func TestOccasionalRequestsCauseNoRehash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.addImage("library/app", "1", 5<<18)[0]
 		l.get("/v2/library/app/manifests/1")
 		l.fetch("library/app", d)
-		time.Sleep(10*time.Minute + time.Second) // until then nobody doubts it anyway
+		time.Sleep(10*time.Minute + time.Second) // before that it is never hashed again
 		l.tamper(d, flipByteOnDisk)
 		for range 3 {
 			(&client{}).get(l, "library/app", d)
@@ -186,7 +183,8 @@ func TestOccasionalRequestsCauseNoRehash(t *testing.T) {
 	})
 }
 
-// A lost index costs nothing that the files can tell, with the Hub gone too.
+// TestRebuiltIndexServesWithoutUpstream: after the index is lost, everything that was
+// cached is served from the files, with upstream unreachable.
 func TestRebuiltIndexServesWithoutUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -194,9 +192,7 @@ func TestRebuiltIndexServesWithoutUpstream(t *testing.T) {
 		l.pull(img)
 		l.drain()
 		l.stop()
-		if err := os.Remove(filepath.Join(l.dir, "data", "index.db")); err != nil {
-			t.Fatal(err)
-		}
+		l.removeIndex()
 		l.start()
 		l.hub.Inject(hubtest.Match{}, hubtest.Drop())
 		time.Sleep(2 * time.Minute)

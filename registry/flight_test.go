@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,8 +22,9 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
-// The first client leaves at 10 %, others join at the start and half way, one reads
-// throttledBody: everybody gets all, and upstream sends each byte once.
+// TestReadersThatJoinAndLeaveShareOneDownload: the first client leaves after 10 %, others
+// join at the start and half way. Each gets its first byte at once and all bytes in the
+// end, and upstream sends each byte once.
 func TestReadersThatJoinAndLeaveShareOneDownload(t *testing.T) {
 	for _, ranges := range []int{1, 6} {
 		t.Run(fmt.Sprint(ranges, " ranges"), func(t *testing.T) {
@@ -80,47 +80,47 @@ func TestReadersThatJoinAndLeaveShareOneDownload(t *testing.T) {
 					t.Errorf("upstream sent %d bytes\n%s", ledger.BlobBytes(), ledger)
 				}
 				if n := ledger.BlobGETs(); ranges == 1 && n != 1 {
-					t.Errorf("%d GETs", n)
+					t.Errorf("%d GETs for one range", n)
 				}
 				if got := l.reg.Stats().Fetched; got < size || got > size+10_000 {
-					t.Errorf("fetched %d", got)
+					t.Errorf("%d bytes counted as fetched", got)
 				}
 			})
 		})
 	}
 }
 
-// TestStampedeIsOneDownload: however many clients come at once, every byte of the image
-// crosses the wire once, in ranges that don't overlap.
+// TestStampedeIsOneDownload: however many clients come at once, upstream sends every byte
+// of the image once, in ranges that don't overlap.
 func TestStampedeIsOneDownload(t *testing.T) {
-	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(2, 9<<20)})
+	l := newRealTimeLab(t, slog.New(slog.DiscardHandler))
+	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(2, 9<<20)})
 	var clients sync.WaitGroup
 	for range 20 {
 		clients.Go(func() {
-			if err := s.pull(img); err != nil {
+			if err := l.servePull(img); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	clients.Wait()
-	l := s.hub.Ledger()
-	if got := l.BlobBytes(); got != img.Size() {
+	ledger := l.hub.Ledger()
+	if got := ledger.BlobBytes(); got != img.Size() {
 		t.Errorf("%d bytes for an image of %d", got, img.Size())
 	}
-	if n := l.ManifestGETs(); n != 2 {
+	if n := ledger.ManifestGETs(); n != 2 {
 		t.Errorf("%d manifest GETs for an index and a manifest", n)
 	}
 	for _, layer := range img.Manifests[0].Layers {
 		type span struct{ from, to int64 }
 		var spans []span
-		for _, e := range l {
+		for _, e := range ledger {
 			if e.Face != hubtest.CDN || e.Reference != layer.Digest.String() {
 				continue
 			}
 			var p span
 			if n, _ := fmt.Sscanf(e.Range, "bytes=%d-%d", &p.from, &p.to); n != 2 {
-				t.Fatalf("%s is no closed range", e)
+				t.Fatalf("%s: not a closed range", e)
 			}
 			spans = append(spans, p)
 		}
@@ -139,18 +139,18 @@ func TestStampedeIsOneDownload(t *testing.T) {
 	}
 }
 
-// TestClientsOverTCPFollowAGrowingBlob: clients that follow a download over real sockets get its bytes
-// as it grows, and all of them, whole or from anywhere.
+// TestClientsOverTCPFollowAGrowingBlob: clients on real sockets that ask for all or part of
+// a blob while it is downloaded get all their bytes, and it is downloaded once.
 func TestClientsOverTCPFollowAGrowingBlob(t *testing.T) {
-	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 24<<20)})
+	l := newRealTimeLab(t, slog.New(slog.DiscardHandler))
+	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 24<<20)})
 	layer := img.Manifests[0].Layers[0]
 	want := make([]byte, layer.Size)
-	if _, err := s.hub.Blob(layer.Digest).ReadAt(want, 0); err != nil {
+	if _, err := l.hub.Blob(layer.Digest).ReadAt(want, 0); err != nil {
 		t.Fatal(err)
 	}
-	s.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 40 << 20 })
-	server := httptest.NewServer(s.reg)
+	l.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 40 << 20 })
+	server := httptest.NewServer(l.reg)
 	defer server.Close()
 	var clients sync.WaitGroup
 	for i := range 6 {
@@ -177,11 +177,13 @@ func TestClientsOverTCPFollowAGrowingBlob(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	if l := s.hub.Ledger(); l.BlobBytes() != layer.Size {
-		t.Errorf("%d bytes for a blob of %d", l.BlobBytes(), layer.Size)
+	if n := l.hub.Ledger().BlobBytes(); n != layer.Size {
+		t.Errorf("%d bytes for a blob of %d", n, layer.Size)
 	}
 }
 
+// TestDownloadGoesOnAfterItsOnlyClientLeaves: when the only client leaves, the download
+// goes on, and the next client gets the blob without a second one.
 func TestDownloadGoesOnAfterItsOnlyClientLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
@@ -203,7 +205,9 @@ func TestDownloadGoesOnAfterItsOnlyClientLeaves(t *testing.T) {
 	})
 }
 
-// Who comes while an orphan is being cancelled.
+// TestClientThatJoinsACancelledDownloadIsServed: limits.orphans is 1, so the second
+// download without a client is cancelled. A client that asks for it while the cancelling
+// takes its time gets it.
 func TestClientThatJoinsACancelledDownloadIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 50_000}, policy: func(p *registry.Policy) { p.Limits.Orphans = 1 }})
@@ -246,8 +250,9 @@ func (b bodySlowToCancel) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestBlobIsServedDespiteAFailureUnderAnotherRepository: somebody asks for a blob under a repository that
-// hasn't got it. Who asks for it meanwhile where it is, gets it.
+// TestBlobIsServedDespiteAFailureUnderAnotherRepository: a client asks for a blob under a
+// repository that does not have it. Clients that ask meanwhile under the repository that
+// has it get it.
 func TestBlobIsServedDespiteAFailureUnderAnotherRepository(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 100 * time.Millisecond}})
@@ -266,19 +271,20 @@ func TestBlobIsServedDespiteAFailureUnderAnotherRepository(t *testing.T) {
 			c.check(t, l, d, whole)
 		}
 		if c := <-evil; c.status != 404 {
-			t.Errorf("evil: %d", c.status)
+			t.Errorf("status %d under the repository that does not have it", c.status)
 		}
 		l.checkStore(d)
 	})
 }
 
-// Nobody waits long for the end of what has come whole.
+// TestLastByteIsSentWhenTheBlobIsComplete: with every slot taken, no client waits longer
+// than a second for its last byte once that has come from upstream.
 func TestLastByteIsSentWhenTheBlobIsComplete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 5e6, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 8 }})
 		var ds []digest.Digest
-		for i := range 8 { // as many as there are lanes
+		for i := range 8 { // as many as there are slots
 			size := 64*mib + int64(i)
 			if i == 0 {
 				size = 16 * mib
@@ -302,17 +308,18 @@ func TestLastByteIsSentWhenTheBlobIsComplete(t *testing.T) {
 			worst = max(worst, took[i]-last)
 		}
 		if worst > time.Second {
-			t.Errorf("the last byte was held for %s after it had come", worst)
+			t.Errorf("the last byte was sent %s after it had come", worst)
 		}
 	})
 }
 
-// A steady connection that is slower than we are: its reader sees what comes as it comes.
+// TestBytesOfASlowConnectionAreSentAsTheyArrive: a steady connection that is slower than
+// the disk and the client: the client gets each piece when it comes.
 func TestBytesOfASlowConnectionAreSentAsTheyArrive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		d := l.zeroImage("library/a", 6*mib)
-		l.wrapBodies(d, func(b io.ReadCloser) io.ReadCloser { return throttledBody{b, 16 << 10} }) // as whole TLS records
+		l.wrapBodies(d, func(b io.ReadCloser) io.ReadCloser { return throttledBody{b, 16 << 10} }) // the size of a TLS record
 		resp, err := l.ask(t.Context(), "GET", blobPath("library/a", d))
 		if err != nil {
 			t.Fatal(err)
@@ -328,12 +335,13 @@ func TestBytesOfASlowConnectionAreSentAsTheyArrive(t *testing.T) {
 			}
 		}
 		if worst > 300*time.Millisecond {
-			t.Errorf("%s without a byte, and 16 KiB come every 100 ms", worst)
+			t.Errorf("%s without a byte, though 16 KiB come every 100 ms", worst)
 		}
 	})
 }
 
-// What is asked for when the server stops is written after the store is closed.
+// TestNothingIsRequestedOrWrittenAfterClose: a request that is running when the server
+// stops causes no upstream request and writes nothing after Close.
 func TestNothingIsRequestedOrWrittenAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
@@ -350,11 +358,10 @@ func TestNothingIsRequestedOrWrittenAfterClose(t *testing.T) {
 		l.hub.ResetLedger()
 		time.Sleep(10 * time.Second)
 		if len(l.hub.Ledger()) > 0 {
-			t.Errorf("after Close:\n%s", l.hub.Ledger())
+			t.Errorf("upstream saw after Close:\n%s", l.hub.Ledger())
 		}
-		_, err := os.Stat(filepath.Join(l.dir, "data", "blobs", "sha256", img.Digest.Encoded()[:2], img.Digest.Encoded()))
-		if err == nil {
-			t.Error("a manifest was written after Close, past the closed index")
+		if _, err := os.Stat(l.blobFile(img.Digest)); err == nil {
+			t.Error("a manifest was written after Close")
 		}
 		if i := strings.Index(l.log.String(), "level=ERROR"); i >= 0 {
 			t.Error(l.log.String()[i:])

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -27,53 +30,40 @@ import (
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// lab is a fake Hub with a registry before it, all in memory but for the files.
+// lab is a fake Hub and a registry in front of it. Requests travel through pipes in memory;
+// only the store is on disk. No part of it reaches anything but loopback addresses.
 type lab struct {
-	t     *testing.T
+	t     testing.TB
 	hub   *hubtest.Hub
 	store *storage.Store
 	reg   *registry.Registry
 	log   *logBuffer
 	opts  labOptions
 	dir   string
-	cred  *auth.File
+	cred  *auth.File // nil: anonymous
 
-	transport http.RoundTripper // upstream's; nil: the Hub's own
+	transport http.RoundTripper // carries requests to the Hub; nil: the Hub's own
 }
 
+// labOptions are the options of newLab.
 type labOptions struct {
-	hub       hubtest.Options
-	anonymous bool
-	budget    int64 // 0: 1 GiB
+	hub       hubtest.Options // without Accounts, the account of the registry is added
+	upstream  string          // URL of a server on loopback to use in place of the Hub
+	anonymous bool            // the registry has no credential
+	budget    int64           // 0: 1 GiB
 	policy    func(*registry.Policy)
+	logger    *slog.Logger // nil: everything is logged to lab.log
 }
 
+// The account with which the registry of a lab logs in.
 const (
 	username = "ci-bot"
 	pat      = "dckr_pat_fakefakefakefakefakefake"
 )
 
-// logBuffer takes the log of a lab that is stopped and started again: two handlers, each
-// with a lock of its own.
-type logBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// newLab makes a lab. Call it inside a synctest bubble.
-func newLab(t *testing.T, o labOptions) *lab {
+// newLab makes a lab and stops it when the test ends. Inside a synctest bubble the Hub's
+// delays cost no real time.
+func newLab(t testing.TB, o labOptions) *lab {
 	t.Helper()
 	if o.hub.Accounts == nil {
 		o.hub.Accounts = []hubtest.Account{{Username: username, PAT: pat, Private: []string{"*"}, Limit: hubtest.Unlimited}}
@@ -97,30 +87,64 @@ func newLab(t *testing.T, o labOptions) *lab {
 	return l
 }
 
+// start opens the store and makes the registry.
 func (l *lab) start() {
-	log := slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	l.t.Helper()
+	log := l.opts.logger
+	if log == nil {
+		log = slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	var err error
 	if l.store, err = storage.Open(storage.Options{Dir: filepath.Join(l.dir, "data"), Budget: l.opts.budget, Log: log}); err != nil {
 		l.t.Fatal(err)
 	}
-	up, _ := url.Parse(l.hub.RegistryURL())
-	transport := l.transport
-	if transport == nil {
-		transport = l.hub.Transport()
-	}
-	p := registry.Policy{MaxStale: 168 * time.Hour, NegativeTTL: 10 * time.Second}
-	if l.opts.policy != nil {
-		l.opts.policy(&p)
-	}
-	l.reg, err = registry.New(registry.Options{
-		Store: l.store, Policy: p, Log: log,
-		Upstreams: []registry.Upstream{{Options: upstream.Options{URL: up, Credential: l.cred, Transport: transport}}},
-	})
-	if err != nil {
+	if l.reg, err = registry.New(l.options(log)); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
+// options are the options of the lab's registry.
+func (l *lab) options(log *slog.Logger) registry.Options {
+	l.t.Helper()
+	up := upstream.Options{Credential: l.cred, Transport: l.transport}
+	if l.opts.upstream != "" { // with the registry's own transport
+		up.URL, _ = url.Parse(l.opts.upstream)
+		if !onLoopback(up.URL.Host) {
+			l.t.Fatalf("a test wants to reach %s", l.opts.upstream)
+		}
+	} else {
+		up.URL, _ = url.Parse(l.hub.RegistryURL())
+		if up.Transport == nil {
+			up.Transport = l.hub.Transport()
+		}
+	}
+	return registryOptions(l.store, log, up, l.policy(l.opts.policy))
+}
+
+// registryOptions are the options of a registry of one upstream. All tests of this package
+// take them from here.
+func registryOptions(store *storage.Store, log *slog.Logger, up upstream.Options, p registry.Policy) registry.Options {
+	return registry.Options{Store: store, Upstreams: []registry.Upstream{{Options: up}}, Policy: p, Log: log}
+}
+
+// policy is the policy of a lab, changed by the test.
+func (l *lab) policy(change func(*registry.Policy)) registry.Policy {
+	p := registry.Policy{MaxStale: 168 * time.Hour, NegativeTTL: 10 * time.Second}
+	if change != nil {
+		change(&p)
+	}
+	return p
+}
+
+// setPolicy replaces the policy, as a reload of the settings does.
+func (l *lab) setPolicy(change func(*registry.Policy)) {
+	l.t.Helper()
+	if err := l.reg.SetPolicy(l.policy(change)); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// stop closes the registry and its store. The Hub goes on.
 func (l *lab) stop() {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -133,11 +157,95 @@ func (l *lab) stop() {
 	}
 }
 
+// logBuffer takes the log of a lab. A lab that is stopped and started again has two slog
+// handlers, each with its own lock, so the buffer needs one too.
+type logBuffer struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestMain cuts the tests of this package off from the network: neither net/http's default
+// transport nor a name server can be reached, only loopback addresses.
+func TestMain(m *testing.M) {
+	transport := http.DefaultTransport.(*http.Transport)
+	transport.Proxy = nil
+	transport.DialContext = dialLoopback
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(_ context.Context, _, addr string) (net.Conn, error) {
+		return nil, fmt.Errorf("a test wants to ask the name server %s", addr)
+	}}
+	os.Exit(m.Run())
+}
+
+// dialLoopback connects to loopback addresses and refuses all others.
+func dialLoopback(ctx context.Context, network, addr string) (net.Conn, error) {
+	if !onLoopback(addr) {
+		return nil, fmt.Errorf("a test wants to reach %s", addr)
+	}
+	return new(net.Dialer).DialContext(ctx, network, addr)
+}
+
+// onLoopback reports whether a host with its port is an address of this machine's own.
+func onLoopback(addr string) bool {
+	ip, err := netip.ParseAddrPort(addr)
+	return err == nil && ip.Addr().Unmap().IsLoopback()
+}
+
+// TestNothingButLoopbackIsReached: a test that needs the network fails on every machine.
+func TestNothingButLoopbackIsReached(t *testing.T) {
+	for _, to := range []string{"http://192.0.2.1/", "http://[2001:db8::1]/", "http://registry-1.docker.io/"} {
+		if resp, err := http.Get(to); err == nil || !strings.Contains(err.Error(), "a test wants to") {
+			t.Errorf("%s: %v, %v", to, resp, err)
+		}
+	}
+	if addrs, err := net.LookupHost("registry-1.docker.io"); err == nil {
+		t.Errorf("a name server answered: %v", addrs)
+	}
+	srv := httptest.NewServer(http.NotFoundHandler())
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+// blobFile is where the store keeps a cached blob.
+func (l *lab) blobFile(d digest.Digest) string {
+	return filepath.Join(l.dir, "data", "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
+}
+
+// removeIndex deletes the index of a stopped lab, so that start has to rebuild it.
+func (l *lab) removeIndex() {
+	l.t.Helper()
+	files, err := filepath.Glob(filepath.Join(l.dir, "data", "index*.db"))
+	if err != nil || len(files) == 0 {
+		l.t.Fatalf("no index to remove: %v", err)
+	}
+	for _, file := range files {
+		if err := os.Remove(file); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
+// roundTripFunc is a function as an http.RoundTripper.
 type roundTripFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// through puts f between the registry and the Hub.
+// intercept starts the registry again with f between it and the Hub.
 func (l *lab) intercept(f func(req *http.Request, next http.RoundTripper) (*http.Response, error)) {
 	l.stop()
 	next := l.hub.Transport()
@@ -145,7 +253,8 @@ func (l *lab) intercept(f func(req *http.Request, next http.RoundTripper) (*http
 	l.start()
 }
 
-// bodies lets f do what it wants with the bodies of one blob.
+// wrapBodies starts the registry again and lets f change the bodies that the Hub sends of
+// one blob.
 func (l *lab) wrapBodies(d digest.Digest, f func(io.ReadCloser) io.ReadCloser) {
 	l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 		resp, err := next.RoundTrip(req)
@@ -165,135 +274,8 @@ func (l *lab) newPAT(secret string) {
 	l.cred.Reload()
 }
 
-// ask sends a request through net/http's own server, over a pipe.
-func (l *lab) ask(ctx context.Context, method, path string, header ...string) (*http.Response, error) {
-	client, server := net.Pipe()
-	srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	ln := &oneConn{conn: server, done: make(chan struct{})}
-	go srv.Serve(ln)
-	t := &http.Transport{DisableCompression: true, DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return client, nil }}
-	req, err := http.NewRequestWithContext(ctx, method, "http://cache.test"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Add(header[i], header[i+1])
-	}
-	resp, err := t.RoundTrip(req)
-	if err != nil {
-		srv.Close()
-		ln.Close()
-		return nil, err
-	}
-	resp.Body = &closing{resp.Body, func() { srv.Close(); ln.Close() }}
-	return resp, nil
-}
-
-type closing struct {
-	io.ReadCloser
-	then func()
-}
-
-func (c *closing) Close() error { err := c.ReadCloser.Close(); c.then(); return err }
-
-type oneConn struct {
-	conn net.Conn
-	done chan struct{}
-}
-
-func (l *oneConn) Accept() (net.Conn, error) {
-	if c := l.conn; c != nil {
-		l.conn = nil
-		return c, nil
-	}
-	<-l.done
-	return nil, net.ErrClosed
-}
-
-func (l *oneConn) Close() error {
-	select {
-	case <-l.done:
-	default:
-		close(l.done)
-	}
-	return nil
-}
-
-func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
-
-// reply is a response with its body read.
-type reply struct {
-	status int
-	header http.Header
-	body   []byte
-	err    error // of the body
-}
-
-func (l *lab) do(method, path string, header ...string) reply {
-	l.t.Helper()
-	resp, err := l.ask(context.Background(), method, path, header...)
-	if err != nil {
-		return reply{err: err}
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return reply{resp.StatusCode, resp.Header, b, err}
-}
-
-func (l *lab) get(path string, header ...string) reply {
-	l.t.Helper()
-	return l.do("GET", path, header...)
-}
-
-// pull pulls an image as dockerd does, and checks every byte.
-func (l *lab) pull(img *hubtest.Image) {
-	l.t.Helper()
-	if r := l.do("HEAD", "/v2/"+img.Repository+"/manifests/"+img.Tag); r.status != 200 || r.header.Get("Docker-Content-Digest") != string(img.Digest) {
-		l.t.Fatalf("HEAD of the tag: %d %v\n%s", r.status, r.header, l.log)
-	}
-	l.pullDigest(img)
-}
-
-func (l *lab) pullDigest(img *hubtest.Image) {
-	l.t.Helper()
-	r := l.get("/v2/" + img.Repository + "/manifests/" + string(img.Digest))
-	if r.status != 200 || !bytes.Equal(r.body, img.Bytes) || r.header.Get("Content-Type") != img.MediaType {
-		l.t.Fatalf("manifest: %d %v %v\n%s", r.status, r.header, r.err, l.log)
-	}
-	m := img.Manifests[0]
-	if img.IsIndex {
-		if r := l.get("/v2/" + img.Repository + "/manifests/" + string(m.Digest)); r.status != 200 || !bytes.Equal(r.body, m.Bytes) {
-			l.t.Fatalf("platform manifest: %d", r.status)
-		}
-	}
-	for _, d := range append(m.Layers, m.Config) {
-		l.blob(img.Repository, string(d.Digest))
-	}
-}
-
-// blob gets a blob and checks every byte.
-func (l *lab) blob(repository, d string) reply {
-	l.t.Helper()
-	r := l.get("/v2/" + repository + "/blobs/" + d)
-	if r.status != 200 || r.err != nil {
-		l.t.Fatalf("blob %s: %d, %d bytes, %v\n%s", d, r.status, len(r.body), r.err, l.log)
-	}
-	l.same(d, 0, r.body)
-	return r
-}
-
-func (l *lab) same(d string, off int64, body []byte) {
-	l.t.Helper()
-	want := make([]byte, len(body))
-	if _, err := l.hub.Blob(digest.Digest(d)).ReadAt(want, off); err != nil && err != io.EOF {
-		l.t.Fatal(err)
-	}
-	if !bytes.Equal(want, body) {
-		l.t.Fatalf("blob %s has wrong bytes", d)
-	}
-}
-
-// idle waits until nothing is fetched: clients have their last byte before the disk has.
+// waitIdle waits until no download is running. A download ends after its clients have
+// their last byte, because the blob must still be committed.
 func (l *lab) waitIdle() {
 	synctest.Wait()
 	for len(l.reg.Stats().Inflight) > 0 {
@@ -302,19 +284,21 @@ func (l *lab) waitIdle() {
 	}
 }
 
-// quiet waits until nothing is in flight and checks books against disk.
+// drain waits until no download is running, and checks that nothing stays reserved and that
+// the budget holds.
 func (l *lab) drain() {
 	l.t.Helper()
 	for len(l.reg.Stats().Inflight) > 0 {
 		time.Sleep(time.Second)
 	}
 	if st := l.store.Stats(); st.ReservedBytes != 0 || st.Bytes > st.BudgetBytes {
-		l.t.Errorf("%+v", st)
+		l.t.Errorf("store after all downloads: %+v", st)
 	}
 }
 
-// settled: nothing in ingest/ that can't be gone on with, books equal to the disk, nothing
-// reserved, and what is committed has its digest.
+// checkStore waits until no download is running and checks the store: every partial
+// download can be resumed, the bytes counted are those on disk, nothing is reserved, and
+// the blobs ds have their digests as far as they are cached.
 func (l *lab) checkStore(ds ...digest.Digest) {
 	l.t.Helper()
 	l.waitIdle()
@@ -335,7 +319,7 @@ func (l *lab) checkStore(ds ...digest.Digest) {
 			onDisk += fi.Size()
 			d := digest.Digest(strings.Replace(name, "-", ":", 1))
 			if size, gaps := l.store.Partial(d); size != fi.Size() || len(gaps) == 0 {
-				l.t.Errorf("ingest/%s can't be gone on with: %d bytes, gaps %v", name, size, gaps)
+				l.t.Errorf("ingest/%s can't be resumed: %d bytes, gaps %v", name, size, gaps)
 			}
 		case len(dir) == 2:
 			onDisk += fi.Size()
@@ -346,7 +330,7 @@ func (l *lab) checkStore(ds ...digest.Digest) {
 		l.t.Error(err)
 	}
 	if st.Bytes != onDisk || st.ReservedBytes != 0 {
-		l.t.Errorf("on disk %d, booked %d, reserved %d", onDisk, st.Bytes, st.ReservedBytes)
+		l.t.Errorf("%d bytes on disk, %d counted, %d reserved", onDisk, st.Bytes, st.ReservedBytes)
 	}
 	for _, d := range ds {
 		b, err := l.store.Open(d)
@@ -360,7 +344,7 @@ func (l *lab) checkStore(ds ...digest.Digest) {
 		v := d.Verifier()
 		io.Copy(v, b.File)
 		if !v.Verified() {
-			l.t.Errorf("%s was committed with other bytes", d)
+			l.t.Errorf("%s was committed with wrong bytes", d)
 		}
 		b.Close()
 	}

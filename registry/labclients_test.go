@@ -6,38 +6,182 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/registry"
 )
 
-// client is one client of a crowd.
+// ask sends a request to the registry through net/http's server, over a pipe. The header
+// is pairs of name and value. The caller closes the body.
+func (l *lab) ask(ctx context.Context, method, path string, header ...string) (*http.Response, error) {
+	near, far := net.Pipe()
+	srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	ln := &oneConn{conn: far, done: make(chan struct{})}
+	go srv.Serve(ln)
+	t := &http.Transport{DisableCompression: true, DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+	req, err := http.NewRequestWithContext(ctx, method, "http://cache.test"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		srv.Close()
+		ln.Close()
+		return nil, err
+	}
+	resp.Body = &closing{resp.Body, func() { srv.Close(); ln.Close() }}
+	return resp, nil
+}
+
+// closing is a body that ends its server when it is closed.
+type closing struct {
+	io.ReadCloser
+	then func()
+}
+
+func (c *closing) Close() error { err := c.ReadCloser.Close(); c.then(); return err }
+
+// oneConn is a listener that accepts one connection.
+type oneConn struct {
+	conn net.Conn
+	done chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if c := l.conn; c != nil {
+		l.conn = nil
+		return c, nil
+	}
+	<-l.done
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error {
+	select {
+	case <-l.done:
+	default:
+		close(l.done)
+	}
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
+
+// reply is a response with its body read.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	err    error // of the body
+}
+
+// do sends a request and reads the whole answer.
+func (l *lab) do(method, path string, header ...string) reply {
+	l.t.Helper()
+	resp, err := l.ask(context.Background(), method, path, header...)
+	if err != nil {
+		return reply{err: err} // status 0: no answer came
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return reply{resp.StatusCode, resp.Header, b, err}
+}
+
+// get is do with GET.
+func (l *lab) get(path string, header ...string) reply {
+	l.t.Helper()
+	return l.do("GET", path, header...)
+}
+
+// pull pulls an image as dockerd does, and checks every byte.
+func (l *lab) pull(img *hubtest.Image) {
+	l.t.Helper()
+	if r := l.do("HEAD", "/v2/"+img.Repository+"/manifests/"+img.Tag); r.status != 200 || r.header.Get("Docker-Content-Digest") != string(img.Digest) {
+		l.t.Fatalf("HEAD of the tag: %d %v\n%s", r.status, r.header, l.log)
+	}
+	l.pullDigest(img)
+}
+
+// pullDigest is pull without the request for the tag.
+func (l *lab) pullDigest(img *hubtest.Image) {
+	l.t.Helper()
+	r := l.get("/v2/" + img.Repository + "/manifests/" + string(img.Digest))
+	if r.status != 200 || !bytes.Equal(r.body, img.Bytes) || r.header.Get("Content-Type") != img.MediaType {
+		l.t.Fatalf("manifest: %d %v %v\n%s", r.status, r.header, r.err, l.log)
+	}
+	m := img.Manifests[0]
+	if img.IsIndex {
+		if r := l.get("/v2/" + img.Repository + "/manifests/" + string(m.Digest)); r.status != 200 || !bytes.Equal(r.body, m.Bytes) {
+			l.t.Fatalf("platform manifest: %d", r.status)
+		}
+	}
+	for _, d := range append(m.Layers, m.Config) {
+		l.blob(img.Repository, string(d.Digest))
+	}
+}
+
+// blob gets a blob and checks every byte.
+func (l *lab) blob(repository, d string) reply {
+	l.t.Helper()
+	r := l.get("/v2/" + repository + "/blobs/" + d)
+	if r.status != 200 || r.err != nil {
+		l.t.Fatalf("blob %s: %d, %d bytes, %v\n%s", d, r.status, len(r.body), r.err, l.log)
+	}
+	l.same(d, 0, r.body)
+	return r
+}
+
+// same checks bytes from an offset of a blob.
+func (l *lab) same(d string, off int64, body []byte) {
+	l.t.Helper()
+	want := make([]byte, len(body))
+	if _, err := l.hub.Blob(digest.Digest(d)).ReadAt(want, off); err != nil && err != io.EOF {
+		l.t.Fatal(err)
+	}
+	if !bytes.Equal(want, body) {
+		l.t.Fatalf("blob %s has wrong bytes", d)
+	}
+}
+
+// client is one client that asks for a blob.
 type client struct {
 	name  string
 	from  int64 // offset of the first byte asked for
-	leave bool  // goes away after the first bytes
+	leave bool  // disconnects after the first bytes
 
-	took   time.Duration // until the headers, or the lack of them
-	status int
+	// What get found.
+	took   time.Duration // until the headers, or until it was clear that none come
+	status int           // 0: there were no headers
 	header http.Header
-	n      int64  // bytes of the blob
-	wrong  bool   // some were others
+	n      int64  // bytes received of the blob
+	wrong  bool   // some of them were wrong
 	body   []byte // of an error
 	err    error
 }
 
-// crowd sends different clients for a blob and returns how they fared: the first one, one
-// with a range, one with a range in the back, one that comes later, one that leaves.
+// mixedClients lets different clients ask for a blob, 20 ms apart, and returns them when all
+// have ended: one for all of it, one for a range, one for a range near the end, another one
+// for all of it, and one that disconnects early.
 func (l *lab) mixedClients(repository string, d digest.Digest) []*client {
 	cs := []*client{
 		{name: "first"},
 		{name: "range", from: 100},
 		{name: "tail", from: l.hub.Blob(d).Size() - 1000},
 		{name: "late"},
-		{name: "fickle", leave: true},
+		{name: "leaving", leave: true},
 	}
 	var wg sync.WaitGroup
 	for i, c := range cs {
@@ -51,6 +195,7 @@ func (l *lab) mixedClients(repository string, d digest.Digest) []*client {
 	return cs
 }
 
+// get asks for the blob and keeps what came.
 func (c *client) get(l *lab, repository string, d digest.Digest) {
 	path := "/v2/" + repository + "/blobs/" + string(d)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -78,7 +223,7 @@ func (c *client) get(l *lab, repository string, d digest.Digest) {
 	}
 }
 
-// compare reads a body and holds it against the blob.
+// compare reads a body and compares it with the blob.
 func (c *client) compare(body io.Reader, b io.ReaderAt) error {
 	got, want := make([]byte, 64<<10), make([]byte, 64<<10)
 	for {
@@ -97,18 +242,23 @@ func (c *client) compare(body io.Reader, b io.ReaderAt) error {
 	}
 }
 
-// result is how clients fare.
+// result is what a client gets.
 type result uint8
 
 const (
-	whole           result = iota // all have all bytes
-	refused                       // an error before the headers
-	broken                        // the connection breaks after them
-	refusedOrBroken               // refused or broken: it depends on when one comes
+	whole           result = iota // all bytes
+	refused                       // an error in place of the headers
+	broken                        // a connection that breaks after the headers
+	refusedOrBroken               // either; it depends on when the client comes
 )
 
-// check: right bytes or a broken connection, never a short or wrong success.
-func (c *client) check(t *testing.T, l *lab, d digest.Digest, want result) {
+func (r result) String() string {
+	return [...]string{"whole", "refused", "broken", "refused or broken"}[r]
+}
+
+// check compares what the client got with what is wanted. Headers come within 10 s, and a
+// body that ends without an error is whole and right.
+func (c *client) check(t testing.TB, l *lab, d digest.Digest, want result) {
 	t.Helper()
 	if c.took > 10*time.Second {
 		t.Errorf("%s: waited %s for headers", c.name, c.took)
@@ -129,19 +279,20 @@ func (c *client) check(t *testing.T, l *lab, d digest.Digest, want result) {
 	case c.wrong:
 		t.Errorf("%s: wrong bytes", c.name)
 	case c.err == nil && c.n != rest:
-		t.Errorf("%s: a success of %d bytes instead of %d", c.name, c.n, rest)
+		t.Errorf("%s: the body ended without an error after %d bytes instead of %d", c.name, c.n, rest)
 	case c.err != nil && c.n >= rest:
-		t.Errorf("%s: all bytes, and %v", c.name, c.err)
+		t.Errorf("%s: all bytes came, and the error %v", c.name, c.err)
 	case c.err == nil:
 		got = whole
 	}
 	if got != want && !(want == refusedOrBroken && got != whole) {
-		t.Errorf("%s: %d, %d bytes, %v: result %d instead of %d\n%s", c.name, c.status, c.n, c.err, got, want, l.log)
+		t.Errorf("%s: status %d, %d bytes, %v: %s instead of %s\n%s", c.name, c.status, c.n, c.err, got, want, l.log)
 	}
 }
 
-// refusal: a blob that can't be had is 429 with Retry-After or 404, never 5xx and never 401.
-func (c *client) checkRefusal(t *testing.T) {
+// checkRefusal: a blob that is not to be had is answered with 404, or 429 with Retry-After,
+// never with 401 or 5xx.
+func (c *client) checkRefusal(t testing.TB) {
 	t.Helper()
 	if c.status != 404 && (c.status != 429 || c.header.Get("Retry-After") == "") || c.header.Get("Www-Authenticate") != "" {
 		t.Errorf("%s: refused with %d %v", c.name, c.status, c.header)
@@ -151,7 +302,7 @@ func (c *client) checkRefusal(t *testing.T) {
 	}
 }
 
-// fetch gets a blob, whole and right.
+// fetch asks for a blob and checks every byte.
 func (l *lab) fetch(repository string, d digest.Digest) {
 	l.t.Helper()
 	c := &client{name: "fetch"}
@@ -159,8 +310,9 @@ func (l *lab) fetch(repository string, d digest.Digest) {
 	c.check(l.t, l, d, whole)
 }
 
-// apiError: the API's JSON, no challenge, and, with 429, when to come back.
-func checkAPIError(t *testing.T, r reply) {
+// checkAPIError: the answer has the error JSON of the API, no challenge, and Retry-After if
+// its status is 429.
+func checkAPIError(t testing.TB, r reply) {
 	t.Helper()
 	var body struct {
 		Errors []struct{ Code, Message, Detail string }
@@ -173,17 +325,56 @@ func checkAPIError(t *testing.T, r reply) {
 	}
 }
 
-// fetchMode is how a blob comes in.
+// fetchMode is a way in which the registry downloads a blob.
 type fetchMode struct {
 	name   string
 	size   int64 // of the faulty layer
-	skip   int   // healthy requests for it before the first faulty one
-	offset int64 // within a body, of faults in the body
-	ahead  bool  // the layer is read ahead of its clients
+	skip   int   // requests for it that succeed before the first faulty one
+	offset int64 // of the fault within a faulty body
+	ahead  bool  // the layer is read ahead, before a client asks for it
 }
 
 var fetchModes = []fetchMode{
 	{name: "single stream", size: 5 << 18, offset: 5 << 17},
 	{name: "one of several ranges", size: 17 << 19, skip: 1, offset: 1 << 18},
 	{name: "read ahead", size: 5 << 18, offset: 5 << 17, ahead: true},
+}
+
+// newRealTimeLab is an anonymous lab on the real clock, for requests over sockets and for
+// counting allocations. Tags are not rechecked within an hour, and read-ahead is on.
+func newRealTimeLab(t testing.TB, logger *slog.Logger) *lab {
+	t.Helper()
+	ttl := time.Hour
+	return newLab(t, labOptions{
+		hub: hubtest.Options{AnonymousLimit: -1}, anonymous: true, logger: logger,
+		policy: func(p *registry.Policy) { p.TagTTL, p.ReadAhead = &ttl, true },
+	})
+}
+
+// serve asks the registry without a connection.
+func (l *lab) serve(path string) (status int, body []byte) {
+	w := httptest.NewRecorder()
+	l.reg.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.Bytes()
+}
+
+// servePull asks for all manifests and blobs of an image without a connection.
+func (l *lab) servePull(img *hubtest.Image) error {
+	paths := []string{"manifests/" + img.Tag, "manifests/" + img.Digest.String()}
+	for _, m := range img.Manifests {
+		paths = append(paths, "manifests/"+m.Digest.String())
+	}
+	for _, b := range img.Blobs() {
+		paths = append(paths, "blobs/"+b.Digest.String())
+	}
+	for _, p := range paths {
+		status, body := l.serve("/v2/" + img.Repository + "/" + p)
+		if status != http.StatusOK {
+			return fmt.Errorf("%s: %d %s", p, status, body)
+		}
+		if _, d, ok := strings.Cut(p, "/sha256:"); ok && !bytes.HasSuffix([]byte(img.Digest.Algorithm().FromBytes(body)), []byte(d)) {
+			return fmt.Errorf("%s: wrong bytes", p)
+		}
+	}
+	return nil
 }

@@ -29,11 +29,13 @@ func manifestPath(img *hubtest.Image) string {
 	return "/v2/" + img.Repository + "/manifests/" + img.Tag
 }
 
+// smallImage adds an image with two layers of 64 KiB.
 func (l *lab) smallImage(repository, tag string) *hubtest.Image {
 	return l.hub.AddImage(repository, tag, hubtest.ImageSpec{Layers: hubtest.Layers(2, 64<<10)})
 }
 
-// oneLayer adds an image with one layer of size bytes and makes its manifest known.
+// oneLayerImage adds an image with one layer of size bytes, and lets the registry fetch its
+// manifest.
 func (l *lab) oneLayerImage(size int64) (img *hubtest.Image, layer digest.Digest) {
 	img = l.hub.AddImage("library/one", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, size)})
 	if r := l.get(manifestPath(img)); r.status != 200 {
@@ -43,14 +45,16 @@ func (l *lab) oneLayerImage(size int64) (img *hubtest.Image, layer digest.Digest
 	return img, img.Manifests[0].Layers[0].Digest
 }
 
-// noise is what layers are made of. The race detector makes synthetic ones slow.
+// noise is what the layers of addImage are cut from. The synthetic layers of hubtest are
+// slow to make under the race detector.
 var noise = sync.OnceValue(func() []byte {
 	b := make([]byte, 10<<20)
 	rand.NewChaCha8([32]byte{}).Read(b)
 	return b
 })
 
-// image adds an image with layers of these sizes and returns their digests.
+// addImage adds an image with layers of these sizes and returns their digests. Layers with
+// the same place and size are the same in all images.
 func (l *lab) addImage(repository, tag string, sizes ...int64) (layers []digest.Digest) {
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	m.Config = l.hub.AddBlob(repository, ocispec.MediaTypeImageConfig, []byte(`{"architecture":"amd64","os":"linux"}`))
@@ -67,8 +71,9 @@ func (l *lab) addImage(repository, tag string, sizes ...int64) (layers []digest.
 	return layers
 }
 
-var layerDigests sync.Map
+var layerDigests sync.Map // digests that layerDigest has computed
 
+// layerDigest is the digest of the layer with index i and this size.
 func layerDigest(i int, size int64) digest.Digest {
 	key := [2]int64{int64(i), size}
 	if d, ok := layerDigests.Load(key); ok {
@@ -79,14 +84,11 @@ func layerDigest(i int, size int64) digest.Digest {
 	return d
 }
 
-// zeros adds an image with one layer of nothing but zeros, which cost no time to make, and
-// makes its manifest known.
+// zeroImage adds an image with one layer that is all zeros, and lets the registry fetch its
+// manifest. Zeros cost no time to make, so large layers are possible.
 func (l *lab) zeroImage(repository string, size int64) digest.Digest {
 	l.t.Helper()
-	d, err := digest.FromReader(io.LimitReader(zeroReader{}, size))
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	d := zeroDigest(size)
 	layer := l.hub.AddBlobAt(repository, "application/vnd.oci.image.layer.v1.tar", d, zeroReader{}, size)
 	m := fmt.Sprintf(`{"schemaVersion":2,"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`, layer.MediaType, d, size)
 	l.hub.AddManifest(repository, "1", "application/vnd.oci.image.manifest.v1+json", []byte(m))
@@ -97,25 +99,42 @@ func (l *lab) zeroImage(repository string, size int64) digest.Digest {
 	return d
 }
 
+// zeroDigest is the digest of size zeros.
+func zeroDigest(size int64) digest.Digest {
+	if d, ok := zeroDigests.Load(size); ok {
+		return d.(digest.Digest)
+	}
+	h, piece := digest.SHA256.Hash(), make([]byte, mib)
+	for left := size; left > 0; left -= mib {
+		h.Write(piece[:min(left, mib)])
+	}
+	d := digest.NewDigest(digest.SHA256, h)
+	zeroDigests.Store(size, d)
+	return d
+}
+
+var zeroDigests sync.Map // digests that zeroDigest has computed
+
 type zeroReader struct{}
 
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func (zeroReader) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
 
-// spells is the CDN's part of the ledger of one blob, in order of the bytes.
+// cdnRequests are the requests for a blob that the CDN saw, in order of their ranges.
 func (l *lab) cdnRequests(d digest.Digest) hubtest.Ledger {
 	all := l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN && e.Reference == string(d) })
 	slices.SortFunc(all, func(a, b hubtest.Entry) int { return int(firstByteOf(a) - firstByteOf(b)) })
 	return all
 }
 
+// firstByteOf is the offset at which a request's range begins.
 func firstByteOf(e hubtest.Entry) (n int64) {
 	fmt.Sscanf(e.Range, "bytes=%d-", &n)
 	return n
 }
 
-// sum is how many body bytes they are.
+// bodyBytes adds up the bytes of the bodies that were sent.
 func bodyBytes(all hubtest.Ledger) (n int64) {
 	for _, e := range all {
 		n += e.BodyBytes
@@ -123,7 +142,7 @@ func bodyBytes(all hubtest.Ledger) (n int64) {
 	return n
 }
 
-// most is how many of them went on at the same time.
+// maxConcurrent is the largest number of requests that were running at one time.
 func maxConcurrent(all hubtest.Ledger) (n int) {
 	for _, e := range all {
 		at := all.Count(func(o hubtest.Entry) bool { return !o.Started.After(e.Started) && o.Ended.After(e.Started) })
@@ -132,7 +151,7 @@ func maxConcurrent(all hubtest.Ledger) (n int) {
 	return n
 }
 
-// pullAll reads blobs at the same time and returns how long each took.
+// timeBlobs reads blobs at the same time and returns how long each took.
 func (l *lab) timeBlobs(repository string, ds ...digest.Digest) []time.Duration {
 	took := make([]time.Duration, len(ds))
 	var wg sync.WaitGroup
@@ -155,7 +174,8 @@ func (l *lab) timeBlobs(repository string, ds ...digest.Digest) []time.Duration 
 	return took
 }
 
-// after pulls a blob, and another one that is asked for later. It returns how long the first took.
+// timeWithLaterBlob reads a blob, and a second one that is asked for some time later. It
+// returns how long the first took.
 func (l *lab) timeWithLaterBlob(repository string, d digest.Digest, later time.Duration, repository2 string, d2 digest.Digest) (took time.Duration) {
 	var wg sync.WaitGroup
 	wg.Go(func() { took = l.timeBlobs(repository, d)[0] })
@@ -165,7 +185,7 @@ func (l *lab) timeWithLaterBlob(repository string, d digest.Digest, later time.D
 	return took
 }
 
-// throttledBody lets n bytes pass every 100 ms.
+// throttledBody is a body of which n bytes can be read every 100 ms.
 type throttledBody struct {
 	io.ReadCloser
 	n int

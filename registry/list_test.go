@@ -16,6 +16,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
+// TestListsArePassedThroughAndCached: tag lists and referrers come from upstream, are kept
+// for the TTL, and are served stale while upstream fails. Unknown referrers are an empty
+// index.
 func TestListsArePassedThroughAndCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -37,10 +40,10 @@ func TestListsArePassedThroughAndCached(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		l.hub.Inject(hubtest.Match{}, hubtest.Status(500, ""))
 		if r := l.get("/v2/library/redis/tags/list?n=2"); r.status != 200 || r.header.Get("X-Hubcache") != "stale" {
-			t.Errorf("stale: %d %v", r.status, r.header)
+			t.Errorf("a cached list while upstream fails: %d %v", r.status, r.header)
 		}
 		if r := l.get("/v2/library/redis/tags/list"); r.status != 502 {
-			t.Errorf("not cached: %d", r.status)
+			t.Errorf("a list that is not cached: %d", r.status)
 		}
 		d := string(digest.FromString("x"))
 		r = l.get("/v2/library/redis/referrers/" + d)
@@ -50,7 +53,7 @@ func TestListsArePassedThroughAndCached(t *testing.T) {
 		l.hub.ClearFaults()
 		l.hub.Set(func(o *hubtest.Options) { o.NoReferrers = true })
 		if r := l.get("/v2/library/redis/referrers/" + d); r.status != 200 || !strings.Contains(string(r.body), `"manifests":[]`) {
-			t.Errorf("referrers that upstream has not: %d %s", r.status, r.body)
+			t.Errorf("referrers that upstream does not know: %d %s", r.status, r.body)
 		}
 		if r := l.get("/v2/library/redis/referrers/sha256:bad"); r.status != http.StatusBadRequest {
 			t.Errorf("a bad digest: %d", r.status)
@@ -62,7 +65,7 @@ func TestListsArePassedThroughAndCached(t *testing.T) {
 	})
 }
 
-// Lists are bounded by number, not by bytes.
+// TestCachedListsAreBoundedInBytes: lists of any length do not fill the memory.
 func TestCachedListsAreBoundedInBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
@@ -79,7 +82,7 @@ func TestCachedListsAreBoundedInBytes(t *testing.T) {
 		runtime.GC()
 		runtime.ReadMemStats(&after)
 		if grew := int64(after.HeapAlloc) - int64(before.HeapAlloc); grew > 64*mib {
-			t.Errorf("60 requests (512 are kept) took %d MiB", grew/mib)
+			t.Errorf("60 lists of 3 MiB took %d MiB of memory", grew/mib)
 		}
 	})
 }

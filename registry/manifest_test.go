@@ -16,6 +16,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
+// TestColdPullAsksOnceAndWarmPullNever: a pull of an uncached image makes one HEAD for the
+// tag and one GET for each manifest and blob. The next pull asks nothing.
 func TestColdPullAsksOnceAndWarmPullNever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -36,24 +38,25 @@ func TestColdPullAsksOnceAndWarmPullNever(t *testing.T) {
 	})
 }
 
-// TestWarmPullByTagIsLocal: inside the TTL a pull by tag is local, all of it.
+// TestWarmPullByTagIsLocal: inside the TTL a pull by tag asks upstream for nothing.
 func TestWarmPullByTagIsLocal(t *testing.T) {
-	s := newStand(t, slog.New(slog.DiscardHandler))
-	img := s.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(3, 5<<20)})
-	if err := s.pull(img); err != nil {
+	l := newRealTimeLab(t, slog.New(slog.DiscardHandler))
+	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(3, 5<<20)})
+	if err := l.servePull(img); err != nil {
 		t.Fatal(err)
 	}
-	s.hub.ResetLedger()
+	l.hub.ResetLedger()
 	for range 3 {
-		if err := s.pull(img); err != nil {
+		if err := l.servePull(img); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if l := s.hub.Ledger(); len(l) > 0 {
-		t.Errorf("upstream saw:\n%s", l)
+	if ledger := l.hub.Ledger(); len(ledger) > 0 {
+		t.Errorf("upstream saw:\n%s", ledger)
 	}
 }
 
+// TestSHA512ImageIsCached: an image with sha512 digests is cached like any other.
 func TestSHA512ImageIsCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -67,6 +70,8 @@ func TestSHA512ImageIsCached(t *testing.T) {
 	})
 }
 
+// TestManifestBytesAreUpstreams: a manifest is answered with the bytes, the media type and
+// the digest that upstream gave it, whatever they are, and is never compressed.
 func TestManifestBytesAreUpstreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Gzip: true}})
@@ -84,7 +89,7 @@ func TestManifestBytesAreUpstreams(t *testing.T) {
 					t.Errorf("%s %s: %d %v", method, path, r.status, h)
 				}
 				if method == "GET" && !bytes.Equal(r.body, want) {
-					t.Errorf("%s: other bytes", path)
+					t.Errorf("%s: not the bytes of upstream", path)
 				}
 			}
 		}
@@ -103,7 +108,8 @@ func TestManifestBytesAreUpstreams(t *testing.T) {
 	})
 }
 
-// One hiccup, and who pulls by digest gets 503 for ever.
+// TestDigestIsServedAfterAShortOutage: upstream is silent for some seconds. An hour later
+// an incomplete image is served by digest again.
 func TestDigestIsServedAfterAShortOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -115,19 +121,20 @@ func TestDigestIsServedAfterAShortOutage(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		l.hub.Inject(hubtest.Match{}, hubtest.Hang())
 		l.get(blobPath("library/half", img.Manifests[0].Layers[0].Digest))
-		l.hub.ClearFaults() // a hiccup of some seconds
+		l.hub.ClearFaults()
 		time.Sleep(time.Hour)
 		l.hub.ResetLedger()
 		for range 5 {
 			if r := l.get(path); r.status != 200 {
-				t.Errorf("an hour after the hiccup: %d %s; upstream saw %d requests", r.status, r.body, len(l.hub.Ledger()))
+				t.Errorf("an hour after the outage: %d %s; upstream saw %d requests", r.status, r.body, len(l.hub.Ledger()))
 			}
 			time.Sleep(time.Minute)
 		}
 	})
 }
 
-// The same after a refused credential that was replaced since.
+// TestDigestIsServedAfterTheCredentialIsReplaced: upstream refuses the credential until it
+// is replaced. An hour later an incomplete image is served by digest again.
 func TestDigestIsServedAfterTheCredentialIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -147,13 +154,13 @@ func TestDigestIsServedAfterTheCredentialIsReplaced(t *testing.T) {
 		time.Sleep(time.Hour)
 		l.hub.ResetLedger()
 		if r := l.get(path); r.status != 200 {
-			t.Errorf("an hour after the credential was mended: %d %s; upstream saw %d requests", r.status, r.body, len(l.hub.Ledger()))
+			t.Errorf("an hour after the credential was replaced: %d %s; upstream saw %d requests", r.status, r.body, len(l.hub.Ledger()))
 		}
 	})
 }
 
-// Podman commits itself to a mirror with the manifest, so it isn't handed one whose layers
-// can't come.
+// TestIncompleteImageIsNotOfferedWhileUpstreamIsDown: Podman does not leave a mirror that
+// has given it a manifest, so it gets no manifest whose layers cannot be fetched.
 func TestIncompleteImageIsNotOfferedWhileUpstreamIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -165,27 +172,28 @@ func TestIncompleteImageIsNotOfferedWhileUpstreamIsDown(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		l.hub.Inject(hubtest.Match{}, hubtest.Hang())
 		defer l.hub.ClearFaults()
-		l.get(manifestPath(whole)) // finds out
+		l.get(manifestPath(whole)) // finds that upstream is down
 		time.Sleep(5 * time.Second)
 		for _, ref := range []string{img.Tag, string(img.Digest)} {
 			if r := l.get("/v2/library/half/manifests/" + ref); r.status != 503 {
 				t.Errorf("%s: %d %s", ref, r.status, r.body)
 			}
 			if r := l.get("/v2/library/whole/manifests/" + whole.Tag); r.status != 200 {
-				t.Errorf("a whole image: %d", r.status)
+				t.Errorf("a complete image: %d", r.status)
 			}
 		}
 	})
 }
 
-// A manifest whose record was lost with a crash costs a pull each time.
+// TestManifestFoundOnDiskCostsNoQuota: a crash loses the record of a manifest but not its
+// file. The file is used, and the manifest is not fetched again.
 func TestManifestFoundOnDiskCostsNoQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := l.smallImage("library/redis", "7")
 		l.pull(img)
-		l.stop() // and now as if killed between rename and index
-		os.Remove(filepath.Join(l.dir, "data", "index.db"))
+		l.stop()
+		l.removeIndex() // as after a crash between the rename of the file and its record
 		os.RemoveAll(filepath.Join(l.dir, "data", "repos"))
 		l.start()
 		l.get(manifestPath(img))

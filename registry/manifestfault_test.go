@@ -12,18 +12,17 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
-// The fault matrix of manifests and tokens: what happens × whether the tag is cached.
-// A manifest is answered within 5 s, whatever upstream does.
-
+// manifestFault is a row of the fault matrix of manifests and tokens. Every fault is tried
+// with a cached and with an uncached tag.
 type manifestFault struct {
 	name   string
 	match  hubtest.Match
 	faults []hubtest.Fault
-	hub    func(*hubtest.Options) // instead of faults: what the Hub is like from then on
-	cold   int                    // status of an uncached tag; 0: some failure
-	cached int                    // of a cached one; 0: 200, stale
-	heals  bool                   // a cached tag is not even stale
-	rest   time.Duration          // until upstream is asked again
+	hub    func(*hubtest.Options) // in place of match and faults: changes the Hub's options
+	cold   int                    // status of an uncached tag; 0: any failure
+	cached int                    // status of a cached tag; 0: 200, stale
+	heals  bool                   // a cached tag is not stale
+	rest   time.Duration          // time until upstream is asked again
 }
 
 func manifestFaults() []manifestFault {
@@ -49,7 +48,7 @@ func manifestFaults() []manifestFault {
 		{name: "redirect loop", match: heads, faults: one(hubtest.RedirectLoop()), cold: 502},
 		{name: "redirect into the network", match: heads, faults: one(hubtest.RedirectTo("https://127.0.0.1/v2/")), cold: 502},
 
-		// In the headers: HEAD tells no digest, and GET has another body.
+		// In the headers: HEAD has no digest, and GET has another body.
 		{name: "HTML", match: heads, faults: one(hubtest.HTML()), cold: 0, cached: 0},
 
 		// In the body.
@@ -76,6 +75,9 @@ func manifestFaults() []manifestFault {
 	}
 }
 
+// TestManifestFaultsAreAnsweredInTime: whatever fault upstream has, a cached tag is
+// answered within 2 s and an uncached one within 5 s, and both are served again after the
+// fault.
 func TestManifestFaultsAreAnsweredInTime(t *testing.T) {
 	for _, row := range manifestFaults() {
 		t.Run(row.name, func(t *testing.T) {
@@ -85,6 +87,7 @@ func TestManifestFaultsAreAnsweredInTime(t *testing.T) {
 	}
 }
 
+// testManifestFault tests one row.
 func testManifestFault(t *testing.T, row manifestFault) {
 	l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
 	forbidden := l.watchForbiddenHosts()
@@ -110,7 +113,7 @@ func testManifestFault(t *testing.T, row manifestFault) {
 			t.Fatalf("cached %s: %d %s", method, r.status, r.body)
 		}
 		if r.status == 200 && method == "GET" && !bytes.Equal(r.body, cached.body) {
-			t.Errorf("cached: other bytes, %q", r.body)
+			t.Errorf("cached: wrong bytes, %q", r.body)
 		}
 		if stale := r.header.Get("X-Hubcache") == "stale"; r.status == 200 && stale == row.heals {
 			t.Errorf("cached: X-Hubcache: %s", r.header.Get("X-Hubcache"))
@@ -129,13 +132,13 @@ func testManifestFault(t *testing.T, row manifestFault) {
 		checkAPIError(t, r)
 	}
 	if n := len(*forbidden); n > 0 {
-		t.Errorf("went where it must not: %v", *forbidden)
+		t.Errorf("requests to forbidden hosts: %v", *forbidden)
 	}
 	l.checkStore()
 	l.hub.ClearFaults()
 	time.Sleep(max(row.rest, 30*time.Second) + time.Second) // the breaker probes every 30 s
 	for _, ref := range []string{"app/manifests/cached", "new/manifests/cold"} {
-		if row.name == "token service 401" { // it was taken for private, and is looked at again
+		if row.name == "token service 401" { // the repository was taken for private, and this request has it checked again
 			l.get("/v2/library/" + ref)
 			synctest.Wait()
 		}
@@ -149,7 +152,8 @@ func testManifestFault(t *testing.T, row manifestFault) {
 	}
 }
 
-// TestTokenRevokedDuringAPullIsReplaced: one new token, one more try, and nobody notices.
+// TestTokenRevokedDuringAPullIsReplaced: when a token is revoked, one new token is asked
+// for, the request is repeated, and the client notices nothing.
 func TestTokenRevokedDuringAPullIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 20}})
@@ -167,7 +171,8 @@ func TestTokenRevokedDuringAPullIsReplaced(t *testing.T) {
 	})
 }
 
-// TestPullOutlivesItsTokens: tokens live for 5 s, signed URLs for 1 s, the pull takes 30.
+// TestPullOutlivesItsTokens: a pull of 30 s goes on although tokens are valid for 5 s and
+// signed URLs for 1 s.
 func TestPullOutlivesItsTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 18, TokenLifetime: 5 * time.Second, URLLifetime: time.Second}})

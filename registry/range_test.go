@@ -13,7 +13,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// Range, HEAD and If-None-Match are alike on hit, shared and miss.
+// TestRangesAreAlikeOnMissSharedHitAndBypass: a Range is answered in the same way however
+// the blob comes, and costs no byte twice.
 func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
 	const size = 3 * mib / 2
 	type want struct {
@@ -85,7 +86,9 @@ func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
 	}
 }
 
-// containerd's parallel fetch: open-ended ranges, each dropped early.
+// TestOpenRangesClosedEarlyShareOneDownload: containerd fetches a blob in parallel by
+// open-ended ranges, each of which it closes early. Upstream sends each byte once, and no
+// request counts as an error.
 func TestOpenRangesClosedEarlyShareOneDownload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
@@ -118,8 +121,8 @@ func TestOpenRangesClosedEarlyShareOneDownload(t *testing.T) {
 	})
 }
 
-// TestRangeOfABlobOfUnknownLengthIsAnswered: nothing says how long the blob is, neither a manifest nor the
-// CDN: the range is sent when the blob has come.
+// TestRangeOfABlobOfUnknownLengthIsAnswered: neither a manifest nor the CDN says how long
+// the blob is. The range is sent once the whole blob has come.
 func TestRangeOfABlobOfUnknownLengthIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
@@ -133,8 +136,9 @@ func TestRangeOfABlobOfUnknownLengthIsAnswered(t *testing.T) {
 	})
 }
 
-// A manifest for which there is no room still tells how large its layers are: a Range of one
-// that comes without a length was answered with all of it.
+// TestUncachedManifestStillGivesLayerSizes: a manifest that does not fit in the cache still
+// tells the sizes of its layers, so that a range of a layer that comes without a length is
+// answered as a range.
 func TestUncachedManifestStillGivesLayerSizes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, budget: 100})

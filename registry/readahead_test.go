@@ -16,6 +16,9 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
+// TestReadAheadFetchesTheLayersOfThePlatformInUse: manifests and a config cause no
+// read-ahead. The first layer does: the other layers of the same platform are fetched, and
+// no blob is fetched twice.
 func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.ReadAhead = true }})
@@ -51,11 +54,12 @@ func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
 		}
 		time.Sleep(11 * time.Minute)
 		if n := l.reg.Stats().ReadAheadUnused; n != 4*2*mib {
-			t.Errorf("unused: %d", n)
+			t.Errorf("%d bytes counted as read ahead and unused", n)
 		}
 	})
 }
 
+// TestNothingIsReadAheadWhenItIsOff: a layer causes one download, its own.
 func TestNothingIsReadAheadWhenItIsOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -69,7 +73,9 @@ func TestNothingIsReadAheadWhenItIsOff(t *testing.T) {
 	})
 }
 
-// Read-ahead of several images is not bounded by limits.orphans, and takes the slots.
+// TestReadAheadStaysWithinLimits: read-ahead for several images at once runs no more
+// downloads without a reader than limits.orphans, and the clients still get the layers they
+// ask for.
 func TestReadAheadStaysWithinLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, policy: func(p *registry.Policy) { p.ReadAhead = true }, hub: hubtest.Options{Bandwidth: 40_000}})
@@ -110,18 +116,19 @@ func TestReadAheadStaysWithinLimits(t *testing.T) {
 			}
 		}
 		if idle > fetch.DefaultLimits().Orphans {
-			t.Errorf("%d downloads that nobody reads, limits.orphans is %d", idle, fetch.DefaultLimits().Orphans)
+			t.Errorf("%d downloads without a reader, limits.orphans is %d", idle, fetch.DefaultLimits().Orphans)
 		}
 		for range first {
 			if s := <-status; s != "200" {
-				t.Errorf("a client's own layer: %s", s)
+				t.Errorf("the layer that a client asked for: %s", s)
 			}
 		}
 		l.drain()
 	})
 }
 
-// An image larger than the budget: read-ahead pushes out what was read ahead.
+// TestReadAheadDoesNotEvictWhatItFetched: an image larger than the budget costs no more
+// downloads with read-ahead than without.
 func TestReadAheadDoesNotEvictWhatItFetched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, on := range []bool{false, true} {
@@ -141,8 +148,9 @@ func TestReadAheadDoesNotEvictWhatItFetched(t *testing.T) {
 	})
 }
 
-// TestReadAheadAsksEachRepositoryForItsOwnLayers: two images have their first layer in common. Each is read
-// ahead under its own repository, whichever manifest was handed out last.
+// TestReadAheadAsksEachRepositoryForItsOwnLayers: two images have their first layer in
+// common. The other layers of each are read ahead under its own repository, whichever
+// manifest was served last.
 func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 20 * time.Millisecond}, policy: func(p *registry.Policy) { p.ReadAhead = true }})
@@ -154,7 +162,7 @@ func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
 		synctest.Wait()
 		for _, e := range l.hub.Ledger() {
 			if e.Status == 404 {
-				t.Errorf("asked for under the wrong repository: %s", e)
+				t.Errorf("requested under the wrong repository: %s", e)
 			}
 		}
 		l.waitIdle()
@@ -167,13 +175,14 @@ func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
 	})
 }
 
-// A client's own layers are served, however few the lanes and slow the CDN.
+// TestReadAheadLeavesSlotsForClients: a layer that a client asks for is served, however few
+// the slots are and however slow the CDN is.
 func TestReadAheadLeavesSlotsForClients(t *testing.T) {
-	for _, lanes := range []int{2, 4} {
-		t.Run(fmt.Sprint(lanes), func(t *testing.T) {
+	for _, slots := range []int{2, 4} {
+		t.Run(fmt.Sprint(slots), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 200e3, Latency: 30 * time.Millisecond},
-					policy: func(p *registry.Policy) { p.ReadAhead = true; p.Limits.Transfers = lanes }})
+					policy: func(p *registry.Policy) { p.ReadAhead = true; p.Limits.Transfers = slots }})
 				var layers []hubtest.Layer
 				for range 9 {
 					layers = append(layers, hubtest.Layers(1, 5*mib)...)

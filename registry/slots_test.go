@@ -15,13 +15,13 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
-// Blobs that begin when all lanes are taken get more of them as soon as there are any: they
-// used to stay with the one they had, to the end.
+// TestFreedSlotsGoToRunningDownloads: downloads that begin when all slots are taken get
+// more of them as soon as slots become free, and use what the slots can bring.
 func TestFreedSlotsGoToRunningDownloads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const lanes, rate, size = 8, 20e6, 24 * mib
+		const slots, rate, size = 8, 20e6, 24 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
-			policy: func(p *registry.Policy) { p.Limits.Transfers = lanes }})
+			policy: func(p *registry.Policy) { p.Limits.Transfers = slots }})
 		img := l.hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(3, size)})
 		l.get(manifestPath(img))
 		var ds []digest.Digest
@@ -29,33 +29,33 @@ func TestFreedSlotsGoToRunningDownloads(t *testing.T) {
 			ds = append(ds, layer.Digest)
 		}
 		took := slices.Max(l.timeBlobs("library/app", ds...))
-		// Each chunk, 4 MiB at least, costs a round trip; two at the beginning; and at the
-		// end not all lanes have something to do.
-		ideal := time.Duration(3 * size / float64(lanes*rate) * float64(time.Second))
+		// Each range, 4 MiB at least, costs a round trip, the first one two; and at the end
+		// not all slots are busy.
+		ideal := time.Duration(3 * size / float64(slots*rate) * float64(time.Second))
 		if limit := ideal*5/4 + 300*time.Millisecond; took > limit {
-			t.Errorf("%s for what %d lanes bring in %s", took, lanes, ideal)
+			t.Errorf("%s for what %d slots bring in %s", took, slots, ideal)
 		}
 		l.drain()
 		for _, d := range ds {
 			if got := bodyBytes(l.cdnRequests(d)); got != size {
-				t.Errorf("%d bytes came of %d", got, size)
+				t.Errorf("upstream sent %d bytes of %d", got, size)
 			}
 		}
-		if n := maxConcurrent(l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN })); n > lanes {
+		if n := maxConcurrent(l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN })); n > slots {
 			t.Errorf("%d connections at once", n)
 		}
 	})
 }
 
-// Where one connection brings all that the machine can take in, there is one, and the bytes
-// come in order; no time passes between one chunk and the next.
+// TestFastConnectionStaysTheOnlyOne: if one connection is as fast as the machine can take,
+// no second one is opened: the bytes come in order, and no time passes between two ranges.
 func TestFastConnectionStaysTheOnlyOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 256 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond}})
 		d := l.zeroImage("library/app", size)
 		took := l.timeBlobs("library/app", d)[0]
-		// Two round trips before the first byte, and some time until the pace is known.
+		// Two round trips before the first byte, and some time to measure the speed.
 		if limit := time.Duration(size/rate*float64(time.Second)) + 80*time.Millisecond; took > limit {
 			t.Errorf("it took %s, more than %s", took, limit)
 		}
@@ -65,12 +65,13 @@ func TestFastConnectionStaysTheOnlyOne(t *testing.T) {
 			t.Errorf("%d connections at once:\n%s", n, all)
 		}
 		if got := bodyBytes(all); got != size {
-			t.Errorf("%d bytes came of %d:\n%s", got, size, all)
+			t.Errorf("upstream sent %d bytes of %d:\n%s", got, size, all)
 		}
 	})
 }
 
-// A connection that was fast and is slow now is helped.
+// TestConnectionThatSlowsDownGetsHelp: other connections are opened when the only one, fast
+// at first, slows down.
 func TestConnectionThatSlowsDownGetsHelp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 512 * mib
@@ -91,7 +92,7 @@ func TestConnectionThatSlowsDownGetsHelp(t *testing.T) {
 	})
 }
 
-// No round trip is spent on a scrap that a division left over.
+// TestNoRangeRequestIsTiny: no request fetches only the small rest of a division.
 func TestNoRangeRequestIsTiny(t *testing.T) {
 	for _, size := range []int64{8 * mib, 8*mib + 1, 24*mib - 1, 24*mib + 5, 64 * mib, 64*mib + 4} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -107,15 +108,15 @@ func TestNoRangeRequestIsTiny(t *testing.T) {
 					}
 				}
 				if got := bodyBytes(all); got != size {
-					t.Errorf("%d bytes came of %d", got, size)
+					t.Errorf("upstream sent %d bytes of %d", got, size)
 				}
 			})
 		})
 	}
 }
 
-// A blob whose bytes are all here is whole for its client at once, whoever else has the
-// lanes that it wanted more of.
+// TestCompleteBlobWaitsForNoSlot: a blob whose bytes have all come is complete for its
+// client at once, whatever other download holds the slots that it was waiting for.
 func TestCompleteBlobWaitsForNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 20e6
@@ -130,7 +131,9 @@ func TestCompleteBlobWaitsForNoSlot(t *testing.T) {
 	})
 }
 
-// A download that is the only one of its blob keeps its lane until another connection has one.
+// TestOnlyConnectionOfABlobKeepsItsSlot: the only connection of a download keeps its slot
+// until another connection of the same download has one, so a slow download cannot stop a
+// fast one.
 func TestOnlyConnectionOfABlobKeepsItsSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 512 * mib
@@ -148,7 +151,9 @@ func TestOnlyConnectionOfABlobKeepsItsSlot(t *testing.T) {
 	})
 }
 
-// A flight that is cancelled because nobody reads it is no failure: who comes for it gets it.
+// TestDownloadCancelledWithoutASlotStartsAgain: a download that is cancelled while it waits
+// for a slot, because it has no reader, does not count as failed: a client that comes later
+// gets the blob.
 func TestDownloadCancelledWithoutASlotStartsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 512 * mib
@@ -158,7 +163,7 @@ func TestDownloadCancelledWithoutASlotStartsAgain(t *testing.T) {
 		l.wrapBodies(second, func(b io.ReadCloser) io.ReadCloser { return throttledBody{b, 128 << 10} }) // 6 s
 		first := l.zeroImage("library/a", size)
 		l.get("/v2/library/b/manifests/1")
-		visit := func(repository string, d digest.Digest) func() {
+		read := func(repository string, d digest.Digest) func() {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
 			go func() {
@@ -171,15 +176,20 @@ func TestDownloadCancelledWithoutASlotStartsAgain(t *testing.T) {
 			}()
 			return func() { cancel(); <-done; synctest.Wait() }
 		}
-		leaveA := visit("library/a", first)
+		leaveA := read("library/a", first)
 		time.Sleep(200 * time.Millisecond)
-		leaveB := visit("library/b", second)
+		leaveB := read("library/b", second)
 		time.Sleep(2 * time.Second)
 		leaveB()
-		leaveA() // two without readers, and one may be: a's ends
+		leaveA() // two downloads without readers where one may be: that of a is cancelled
 		time.Sleep(8 * time.Second)
-		if r := l.get(blobPath("library/a", first)); r.status != 200 || len(r.body) != size {
-			t.Errorf("%d, %.200s\n%s", r.status, r.body, l.log)
+		resp, err := l.ask(t.Context(), "GET", blobPath("library/a", first))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if n, err := io.Copy(io.Discard, resp.Body); resp.StatusCode != 200 || n != size {
+			t.Errorf("%s, %d bytes, %v\n%s", resp.Status, n, err, l.log)
 		}
 		l.drain()
 	})

@@ -11,6 +11,8 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
+// TestTagIsNotRecheckedInsideTheTTL: a hundred pulls by tag inside the TTL ask upstream for
+// nothing.
 func TestTagIsNotRecheckedInsideTheTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -29,6 +31,8 @@ func TestTagIsNotRecheckedInsideTheTTL(t *testing.T) {
 	})
 }
 
+// TestUnofficialTagIsRecheckedEveryTime: without a TTL of its own, a tag outside library/
+// is checked by one HEAD at every pull.
 func TestUnofficialTagIsRecheckedEveryTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -44,6 +48,9 @@ func TestUnofficialTagIsRecheckedEveryTime(t *testing.T) {
 	})
 }
 
+// TestMovedAndDeletedTagsAreSeenAfterTheTTL: inside the TTL a moved tag is answered as
+// before. After it the tag is answered with the new manifest, or with 404 when upstream has
+// deleted it; a tag that is pushed again is seen after negative_ttl.
 func TestMovedAndDeletedTagsAreSeenAfterTheTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -66,18 +73,20 @@ func TestMovedAndDeletedTagsAreSeenAfterTheTTL(t *testing.T) {
 			}
 		}
 		if r := l.get("/v2/library/redis/manifests/" + string(moved.Digest)); r.status != 200 {
-			t.Errorf("its manifest by digest: %d", r.status)
+			t.Errorf("the manifest of a deleted tag by digest: %d", r.status)
 		}
 		if r := l.do("HEAD", manifestPath(old)); r.status != 404 {
 			t.Errorf("HEAD of a deleted tag: %d", r.status)
 		}
-		// A push is seen as soon as the memory of the 404 has gone.
+		// A push is seen as soon as the 404 is no longer remembered.
 		l.hub.Tag("library/redis", "7", moved.Digest)
 		time.Sleep(11 * time.Second)
 		l.pull(moved)
 	})
 }
 
+// TestDeletedTagIsServedStaleWithKeepGone: with tags.on_gone set to keep, a tag that
+// upstream has deleted is served, and marked as stale.
 func TestDeletedTagIsServedStaleWithKeepGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.KeepGone = true }})
@@ -91,7 +100,8 @@ func TestDeletedTagIsServedStaleWithKeepGone(t *testing.T) {
 	})
 }
 
-// A Hub that is merely slow: what is cached after 1.5 s, and the check goes on.
+// TestSlowUpstreamDelaysACachedTagOnlyOnce: while upstream is slow, the first request for a
+// cached tag waits 1.5 s and the next not at all. The check goes on and moves the tag.
 func TestSlowUpstreamDelaysACachedTagOnlyOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -107,7 +117,7 @@ func TestSlowUpstreamDelaysACachedTagOnlyOnce(t *testing.T) {
 		start = time.Now()
 		r = l.get(manifestPath(old))
 		if took := time.Since(start); r.header.Get("X-Hubcache") != "stale" || took != 0 {
-			t.Errorf("the second: %s after %s", r.header.Get("X-Hubcache"), took)
+			t.Errorf("the second request: %s after %s", r.header.Get("X-Hubcache"), took)
 		}
 		time.Sleep(10 * time.Second)
 		l.hub.ClearFaults()
@@ -117,6 +127,8 @@ func TestSlowUpstreamDelaysACachedTagOnlyOnce(t *testing.T) {
 	})
 }
 
+// TestStaleTagIsNotServedAfterMaxStale: a cached tag is served while upstream fails, but
+// not longer than max_stale after its last check.
 func TestStaleTagIsNotServedAfterMaxStale(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.MaxStale = time.Hour }})
@@ -134,7 +146,8 @@ func TestStaleTagIsNotServedAfterMaxStale(t *testing.T) {
 	})
 }
 
-// A cold tag at a Hub that is slow at each step.
+// TestColdTagIsAnsweredWithinFiveSeconds: an uncached tag is answered in time although
+// upstream is slow at each step.
 func TestColdTagIsAnsweredWithinFiveSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
@@ -152,6 +165,7 @@ func TestColdTagIsAnsweredWithinFiveSeconds(t *testing.T) {
 	})
 }
 
+// TestTagRulesSetTheTTL: the first rule that matches a tag sets its TTL.
 func TestTagRulesSetTheTTL(t *testing.T) {
 	day, no := 24*time.Hour, time.Duration(0)
 	synctest.Test(t, func(t *testing.T) {
@@ -171,7 +185,8 @@ func TestTagRulesSetTheTTL(t *testing.T) {
 	})
 }
 
-// Only a tag that is in use is refreshed ahead of its TTL, and nobody waits for it.
+// TestUsedTagIsRefreshedBeforeItsTTLEnds: a tag in use whose rule says refresh is checked
+// in the background before its TTL ends, and no client waits for it.
 func TestUsedTagIsRefreshedBeforeItsTTLEnds(t *testing.T) {
 	ttl := 10 * time.Minute
 	synctest.Test(t, func(t *testing.T) {
@@ -184,7 +199,7 @@ func TestUsedTagIsRefreshedBeforeItsTTLEnds(t *testing.T) {
 		for range 30 {
 			time.Sleep(time.Minute)
 			if r := l.get(manifestPath(img)); r.header.Get("X-Hubcache") != "hit" {
-				t.Errorf("a client waited: %s", r.header.Get("X-Hubcache"))
+				t.Errorf("the client had to wait: %s", r.header.Get("X-Hubcache"))
 			}
 			synctest.Wait()
 		}

@@ -101,14 +101,9 @@ func oldDataRegistry(t *testing.T, d *oldData, tagTTL time.Duration) registry.Op
 	if tagTTL == 0 {
 		tagTTL = 7 * 24 * time.Hour
 	}
-	return registry.Options{
-		Store: d.store,
-		Log:   d.log,
-		Upstreams: []registry.Upstream{{Options: upstream.Options{
-			URL: up, Credential: auth.NewFile(oldUsername, token), Transport: d.hub.Transport(),
-		}}},
-		Policy: registry.Policy{TagTTL: &tagTTL, MaxStale: 168 * time.Hour, Private: []string{"acme/private"}},
-	}
+	return registryOptions(d.store, d.log,
+		upstream.Options{URL: up, Credential: auth.NewFile(oldUsername, token), Transport: d.hub.Transport()},
+		registry.Policy{TagTTL: &tagTTL, MaxStale: 168 * time.Hour, Private: []string{"acme/private"}})
 }
 
 func november(day, hour int) time.Time { return time.Date(2026, 11, day, hour, 0, 0, 0, time.UTC) }

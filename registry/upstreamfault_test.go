@@ -4,11 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,12 +18,11 @@ import (
 	"github.com/hubcache/hubcache/image"
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
-	"github.com/hubcache/hubcache/storage"
-	"github.com/hubcache/hubcache/upstream"
 )
 
-// Whatever keeps upstream from answering, a cached tag is served, and an uncached one
-// fails in time with an honest code.
+// TestFailingUpstreamLeavesCachedTagsServed: however upstream fails, a cached tag is served
+// stale within 2 s, and an uncached tag is refused within 5 s with the status that says
+// why.
 func TestFailingUpstreamLeavesCachedTagsServed(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault  hubtest.Fault
@@ -51,7 +48,7 @@ func TestFailingUpstreamLeavesCachedTagsServed(t *testing.T) {
 				l := newLab(t, labOptions{hub: hubtest.Options{TokenLifetime: time.Minute}})
 				img, other := l.smallImage("library/redis", "7"), l.smallImage("library/other", "1")
 				l.pull(img)
-				l.pull(other) // so that the verdict is known
+				l.pull(other) // so that the repository is known to be public
 				l.hub.Tag("library/other", "2", other.Digest)
 				time.Sleep(10 * time.Minute)
 				l.hub.Inject(hubtest.Match{Face: c.face}, c.fault)
@@ -80,7 +77,7 @@ func TestFailingUpstreamLeavesCachedTagsServed(t *testing.T) {
 				if s := r.header.Get("WWW-Authenticate"); s != "" || r.status == 401 {
 					t.Error("the client was challenged")
 				}
-				// By digest nothing upstream is needed, whatever its state.
+				// A cached manifest is served by digest without upstream.
 				if r := l.get("/v2/library/redis/manifests/" + string(img.Digest)); r.status != 200 {
 					t.Errorf("by digest: %d", r.status)
 				}
@@ -94,8 +91,8 @@ func TestFailingUpstreamLeavesCachedTagsServed(t *testing.T) {
 	}
 }
 
-// deadUpstream is an upstream whose connections are accepted and never answered, or that has no
-// address.
+// deadUpstream is an upstream that accepts connections and never answers, or whose name has
+// no address.
 type deadUpstream struct{ resolves bool }
 
 func (s deadUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -106,9 +103,10 @@ func (s deadUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, context.Cause(req.Context())
 }
 
-// TestUnreachableUpstreamDoesNotDelayCachedPulls: nothing of what upstream is made of answers, or has an address. The
-// first pull of a cached tag answers within 2 s, later ones without waiting, and an image
-// whose layers aren't all here isn't handed out.
+// TestUnreachableUpstreamDoesNotDelayCachedPulls: no host of upstream answers, or has an
+// address. The first pull of a cached tag takes 2 s at most and later ones do not wait,
+// except for a few that probe whether upstream is back. An image whose layers are not all
+// cached is refused.
 func TestUnreachableUpstreamDoesNotDelayCachedPulls(t *testing.T) {
 	for _, s := range []deadUpstream{{true}, {false}} {
 		t.Run(fmt.Sprintf("resolves=%v", s.resolves), func(t *testing.T) {
@@ -145,13 +143,13 @@ func testUnreachableUpstream(t *testing.T, s deadUpstream) {
 	if took := pull(); took > 2*time.Second {
 		t.Errorf("the first pull took %s", took)
 	}
-	time.Sleep(5 * time.Second) // the first check has given up
+	time.Sleep(5 * time.Second) // the first check has timed out
 	probes := 0
 	for range 200 {
 		switch took := pull(); {
 		case took > 2*time.Second:
 			t.Errorf("a pull took %s", took)
-		case took > 0: // it was the one that let the breaker look whether upstream is back
+		case took > 0: // it probed whether upstream is back
 			probes++
 		}
 		time.Sleep(time.Second)
@@ -161,13 +159,13 @@ func testUnreachableUpstream(t *testing.T, s deadUpstream) {
 	}
 	start := time.Now()
 	if r := l.get("/v2/library/half/manifests/1"); r.status != 503 {
-		t.Errorf("an image without all its layers: %d", r.status)
+		t.Errorf("an image of which a layer is not cached: %d", r.status)
 	}
 	if r := l.get("/v2/library/unknown/manifests/1"); r.status != 502 && r.status != 504 && r.status != 429 {
 		t.Errorf("an unknown image: %d %s", r.status, r.body)
 	}
 	if r := l.get("/v2/library/half/blobs/" + string(half[1])); r.status != 429 {
-		t.Errorf("a layer that isn't here: %d %s", r.status, r.body)
+		t.Errorf("a layer that is not cached: %d %s", r.status, r.body)
 	}
 	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("three failures took %s", took)
@@ -178,7 +176,9 @@ func testUnreachableUpstream(t *testing.T, s deadUpstream) {
 	}
 }
 
-// A 429 is remembered here: nobody is asked again before its time.
+// TestRateLimitIsRespectedUntilItsEnd: after a 429 upstream is not asked for manifests
+// until Retry-After has passed, but blobs are still fetched, and a new credential is tried
+// at once.
 func TestRateLimitIsRespectedUntilItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -192,12 +192,12 @@ func TestRateLimitIsRespectedUntilItsEnd(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		if n := rule.Hits(); n != 1 {
-			t.Errorf("asked %d times", n)
+			t.Errorf("upstream was asked %d times", n)
 		}
-		// The pull limit stops manifests, not blobs.
+		// The limit is one of manifests, not of blobs.
 		other := l.hub.AddImage("coop/app", "2", hubtest.ImageSpec{Layers: hubtest.Layers(1, 5000)})
 		l.blob("coop/app", string(other.Manifests[0].Layers[0].Digest))
-		// It belongs to the credential: a new one is tried at once.
+		// The limit is the credential's.
 		rule.Remove()
 		l.newPAT("another")
 		if r := l.get("/v2/coop/app/manifests/2"); r.status != 200 {
@@ -206,7 +206,8 @@ func TestRateLimitIsRespectedUntilItsEnd(t *testing.T) {
 	})
 }
 
-// A Location that Go can't parse goes into log and answer, signature and all.
+// TestUnparsableLocationIsNotInAnswerOrLog: an error about a redirect to a URL that cannot
+// be parsed does not show the URL, whose signature is a secret.
 func TestUnparsableLocationIsNotInAnswerOrLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -228,6 +229,7 @@ func TestUnparsableLocationIsNotInAnswerOrLog(t *testing.T) {
 	})
 }
 
+// TestManyMissesAskForOneToken: many requests at once share one token request.
 func TestManyMissesAskForOneToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
@@ -247,7 +249,7 @@ func TestManyMissesAskForOneToken(t *testing.T) {
 	})
 }
 
-// countConnections counts the connections that are made to a server.
+// countConnections starts a server on loopback and counts the connections made to it.
 func countConnections(h http.Handler) (*httptest.Server, *atomic.Int32) {
 	n := new(atomic.Int32)
 	srv := httptest.NewUnstartedServer(h)
@@ -260,8 +262,9 @@ func countConnections(h http.Handler) (*httptest.Server, *atomic.Int32) {
 	return srv, n
 }
 
-// One blob after the other needs one connection to the registry and one to the CDN: to the
-// real ones each new one costs two round trips. The registry's redirects have bodies.
+// TestConnectionsAreReused: blobs that are fetched one after the other need one connection
+// to the registry, whose redirects have bodies, and one to the CDN. A new one to Docker Hub
+// costs two round trips.
 func TestConnectionsAreReused(t *testing.T) {
 	const blobs = 10
 	var ds []digest.Digest
@@ -277,7 +280,7 @@ func TestConnectionsAreReused(t *testing.T) {
 	cdn, atCDN := countConnections(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Write(bodies[strings.TrimPrefix(r.URL.Path, "/")])
 	}))
-	defer cdn.Close()
+	t.Cleanup(cdn.Close)
 	hub, atHub := countConnections(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, d, ok := strings.Cut(r.URL.Path, "/blobs/"); ok {
 			http.Redirect(w, r, cdn.URL+"/"+d, http.StatusTemporaryRedirect)
@@ -290,21 +293,10 @@ func TestConnectionsAreReused(t *testing.T) {
 			w.Write(manifest)
 		}
 	}))
-	defer hub.Close()
+	t.Cleanup(hub.Close)
 
-	log := slog.New(slog.DiscardHandler)
-	store, err := storage.Open(storage.Options{Dir: t.TempDir(), Budget: 1 << 30, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	up, _ := url.Parse(hub.URL)
-	r, err := registry.New(registry.Options{Store: store, Log: log, Upstreams: []registry.Upstream{{Options: upstream.Options{URL: up}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close(t.Context())
-	front := httptest.NewServer(r)
+	l := newLab(t, labOptions{upstream: hub.URL, anonymous: true})
+	front := httptest.NewServer(l.reg)
 	defer front.Close()
 	get := func(path string) []byte {
 		t.Helper()
