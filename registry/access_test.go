@@ -15,6 +15,7 @@ import (
 // TestPrivateRepositoryIsUnknown: a private repository that the private list does not name
 // is answered with 404, though the credential could read it.
 func TestPrivateRepositoryIsUnknown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for _, opaque := range []bool{false, true} {
 			l := newLab(t, labOptions{hub: hubtest.Options{OpaqueTokens: opaque}})
@@ -36,6 +37,7 @@ func TestPrivateRepositoryIsUnknown(t *testing.T) {
 // the tag and for the visibility at once. Nothing is stored before the repository is known
 // to be public, so a forged index that names the private manifest gets nothing.
 func TestNothingIsStoredBeforeVisibilityIsKnown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		secret := l.smallImage("corp/secret", "1")
@@ -63,6 +65,7 @@ func TestNothingIsStoredBeforeVisibilityIsKnown(t *testing.T) {
 // that merely names their digests: not before they are cached, not while they are
 // downloaded, and not afterwards.
 func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
 		secret := l.smallImage("corp/secret", "1")
@@ -119,6 +122,7 @@ func TestListedPrivateRepositoryIsServedAndDoesNotLeak(t *testing.T) {
 // TestListedPrivateRepositoryIsServedAndDoesNotLeak says of a restart also holds when the
 // index is lost and rebuilt from the files.
 func TestPrivateBlobStaysPrivateAfterIndexRebuild(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
 		secret := l.smallImage("corp/secret", "1")
@@ -155,6 +159,7 @@ func TestPrivateBlobStaysPrivateAfterIndexRebuild(t *testing.T) {
 // other than ENOENT (as EMFILE or EIO would; here ELOOP). Another repository still gets
 // 404.
 func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Private = []string{"corp/*"} }})
 		secret := l.smallImage("corp/secret", "1")
@@ -188,6 +193,7 @@ func TestPrivateBlobThatCannotBeOpenedStaysPrivate(t *testing.T) {
 // public repository is still found to be public, and manifests are asked for with the
 // credential.
 func TestVisibilityCheckNeedsNoAnonymousQuota(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		l.hub.SetUsed("", 1000)
@@ -208,6 +214,7 @@ func TestVisibilityCheckNeedsNoAnonymousQuota(t *testing.T) {
 // public, its image is refused. A visibility that was known stays in force while it is
 // renewed and while it cannot be renewed; a repository that became private is then refused.
 func TestImageOfUnknownVisibilityIsNotServed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("library/redis", "7")
@@ -239,6 +246,7 @@ func TestImageOfUnknownVisibilityIsNotServed(t *testing.T) {
 // TestVisibilityDatedInTheFutureIsRechecked: a visibility stored while the clock was wrong
 // does not last until that time comes.
 func TestVisibilityDatedInTheFutureIsRechecked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("corp/app", "1")
@@ -257,6 +265,7 @@ func TestVisibilityDatedInTheFutureIsRechecked(t *testing.T) {
 // deny is answered with 404, also for blobs that are cached for others, and upstream is not
 // asked.
 func TestDeniedRepositoryIsUnknownWithoutAskingUpstream(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.Allow, p.Deny = []string{"library/*"}, []string{"library/bad"} }})
 		base := hubtest.Layer{Size: 5000, Seed: 7}
@@ -280,6 +289,7 @@ func TestDeniedRepositoryIsUnknownWithoutAskingUpstream(t *testing.T) {
 // TestManifestRequestedUnderTheOldPolicyIsDeniedByTheNew: a manifest that was requested
 // before the policy was replaced is not kept in memory for requests that come after it.
 func TestManifestRequestedUnderTheOldPolicyIsDeniedByTheNew(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := l.smallImage("library/redis", "7")

@@ -19,6 +19,7 @@ import (
 // with the status and error code of the API. Credentials that a client sends are ignored
 // and not logged.
 func TestEveryRequestGetsTheRightCodeAndJSON(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("library/redis", "7")
@@ -77,6 +78,7 @@ func TestEveryRequestGetsTheRightCodeAndJSON(t *testing.T) {
 // TestHalfClosedClientGetsNoEmptySuccess: a client that closes its sending side after the
 // request gets no empty answer with status 200.
 func TestHalfClosedClientGetsNoEmptySuccess(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, labOptions{anonymous: true})
 	img := l.smallImage("library/redis", "7")
 	l.hub.Inject(hubtest.Match{Kind: "blobs"}, hubtest.Delay(time.Second))

@@ -19,6 +19,7 @@ import (
 // it or not, and fetches no byte of it. Neither does a GET whose If-None-Match names the
 // digest.
 func TestHeadDownloadsNothing(t *testing.T) {
+	t.Parallel()
 	for _, headOK := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			l := newLab(t, labOptions{hub: hubtest.Options{HeadBlobOK: headOK}})
@@ -60,6 +61,7 @@ func TestHeadDownloadsNothing(t *testing.T) {
 // TestHeadersComeBeforeTheLastByte: the headers of a blob that takes a minute come within a
 // second.
 func TestHeadersComeBeforeTheLastByte(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 5 << 18 / 60}})
 		d := l.addImage("library/app", "1", 5<<18)[0]
@@ -80,6 +82,7 @@ func TestHeadersComeBeforeTheLastByte(t *testing.T) {
 // TestStalledSmallBlobIsAnsweredInTime: a small blob whose body stalls upstream is answered
 // within the 30 s that containerd waits for headers.
 func TestStalledSmallBlobIsAnsweredInTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := l.smallImage("library/redis", "7")
@@ -103,6 +106,7 @@ func TestStalledSmallBlobIsAnsweredInTime(t *testing.T) {
 // TestBudgetHoldsAndLeastRecentlyUsedIsEvicted: 16 clients together pull ten times the
 // budget, and the store never exceeds it. What was used least recently is evicted first.
 func TestBudgetHoldsAndLeastRecentlyUsedIsEvicted(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const budget = 4 * mib
 		l := newLab(t, labOptions{budget: budget})
@@ -148,6 +152,7 @@ func TestBudgetHoldsAndLeastRecentlyUsedIsEvicted(t *testing.T) {
 // TestHeadOfATagKeepsItsLayersCached: a client that has the image asks only HEAD for its
 // tag. That counts as a use of the layers, so they are not evicted.
 func TestHeadOfATagKeepsItsLayersCached(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: 2 * mib})
 		base := l.hub.AddImage("library/base", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 300<<10), Index: true})
@@ -172,6 +177,7 @@ func TestHeadOfATagKeepsItsLayersCached(t *testing.T) {
 // TestSharedBaseLayerIsFetchedOnce: a layer that is cached for one public image is not
 // requested for another.
 func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		base := hubtest.Layer{Size: 2 * mib, Seed: 7}
@@ -192,6 +198,7 @@ func TestSharedBaseLayerIsFetchedOnce(t *testing.T) {
 // evicted, and the file of the shared layer is lost. The other image can still be pulled,
 // and is cached afterwards.
 func TestSharedLayerSurvivesEvictionOfOneImage(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, budget: 10 << 20})
 		a := l.addImage("library/a", "1", 5<<18, 3<<20)

@@ -131,6 +131,7 @@ func blobFaults() []blobFault {
 // right bytes, an error in time, or a broken connection. The store stays consistent, and
 // the blob is cached once the fault is over.
 func TestBlobFaultsNeverBecomeWrongBytes(t *testing.T) {
+	t.Parallel()
 	for _, row := range blobFaults() {
 		for _, how := range fetchModes {
 			for _, often := range []string{"once", "always"} {

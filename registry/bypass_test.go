@@ -21,6 +21,7 @@ import (
 // TestBlobLargerThanTheBudgetIsDelivered: a blob that can never fit is passed through.
 // Nothing is evicted for it, and it is downloaded once.
 func TestBlobLargerThanTheBudgetIsDelivered(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: 4 * mib})
 		_, kept := l.oneLayerImage(2 * mib)
@@ -47,6 +48,7 @@ func TestBlobLargerThanTheBudgetIsDelivered(t *testing.T) {
 // not to fit while it is downloaded. Its client gets all of it, and nothing stays in the
 // store.
 func TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 << 20})
 		d := l.addImage("library/app", "1", 5<<21)[0]
@@ -66,6 +68,7 @@ func TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered(t *testing.T) {
 // TestBypassHoldsTheLastByteUntilVerified: a blob with a wrong byte that is passed through
 // ends with an error before its last byte, as a cached one does.
 func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: mib})
 		_, d := l.oneLayerImage(3 * mib)
@@ -80,6 +83,7 @@ func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {
 // TestPausingBypassClientNeedsOneDownload: a client that pauses between reads gets all of a
 // blob that is passed through, and its download is not begun again.
 func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, budget: 4 * mib})
 		_, d := l.oneLayerImage(8 * mib)
@@ -107,6 +111,7 @@ func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
 // default, cannot tell the end of a body of unknown length from a broken one, so wrong
 // bytes must not end like a success.
 func TestHTTP10ClientGetsNoWrongBytesOfUnknownLength(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, labOptions{anonymous: true})
 	d := l.hub.AddBlob("library/x", "application/octet-stream", bytes.Repeat([]byte("0123456789abcdef"), mib/2)).Digest
 	l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked(), hubtest.FlipByte(5*mib))

@@ -48,6 +48,7 @@ func flipByteOnDisk(path string) error {
 // TestChangedBlobFileIsAMiss: a cached blob whose file was changed is downloaded once more.
 // Clients see no error and no wrong or missing byte.
 func TestChangedBlobFileIsAMiss(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(string) error{
 		"deleted":   os.Remove,
 		"truncated": func(path string) error { return os.Truncate(path, 1000) },
@@ -96,6 +97,7 @@ func TestChangedBlobFileIsAMiss(t *testing.T) {
 // TestBlobTruncatedWhileSentIsCompletedFromUpstream: a client in the middle of a blob whose
 // file is truncated gets the rest from upstream.
 func TestBlobTruncatedWhileSentIsCompletedFromUpstream(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.addImage("library/app", "1", 17<<19)[0]
@@ -125,6 +127,7 @@ func TestBlobTruncatedWhileSentIsCompletedFromUpstream(t *testing.T) {
 // time. When a client asks for the same whole blob twice within a minute, the blob is
 // hashed, and the third answer is right. A manifest is hashed every time it is read.
 func TestBitRotIsFoundOnRepeatedRequests(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.addImage("library/app", "1", 5<<18)[0]
@@ -166,6 +169,7 @@ func TestBitRotIsFoundOnRepeatedRequests(t *testing.T) {
 // TestOccasionalRequestsCauseNoRehash: a blob that is requested every two minutes is not
 // hashed again.
 func TestOccasionalRequestsCauseNoRehash(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}})
 		d := l.addImage("library/app", "1", 5<<18)[0]
@@ -186,6 +190,7 @@ func TestOccasionalRequestsCauseNoRehash(t *testing.T) {
 // TestRebuiltIndexServesWithoutUpstream: after the index is lost, everything that was
 // cached is served from the files, with upstream unreachable.
 func TestRebuiltIndexServesWithoutUpstream(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(3, 2*mib), Index: true})

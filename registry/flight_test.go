@@ -26,6 +26,7 @@ import (
 // join at the start and half way. Each gets its first byte at once and all bytes in the
 // end, and upstream sends each byte once.
 func TestReadersThatJoinAndLeaveShareOneDownload(t *testing.T) {
+	t.Parallel()
 	for _, ranges := range []int{1, 6} {
 		t.Run(fmt.Sprint(ranges, " ranges"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -93,6 +94,7 @@ func TestReadersThatJoinAndLeaveShareOneDownload(t *testing.T) {
 // TestStampedeIsOneDownload: however many clients come at once, upstream sends every byte
 // of the image once, in ranges that don't overlap.
 func TestStampedeIsOneDownload(t *testing.T) {
+	t.Parallel()
 	l := newRealTimeLab(t, slog.New(slog.DiscardHandler))
 	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(2, 9<<20)})
 	var clients sync.WaitGroup
@@ -142,6 +144,7 @@ func TestStampedeIsOneDownload(t *testing.T) {
 // TestClientsOverTCPFollowAGrowingBlob: clients on real sockets that ask for all or part of
 // a blob while it is downloaded get all their bytes, and it is downloaded once.
 func TestClientsOverTCPFollowAGrowingBlob(t *testing.T) {
+	t.Parallel()
 	l := newRealTimeLab(t, slog.New(slog.DiscardHandler))
 	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 24<<20)})
 	layer := img.Manifests[0].Layers[0]
@@ -185,6 +188,7 @@ func TestClientsOverTCPFollowAGrowingBlob(t *testing.T) {
 // TestDownloadGoesOnAfterItsOnlyClientLeaves: when the only client leaves, the download
 // goes on, and the next client gets the blob without a second one.
 func TestDownloadGoesOnAfterItsOnlyClientLeaves(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
 		const size = 32 * mib
@@ -209,6 +213,7 @@ func TestDownloadGoesOnAfterItsOnlyClientLeaves(t *testing.T) {
 // download without a client is cancelled. A client that asks for it while the cancelling
 // takes its time gets it.
 func TestClientThatJoinsACancelledDownloadIsServed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 50_000}, policy: func(p *registry.Policy) { p.Limits.Orphans = 1 }})
 		img := l.hub.AddImage("library/two", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2*mib)})
@@ -254,6 +259,7 @@ func (b bodySlowToCancel) Read(p []byte) (int, error) {
 // repository that does not have it. Clients that ask meanwhile under the repository that
 // has it get it.
 func TestBlobIsServedDespiteAFailureUnderAnotherRepository(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 100 * time.Millisecond}})
 		d := l.addImage("library/app", "1", 5<<18)[0]
@@ -280,6 +286,7 @@ func TestBlobIsServedDespiteAFailureUnderAnotherRepository(t *testing.T) {
 // TestLastByteIsSentWhenTheBlobIsComplete: with every slot taken, no client waits longer
 // than a second for its last byte once that has come from upstream.
 func TestLastByteIsSentWhenTheBlobIsComplete(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 5e6, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 8 }})
@@ -316,6 +323,7 @@ func TestLastByteIsSentWhenTheBlobIsComplete(t *testing.T) {
 // TestBytesOfASlowConnectionAreSentAsTheyArrive: a steady connection that is slower than
 // the disk and the client: the client gets each piece when it comes.
 func TestBytesOfASlowConnectionAreSentAsTheyArrive(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		d := l.zeroImage("library/a", 6*mib)
@@ -343,6 +351,7 @@ func TestBytesOfASlowConnectionAreSentAsTheyArrive(t *testing.T) {
 // TestNothingIsRequestedOrWrittenAfterClose: a request that is running when the server
 // stops causes no upstream request and writes nothing after Close.
 func TestNothingIsRequestedOrWrittenAfterClose(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		l.pull(l.smallImage("library/redis", "7"))

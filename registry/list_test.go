@@ -20,6 +20,7 @@ import (
 // for the TTL, and are served stale while upstream fails. Unknown referrers are an empty
 // index.
 func TestListsArePassedThroughAndCached(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		for _, tag := range []string{"1", "2", "3"} {

@@ -19,6 +19,7 @@ import (
 // TestColdPullAsksOnceAndWarmPullNever: a pull of an uncached image makes one HEAD for the
 // tag and one GET for each manifest and blob. The next pull asks nothing.
 func TestColdPullAsksOnceAndWarmPullNever(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(4, 3<<20), Index: true, Attestations: true})
@@ -40,6 +41,7 @@ func TestColdPullAsksOnceAndWarmPullNever(t *testing.T) {
 
 // TestWarmPullByTagIsLocal: inside the TTL a pull by tag asks upstream for nothing.
 func TestWarmPullByTagIsLocal(t *testing.T) {
+	t.Parallel()
 	l := newRealTimeLab(t, slog.New(slog.DiscardHandler))
 	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Index: true, Layers: hubtest.Layers(3, 5<<20)})
 	if err := l.servePull(img); err != nil {
@@ -58,6 +60,7 @@ func TestWarmPullByTagIsLocal(t *testing.T) {
 
 // TestSHA512ImageIsCached: an image with sha512 digests is cached like any other.
 func TestSHA512ImageIsCached(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.hub.AddImage("library/redis", "512", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2*mib), Algorithm: digest.SHA512})
@@ -73,6 +76,7 @@ func TestSHA512ImageIsCached(t *testing.T) {
 // TestManifestBytesAreUpstreams: a manifest is answered with the bytes, the media type and
 // the digest that upstream gave it, whatever they are, and is never compressed.
 func TestManifestBytesAreUpstreams(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Gzip: true}})
 		odd := []byte("{ \"schemaVersion\": 2,\n\t\"odd\" :\"white space\"}\n\n")
@@ -111,6 +115,7 @@ func TestManifestBytesAreUpstreams(t *testing.T) {
 // TestDigestIsServedAfterAShortOutage: upstream is silent for some seconds. An hour later
 // an incomplete image is served by digest again.
 func TestDigestIsServedAfterAShortOutage(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("library/half", "1")
@@ -136,6 +141,7 @@ func TestDigestIsServedAfterAShortOutage(t *testing.T) {
 // TestDigestIsServedAfterTheCredentialIsReplaced: upstream refuses the credential until it
 // is replaced. An hour later an incomplete image is served by digest again.
 func TestDigestIsServedAfterTheCredentialIsReplaced(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("library/half", "1")
@@ -162,6 +168,7 @@ func TestDigestIsServedAfterTheCredentialIsReplaced(t *testing.T) {
 // TestIncompleteImageIsNotOfferedWhileUpstreamIsDown: Podman does not leave a mirror that
 // has given it a manifest, so it gets no manifest whose layers cannot be fetched.
 func TestIncompleteImageIsNotOfferedWhileUpstreamIsDown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img, whole := l.smallImage("library/half", "1"), l.smallImage("library/whole", "1")
@@ -188,6 +195,7 @@ func TestIncompleteImageIsNotOfferedWhileUpstreamIsDown(t *testing.T) {
 // TestManifestFoundOnDiskCostsNoQuota: a crash loses the record of a manifest but not its
 // file. The file is used, and the manifest is not fetched again.
 func TestManifestFoundOnDiskCostsNoQuota(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := l.smallImage("library/redis", "7")

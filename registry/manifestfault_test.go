@@ -79,6 +79,7 @@ func manifestFaults() []manifestFault {
 // answered within 2 s and an uncached one within 5 s, and both are served again after the
 // fault.
 func TestManifestFaultsAreAnsweredInTime(t *testing.T) {
+	t.Parallel()
 	for _, row := range manifestFaults() {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -155,6 +156,7 @@ func testManifestFault(t *testing.T, row manifestFault) {
 // TestTokenRevokedDuringAPullIsReplaced: when a token is revoked, one new token is asked
 // for, the request is repeated, and the client notices nothing.
 func TestTokenRevokedDuringAPullIsReplaced(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 20}})
 		layers := l.addImage("library/app", "1", 5<<18, 17<<19)
@@ -174,6 +176,7 @@ func TestTokenRevokedDuringAPullIsReplaced(t *testing.T) {
 // TestPullOutlivesItsTokens: a pull of 30 s goes on although tokens are valid for 5 s and
 // signed URLs for 1 s.
 func TestPullOutlivesItsTokens(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 1 << 18, TokenLifetime: 5 * time.Second, URLLifetime: time.Second}})
 		layers := l.addImage("library/app", "1", 5<<18, 17<<19, 5<<18)

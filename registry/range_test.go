@@ -16,6 +16,7 @@ import (
 // TestRangesAreAlikeOnMissSharedHitAndBypass: a Range is answered in the same way however
 // the blob comes, and costs no byte twice.
 func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
+	t.Parallel()
 	const size = 3 * mib / 2
 	type want struct {
 		status       int
@@ -90,6 +91,7 @@ func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
 // open-ended ranges, each of which it closes early. Upstream sends each byte once, and no
 // request counts as an error.
 func TestOpenRangesClosedEarlyShareOneDownload(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
 		const size, part = 16 * mib, 2 * mib
@@ -124,6 +126,7 @@ func TestOpenRangesClosedEarlyShareOneDownload(t *testing.T) {
 // TestRangeOfABlobOfUnknownLengthIsAnswered: neither a manifest nor the CDN says how long
 // the blob is. The range is sent once the whole blob has come.
 func TestRangeOfABlobOfUnknownLengthIsAnswered(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		b := bytes.Repeat([]byte("0123456789abcdef"), 3<<20/16)
@@ -140,6 +143,7 @@ func TestRangeOfABlobOfUnknownLengthIsAnswered(t *testing.T) {
 // tells the sizes of its layers, so that a range of a layer that comes without a length is
 // answered as a range.
 func TestUncachedManifestStillGivesLayerSizes(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true}, budget: 100})
 		d := l.addImage("library/app", "1", 5<<18)[0]

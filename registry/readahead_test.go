@@ -20,6 +20,7 @@ import (
 // read-ahead. The first layer does: the other layers of the same platform are fetched, and
 // no blob is fetched twice.
 func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.ReadAhead = true }})
 		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(6, 2*mib), Platforms: []string{"linux/amd64", "linux/arm64"}})
@@ -61,6 +62,7 @@ func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
 
 // TestNothingIsReadAheadWhenItIsOff: a layer causes one download, its own.
 func TestNothingIsReadAheadWhenItIsOff(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(6, 2*mib)})
@@ -77,6 +79,7 @@ func TestNothingIsReadAheadWhenItIsOff(t *testing.T) {
 // downloads without a reader than limits.orphans, and the clients still get the layers they
 // ask for.
 func TestReadAheadStaysWithinLimits(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, policy: func(p *registry.Policy) { p.ReadAhead = true }, hub: hubtest.Options{Bandwidth: 40_000}})
 		var first []digest.Digest
@@ -130,6 +133,7 @@ func TestReadAheadStaysWithinLimits(t *testing.T) {
 // TestReadAheadDoesNotEvictWhatItFetched: an image larger than the budget costs no more
 // downloads with read-ahead than without.
 func TestReadAheadDoesNotEvictWhatItFetched(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for _, on := range []bool{false, true} {
 			l := newLab(t, labOptions{anonymous: true, budget: 10 * mib, policy: func(p *registry.Policy) { p.ReadAhead = on }})
@@ -152,6 +156,7 @@ func TestReadAheadDoesNotEvictWhatItFetched(t *testing.T) {
 // common. The other layers of each are read ahead under its own repository, whichever
 // manifest was served last.
 func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Latency: 20 * time.Millisecond}, policy: func(p *registry.Policy) { p.ReadAhead = true }})
 		one := l.addImage("library/one", "1", 1000, 5<<18)
@@ -178,6 +183,7 @@ func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
 // TestReadAheadLeavesSlotsForClients: a layer that a client asks for is served, however few
 // the slots are and however slow the CDN is.
 func TestReadAheadLeavesSlotsForClients(t *testing.T) {
+	t.Parallel()
 	for _, slots := range []int{2, 4} {
 		t.Run(fmt.Sprint(slots), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 // TestBrokenDownloadIsResumed: the client of a body that breaks off upstream gets all bytes
 // and notices nothing.
 func TestBrokenDownloadIsResumed(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]hubtest.Fault{
 		"cut": hubtest.CutAfter(mib), "reset": hubtest.ResetAfter(mib), "stall": hubtest.StallAfter(mib), "expired": hubtest.ExpiredURL(),
 	} {
@@ -45,6 +46,7 @@ func TestBrokenDownloadIsResumed(t *testing.T) {
 // TestUnfinishedDownloadSurvivesRestart: what has arrived before a restart is not fetched
 // again.
 func TestUnfinishedDownloadSurvivesRestart(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 1e6}})
 		const size = 6 * mib
@@ -70,6 +72,7 @@ func TestUnfinishedDownloadSurvivesRestart(t *testing.T) {
 // TestResumeWithOneRangeNeedsFewRequests: with one connection for each blob, the rest of a
 // partial download is fetched in a few requests, not in many small ones.
 func TestResumeWithOneRangeNeedsFewRequests(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const size = 256 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 50e6, Latency: 30 * time.Millisecond},
@@ -96,6 +99,7 @@ func TestResumeWithOneRangeNeedsFewRequests(t *testing.T) {
 // client's body ends without an error, nothing is cached, the mismatch is counted, and the
 // next download is right.
 func TestWrongBytesAreNeverASuccess(t *testing.T) {
+	t.Parallel()
 	for _, how := range fetchModes {
 		t.Run(how.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -135,6 +139,7 @@ func TestWrongBytesAreNeverASuccess(t *testing.T) {
 // whole blob, whose bytes are wrong where other ranges have been written and hashed. Nobody
 // gets wrong bytes, and none are cached.
 func TestWholeBodyInPlaceOfARangeIsVerified(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		_, d := l.oneLayerImage(24 * mib)

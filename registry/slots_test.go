@@ -18,6 +18,7 @@ import (
 // TestFreedSlotsGoToRunningDownloads: downloads that begin when all slots are taken get
 // more of them as soon as slots become free, and use what the slots can bring.
 func TestFreedSlotsGoToRunningDownloads(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const slots, rate, size = 8, 20e6, 24 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
@@ -50,6 +51,7 @@ func TestFreedSlotsGoToRunningDownloads(t *testing.T) {
 // TestFastConnectionStaysTheOnlyOne: if one connection is as fast as the machine can take,
 // no second one is opened: the bytes come in order, and no time passes between two ranges.
 func TestFastConnectionStaysTheOnlyOne(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 256 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond}})
@@ -73,6 +75,7 @@ func TestFastConnectionStaysTheOnlyOne(t *testing.T) {
 // TestConnectionThatSlowsDownGetsHelp: other connections are opened when the only one, fast
 // at first, slows down.
 func TestConnectionThatSlowsDownGetsHelp(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const size = 512 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 800e6, Latency: 30 * time.Millisecond}})
@@ -94,6 +97,7 @@ func TestConnectionThatSlowsDownGetsHelp(t *testing.T) {
 
 // TestNoRangeRequestIsTiny: no request fetches only the small rest of a division.
 func TestNoRangeRequestIsTiny(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int64{8 * mib, 8*mib + 1, 24*mib - 1, 24*mib + 5, 64 * mib, 64*mib + 4} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -118,6 +122,7 @@ func TestNoRangeRequestIsTiny(t *testing.T) {
 // TestCompleteBlobWaitsForNoSlot: a blob whose bytes have all come is complete for its
 // client at once, whatever other download holds the slots that it was waiting for.
 func TestCompleteBlobWaitsForNoSlot(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 20e6
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
@@ -135,6 +140,7 @@ func TestCompleteBlobWaitsForNoSlot(t *testing.T) {
 // until another connection of the same download has one, so a slow download cannot stop a
 // fast one.
 func TestOnlyConnectionOfABlobKeepsItsSlot(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 512 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
@@ -155,6 +161,7 @@ func TestOnlyConnectionOfABlobKeepsItsSlot(t *testing.T) {
 // for a slot, because it has no reader, does not count as failed: a client that comes later
 // gets the blob.
 func TestDownloadCancelledWithoutASlotStartsAgain(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const rate, size = 800e6, 512 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},

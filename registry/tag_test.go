@@ -14,6 +14,7 @@ import (
 // TestTagIsNotRecheckedInsideTheTTL: a hundred pulls by tag inside the TTL ask upstream for
 // nothing.
 func TestTagIsNotRecheckedInsideTheTTL(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("library/redis", "7")
@@ -34,6 +35,7 @@ func TestTagIsNotRecheckedInsideTheTTL(t *testing.T) {
 // TestUnofficialTagIsRecheckedEveryTime: without a TTL of its own, a tag outside library/
 // is checked by one HEAD at every pull.
 func TestUnofficialTagIsRecheckedEveryTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("coop/app", "1")
@@ -52,6 +54,7 @@ func TestUnofficialTagIsRecheckedEveryTime(t *testing.T) {
 // before. After it the tag is answered with the new manifest, or with 404 when upstream has
 // deleted it; a tag that is pushed again is seen after negative_ttl.
 func TestMovedAndDeletedTagsAreSeenAfterTheTTL(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		old := l.smallImage("library/redis", "7")
@@ -88,6 +91,7 @@ func TestMovedAndDeletedTagsAreSeenAfterTheTTL(t *testing.T) {
 // TestDeletedTagIsServedStaleWithKeepGone: with tags.on_gone set to keep, a tag that
 // upstream has deleted is served, and marked as stale.
 func TestDeletedTagIsServedStaleWithKeepGone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.KeepGone = true }})
 		img := l.smallImage("library/redis", "7")
@@ -103,6 +107,7 @@ func TestDeletedTagIsServedStaleWithKeepGone(t *testing.T) {
 // TestSlowUpstreamDelaysACachedTagOnlyOnce: while upstream is slow, the first request for a
 // cached tag waits 1.5 s and the next not at all. The check goes on and moves the tag.
 func TestSlowUpstreamDelaysACachedTagOnlyOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		old := l.smallImage("coop/app", "1")
@@ -130,6 +135,7 @@ func TestSlowUpstreamDelaysACachedTagOnlyOnce(t *testing.T) {
 // TestStaleTagIsNotServedAfterMaxStale: a cached tag is served while upstream fails, but
 // not longer than max_stale after its last check.
 func TestStaleTagIsNotServedAfterMaxStale(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.MaxStale = time.Hour }})
 		img := l.smallImage("library/redis", "7")
@@ -149,6 +155,7 @@ func TestStaleTagIsNotServedAfterMaxStale(t *testing.T) {
 // TestColdTagIsAnsweredWithinFiveSeconds: an uncached tag is answered in time although
 // upstream is slow at each step.
 func TestColdTagIsAnsweredWithinFiveSeconds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
 		img := l.smallImage("library/redis", "7")
@@ -167,6 +174,7 @@ func TestColdTagIsAnsweredWithinFiveSeconds(t *testing.T) {
 
 // TestTagRulesSetTheTTL: the first rule that matches a tag sets its TTL.
 func TestTagRulesSetTheTTL(t *testing.T) {
+	t.Parallel()
 	day, no := 24*time.Hour, time.Duration(0)
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) {
@@ -188,6 +196,7 @@ func TestTagRulesSetTheTTL(t *testing.T) {
 // TestUsedTagIsRefreshedBeforeItsTTLEnds: a tag in use whose rule says refresh is checked
 // in the background before its TTL ends, and no client waits for it.
 func TestUsedTagIsRefreshedBeforeItsTTLEnds(t *testing.T) {
+	t.Parallel()
 	ttl := 10 * time.Minute
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{policy: func(p *registry.Policy) {

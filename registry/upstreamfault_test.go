@@ -24,6 +24,7 @@ import (
 // stale within 2 s, and an uncached tag is refused within 5 s with the status that says
 // why.
 func TestFailingUpstreamLeavesCachedTagsServed(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		fault  hubtest.Fault
 		face   hubtest.Face
@@ -108,6 +109,7 @@ func (s deadUpstream) RoundTrip(req *http.Request) (*http.Response, error) {
 // except for a few that probe whether upstream is back. An image whose layers are not all
 // cached is refused.
 func TestUnreachableUpstreamDoesNotDelayCachedPulls(t *testing.T) {
+	t.Parallel()
 	for _, s := range []deadUpstream{{true}, {false}} {
 		t.Run(fmt.Sprintf("resolves=%v", s.resolves), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { testUnreachableUpstream(t, s) })
@@ -180,6 +182,7 @@ func testUnreachableUpstream(t *testing.T, s deadUpstream) {
 // until Retry-After has passed, but blobs are still fetched, and a new credential is tried
 // at once.
 func TestRateLimitIsRespectedUntilItsEnd(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.smallImage("coop/app", "1")
@@ -209,6 +212,7 @@ func TestRateLimitIsRespectedUntilItsEnd(t *testing.T) {
 // TestUnparsableLocationIsNotInAnswerOrLog: an error about a redirect to a URL that cannot
 // be parsed does not show the URL, whose signature is a secret.
 func TestUnparsableLocationIsNotInAnswerOrLog(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
@@ -231,6 +235,7 @@ func TestUnparsableLocationIsNotInAnswerOrLog(t *testing.T) {
 
 // TestManyMissesAskForOneToken: many requests at once share one token request.
 func TestManyMissesAskForOneToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		img := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(200, 4096)})
@@ -266,6 +271,7 @@ func countConnections(h http.Handler) (*httptest.Server, *atomic.Int32) {
 // to the registry, whose redirects have bodies, and one to the CDN. A new one to Docker Hub
 // costs two round trips.
 func TestConnectionsAreReused(t *testing.T) {
+	t.Parallel()
 	const blobs = 10
 	var ds []digest.Digest
 	bodies := map[string][]byte{}
