@@ -23,7 +23,7 @@ func TestHeadDownloadsNothing(t *testing.T) {
 	for _, headOK := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			l := newLab(t, labOptions{hub: hubtest.Options{HeadBlobOK: headOK}})
-			_, d := l.oneLayerImage(3 * mib)
+			d := l.oneLayerImage(3 * mib)
 			unnamed := l.hub.AddBlobAt("library/one", "", digest.FromBytes([]byte("blob")), bytes.NewReader([]byte("blob")), 4)
 			for blob, size := range map[digest.Digest]string{d: fmt.Sprint(3 * mib), unnamed.Digest: "4"} {
 				r := l.do("HEAD", blobPath("library/one", blob))

@@ -24,7 +24,7 @@ func TestBlobLargerThanTheBudgetIsDelivered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: 4 * mib})
-		_, kept := l.oneLayerImage(2 * mib)
+		kept := l.oneLayerImage(2 * mib)
 		l.blob("library/one", string(kept))
 		big := l.hub.AddImage("library/big", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 20*mib)})
 		r := l.blob("library/big", string(big.Manifests[0].Layers[0].Digest))
@@ -71,7 +71,7 @@ func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: mib})
-		_, d := l.oneLayerImage(3 * mib)
+		d := l.oneLayerImage(3 * mib)
 		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.FlipByte(1000))
 		if r := l.get(blobPath("library/one", d)); r.err == nil || len(r.body) >= 3*mib {
 			t.Errorf("%d bytes, some of them wrong, and the error %v", len(r.body), r.err)
@@ -86,7 +86,7 @@ func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, budget: 4 * mib})
-		_, d := l.oneLayerImage(8 * mib)
+		d := l.oneLayerImage(8 * mib)
 		resp, err := l.ask(context.Background(), "GET", blobPath("library/one", d))
 		if err != nil {
 			t.Fatal(err)

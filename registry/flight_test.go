@@ -33,7 +33,7 @@ func TestReadersThatJoinAndLeaveShareOneDownload(t *testing.T) {
 				l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6, Latency: 30 * time.Millisecond},
 					policy: func(p *registry.Policy) { p.Limits.Ranges = ranges }})
 				const size = 24 * mib
-				_, d := l.oneLayerImage(size)
+				d := l.oneLayerImage(size)
 				path := blobPath("library/one", d)
 				var wg sync.WaitGroup
 				ctx, leave := context.WithCancel(context.Background())
@@ -192,7 +192,7 @@ func TestDownloadGoesOnAfterItsOnlyClientLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
 		const size = 32 * mib
-		_, d := l.oneLayerImage(size)
+		d := l.oneLayerImage(size)
 		ctx, cancel := context.WithCancel(context.Background())
 		resp, err := l.ask(ctx, "GET", blobPath("library/one", d))
 		if err != nil {
@@ -292,9 +292,9 @@ func TestLastByteIsSentWhenTheBlobIsComplete(t *testing.T) {
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 8 }})
 		var ds []digest.Digest
 		for i := range 8 { // as many as there are slots
-			size := 64*mib + int64(i)
+			size := 32*mib + int64(i)
 			if i == 0 {
-				size = 16 * mib
+				size = 8 * mib
 			}
 			ds = append(ds, l.zeroImage(fmt.Sprintf("library/app%d", i), size))
 		}

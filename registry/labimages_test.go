@@ -36,19 +36,20 @@ func (l *lab) smallImage(repository, tag string) *hubtest.Image {
 
 // oneLayerImage adds an image with one layer of size bytes, and lets the registry fetch its
 // manifest.
-func (l *lab) oneLayerImage(size int64) (img *hubtest.Image, layer digest.Digest) {
-	img = l.hub.AddImage("library/one", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, size)})
-	if r := l.get(manifestPath(img)); r.status != 200 {
+func (l *lab) oneLayerImage(size int64) (layer digest.Digest) {
+	l.t.Helper()
+	layer = l.addImage("library/one", "1", size)[0]
+	if r := l.get("/v2/library/one/manifests/1"); r.status != 200 {
 		l.t.Fatal(r.status)
 	}
 	l.hub.ResetLedger()
-	return img, img.Manifests[0].Layers[0].Digest
+	return layer
 }
 
-// noise is what the layers of addImage are cut from. The synthetic layers of hubtest are
+// noise is what the layers of addImage are cut from: they have at most this length. The synthetic layers of hubtest are
 // slow to make under the race detector.
 var noise = sync.OnceValue(func() []byte {
-	b := make([]byte, 10<<20)
+	b := make([]byte, 33*mib)
 	rand.NewChaCha8([32]byte{}).Read(b)
 	return b
 })

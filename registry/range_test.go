@@ -46,7 +46,7 @@ func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
 						o.budget = mib
 					}
 					l := newLab(t, o)
-					_, d := l.oneLayerImage(size)
+					d := l.oneLayerImage(size)
 					path := blobPath("library/one", d)
 					switch when {
 					case "shared":
@@ -95,7 +95,7 @@ func TestOpenRangesClosedEarlyShareOneDownload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
 		const size, part = 16 * mib, 2 * mib
-		_, d := l.oneLayerImage(size)
+		d := l.oneLayerImage(size)
 		var wg sync.WaitGroup
 		for i := range int64(size / part) {
 			wg.Go(func() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -86,16 +87,13 @@ func TestReadAheadStaysWithinLimits(t *testing.T) {
 		var names []string
 		for n := range 5 {
 			name := fmt.Sprintf("library/image%d", n)
-			var layers []hubtest.Layer
-			for range 9 {
-				layers = append(layers, hubtest.Layers(1, 2*mib)...)
+			// Each image has layers of another size, so that they share none.
+			layers := l.addImage(name, "1", slices.Repeat([]int64{5*mib/4 + int64(n)}, 9)...)
+			if len(layers) != 9 {
+				t.Fatal(len(layers))
 			}
-			img := l.hub.AddImage(name, "1", hubtest.ImageSpec{Layers: layers})
-			if len(img.Manifests[0].Layers) != 9 {
-				t.Fatal(len(img.Manifests[0].Layers))
-			}
-			l.get(manifestPath(img))
-			first = append(first, img.Manifests[0].Layers[0].Digest)
+			l.get("/v2/" + name + "/manifests/1")
+			first = append(first, layers[0])
 			names = append(names, name)
 		}
 		status := make(chan string, 10)

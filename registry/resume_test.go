@@ -26,7 +26,7 @@ func TestBrokenDownloadIsResumed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLab(t, labOptions{})
-				_, d := l.oneLayerImage(3 * mib)
+				d := l.oneLayerImage(3 * mib)
 				l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, fault)
 				start := time.Now()
 				l.blob("library/one", string(d))
@@ -50,7 +50,7 @@ func TestUnfinishedDownloadSurvivesRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 1e6}})
 		const size = 6 * mib
-		_, d := l.oneLayerImage(size)
+		d := l.oneLayerImage(size)
 		ctx, cancel := context.WithCancel(context.Background())
 		resp, err := l.ask(ctx, "GET", blobPath("library/one", d))
 		if err != nil {
@@ -142,7 +142,7 @@ func TestWholeBodyInPlaceOfARangeIsVerified(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true})
-		_, d := l.oneLayerImage(24 * mib)
+		d := l.oneLayerImage(24 * mib)
 		var answered atomic.Bool
 		l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 			rng := req.Header.Get("Range")

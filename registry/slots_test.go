@@ -127,7 +127,7 @@ func TestCompleteBlobWaitsForNoSlot(t *testing.T) {
 		const rate = 20e6
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 1 }})
-		first, second := l.zeroImage("library/a", 48*mib), l.zeroImage("library/b", 400*mib)
+		first, second := l.zeroImage("library/a", 48*mib), l.zeroImage("library/b", 160*mib)
 		took := l.timeWithLaterBlob("library/a", first, time.Second, "library/b", second)
 		if ideal := time.Duration(48 * mib / rate * float64(time.Second)); took > ideal+2*time.Second {
 			t.Errorf("%s for what takes %s", took, ideal)
@@ -142,7 +142,7 @@ func TestCompleteBlobWaitsForNoSlot(t *testing.T) {
 func TestOnlyConnectionOfABlobKeepsItsSlot(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const rate, size = 800e6, 512 * mib
+		const rate, size = 800e6, 256 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 1 }})
 		second := l.zeroImage("library/b", 7*mib)
