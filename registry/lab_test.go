@@ -53,6 +53,7 @@ type labOptions struct {
 	budget    int64           // 0: 1 GiB
 	policy    func(*registry.Policy)
 	logger    *slog.Logger // nil: everything is logged to lab.log
+	intercept interceptor  // nil: requests go to the Hub unchanged
 }
 
 // The account with which the registry of a lab logs in.
@@ -79,6 +80,7 @@ func newLab(t testing.TB, o labOptions) *lab {
 		}
 		l.cred = auth.NewFile(username, path)
 	}
+	l.putBetween(o.intercept)
 	l.start()
 	t.Cleanup(func() {
 		l.stop()
@@ -245,12 +247,21 @@ type roundTripFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+// interceptor answers a request of the registry in place of the Hub, which is next.
+type interceptor func(req *http.Request, next http.RoundTripper) (*http.Response, error)
+
 // intercept starts the registry again with f between it and the Hub.
-func (l *lab) intercept(f func(req *http.Request, next http.RoundTripper) (*http.Response, error)) {
+func (l *lab) intercept(f interceptor) {
 	l.stop()
-	next := l.hub.Transport()
-	l.transport = roundTripFunc(func(r *http.Request) (*http.Response, error) { return f(r, next) })
+	l.putBetween(f)
 	l.start()
+}
+
+func (l *lab) putBetween(f interceptor) {
+	if f != nil {
+		next := l.hub.Transport()
+		l.transport = roundTripFunc(func(r *http.Request) (*http.Response, error) { return f(r, next) })
+	}
 }
 
 // wrapBodies starts the registry again and lets f change the bodies that the Hub sends of
