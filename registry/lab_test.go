@@ -52,8 +52,9 @@ type labOptions struct {
 	anonymous bool            // the registry has no credential
 	budget    int64           // 0: 1 GiB
 	policy    func(*registry.Policy)
-	logger    *slog.Logger // nil: everything is logged to lab.log
-	intercept interceptor  // nil: requests go to the Hub unchanged
+	logger    *slog.Logger            // nil: everything is logged to lab.log
+	intercept interceptor             // nil: requests go to the Hub unchanged
+	options   func(*registry.Options) // changes the options, for other sources and more upstreams
 }
 
 // The account with which the registry of a lab logs in.
@@ -120,7 +121,11 @@ func (l *lab) options(log *slog.Logger) registry.Options {
 			up.Transport = l.hub.Transport()
 		}
 	}
-	return registryOptions(l.store, log, up, l.policy(l.opts.policy))
+	o := registryOptions(l.store, log, up, l.policy(l.opts.policy))
+	if l.opts.options != nil {
+		l.opts.options(&o)
+	}
+	return o
 }
 
 // registryOptions are the options of a registry of one upstream. All tests of this package
