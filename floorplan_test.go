@@ -29,7 +29,9 @@ var floors = map[string][]string{
 	"registry":     {"content", "cooldown", "fetch", "image", "name", "storage", "upstream"},
 	"admin":        {"fetch", "registry", "storage", "upstream"},
 	"prune":        {},
-	"cmd/hubcache": {"admin", "auth", "fetch", "prune", "registry", "storage"},
+	"cmd/hubcache": {"admin", "auth", "cmd/hubcache/internal/settings", "fetch", "prune", "registry", "storage"},
+
+	"cmd/hubcache/internal/settings": {"fetch", "prune"},
 }
 
 // below returns the packages that a package may reach through others.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 // adminWithin is how long a server, mostly on this machine, may take to answer a command.
@@ -28,7 +29,7 @@ type adminClient struct {
 // usageError.
 func newAdminClient(addr string) (*adminClient, error) {
 	addr = strings.TrimSuffix(strings.TrimPrefix(addr, "http://"), "/")
-	if err := checkAddress(addr); err != nil {
+	if err := settings.CheckAddress(addr); err != nil {
 		return nil, usageError{fmt.Errorf("admin address: %w", err)}
 	}
 	t := &http.Transport{DisableKeepAlives: true}

@@ -5,9 +5,11 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-func newConfigCommand(l *loader) *cobra.Command {
+func newConfigCommand(l *settings.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "config", Short: "Check and show the settings",
 	}
@@ -18,13 +20,13 @@ one with the access token, need not be on this machine. Exits with 2 when
 something is wrong.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
-				l.file = args[0]
+				l.File = args[0]
 			}
-			s, err := l.load()
+			s, err := l.Load()
 			if err != nil {
 				return err
 			}
-			from := s.file
+			from := s.File
 			if from == "" {
 				from = "no file, defaults and environment"
 			}
@@ -36,33 +38,20 @@ something is wrong.`,
 	show := &cobra.Command{
 		Use: "show", Short: "Print every setting and where it comes from", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := l.load()
+			s, err := l.Load()
 			if err != nil {
 				return err
 			}
-			return s.show(cmd, asJSON)
+			return showSettings(cmd, s.Show(), asJSON)
 		},
 	}
 	show.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
-	shown := &loader{}
-	shown.bind(show) // the flags of serve, so that its command line can be tried
-	l.flags = shown.flags
+	l.BindFlags(show.Flags()) // the flags of serve, so that its command line can be tried
 	cmd.AddCommand(check, show)
 	return cmd
 }
 
-// shownSetting is one setting of config show --json.
-type shownSetting struct {
-	Key    string `json:"key"`
-	Value  string `json:"value"`
-	Source string `json:"source"`
-}
-
-func (s *loaded) show(cmd *cobra.Command, asJSON bool) error {
-	var rows []shownSetting
-	for _, row := range s.table() {
-		rows = append(rows, shownSetting{row.key, row.value.String(), s.from(row.key)})
-	}
+func showSettings(cmd *cobra.Command, rows []settings.Shown, asJSON bool) error {
 	if asJSON {
 		return printJSON(cmd.OutOrStdout(), map[string]any{"schema": 1, "settings": rows})
 	}
@@ -76,11 +65,4 @@ func (s *loaded) show(cmd *cobra.Command, asJSON bool) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", r.Key, value, r.Source)
 	}
 	return w.Flush()
-}
-
-func (s *loaded) from(key string) string {
-	if src := s.source[key]; src != "" {
-		return src
-	}
-	return "default"
 }

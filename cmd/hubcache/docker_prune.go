@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/prune"
 	"github.com/spf13/cobra"
 )
@@ -82,8 +83,8 @@ func pruneExit(d prune.Decision) error {
 
 // pruneFlags are the policy's flags; those that are given win over the settings.
 type pruneFlags struct {
-	high, low, critical    share
-	minAge, quiet, maxWait span
+	high, low, critical    settings.Percent
+	minAge, quiet, maxWait settings.Duration
 	tagged                 bool
 	keep, keepFiles        []string
 }
@@ -125,7 +126,7 @@ func set[T any](given bool, to *T, value T) {
 // flagValue is a setting's value as a flag; its default is the setting's, which help
 // can't know.
 type flagValue struct {
-	value
+	settings.Value
 	kind string
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 // doctorSettings are the settings that doctor looks at.
@@ -24,7 +25,7 @@ type doctorSettings struct {
 	Docker       dockerSettings
 	Admin        string // the server's admin address
 	DataDir      string
-	Budget       size
+	Budget       settings.Size
 	MinFree      int64 // bytes
 	UpstreamURL  string
 	Username     string
@@ -32,10 +33,10 @@ type doctorSettings struct {
 	Private      []string // upstream.private
 }
 
-// doctor is what doctor needs.
-func (s *settings) doctor() doctorSettings {
+// doctorSettingsOf is what doctor needs.
+func doctorSettingsOf(s *settings.Settings) doctorSettings {
 	d := doctorSettings{
-		Docker: s.docker(), DataDir: string(s.DataDir), Budget: s.Budget, MinFree: s.MinFree.bytes,
+		Docker: dockerSettingsOf(s), DataDir: string(s.DataDir), Budget: s.Budget, MinFree: s.MinFree.Bytes,
 		UpstreamURL: string(s.Upstream.URL), Username: string(s.Upstream.Username),
 		PasswordFile: string(s.Upstream.PasswordFile), Private: s.Upstream.Private,
 	}
@@ -311,7 +312,7 @@ func (d *doctor) checkDisk(stats admin.Stats) {
 		d.say("disk", statusBroken, (&os.PathError{Op: "statfs", Path: d.settings.DataDir, Err: err}).Error(), "data_dir must exist and belong to the server's user")
 		return
 	}
-	budget, err := d.settings.Budget.in(d.settings.DataDir)
+	budget, err := d.settings.Budget.In(d.settings.DataDir)
 	if err != nil {
 		d.say("disk", statusBroken, err.Error(), "")
 		return

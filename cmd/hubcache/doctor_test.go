@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 // clinic is a host in good health: a cache, its upstream, and an engine that uses it.
@@ -54,7 +56,7 @@ func newClinic(t *testing.T, version string, containerd bool, uses bool) *clinic
 	}
 	c.doctor = doctor{image: "hello-world:latest", certs: t.TempDir(), settings: doctorSettings{
 		Docker: dockerSettings{Host: host, Mirror: pull.URL, HoldDir: t.TempDir(), State: filepath.Join(t.TempDir(), "uses.db")},
-		Admin:  strings.TrimPrefix(admin.URL, "http://"), DataDir: t.TempDir(), Budget: size{bytes: 1 << 20}, MinFree: 1,
+		Admin:  strings.TrimPrefix(admin.URL, "http://"), DataDir: t.TempDir(), Budget: settings.Size{Bytes: 1 << 20}, MinFree: 1,
 		UpstreamURL: upstream.URL, Username: "u", PasswordFile: secret,
 	}}
 	return c
@@ -101,7 +103,7 @@ func TestDoctor(t *testing.T) {
 			hour := time.Now().Add(time.Hour)
 			c.date.Store(&hour)
 		}, check: "clock", says: "off by"},
-		{name: "the budget is larger than the disk", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.Budget = size{bytes: 1 << 60} }, check: "disk", says: "larger than the disk"},
+		{name: "the budget is larger than the disk", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.Budget = settings.Size{Bytes: 1 << 60} }, check: "disk", says: "larger than the disk"},
 		{name: "min_free is not there", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.MinFree = 1 << 60 }, check: "disk", says: "min_free"},
 		{name: "everybody reads the token", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(c.doctor.settings.PasswordFile, 0o444) }, check: "password file", says: "every user"},
 		{name: "no token", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.PasswordFile += "x" }, check: "password file", says: "no such file"},

@@ -63,7 +63,7 @@ func (srv *server) listen() (ls []listener, err error) {
 			return nil, fmt.Errorf("socket %q from systemd: its unit needs FileDescriptorName=%s or FileDescriptorName=%s", name, pullSocket, adminSocket)
 		}
 	}
-	nets, err := srv.settings.allowed()
+	nets, err := srv.settings.AllowedClients()
 	if err != nil {
 		return nil, err
 	}

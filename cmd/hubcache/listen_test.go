@@ -20,12 +20,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 func TestGate(t *testing.T) {
-	s := defaults()
-	s.ListenAllow = list{"10.0.0.0/8", "192.0.2.7", "2001:db8::/32"}
-	nets, err := s.allowed()
+	s := settings.Default()
+	s.ListenAllow = settings.List{"10.0.0.0/8", "192.0.2.7", "2001:db8::/32"}
+	nets, err := s.AllowedClients()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,15 +244,14 @@ func TestCertificateIsReadAgain(t *testing.T) {
 // TestTLS shows https with HTTP/2 and HTTP/1.1 on a TCP address, and a unix socket beside
 // it that stays plain.
 func TestTLS(t *testing.T) {
-	isolate(t)
 	dir := t.TempDir()
 	certFile, keyFile, socket := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "s.sock")
 	writePair(t, certFile, keyFile, 1)
-	s := defaults()
-	s.Listen = list{"127.0.0.1:0", "unix:" + socket}
-	s.Admin.Listen = list{"unix:" + filepath.Join(dir, "admin.sock")}
-	s.TLS.CertFile, s.TLS.KeyFile, s.DataDir = text(certFile), text(keyFile), text(filepath.Join(dir, "data"))
-	srv := &server{settings: &loaded{settings: s}, log: slog.New(slog.DiscardHandler), failed: make(chan error, 1)}
+	s := settings.Default()
+	s.Listen = settings.List{"127.0.0.1:0", "unix:" + socket}
+	s.Admin.Listen = settings.List{"unix:" + filepath.Join(dir, "admin.sock")}
+	s.TLS.CertFile, s.TLS.KeyFile, s.DataDir = settings.Text(certFile), settings.Text(keyFile), settings.Text(filepath.Join(dir, "data"))
+	srv := &server{settings: &settings.Loaded{Settings: s}, log: slog.New(slog.DiscardHandler), failed: make(chan error, 1)}
 	if err := srv.open(); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -34,14 +36,27 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 0
 	}
 	fmt.Fprintln(stderr, "hubcache:", err)
-	if _, ok := errors.AsType[usageError](err); ok {
+	if isUsage(err) {
 		return exitUsage
 	}
 	return 1
 }
 
+// usageError is a fault in what the user wrote on the command line: exit code 2.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// isUsage reports whether err is the user's fault: exit code 2.
+func isUsage(err error) bool {
+	_, usage := errors.AsType[usageError](err)
+	_, wrong := errors.AsType[settings.Error](err)
+	return usage || wrong
+}
+
 func newRootCommand() *cobra.Command {
-	l := &loader{}
+	l := &settings.Loader{Check: checkPolicies}
 	root := &cobra.Command{
 		Use:   "hubcache",
 		Short: "A pull-through cache for Docker Hub",
@@ -57,22 +72,22 @@ a byte budget.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
-	l.bindConfig(root.PersistentFlags())
+	l.BindFile(root.PersistentFlags())
 	root.AddCommand(
 		newServeCommand(l), newStatsCommand(), newConfigCommand(l), newVersionCommand(), newManCommand(root),
 		newDockerCommand(func() (dockerSettings, error) {
-			s, err := l.load()
+			s, err := l.Load()
 			if err != nil {
 				return dockerSettings{}, err
 			}
-			return s.docker(), nil
+			return dockerSettingsOf(s.Settings), nil
 		}),
 		newDoctorCommand(func() (doctorSettings, error) {
-			s, err := l.load()
+			s, err := l.Load()
 			if err != nil {
 				return doctorSettings{}, err
 			}
-			return s.doctor(), nil
+			return doctorSettingsOf(s.Settings), nil
 		}),
 	)
 	root.InitDefaultCompletionCmd()

@@ -26,6 +26,7 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -43,8 +44,8 @@ const (
 	idleWithin   = 2 * time.Minute
 )
 
-func newServeCommand(l *loader) *cobra.Command {
-	own := &loader{}
+func newServeCommand(l *settings.Loader) *cobra.Command {
+	own := &settings.Loader{Check: checkPolicies}
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the cache",
@@ -58,18 +59,18 @@ win over the environment, the environment over the file, the file over defaults;
 		Example: "  hubcache serve --budget 50GiB --username jane --password-file ~/hub-token",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			own.file = l.file
+			own.File = l.File
 			return serve(cmd.Context(), own, cmd.ErrOrStderr())
 		},
 	}
-	own.bind(cmd)
+	own.BindFlags(cmd.Flags())
 	return cmd
 }
 
 // server is the running program.
 type server struct {
-	loader   *loader
-	settings *loaded
+	loader   *settings.Loader
+	settings *settings.Loaded
 	log      *slog.Logger
 	level    *slog.LevelVar
 	store    *storage.Store
@@ -86,12 +87,12 @@ type server struct {
 	failed        chan error
 }
 
-func serve(ctx context.Context, l *loader, stderr io.Writer) error {
+func serve(ctx context.Context, l *settings.Loader, stderr io.Writer) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP) // before READY: systemd may send one right after
 	defer signal.Stop(hup)
 	onTerminal := isTerminal(stderr)
-	s, err := l.load()
+	s, err := l.Load()
 	if err != nil {
 		return err
 	}
@@ -100,7 +101,7 @@ func serve(ctx context.Context, l *loader, stderr io.Writer) error {
 	srv.setLevel()
 	lines := &batch{w: stderr}
 	defer lines.flush()
-	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format.word), srv.level), lines})
+	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format.Word), srv.level), lines})
 	slog.SetDefault(srv.log)
 	if err := srv.open(); err != nil {
 		return err
@@ -126,11 +127,11 @@ func (srv *server) open() error {
 	if err := os.MkdirAll(string(s.DataDir), 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	budget, err := s.Budget.in(string(s.DataDir))
+	budget, err := s.Budget.In(string(s.DataDir))
 	if err != nil {
 		return err
 	}
-	srv.store, err = storage.Open(storage.Options{Dir: string(s.DataDir), Budget: budget, MinFree: s.MinFree.bytes, Log: srv.log})
+	srv.store, err = storage.Open(storage.Options{Dir: string(s.DataDir), Budget: budget, MinFree: s.MinFree.Bytes, Log: srv.log})
 	if err != nil {
 		return fmt.Errorf("opening the cache in %s: %w", s.DataDir, err)
 	}
@@ -165,7 +166,7 @@ func (srv *server) openRegistry() (err error) {
 			return err
 		}
 	}
-	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: s.policy(), Log: srv.log})
+	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: registryPolicy(s.Settings), Log: srv.log})
 	return err
 }
 
@@ -264,7 +265,7 @@ func (srv *server) room() (int64, error) {
 	if err := unix.Statfs(string(srv.settings.DataDir), &st); err != nil {
 		return 0, err
 	}
-	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.bytes), nil
+	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.Bytes), nil
 }
 
 // wait returns when the server is told to stop, or fails; hup reloads, unless it means
@@ -348,52 +349,36 @@ func (srv *server) reload() {
 
 // adopt reads the settings again and takes over those that can change.
 func (srv *server) adopt() error {
-	next, err := srv.loader.load()
+	next, err := srv.loader.Load()
 	if err != nil {
 		return err
 	}
 	old := srv.settings
-	budget, err := next.Budget.in(string(old.DataDir))
+	budget, err := next.Budget.In(string(old.DataDir))
 	if err != nil {
 		return err
 	}
-	nets, err := next.allowed()
+	nets, err := next.AllowedClients()
 	if err != nil {
 		return err
 	}
-	if err := srv.registry.SetPolicy(next.policy()); err != nil {
+	if err := srv.registry.SetPolicy(registryPolicy(next.Settings)); err != nil {
 		return err
 	}
 	srv.settings = next
 	srv.setLevel()
-	srv.store.SetLimits(budget, next.MinFree.bytes)
+	srv.store.SetLimits(budget, next.MinFree.Bytes)
 	srv.gate.set(nets)
-	for _, key := range changed(old, next, "listen", "admin.listen", "tls.cert_file", "tls.key_file", "data_dir",
+	for _, key := range settings.Changed(old.Settings, next.Settings, "listen", "admin.listen", "tls.cert_file", "tls.key_file", "data_dir",
 		"upstream.url", "upstream.username", "upstream.password_file", "upstream.ca_file", "log.format", "admin.hosts") {
 		srv.log.Warn("this setting changes with the next start only", "setting", key)
 	}
 	return nil
 }
 
-// changed returns those keys whose values differ.
-func changed(a, b *loaded, keys ...string) (diff []string) {
-	was := map[string]string{}
-	for _, row := range a.table() {
-		was[row.key] = row.value.String()
-	}
-	for _, row := range b.table() {
-		for _, k := range keys {
-			if k == row.key && was[k] != row.value.String() {
-				diff = append(diff, k)
-			}
-		}
-	}
-	return diff
-}
-
 func (srv *server) setLevel() {
 	var level slog.Level
-	if level.UnmarshalText([]byte(srv.settings.Log.Level.word)) == nil {
+	if level.UnmarshalText([]byte(srv.settings.Log.Level.Word)) == nil {
 		srv.level.Set(level)
 	}
 }

@@ -15,13 +15,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 func newStatsCommand() *cobra.Command {
 	var (
 		addr   string
 		asJSON bool
-		watch  span
+		watch  settings.Duration
 	)
 	cmd := &cobra.Command{
 		Use:     "stats",
@@ -29,7 +30,7 @@ func newStatsCommand() *cobra.Command {
 		Example: "  hubcache stats --watch=5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newAdminClient(cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), defaults().Admin.Listen[0]))
+			c, err := newAdminClient(cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), settings.Default().Admin.Listen[0]))
 			if err != nil {
 				return err
 			}
@@ -58,14 +59,14 @@ func newStatsCommand() *cobra.Command {
 }
 
 // spanFlag makes a flag of a span.
-type spanFlag struct{ *span }
+type spanFlag struct{ *settings.Duration }
 
 func (spanFlag) Type() string { return "duration" }
 func (f spanFlag) String() string {
-	if f.span == nil || *f.span == 0 {
+	if f.Duration == nil || *f.Duration == 0 {
 		return ""
 	}
-	return f.span.String()
+	return f.Duration.String()
 }
 
 // drawable reports whether w is a terminal with a cursor. There are no colours, so that

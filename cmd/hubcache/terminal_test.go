@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"syscall"
 	"testing"
 )
@@ -58,29 +57,4 @@ func TestClosedTerminalStopsTheServer(t *testing.T) {
 		_, err := os.Stat(sock)
 		return err != nil && !healthy()
 	})
-}
-
-// TestTableHasEveryField: a setting that is not in the table can't be set.
-func TestTableHasEveryField(t *testing.T) {
-	s := defaults()
-	inTable := map[any]string{}
-	for _, row := range s.table() {
-		if other := inTable[row.value]; other != "" {
-			t.Errorf("%s and %s are the same field", row.key, other)
-		}
-		inTable[row.value] = row.key
-	}
-	var walk func(v reflect.Value, path string)
-	walk = func(v reflect.Value, path string) {
-		if leaf, ok := v.Addr().Interface().(value); ok {
-			if inTable[leaf] == "" {
-				t.Errorf("%s is not in the table", path)
-			}
-			return
-		}
-		for i := range v.NumField() {
-			walk(v.Field(i), path+"."+v.Type().Field(i).Name)
-		}
-	}
-	walk(reflect.ValueOf(s).Elem(), "settings")
 }

@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 // decodeFile reads YAML into s, strictly, and returns the line of each key that it sets.
 // The error has all faults, each with its line and none with a value that could be a
 // secret in the wrong place.
-func decodeFile(path string, b []byte, s *settings) (lines map[string]int, err error) {
+func decodeFile(path string, b []byte, s *Settings) (lines map[string]int, err error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	var doc, second yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
@@ -84,10 +84,10 @@ func (f *fileReader) value(n *yaml.Node, row setting) {
 	}
 	f.lines[row.key] = n.Line
 	switch v := row.value.(type) {
-	case *tagRules:
+	case *TagRules:
 		f.rules(n, row.key, v)
 		return
-	case *list:
+	case *List:
 		if n.Kind == yaml.SequenceNode {
 			f.list(n, row.key, v)
 			return
@@ -100,7 +100,7 @@ func (f *fileReader) value(n *yaml.Node, row setting) {
 	}
 }
 
-func (f *fileReader) list(n *yaml.Node, key string, to *list) {
+func (f *fileReader) list(n *yaml.Node, key string, to *List) {
 	*to = nil
 	for _, item := range n.Content {
 		if item = resolved(item); item.Kind != yaml.ScalarNode || item.Value == "" {
@@ -111,14 +111,14 @@ func (f *fileReader) list(n *yaml.Node, key string, to *list) {
 	}
 }
 
-func (f *fileReader) rules(n *yaml.Node, key string, to *tagRules) {
+func (f *fileReader) rules(n *yaml.Node, key string, to *TagRules) {
 	*to = nil
 	if n.Kind != yaml.SequenceNode {
 		f.fault(n, key, `a list of rules like {match: "library/*:*-alpine", ttl: 10m} belongs here`)
 		return
 	}
 	for _, item := range n.Content {
-		var r tagRule
+		var r TagRule
 		part := fileReader{path: f.path, lines: map[string]int{}}
 		part.mapping(item, key+".", r.table(key+"."))
 		f.faults = append(f.faults, part.faults...)

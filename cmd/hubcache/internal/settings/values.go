@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"errors"
@@ -12,66 +12,66 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// value is one setting: what a flag, the environment and the file can set, and config
+// Value is one setting: what a flag, the environment and the file can set, and config
 // show prints.
-type value interface {
+type Value interface {
 	Set(string) error
 	String() string
 }
 
 // text is any string.
-type text string
+type Text string
 
-func (t *text) Set(s string) error { *t = text(s); return nil }
-func (t *text) String() string     { return string(*t) }
+func (t *Text) Set(s string) error { *t = Text(s); return nil }
+func (t *Text) String() string     { return string(*t) }
 
 // choice is one of some words.
-type choice struct {
-	word string
+type Choice struct {
+	Word string
 	of   []string
 }
 
-func (c *choice) Set(s string) error {
+func (c *Choice) Set(s string) error {
 	for _, w := range c.of {
 		if w == s {
-			c.word = s
+			c.Word = s
 			return nil
 		}
 	}
 	return fmt.Errorf("%q is none of %s", s, strings.Join(c.of, ", "))
 }
-func (c *choice) String() string { return c.word }
+func (c *Choice) String() string { return c.Word }
 
 // truth is true or false.
-type truth bool
+type Bool bool
 
-func (b *truth) Set(s string) error {
+func (b *Bool) Set(s string) error {
 	v, err := strconv.ParseBool(s)
 	if err != nil {
 		return fmt.Errorf("%q is neither true nor false", s)
 	}
-	*b = truth(v)
+	*b = Bool(v)
 	return nil
 }
-func (b *truth) String() string { return strconv.FormatBool(bool(*b)) }
+func (b *Bool) String() string { return strconv.FormatBool(bool(*b)) }
 
 // count is a whole number from 1.
-type count int
+type Count int
 
-func (c *count) Set(s string) error {
+func (c *Count) Set(s string) error {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 {
 		return fmt.Errorf("%q is not a whole number from 1", s)
 	}
-	*c = count(n)
+	*c = Count(n)
 	return nil
 }
-func (c *count) String() string { return strconv.Itoa(int(*c)) }
+func (c *Count) String() string { return strconv.Itoa(int(*c)) }
 
 // list is several strings: a list in the file, separated by commas elsewhere.
-type list []string
+type List []string
 
-func (l *list) Set(s string) error {
+func (l *List) Set(s string) error {
 	*l = (*l)[:0:0]
 	for part := range strings.SplitSeq(s, ",") {
 		if part = strings.TrimSpace(part); part != "" {
@@ -80,17 +80,17 @@ func (l *list) Set(s string) error {
 	}
 	return nil
 }
-func (l *list) String() string { return strings.Join(*l, ",") }
+func (l *List) String() string { return strings.Join(*l, ",") }
 
 // span is a duration: Go's units and d and w.
-type span time.Duration
+type Duration time.Duration
 
-func (d *span) Set(s string) error {
+func (d *Duration) Set(s string) error {
 	v, err := parseDuration(s)
 	if err != nil {
 		return err
 	}
-	*d = span(v)
+	*d = Duration(v)
 	return nil
 }
 
@@ -120,7 +120,7 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-func (d *span) String() string {
+func (d *Duration) String() string {
 	v := time.Duration(*d)
 	if v > 0 && v%time.Hour == 0 {
 		return strconv.Itoa(int(v/time.Hour)) + "h"
@@ -131,34 +131,34 @@ func (d *span) String() string {
 	return v.String()
 }
 
-// maybeSpan is a duration that may be unset.
-type maybeSpan struct{ d *time.Duration }
+// OptionalDuration is a duration that may be unset.
+type OptionalDuration struct{ D *time.Duration }
 
-func (m *maybeSpan) Set(s string) error {
+func (m *OptionalDuration) Set(s string) error {
 	d, err := parseDuration(s)
 	if err != nil {
 		return err
 	}
-	m.d = &d
+	m.D = &d
 	return nil
 }
 
-func (m *maybeSpan) String() string {
-	if m.d == nil {
+func (m *OptionalDuration) String() string {
+	if m.D == nil {
 		return ""
 	}
-	return (*span)(m.d).String()
+	return (*Duration)(m.D).String()
 }
 
 // share is a percentage, kept as 0…1.
-type share float64
+type Percent float64
 
-func (p *share) Set(s string) error {
+func (p *Percent) Set(s string) error {
 	n, ok := parseShare(s)
 	if !ok {
 		return fmt.Errorf("%q is not a percentage like 85%%", s)
 	}
-	*p = share(n)
+	*p = Percent(n)
 	return nil
 }
 
@@ -168,29 +168,29 @@ func parseShare(s string) (float64, bool) {
 	return n / 100, ok && err == nil && n >= 0 && n <= 100
 }
 
-func (p *share) String() string { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
+func (p *Percent) String() string { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
 
 // size is a number of bytes, or a share of the file system that the data is on.
-type size struct {
-	bytes int64
-	share float64 // when not 0
+type Size struct {
+	Bytes int64
+	Share float64 // when not 0
 	text  string  // as it was written
 }
 
-func (z *size) Set(s string) error {
+func (z *Size) Set(s string) error {
 	if p, ok := parseShare(s); ok && p > 0 {
-		*z = size{share: p, text: s}
+		*z = Size{Share: p, text: s}
 		return nil
 	}
 	n, err := parseBytes(s)
 	if err != nil {
 		return err
 	}
-	*z = size{bytes: n, text: s}
+	*z = Size{Bytes: n, text: s}
 	return nil
 }
 
-func (z *size) String() string { return z.text }
+func (z *Size) String() string { return z.text }
 
 // parseBytes reads 20GiB and 20GB as what they say: powers of 1024 and of 1000.
 func parseBytes(s string) (int64, error) {
@@ -205,26 +205,26 @@ func parseBytes(s string) (int64, error) {
 	return n, nil
 }
 
-// in returns the bytes, given the file system that path is on.
-func (z *size) in(path string) (int64, error) {
-	if z.share == 0 {
-		return z.bytes, nil
+// In returns the bytes, given the file system that path is on.
+func (z *Size) In(path string) (int64, error) {
+	if z.Share == 0 {
+		return z.Bytes, nil
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
 		return 0, fmt.Errorf("measuring the file system of %s: %w", path, err)
 	}
-	return int64(z.share * float64(st.Blocks) * float64(st.Bsize)), nil
+	return int64(z.Share * float64(st.Blocks) * float64(st.Bsize)), nil
 }
 
-// onlyBytes is a size that can't be a share.
-type onlyBytes struct{ size }
+// ByteCount is a size that can't be a share.
+type ByteCount struct{ Size }
 
-func (z *onlyBytes) Set(s string) error {
-	if err := z.size.Set(s); err != nil {
+func (z *ByteCount) Set(s string) error {
+	if err := z.Size.Set(s); err != nil {
 		return err
 	}
-	if z.share != 0 {
+	if z.Share != 0 {
 		return errors.New("a size in bytes is wanted, not a percentage")
 	}
 	return nil

@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"fmt"
@@ -16,7 +16,7 @@ import (
 
 // isolate makes the settings of this test its own.
 func isolate(t testing.TB) {
-	for _, row := range defaults().table() {
+	for _, row := range Default().table() {
 		if row.env != "" {
 			t.Setenv(row.env, "")
 		}
@@ -25,9 +25,9 @@ func isolate(t testing.TB) {
 	t.Setenv("HUBCACHE_CONFIG", "/dev/null")
 }
 
-func loadFile(t testing.TB, path string) *loaded {
+func loadFile(t testing.TB, path string) *Loaded {
 	t.Helper()
-	s, err := (&loader{file: path}).load()
+	s, err := (&Loader{File: path}).Load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,10 +38,10 @@ func loadFile(t testing.TB, path string) *loaded {
 // key is there once, with its flag and variable beside it, and changes nothing.
 func TestExampleHasEverySetting(t *testing.T) {
 	isolate(t)
-	const path = "../../docs/config.example.yaml"
+	const path = "../../../../docs/config.example.yaml"
 	s := loadFile(t, path)
-	if want := defaults(); !reflect.DeepEqual(texts(s.settings), texts(want)) {
-		t.Errorf("the example says %v, the defaults are %v", texts(s.settings), texts(want))
+	if want := Default(); !reflect.DeepEqual(texts(s.Settings), texts(want)) {
+		t.Errorf("the example says %v, the defaults are %v", texts(s.Settings), texts(want))
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -52,7 +52,7 @@ func TestExampleHasEverySetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := leaves(doc, "")
-	for _, row := range defaults().table() {
+	for _, row := range Default().table() {
 		if !slices.Contains(keys, row.key) {
 			t.Errorf("%s is missing", row.key)
 		}
@@ -76,7 +76,7 @@ func leaves(m map[string]any, prefix string) (keys []string) {
 }
 
 // texts are all settings as they are shown.
-func texts(s *settings) map[string]string {
+func texts(s *Settings) map[string]string {
 	m := map[string]string{}
 	for _, row := range s.table() {
 		m[row.key] = row.value.String()
@@ -88,7 +88,7 @@ func texts(s *settings) map[string]string {
 // what has the one has the other.
 func TestFlagsAndVariables(t *testing.T) {
 	seen := map[string]bool{}
-	for _, row := range defaults().table() {
+	for _, row := range Default().table() {
 		env := ""
 		if row.flag != "" {
 			env = "HUBCACHE_" + strings.ToUpper(strings.ReplaceAll(row.flag, "-", "_"))
@@ -130,19 +130,19 @@ func TestEverySettingCounts(t *testing.T) {
 	s := loadFile(t, writeYAML(t, doc))
 	want := maps.Clone(other)
 	want["tags.rules"] = rules
-	if got := texts(s.settings); !maps.Equal(got, want) {
+	if got := texts(s.Settings); !maps.Equal(got, want) {
 		t.Errorf("from the file: got %v, want %v", got, want)
 	}
-	if was := texts(defaults()); len(was) != len(want) {
+	if was := texts(Default()); len(was) != len(want) {
 		t.Errorf("%d settings are tried of %d", len(want), len(was))
 	}
-	for _, row := range defaults().table() {
+	for _, row := range Default().table() {
 		if row.env != "" {
 			t.Setenv(row.env, other[row.key])
 		}
 	}
-	got := texts(loadFile(t, "/dev/null").settings)
-	for _, row := range defaults().table() {
+	got := texts(loadFile(t, "/dev/null").Settings)
+	for _, row := range Default().table() {
 		if row.env != "" && got[row.key] != other[row.key] {
 			t.Errorf("%s: %q, want %q", row.env, got[row.key], other[row.key])
 		}
@@ -178,7 +178,7 @@ func writeYAML(t testing.TB, doc any) string {
 // FuzzFile shows of any file: it is refused, with its name in every line of the error, or
 // what config show prints of it, written to a file again, gives the same settings.
 func FuzzFile(f *testing.F) {
-	example, err := os.ReadFile("../../docs/config.example.yaml")
+	example, err := os.ReadFile("../../../../docs/config.example.yaml")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func FuzzFile(f *testing.F) {
 	f.Add([]byte("min_free: 1e3\nupstream: {url: 'http://[::1]:5000'}\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		isolate(t)
-		one := defaults()
+		one := Default()
 		if _, err := decodeFile("x.yaml", b, one); err != nil {
 			for line := range strings.SplitSeq(err.Error(), "\n") {
 				if !strings.HasPrefix(line, "x.yaml:") {
@@ -201,16 +201,16 @@ func FuzzFile(f *testing.F) {
 		doc := map[string]any{}
 		for _, row := range one.table() {
 			switch v := row.value.(type) {
-			case *list:
+			case *List:
 				insert(doc, row.key, []string(*v))
-			case *tagRules:
+			case *TagRules:
 				var rules []any
 				if err := yaml.Unmarshal([]byte(v.String()), &rules); err != nil {
 					t.Fatal(err)
 				}
 				insert(doc, row.key, rules)
-			case *maybeSpan:
-				if v.d != nil {
+			case *OptionalDuration:
+				if v.D != nil {
 					insert(doc, row.key, v.String())
 				}
 			default:
@@ -221,7 +221,7 @@ func FuzzFile(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		two := defaults()
+		two := Default()
 		if _, err := decodeFile("y.yaml", again, two); err != nil {
 			t.Fatalf("shown settings can't be read: %v\n%s", err, again)
 		}
@@ -237,12 +237,12 @@ func FuzzSize(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		var one, two size
+		var one, two Size
 		if one.Set(s) != nil {
 			return
 		}
-		if one.bytes < 0 || !(one.share >= 0 && one.share <= 1) || one.share != 0 && one.bytes != 0 {
-			t.Errorf("%q is %d bytes, share %v", s, one.bytes, one.share)
+		if one.Bytes < 0 || !(one.Share >= 0 && one.Share <= 1) || one.Share != 0 && one.Bytes != 0 {
+			t.Errorf("%q is %d bytes, share %v", s, one.Bytes, one.Share)
 		}
 		if err := two.Set(one.String()); err != nil || two != one {
 			t.Errorf("%q is %+v, and shown and read again %+v, %v", s, one, two, err)
@@ -256,7 +256,7 @@ func FuzzDuration(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		var one, two span
+		var one, two Duration
 		if one.Set(s) != nil {
 			return
 		}
@@ -275,7 +275,7 @@ func FuzzShare(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		var one, two share
+		var one, two Percent
 		if one.Set(s) != nil {
 			return
 		}
@@ -289,18 +289,18 @@ func FuzzShare(f *testing.F) {
 }
 
 func TestSizes(t *testing.T) {
-	for text, want := range map[string]size{
-		"20GiB": {bytes: 20 << 30}, "20GB": {bytes: 20e9}, "1.5TiB": {bytes: 3 << 39}, "4096": {bytes: 4096}, "512kib": {bytes: 512 << 10},
-		"30%": {share: 0.3}, "0.5%": {share: 0.005}, "0": {},
+	for text, want := range map[string]Size{
+		"20GiB": {Bytes: 20 << 30}, "20GB": {Bytes: 20e9}, "1.5TiB": {Bytes: 3 << 39}, "4096": {Bytes: 4096}, "512kib": {Bytes: 512 << 10},
+		"30%": {Share: 0.3}, "0.5%": {Share: 0.005}, "0": {},
 	} {
-		var got size
+		var got Size
 		err := got.Set(text)
 		if want.text = text; err != nil || got != want {
 			t.Errorf("%s: %+v, %v", text, got, err)
 		}
 	}
 	for _, text := range []string{"", "GiB", "-1GiB", "101%", "-1%", "0%", "twenty", "1e30GB", "9EiB", "20 apples", "NaN%"} {
-		if got := new(size); got.Set(text) == nil {
+		if got := new(Size); got.Set(text) == nil {
 			t.Errorf("%q is taken for %+v", text, got)
 		}
 	}
@@ -319,4 +319,29 @@ func TestDurations(t *testing.T) {
 			t.Errorf("%q is taken for %v", text, got)
 		}
 	}
+}
+
+// TestTableHasEveryField: a setting that is not in the table can't be set.
+func TestTableHasEveryField(t *testing.T) {
+	s := Default()
+	inTable := map[any]string{}
+	for _, row := range s.table() {
+		if other := inTable[row.value]; other != "" {
+			t.Errorf("%s and %s are the same field", row.key, other)
+		}
+		inTable[row.value] = row.key
+	}
+	var walk func(v reflect.Value, path string)
+	walk = func(v reflect.Value, path string) {
+		if leaf, ok := v.Addr().Interface().(Value); ok {
+			if inTable[leaf] == "" {
+				t.Errorf("%s is not in the table", path)
+			}
+			return
+		}
+		for i := range v.NumField() {
+			walk(v.Field(i), path+"."+v.Type().Field(i).Name)
+		}
+	}
+	walk(reflect.ValueOf(s).Elem(), "settings")
 }

@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"encoding/json"
@@ -15,89 +15,88 @@ import (
 
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/prune"
-	"github.com/hubcache/hubcache/registry"
 )
 
-// settings are all settings, in the shape of the file. Sources, in order: flag,
+// Settings are all settings, in the shape of the file. Sources, in order: flag,
 // environment, file, default. No secret is among them: only the name of a file with one.
-type settings struct {
-	Listen      list // host:port or unix:/path
-	ListenAllow list // CIDRs of clients; empty: everyone
+type Settings struct {
+	Listen      List // host:port or unix:/path
+	ListenAllow List // CIDRs of clients; empty: everyone
 	TLS         struct {
-		CertFile text
-		KeyFile  text
+		CertFile Text
+		KeyFile  Text
 	}
 	Admin struct {
-		Listen list
-		Hosts  list // further Host names that requests may carry
+		Listen List
+		Hosts  List // further Host names that requests may carry
 	}
-	DataDir  text
-	Budget   size
-	MinFree  onlyBytes
+	DataDir  Text
+	Budget   Size
+	MinFree  ByteCount
 	Upstream struct {
-		URL          text
-		Username     text
-		PasswordFile text
-		CAFile       text
-		Private      list
+		URL          Text
+		Username     Text
+		PasswordFile Text
+		CAFile       Text
+		Private      List
 	}
 	Tags struct {
-		TTL         maybeSpan
-		MaxStale    span
-		NegativeTTL span
-		OnGone      choice
-		Rules       tagRules
+		TTL         OptionalDuration
+		MaxStale    Duration
+		NegativeTTL Duration
+		OnGone      Choice
+		Rules       TagRules
 	}
-	Allow list
-	Deny  list
+	Allow List
+	Deny  List
 	Quota struct {
-		Reserve share
+		Reserve Percent
 	}
 	Limits struct {
-		Transfers count
-		Orphans   count
-		Ranges    count
-		Bypass    count
+		Transfers Count
+		Orphans   Count
+		Ranges    Count
+		Bypass    Count
 	}
-	ReadAhead truth
+	ReadAhead Bool
 	Docker    struct {
-		Host    text
-		Admin   text
-		HoldDir text
-		State   text
+		Host    Text
+		Admin   Text
+		HoldDir Text
+		State   Text
 		Prune   struct {
-			High      share
-			Low       share
-			Critical  share
-			MinAge    span
-			Quiet     span
-			Tagged    truth
-			Keep      list
-			KeepFiles list
-			MaxWait   span
+			High      Percent
+			Low       Percent
+			Critical  Percent
+			MinAge    Duration
+			Quiet     Duration
+			Tagged    Bool
+			Keep      List
+			KeepFiles List
+			MaxWait   Duration
 		}
 	}
 	Log struct {
-		Level  choice
-		Format choice
+		Level  Choice
+		Format Choice
 	}
 }
 
-// tagRule is one of tags.rules.
-type tagRule struct {
-	Match    text
-	TTL      maybeSpan
-	MaxStale maybeSpan
-	Refresh  truth
+// TagRule is one of tags.rules.
+type TagRule struct {
+	Match    Text
+	TTL      OptionalDuration
+	MaxStale OptionalDuration
+	Refresh  Bool
 }
 
-// tagRules are tags.rules, which only the file can hold.
-type tagRules []tagRule
+// TagRules are tags.rules, which only the file can hold.
+type TagRules []TagRule
 
-func (r *tagRules) Set(string) error { return errors.New("can be set in the file only") }
+func (r *TagRules) Set(string) error { return errors.New("can be set in the file only") }
 
 // String is the list as the file may have it.
-func (r *tagRules) String() string {
+func (r *TagRules) String() string {
 	rules := []map[string]string{}
 	for _, rule := range *r {
 		m := map[string]string{}
@@ -113,7 +112,7 @@ func (r *tagRules) String() string {
 }
 
 // table names the settings of one rule.
-func (r *tagRule) table(prefix string) []setting {
+func (r *TagRule) table(prefix string) []setting {
 	return []setting{
 		{key: prefix + "match", value: &r.Match},
 		{key: prefix + "ttl", value: &r.TTL},
@@ -127,34 +126,34 @@ type setting struct {
 	key   string // in the file
 	flag  string // of serve; "" when there is none
 	env   string // "" when there is none
-	value value
+	value Value
 	help  string
 }
 
-// defaults returns the settings before anybody has set one.
-func defaults() *settings {
-	s := &settings{}
-	s.Listen = list{"127.0.0.1:5000"}
-	s.Admin.Listen = list{"127.0.0.1:5001"}
-	s.DataDir = text(defaultDataDir())
+// Default returns the settings before anybody has set one.
+func Default() *Settings {
+	s := &Settings{}
+	s.Listen = List{"127.0.0.1:5000"}
+	s.Admin.Listen = List{"127.0.0.1:5001"}
+	s.DataDir = Text(defaultDataDir())
 	s.Budget.Set("20GiB")
 	s.MinFree.Set("1GiB")
 	s.Upstream.URL = "https://registry-1.docker.io"
-	s.Tags.MaxStale = span(168 * time.Hour)
-	s.Tags.NegativeTTL = span(10 * time.Second)
-	s.Tags.OnGone = choice{"gone", []string{"gone", "keep"}}
+	s.Tags.MaxStale = Duration(168 * time.Hour)
+	s.Tags.NegativeTTL = Duration(10 * time.Second)
+	s.Tags.OnGone = Choice{"gone", []string{"gone", "keep"}}
 	s.Quota.Reserve = 0.10
 	l := fetch.DefaultLimits()
-	s.Limits.Transfers, s.Limits.Orphans, s.Limits.Ranges, s.Limits.Bypass = count(l.Transfers), count(l.Orphans), count(l.Ranges), count(l.Bypass)
+	s.Limits.Transfers, s.Limits.Orphans, s.Limits.Ranges, s.Limits.Bypass = Count(l.Transfers), Count(l.Orphans), Count(l.Ranges), Count(l.Bypass)
 	s.ReadAhead = true
 	s.Docker.Host = "unix:///var/run/docker.sock"
 	s.Docker.HoldDir = "/run/hubcache/hold"
 	s.Docker.State = "/var/lib/hubcache-docker/uses.db"
 	p, d := prune.DefaultPolicy(), &s.Docker.Prune
-	d.High, d.Low, d.Critical = share(p.High), share(p.Low), share(p.Critical)
-	d.MinAge, d.Quiet, d.MaxWait, d.Tagged = span(p.MinAge), span(p.Quiet), span(p.MaxWait), truth(p.Tagged)
-	s.Log.Level = choice{"info", []string{"debug", "info", "warn", "error"}}
-	s.Log.Format = choice{"", []string{"", "text", "json"}}
+	d.High, d.Low, d.Critical = Percent(p.High), Percent(p.Low), Percent(p.Critical)
+	d.MinAge, d.Quiet, d.MaxWait, d.Tagged = Duration(p.MinAge), Duration(p.Quiet), Duration(p.MaxWait), Bool(p.Tagged)
+	s.Log.Level = Choice{"info", []string{"debug", "info", "warn", "error"}}
+	s.Log.Format = Choice{"", []string{"", "text", "json"}}
 	return s
 }
 
@@ -173,7 +172,7 @@ func defaultDataDir() string {
 }
 
 // table names every setting.
-func (s *settings) table() []setting {
+func (s *Settings) table() []setting {
 	d := &s.Docker
 	return []setting{
 		{"listen", "listen", "HUBCACHE_LISTEN", &s.Listen, "`address` of the pull API: host:port or unix:/path (repeatable)"},
@@ -223,21 +222,21 @@ func (s *settings) table() []setting {
 
 // check finds what can't work, without looking at files: they may not be on the machine
 // that checks.
-func (s *settings) check() error {
+func (s *Settings) check() error {
 	if len(s.Listen) == 0 {
 		return fmt.Errorf("listen: at least one address is needed")
 	}
 	for _, addr := range s.Listen {
-		if err := checkAddress(addr); err != nil {
+		if err := CheckAddress(addr); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
 	for _, addr := range s.Admin.Listen {
-		if err := checkAddress(addr); err != nil {
+		if err := CheckAddress(addr); err != nil {
 			return fmt.Errorf("admin.listen: %w", err)
 		}
 	}
-	if _, err := s.allowed(); err != nil {
+	if _, err := s.AllowedClients(); err != nil {
 		return err
 	}
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
@@ -254,14 +253,8 @@ func (s *settings) check() error {
 	if s.DataDir == "" {
 		return fmt.Errorf("data_dir: a folder is needed")
 	}
-	if s.Budget.share == 0 && s.Budget.bytes <= 0 {
+	if s.Budget.Share == 0 && s.Budget.Bytes <= 0 {
 		return fmt.Errorf("budget: more than nothing is needed")
-	}
-	if err := registry.CheckPolicy(s.policy()); err != nil {
-		return err
-	}
-	if err := s.prunePolicy().Validate(); err != nil {
-		return fmt.Errorf("docker.prune: %w", err)
 	}
 	return nil
 }
@@ -280,7 +273,9 @@ func checkUpstream(s string) error {
 	return nil
 }
 
-func checkAddress(addr string) error {
+// CheckAddress says what is wrong with an address to listen on, or to ask: host:port or
+// unix:/path.
+func CheckAddress(addr string) error {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%q: a unix socket needs an absolute path", addr)
@@ -297,8 +292,8 @@ func checkAddress(addr string) error {
 	return nil
 }
 
-// allowed are the clients of listen_allow.
-func (s *settings) allowed() (nets []netip.Prefix, err error) {
+// AllowedClients are the networks of listen_allow; an address is a network of its own.
+func (s *Settings) AllowedClients() (nets []netip.Prefix, err error) {
 	for _, cidr := range s.ListenAllow {
 		p, err := netip.ParsePrefix(cidr)
 		if err != nil {
@@ -313,33 +308,18 @@ func (s *settings) allowed() (nets []netip.Prefix, err error) {
 	return nets, nil
 }
 
-// policy is the part that the registry follows, and that may change while it runs.
-func (s *settings) policy() registry.Policy {
-	p := registry.Policy{
-		TagTTL: s.Tags.TTL.d, MaxStale: time.Duration(s.Tags.MaxStale), NegativeTTL: time.Duration(s.Tags.NegativeTTL),
-		KeepGone: s.Tags.OnGone.word == "keep", Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
-		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead),
-		Limits: fetch.Limits{Transfers: int(s.Limits.Transfers), Orphans: int(s.Limits.Orphans), Ranges: int(s.Limits.Ranges), Bypass: int(s.Limits.Bypass)},
+// Changed returns those keys whose values differ.
+func Changed(a, b *Settings, keys ...string) (diff []string) {
+	was := map[string]string{}
+	for _, row := range a.table() {
+		was[row.key] = row.value.String()
 	}
-	for _, r := range s.Tags.Rules {
-		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.d, MaxStale: r.MaxStale.d, Refresh: bool(r.Refresh)})
+	for _, row := range b.table() {
+		for _, k := range keys {
+			if k == row.key && was[k] != row.value.String() {
+				diff = append(diff, k)
+			}
+		}
 	}
-	return p
-}
-
-func (s *settings) prunePolicy() prune.Policy {
-	d := s.Docker.Prune
-	return prune.Policy{
-		High: float64(d.High), Low: float64(d.Low), Critical: float64(d.Critical), MinAge: time.Duration(d.MinAge),
-		Quiet: time.Duration(d.Quiet), MaxWait: time.Duration(d.MaxWait), Tagged: bool(d.Tagged), Keep: d.Keep, KeepFiles: d.KeepFiles,
-	}
-}
-
-// docker is what the docker commands need.
-func (s *settings) docker() dockerSettings {
-	return dockerSettings{
-		Host: string(s.Docker.Host), Admin: string(s.Docker.Admin), HoldDir: string(s.Docker.HoldDir),
-		State: string(s.Docker.State), Policy: s.prunePolicy(),
-		Mirror: mirrorURL(s.Listen, s.TLS.CertFile != ""),
-	}
+	return diff
 }

@@ -1,0 +1,165 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// defaultConfig is read when it is there and no other is named.
+const defaultConfig = "/etc/hubcache/config.yaml"
+
+// Loader finds the settings for a command: flag over environment over file over default.
+type Loader struct {
+	File  string                // --config; "" is the file that is looked for without it
+	Check func(*Settings) error // by those who use the settings, after the loader's own; nil: none
+	flags map[string]*rawFlag
+}
+
+// rawFlag keeps what a flag was given until the settings are put together.
+type rawFlag struct {
+	given []string
+	isSet bool
+	list  bool
+	kind  string // in the help
+}
+
+func (f *rawFlag) String() string { return strings.Join(f.given, ",") }
+func (f *rawFlag) Type() string   { return f.kind }
+
+func (f *rawFlag) Set(s string) error {
+	if !f.list {
+		f.given = nil
+	}
+	f.given, f.isSet = append(f.given, s), true
+	return nil
+}
+
+// BindFile gives every command the flag that names the file.
+func (l *Loader) BindFile(fs *pflag.FlagSet) {
+	fs.StringVar(&l.File, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+defaultConfig+" where there is one)")
+}
+
+// BindFlags gives a command a flag for each setting that has one.
+func (l *Loader) BindFlags(fs *pflag.FlagSet) {
+	l.flags = map[string]*rawFlag{}
+	for _, row := range Default().table() {
+		if row.flag == "" {
+			continue
+		}
+		f := &rawFlag{kind: "value"}
+		switch row.value.(type) {
+		case *List:
+			f.list, f.kind = true, "list"
+		case *Duration, *OptionalDuration:
+			f.kind = "duration"
+		case *Size, *ByteCount:
+			f.kind = "size"
+		}
+		l.flags[row.key] = f
+		help := row.help
+		if d := row.value.String(); d != "" && !strings.Contains(help, "(default") {
+			help += " (default " + d + ")"
+		}
+		fs.Var(f, row.flag, help)
+	}
+}
+
+// Loaded are settings and where each came from.
+type Loaded struct {
+	*Settings
+	File   string            // that was read; "" if there is none
+	source map[string]string // by key; absent: the default
+}
+
+// Error is a fault in what the user wrote: exit code 2.
+type Error struct{ err error }
+
+func (e Error) Error() string { return e.err.Error() }
+func (e Error) Unwrap() error { return e.err }
+
+// Load puts the settings together and checks them. Every error is an Error.
+func (l *Loader) Load() (*Loaded, error) {
+	s := &Loaded{Settings: Default(), source: map[string]string{}}
+	if err := l.readFile(s); err != nil {
+		return nil, Error{err}
+	}
+	for _, row := range s.table() {
+		if v, ok := os.LookupEnv(row.env); ok && row.env != "" && v != "" {
+			if err := row.value.Set(v); err != nil {
+				return nil, Error{fmt.Errorf("%s: %w", row.env, err)}
+			}
+			s.source[row.key] = "environment " + row.env
+		}
+		if f := l.flags[row.key]; f != nil && f.isSet {
+			if err := row.value.Set(f.String()); err != nil {
+				return nil, Error{fmt.Errorf("--%s: %w", row.flag, err)}
+			}
+			s.source[row.key] = "flag --" + row.flag
+		}
+	}
+	if err := s.check(); err != nil {
+		return nil, Error{err}
+	}
+	if l.Check != nil {
+		if err := l.Check(s.Settings); err != nil {
+			return nil, Error{err}
+		}
+	}
+	return s, nil
+}
+
+// path returns the file to read, and whether it must be there.
+func (l *Loader) path() (path string, must bool) {
+	if l.File != "" {
+		return l.File, true
+	}
+	if p := os.Getenv("HUBCACHE_CONFIG"); p != "" {
+		return p, true
+	}
+	return defaultConfig, false
+}
+
+func (l *Loader) readFile(s *Loaded) error {
+	path, must := l.path()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !must {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("settings: %w", err)
+	}
+	s.File = path
+	lines, err := decodeFile(path, b, s.Settings)
+	if err != nil {
+		return err
+	}
+	for key, line := range lines {
+		s.source[key] = fmt.Sprintf("file %s:%d", path, line)
+	}
+	return nil
+}
+
+// Shown is a setting as config show prints it.
+type Shown struct {
+	Key    string `json:"key"`
+	Value  string `json:"value"`
+	Source string `json:"source"`
+}
+
+// Show returns every setting, in the order of the table.
+func (s *Loaded) Show() []Shown {
+	var all []Shown
+	for _, row := range s.table() {
+		source := s.source[row.key]
+		if source == "" {
+			source = "default"
+		}
+		all = append(all, Shown{row.key, row.value.String(), source})
+	}
+	return all
+}

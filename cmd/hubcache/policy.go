@@ -1,0 +1,55 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/prune"
+	"github.com/hubcache/hubcache/registry"
+)
+
+// checkPolicies finds what the registry and the prune refuse.
+func checkPolicies(s *settings.Settings) error {
+	if err := registry.CheckPolicy(registryPolicy(s)); err != nil {
+		return err
+	}
+	if err := prunePolicy(s).Validate(); err != nil {
+		return fmt.Errorf("docker.prune: %w", err)
+	}
+	return nil
+}
+
+// registryPolicy is the part of the settings that the registry follows, and that may
+// change while it runs.
+func registryPolicy(s *settings.Settings) registry.Policy {
+	l := s.Limits
+	p := registry.Policy{
+		TagTTL: s.Tags.TTL.D, MaxStale: time.Duration(s.Tags.MaxStale), NegativeTTL: time.Duration(s.Tags.NegativeTTL),
+		KeepGone: s.Tags.OnGone.Word == "keep", Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
+		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead),
+		Limits: fetch.Limits{Transfers: int(l.Transfers), Orphans: int(l.Orphans), Ranges: int(l.Ranges), Bypass: int(l.Bypass)},
+	}
+	for _, r := range s.Tags.Rules {
+		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.D, MaxStale: r.MaxStale.D, Refresh: bool(r.Refresh)})
+	}
+	return p
+}
+
+func prunePolicy(s *settings.Settings) prune.Policy {
+	d := s.Docker.Prune
+	return prune.Policy{
+		High: float64(d.High), Low: float64(d.Low), Critical: float64(d.Critical), MinAge: time.Duration(d.MinAge),
+		Quiet: time.Duration(d.Quiet), MaxWait: time.Duration(d.MaxWait), Tagged: bool(d.Tagged), Keep: d.Keep, KeepFiles: d.KeepFiles,
+	}
+}
+
+// dockerSettingsOf is what the docker commands need.
+func dockerSettingsOf(s *settings.Settings) dockerSettings {
+	return dockerSettings{
+		Host: string(s.Docker.Host), Admin: string(s.Docker.Admin), HoldDir: string(s.Docker.HoldDir),
+		State: string(s.Docker.State), Policy: prunePolicy(s),
+		Mirror: mirrorURL(s.Listen, s.TLS.CertFile != ""),
+	}
+}
