@@ -91,12 +91,12 @@ type pruneFlags struct {
 
 func (f *pruneFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.Var(flagValue{&f.high, "percent"}, "high-watermark", "start above this share of a disk")
-	fs.Var(flagValue{&f.low, "percent"}, "low-watermark", "stop at this share")
-	fs.Var(flagValue{&f.critical, "percent"}, "critical-watermark", "above this share, new holds wait for prune")
-	fs.Var(flagValue{&f.minAge, "duration"}, "min-age", "keep what was used, first seen or tagged less than this ago")
-	fs.Var(flagValue{&f.quiet, "duration"}, "quiet", "wait until the last pull or container start is this long ago")
-	fs.Var(flagValue{&f.maxWait, "duration"}, "max-wait", "above the critical watermark, wait this long for holds")
+	fs.Var(settings.Flag(&f.high), "high-watermark", "start above this share of a disk")
+	fs.Var(settings.Flag(&f.low), "low-watermark", "stop at this share")
+	fs.Var(settings.Flag(&f.critical), "critical-watermark", "above this share, new holds wait for prune")
+	fs.Var(settings.Flag(&f.minAge), "min-age", "keep what was used, first seen or tagged less than this ago")
+	fs.Var(settings.Flag(&f.quiet), "quiet", "wait until the last pull or container start is this long ago")
+	fs.Var(settings.Flag(&f.maxWait), "max-wait", "above the critical watermark, wait this long for holds")
 	fs.BoolVar(&f.tagged, "tagged", false, "let images go that have a tag")
 	fs.StringSliceVar(&f.keep, "keep", nil, "keep images that match this pattern (repeatable)")
 	fs.StringSliceVar(&f.keepFiles, "keep-files", nil, "keep the images of this compose file (repeatable)")
@@ -122,16 +122,6 @@ func set[T any](given bool, to *T, value T) {
 		*to = value
 	}
 }
-
-// flagValue is a setting's value as a flag; its default is the setting's, which help
-// can't know.
-type flagValue struct {
-	settings.Value
-	kind string
-}
-
-func (f flagValue) String() string { return "" }
-func (f flagValue) Type() string   { return f.kind }
 
 func writeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)

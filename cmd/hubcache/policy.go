@@ -27,7 +27,7 @@ func registryPolicy(s *settings.Settings) registry.Policy {
 	l := s.Limits
 	p := registry.Policy{
 		TagTTL: s.Tags.TTL.D, MaxStale: time.Duration(s.Tags.MaxStale), NegativeTTL: time.Duration(s.Tags.NegativeTTL),
-		KeepGone: s.Tags.OnGone.Word == "keep", Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
+		KeepGone: s.Tags.OnGone == settings.KeepGone, Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
 		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead),
 		Limits: fetch.Limits{Transfers: int(l.Transfers), Orphans: int(l.Orphans), Ranges: int(l.Ranges), Bypass: int(l.Bypass)},
 	}

@@ -101,7 +101,7 @@ func serve(ctx context.Context, l *settings.Loader, stderr io.Writer) error {
 	srv.setLevel()
 	lines := &batch{w: stderr}
 	defer lines.flush()
-	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format.Word), srv.level), lines})
+	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, string(s.Log.Format)), srv.level), lines})
 	slog.SetDefault(srv.log)
 	if err := srv.open(); err != nil {
 		return err
@@ -378,7 +378,7 @@ func (srv *server) adopt() error {
 
 func (srv *server) setLevel() {
 	var level slog.Level
-	if level.UnmarshalText([]byte(srv.settings.Log.Level.Word)) == nil {
+	if level.UnmarshalText([]byte(srv.settings.Log.Level)) == nil {
 		srv.level.Set(level)
 	}
 }

@@ -53,20 +53,9 @@ func newStatsCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&addr, "admin", "", "admin address of the server: host:port or unix:/path (default $HUBCACHE_ADMIN, else 127.0.0.1:5001)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document of GET /api/v1/stats")
-	cmd.Flags().Var(spanFlag{&watch}, "watch", "show again every so often, until Ctrl-C")
+	cmd.Flags().Var(settings.Flag(&watch), "watch", "show again every so often, until Ctrl-C")
 	cmd.Flags().Lookup("watch").NoOptDefVal = "2s"
 	return cmd
-}
-
-// spanFlag makes a flag of a span.
-type spanFlag struct{ *settings.Duration }
-
-func (spanFlag) Type() string { return "duration" }
-func (f spanFlag) String() string {
-	if f.Duration == nil || *f.Duration == 0 {
-		return ""
-	}
-	return f.Duration.String()
 }
 
 // drawable reports whether w is a terminal with a cursor. There are no colours, so that

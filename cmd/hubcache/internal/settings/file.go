@@ -95,7 +95,7 @@ func (f *fileReader) value(n *yaml.Node, row setting) {
 	}
 	if n.Kind != yaml.ScalarNode {
 		f.fault(n, row.key, "a single value belongs here")
-	} else if err := row.value.Set(n.Value); err != nil {
+	} else if err := row.value.UnmarshalText([]byte(n.Value)); err != nil {
 		f.fault(n, row.key, "%w", err)
 	}
 }

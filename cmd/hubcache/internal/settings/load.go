@@ -24,7 +24,6 @@ type Loader struct {
 type rawFlag struct {
 	given []string
 	isSet bool
-	list  bool
 	kind  string // in the help
 }
 
@@ -32,12 +31,22 @@ func (f *rawFlag) String() string { return strings.Join(f.given, ",") }
 func (f *rawFlag) Type() string   { return f.kind }
 
 func (f *rawFlag) Set(s string) error {
-	if !f.list {
+	if f.kind != kindList {
 		f.given = nil
 	}
 	f.given, f.isSet = append(f.given, s), true
 	return nil
 }
+
+// Flag makes a flag of a value. Its default isn't shown: what an absent flag means depends
+// on the settings.
+func Flag(v Value) pflag.Value { return valueFlag{v} }
+
+type valueFlag struct{ Value }
+
+func (f valueFlag) Set(s string) error { return f.UnmarshalText([]byte(s)) }
+func (f valueFlag) String() string     { return "" }
+func (f valueFlag) Type() string       { return f.Kind() }
 
 // BindFile gives every command the flag that names the file.
 func (l *Loader) BindFile(fs *pflag.FlagSet) {
@@ -51,18 +60,10 @@ func (l *Loader) BindFlags(fs *pflag.FlagSet) {
 		if row.flag == "" {
 			continue
 		}
-		f := &rawFlag{kind: "value"}
-		switch row.value.(type) {
-		case *List:
-			f.list, f.kind = true, "list"
-		case *Duration, *OptionalDuration:
-			f.kind = "duration"
-		case *Size, *ByteCount:
-			f.kind = "size"
-		}
+		f := &rawFlag{kind: row.value.Kind()}
 		l.flags[row.key] = f
 		help := row.help
-		if d := row.value.String(); d != "" && !strings.Contains(help, "(default") {
+		if d := textOf(row.value); d != "" && !strings.Contains(help, "(default") {
 			help += " (default " + d + ")"
 		}
 		fs.Var(f, row.flag, help)
@@ -90,13 +91,13 @@ func (l *Loader) Load() (*Loaded, error) {
 	}
 	for _, row := range s.table() {
 		if v, ok := os.LookupEnv(row.env); ok && row.env != "" && v != "" {
-			if err := row.value.Set(v); err != nil {
+			if err := row.value.UnmarshalText([]byte(v)); err != nil {
 				return nil, Error{fmt.Errorf("%s: %w", row.env, err)}
 			}
 			s.source[row.key] = "environment " + row.env
 		}
 		if f := l.flags[row.key]; f != nil && f.isSet {
-			if err := row.value.Set(f.String()); err != nil {
+			if err := row.value.UnmarshalText([]byte(f.String())); err != nil {
 				return nil, Error{fmt.Errorf("--%s: %w", row.flag, err)}
 			}
 			s.source[row.key] = "flag --" + row.flag
@@ -159,7 +160,7 @@ func (s *Loaded) Show() []Shown {
 		if source == "" {
 			source = "default"
 		}
-		all = append(all, Shown{row.key, row.value.String(), source})
+		all = append(all, Shown{row.key, textOf(row.value), source})
 	}
 	return all
 }

@@ -44,7 +44,7 @@ type Settings struct {
 		TTL         OptionalDuration
 		MaxStale    Duration
 		NegativeTTL Duration
-		OnGone      Choice
+		OnGone      OnGone
 		Rules       TagRules
 	}
 	Allow List
@@ -77,8 +77,8 @@ type Settings struct {
 		}
 	}
 	Log struct {
-		Level  Choice
-		Format Choice
+		Level  LogLevel
+		Format LogFormat
 	}
 }
 
@@ -93,22 +93,25 @@ type TagRule struct {
 // TagRules are tags.rules, which only the file can hold.
 type TagRules []TagRule
 
-func (r *TagRules) Set(string) error { return errors.New("can be set in the file only") }
+// UnmarshalText always fails.
+func (r *TagRules) UnmarshalText([]byte) error { return errors.New("can be set in the file only") }
 
-// String is the list as the file may have it.
-func (r *TagRules) String() string {
+// Kind implements Value.
+func (r *TagRules) Kind() string { return "value" }
+
+// MarshalText returns the list as the file may have it.
+func (r *TagRules) MarshalText() ([]byte, error) {
 	rules := []map[string]string{}
 	for _, rule := range *r {
 		m := map[string]string{}
 		for _, row := range rule.table("") {
-			if v := row.value.String(); v != "" && v != "false" {
+			if v := textOf(row.value); v != "" && v != "false" {
 				m[row.key] = v
 			}
 		}
 		rules = append(rules, m)
 	}
-	b, _ := json.Marshal(rules) // strings: it can't fail
-	return string(b)
+	return json.Marshal(rules)
 }
 
 // table names the settings of one rule.
@@ -136,12 +139,12 @@ func Default() *Settings {
 	s.Listen = List{"127.0.0.1:5000"}
 	s.Admin.Listen = List{"127.0.0.1:5001"}
 	s.DataDir = Text(defaultDataDir())
-	s.Budget.Set("20GiB")
-	s.MinFree.Set("1GiB")
+	s.Budget.UnmarshalText([]byte("20GiB"))
+	s.MinFree.UnmarshalText([]byte("1GiB"))
 	s.Upstream.URL = "https://registry-1.docker.io"
 	s.Tags.MaxStale = Duration(168 * time.Hour)
 	s.Tags.NegativeTTL = Duration(10 * time.Second)
-	s.Tags.OnGone = Choice{"gone", []string{"gone", "keep"}}
+	s.Tags.OnGone = AnswerGone
 	s.Quota.Reserve = 0.10
 	l := fetch.DefaultLimits()
 	s.Limits.Transfers, s.Limits.Orphans, s.Limits.Ranges, s.Limits.Bypass = Count(l.Transfers), Count(l.Orphans), Count(l.Ranges), Count(l.Bypass)
@@ -152,8 +155,7 @@ func Default() *Settings {
 	p, d := prune.DefaultPolicy(), &s.Docker.Prune
 	d.High, d.Low, d.Critical = Percent(p.High), Percent(p.Low), Percent(p.Critical)
 	d.MinAge, d.Quiet, d.MaxWait, d.Tagged = Duration(p.MinAge), Duration(p.Quiet), Duration(p.MaxWait), Bool(p.Tagged)
-	s.Log.Level = Choice{"info", []string{"debug", "info", "warn", "error"}}
-	s.Log.Format = Choice{"", []string{"", "text", "json"}}
+	s.Log.Level = "info"
 	return s
 }
 
@@ -312,11 +314,11 @@ func (s *Settings) AllowedClients() (nets []netip.Prefix, err error) {
 func Changed(a, b *Settings, keys ...string) (diff []string) {
 	was := map[string]string{}
 	for _, row := range a.table() {
-		was[row.key] = row.value.String()
+		was[row.key] = textOf(row.value)
 	}
 	for _, row := range b.table() {
 		for _, k := range keys {
-			if k == row.key && was[k] != row.value.String() {
+			if k == row.key && was[k] != textOf(row.value) {
 				diff = append(diff, k)
 			}
 		}

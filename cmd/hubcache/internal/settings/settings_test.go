@@ -79,7 +79,7 @@ func leaves(m map[string]any, prefix string) (keys []string) {
 func texts(s *Settings) map[string]string {
 	m := map[string]string{}
 	for _, row := range s.table() {
-		m[row.key] = row.value.String()
+		m[row.key] = textOf(row.value)
 	}
 	return m
 }
@@ -205,16 +205,16 @@ func FuzzFile(f *testing.F) {
 				insert(doc, row.key, []string(*v))
 			case *TagRules:
 				var rules []any
-				if err := yaml.Unmarshal([]byte(v.String()), &rules); err != nil {
+				if err := yaml.Unmarshal([]byte(textOf(v)), &rules); err != nil {
 					t.Fatal(err)
 				}
 				insert(doc, row.key, rules)
 			case *OptionalDuration:
 				if v.D != nil {
-					insert(doc, row.key, v.String())
+					insert(doc, row.key, textOf(v))
 				}
 			default:
-				insert(doc, row.key, v.String())
+				insert(doc, row.key, textOf(v))
 			}
 		}
 		again, err := yaml.Marshal(doc)
@@ -238,13 +238,13 @@ func FuzzSize(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		var one, two Size
-		if one.Set(s) != nil {
+		if one.UnmarshalText([]byte(s)) != nil {
 			return
 		}
 		if one.Bytes < 0 || !(one.Share >= 0 && one.Share <= 1) || one.Share != 0 && one.Bytes != 0 {
 			t.Errorf("%q is %d bytes, share %v", s, one.Bytes, one.Share)
 		}
-		if err := two.Set(one.String()); err != nil || two != one {
+		if err := two.UnmarshalText([]byte(textOf(&one))); err != nil || two != one {
 			t.Errorf("%q is %+v, and shown and read again %+v, %v", s, one, two, err)
 		}
 	})
@@ -257,14 +257,14 @@ func FuzzDuration(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		var one, two Duration
-		if one.Set(s) != nil {
+		if one.UnmarshalText([]byte(s)) != nil {
 			return
 		}
 		if one < 0 {
 			t.Errorf("%q is %v", s, time.Duration(one))
 		}
-		if err := two.Set(one.String()); err != nil || two != one {
-			t.Errorf("%q is %v, shown as %q, read as %v, %v", s, time.Duration(one), one.String(), time.Duration(two), err)
+		if err := two.UnmarshalText([]byte(textOf(&one))); err != nil || two != one {
+			t.Errorf("%q is %v, shown as %q, read as %v, %v", s, time.Duration(one), textOf(&one), time.Duration(two), err)
 		}
 	})
 }
@@ -276,14 +276,14 @@ func FuzzShare(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		var one, two Percent
-		if one.Set(s) != nil {
+		if one.UnmarshalText([]byte(s)) != nil {
 			return
 		}
 		if !(one >= 0 && one <= 1) {
 			t.Errorf("%q is %v", s, float64(one))
 		}
-		if err := two.Set(one.String()); err != nil || fmt.Sprintf("%.6g", two) != fmt.Sprintf("%.6g", one) {
-			t.Errorf("%q is %v, shown as %s, read as %v, %v", s, float64(one), one.String(), float64(two), err)
+		if err := two.UnmarshalText([]byte(textOf(&one))); err != nil || fmt.Sprintf("%.6g", two) != fmt.Sprintf("%.6g", one) {
+			t.Errorf("%q is %v, shown as %s, read as %v, %v", s, float64(one), textOf(&one), float64(two), err)
 		}
 	})
 }
@@ -294,13 +294,13 @@ func TestSizes(t *testing.T) {
 		"30%": {Share: 0.3}, "0.5%": {Share: 0.005}, "0": {},
 	} {
 		var got Size
-		err := got.Set(text)
+		err := got.UnmarshalText([]byte(text))
 		if want.text = text; err != nil || got != want {
 			t.Errorf("%s: %+v, %v", text, got, err)
 		}
 	}
 	for _, text := range []string{"", "GiB", "-1GiB", "101%", "-1%", "0%", "twenty", "1e30GB", "9EiB", "20 apples", "NaN%"} {
-		if got := new(Size); got.Set(text) == nil {
+		if got := new(Size); got.UnmarshalText([]byte(text)) == nil {
 			t.Errorf("%q is taken for %+v", text, got)
 		}
 	}

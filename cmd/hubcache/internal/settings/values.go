@@ -1,9 +1,11 @@
 package settings
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,81 +14,101 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Value is one setting: what a flag, the environment and the file can set, and config
-// show prints.
+// Value is what one setting holds. UnmarshalText takes what a flag, a variable or a
+// scalar of the file says; MarshalText is what config show prints, and reading it again
+// gives the same value. MarshalText never fails.
 type Value interface {
-	Set(string) error
-	String() string
+	encoding.TextUnmarshaler
+	encoding.TextMarshaler
+	// Kind says in the help of a flag what belongs there: "duration".
+	Kind() string
 }
 
-// text is any string.
+// textOf is the value as config show prints it.
+func textOf(v Value) string {
+	b, _ := v.MarshalText() // a Value's never fails
+	return string(b)
+}
+
+// kindList is the Kind of a value whose flag may be given several times.
+const kindList = "list"
+
+// Text is any string.
 type Text string
 
-func (t *Text) Set(s string) error { *t = Text(s); return nil }
-func (t *Text) String() string     { return string(*t) }
+// UnmarshalText takes everything.
+func (t *Text) UnmarshalText(b []byte) error { *t = Text(b); return nil }
 
-// choice is one of some words.
-type Choice struct {
-	Word string
-	of   []string
-}
+// MarshalText returns the string.
+func (t Text) MarshalText() ([]byte, error) { return []byte(t), nil }
 
-func (c *Choice) Set(s string) error {
-	for _, w := range c.of {
-		if w == s {
-			c.Word = s
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is none of %s", s, strings.Join(c.of, ", "))
-}
-func (c *Choice) String() string { return c.Word }
+// Kind implements Value.
+func (Text) Kind() string { return "value" }
 
-// truth is true or false.
+// Bool is true or false.
 type Bool bool
 
-func (b *Bool) Set(s string) error {
-	v, err := strconv.ParseBool(s)
+// UnmarshalText takes what strconv.ParseBool takes.
+func (v *Bool) UnmarshalText(b []byte) error {
+	parsed, err := strconv.ParseBool(string(b))
 	if err != nil {
-		return fmt.Errorf("%q is neither true nor false", s)
+		return fmt.Errorf("%q is neither true nor false", b)
 	}
-	*b = Bool(v)
+	*v = Bool(parsed)
 	return nil
 }
-func (b *Bool) String() string { return strconv.FormatBool(bool(*b)) }
 
-// count is a whole number from 1.
+// MarshalText returns true or false.
+func (v Bool) MarshalText() ([]byte, error) { return strconv.AppendBool(nil, bool(v)), nil }
+
+// Kind implements Value.
+func (Bool) Kind() string { return "value" }
+
+// Count is a whole number from 1.
 type Count int
 
-func (c *Count) Set(s string) error {
-	n, err := strconv.Atoi(s)
+// UnmarshalText takes decimal digits.
+func (c *Count) UnmarshalText(b []byte) error {
+	n, err := strconv.Atoi(string(b))
 	if err != nil || n < 1 {
-		return fmt.Errorf("%q is not a whole number from 1", s)
+		return fmt.Errorf("%q is not a whole number from 1", b)
 	}
 	*c = Count(n)
 	return nil
 }
-func (c *Count) String() string { return strconv.Itoa(int(*c)) }
 
-// list is several strings: a list in the file, separated by commas elsewhere.
+// MarshalText returns decimal digits.
+func (c Count) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(c), 10), nil }
+
+// Kind implements Value.
+func (Count) Kind() string { return "value" }
+
+// List is several strings: a list in the file, separated by commas elsewhere.
 type List []string
 
-func (l *List) Set(s string) error {
-	*l = (*l)[:0:0]
-	for part := range strings.SplitSeq(s, ",") {
+// UnmarshalText splits at commas and leaves out what is empty.
+func (l *List) UnmarshalText(b []byte) error {
+	*l = nil
+	for part := range strings.SplitSeq(string(b), ",") {
 		if part = strings.TrimSpace(part); part != "" {
 			*l = append(*l, part)
 		}
 	}
 	return nil
 }
-func (l *List) String() string { return strings.Join(*l, ",") }
 
-// span is a duration: Go's units and d and w.
+// MarshalText joins with commas.
+func (l List) MarshalText() ([]byte, error) { return []byte(strings.Join(l, ",")), nil }
+
+// Kind implements Value.
+func (List) Kind() string { return kindList }
+
+// Duration is a time.Duration that isn't negative. Its text has Go's units, and d and w.
 type Duration time.Duration
 
-func (d *Duration) Set(s string) error {
-	v, err := parseDuration(s)
+// UnmarshalText takes 90s, 10m, 24h, 7d, 2w and 0.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := parseDuration(string(b))
 	if err != nil {
 		return err
 	}
@@ -120,65 +142,83 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-func (d *Duration) String() string {
-	v := time.Duration(*d)
-	if v > 0 && v%time.Hour == 0 {
-		return strconv.Itoa(int(v/time.Hour)) + "h"
+// MarshalText returns whole hours and minutes without the smaller units: 24h, 10m, 1m30s.
+func (d Duration) MarshalText() ([]byte, error) {
+	v := time.Duration(d)
+	switch {
+	case v > 0 && v%time.Hour == 0:
+		return []byte(strconv.Itoa(int(v/time.Hour)) + "h"), nil
+	case v > 0 && v%time.Minute == 0:
+		return []byte(strconv.Itoa(int(v/time.Minute)) + "m"), nil
 	}
-	if v > 0 && v%time.Minute == 0 {
-		return strconv.Itoa(int(v/time.Minute)) + "m"
-	}
-	return v.String()
+	return []byte(v.String()), nil
 }
 
-// OptionalDuration is a duration that may be unset.
+// Kind implements Value.
+func (Duration) Kind() string { return "duration" }
+
+// OptionalDuration is a duration that may be unset: then D is nil.
 type OptionalDuration struct{ D *time.Duration }
 
-func (m *OptionalDuration) Set(s string) error {
-	d, err := parseDuration(s)
-	if err != nil {
+// UnmarshalText takes what Duration takes.
+func (o *OptionalDuration) UnmarshalText(b []byte) error {
+	var d Duration
+	if err := d.UnmarshalText(b); err != nil {
 		return err
 	}
-	m.D = &d
+	o.D = (*time.Duration)(&d)
 	return nil
 }
 
-func (m *OptionalDuration) String() string {
-	if m.D == nil {
-		return ""
+// MarshalText returns nothing when it is unset.
+func (o OptionalDuration) MarshalText() ([]byte, error) {
+	if o.D == nil {
+		return nil, nil
 	}
-	return (*Duration)(m.D).String()
+	return Duration(*o.D).MarshalText()
 }
 
-// share is a percentage, kept as 0…1.
+// Kind implements Value.
+func (OptionalDuration) Kind() string { return "duration" }
+
+// Percent is a share of something, from 0 to 1; its text is a percentage.
 type Percent float64
 
-func (p *Percent) Set(s string) error {
-	n, ok := parseShare(s)
+// UnmarshalText takes 85%.
+func (p *Percent) UnmarshalText(b []byte) error {
+	n, ok := parsePercent(string(b))
 	if !ok {
-		return fmt.Errorf("%q is not a percentage like 85%%", s)
+		return fmt.Errorf("%q is not a percentage like 85%%", b)
 	}
 	*p = Percent(n)
 	return nil
 }
 
-func parseShare(s string) (float64, bool) {
+func parsePercent(s string) (float64, bool) {
 	digits, ok := strings.CutSuffix(s, "%")
 	n, err := strconv.ParseFloat(digits, 64)
 	return n / 100, ok && err == nil && n >= 0 && n <= 100
 }
 
-func (p *Percent) String() string { return strconv.FormatFloat(float64(*p)*100, 'g', 6, 64) + "%" }
+// MarshalText returns the percentage with six digits.
+func (p Percent) MarshalText() ([]byte, error) {
+	return append(strconv.AppendFloat(nil, float64(p)*100, 'g', 6, 64), '%'), nil
+}
 
-// size is a number of bytes, or a share of the file system that the data is on.
+// Kind implements Value.
+func (Percent) Kind() string { return "percent" }
+
+// Size is a number of bytes, or a share of the file system that the data is on.
 type Size struct {
 	Bytes int64
-	Share float64 // when not 0
+	Share float64 // from 0 to 1; 0: Bytes counts
 	text  string  // as it was written
 }
 
-func (z *Size) Set(s string) error {
-	if p, ok := parseShare(s); ok && p > 0 {
+// UnmarshalText takes 20GiB, 20GB and 30%.
+func (z *Size) UnmarshalText(b []byte) error {
+	s := string(b)
+	if p, ok := parsePercent(s); ok && p > 0 {
 		*z = Size{Share: p, text: s}
 		return nil
 	}
@@ -190,9 +230,7 @@ func (z *Size) Set(s string) error {
 	return nil
 }
 
-func (z *Size) String() string { return z.text }
-
-// parseBytes reads 20GiB and 20GB as what they say: powers of 1024 and of 1000.
+// parseBytes reads 20GiB as powers of 1024 and 20GB as powers of 1000.
 func parseBytes(s string) (int64, error) {
 	parse := units.FromHumanSize
 	if strings.Contains(strings.ToLower(s), "ib") {
@@ -205,8 +243,15 @@ func parseBytes(s string) (int64, error) {
 	return n, nil
 }
 
-// In returns the bytes, given the file system that path is on.
-func (z *Size) In(path string) (int64, error) {
+// MarshalText returns the size as it was written.
+func (z Size) MarshalText() ([]byte, error) { return []byte(z.text), nil }
+
+// Kind implements Value.
+func (Size) Kind() string { return "size" }
+
+// In returns the bytes, given the file system that path is on. It fails when the size is
+// a share and path doesn't exist.
+func (z Size) In(path string) (int64, error) {
 	if z.Share == 0 {
 		return z.Bytes, nil
 	}
@@ -220,12 +265,70 @@ func (z *Size) In(path string) (int64, error) {
 // ByteCount is a size that can't be a share.
 type ByteCount struct{ Size }
 
-func (z *ByteCount) Set(s string) error {
-	if err := z.Size.Set(s); err != nil {
+// UnmarshalText takes 20GiB and 20GB.
+func (z *ByteCount) UnmarshalText(b []byte) error {
+	if err := z.Size.UnmarshalText(b); err != nil {
 		return err
 	}
 	if z.Share != 0 {
 		return errors.New("a size in bytes is wanted, not a percentage")
 	}
+	return nil
+}
+
+// OnGone says what to do with a tag that upstream has deleted.
+type OnGone string
+
+// The values of OnGone.
+const (
+	AnswerGone OnGone = "gone" // answer that there is no such tag
+	KeepGone   OnGone = "keep" // go on serving it
+)
+
+// UnmarshalText takes one of the values.
+func (o *OnGone) UnmarshalText(b []byte) error { return oneOf(o, b, AnswerGone, KeepGone) }
+
+// MarshalText returns the word.
+func (o OnGone) MarshalText() ([]byte, error) { return []byte(o), nil }
+
+// Kind implements Value.
+func (OnGone) Kind() string { return "value" }
+
+// LogLevel is the least level that is logged: debug, info, warn or error.
+type LogLevel string
+
+// UnmarshalText takes one of the levels.
+func (l *LogLevel) UnmarshalText(b []byte) error {
+	return oneOf(l, b, "debug", "info", "warn", "error")
+}
+
+// MarshalText returns the word.
+func (l LogLevel) MarshalText() ([]byte, error) { return []byte(l), nil }
+
+// Kind implements Value.
+func (LogLevel) Kind() string { return "value" }
+
+// LogFormat is text or json; "" is text on a terminal, else json.
+type LogFormat string
+
+// UnmarshalText takes one of the formats.
+func (l *LogFormat) UnmarshalText(b []byte) error { return oneOf(l, b, "", "text", "json") }
+
+// MarshalText returns the word.
+func (l LogFormat) MarshalText() ([]byte, error) { return []byte(l), nil }
+
+// Kind implements Value.
+func (LogFormat) Kind() string { return "value" }
+
+// oneOf sets to to the word that b is. It fails when that is none of words.
+func oneOf[T ~string](to *T, b []byte, words ...T) error {
+	if !slices.Contains(words, T(b)) {
+		all := make([]string, len(words))
+		for i, w := range words {
+			all[i] = string(w)
+		}
+		return fmt.Errorf("%q is none of %s", b, strings.Join(all, ", "))
+	}
+	*to = T(b)
 	return nil
 }
