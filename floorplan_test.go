@@ -31,7 +31,7 @@ var floors = map[string][]string{
 	"prune":        {},
 	"cmd/hubcache": {"admin", "auth", "cmd/hubcache/internal/settings", "fetch", "prune", "registry", "storage"},
 
-	"cmd/hubcache/internal/settings": {"fetch", "prune"},
+	"cmd/hubcache/internal/settings": {},
 }
 
 // below returns the packages that a package may reach through others.

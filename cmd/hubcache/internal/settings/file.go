@@ -11,10 +11,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// decodeFile reads YAML into s, strictly, and returns the line of each key that it sets.
-// The error has all faults, each with its line and none with a value that could be a
-// secret in the wrong place.
-func decodeFile(path string, b []byte, s *Settings) (lines map[string]int, err error) {
+// decodeFile reads YAML into a table, strictly, and returns the line of each setting that
+// is in the file, by its whole key. The error has all faults, each with its line. None
+// repeats the value of an unknown key, which could be a secret in the wrong place.
+func decodeFile(path string, b []byte, table []row) (lines map[string]int, err error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	var doc, second yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
@@ -25,110 +25,96 @@ func decodeFile(path string, b []byte, s *Settings) (lines map[string]int, err e
 	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: more than one YAML document", path)
 	}
-	f := fileReader{path: path, lines: map[string]int{}}
-	f.mapping(doc.Content[0], "", s.table())
-	return f.lines, errors.Join(f.faults...)
+	d := &decoder{path: path, lines: map[string]int{}}
+	d.section(doc.Content[0], "", table)
+	return d.lines, errors.Join(d.faults...)
 }
 
-// fileReader walks a settings file along a table.
-type fileReader struct {
+// decoder walks a settings file along a table.
+type decoder struct {
 	path   string
-	lines  map[string]int // of the keys seen
+	lines  map[string]int // of the settings seen, by whole key
 	faults []error
 }
 
-func (f *fileReader) fault(n *yaml.Node, key, format string, args ...any) {
+// fault notes what is wrong at a node.
+func (d *decoder) fault(n *yaml.Node, key, format string, args ...any) {
 	if key != "" {
 		format = strings.ReplaceAll(key, "%", "%%") + ": " + format
 	}
-	f.faults = append(f.faults, fmt.Errorf("%s:%d: "+format, append([]any{f.path, n.Line}, args...)...))
+	d.faults = append(d.faults, fmt.Errorf("%s:%d: "+format, append([]any{d.path, n.Line}, args...)...))
 }
 
-// mapping reads a section: the keys of table that begin with prefix.
-func (f *fileReader) mapping(n *yaml.Node, prefix string, table []setting) {
+// section reads a mapping whose keys are those of the table. key is the section's, "" at
+// the top of the file.
+func (d *decoder) section(n *yaml.Node, key string, table []row) {
+	d.mapping(n, key, func(name string, k, v *yaml.Node, key string) {
+		at := slices.IndexFunc(table, func(r row) bool { return r.key == name })
+		switch {
+		case at >= 0:
+			d.row(v, key, table[at])
+		case name == "password" || name == "token":
+			d.fault(k, key, "unknown setting; a secret is never part of this file: name a file with it in upstream.password_file")
+		default:
+			d.fault(k, key, "unknown setting")
+		}
+	})
+}
+
+// mapping calls each with every entry of a mapping: its name, its nodes and its whole key.
+// Null is an empty mapping.
+func (d *decoder) mapping(n *yaml.Node, key string, each func(name string, k, v *yaml.Node, key string)) {
 	n = resolved(n)
-	section := strings.TrimSuffix(prefix, ".")
 	if isNull(n) {
 		return
 	}
 	if n.Kind != yaml.MappingNode {
-		f.fault(n, section, "is a section: keys and values belong here")
+		d.fault(n, key, "is a section: keys and values belong here")
 		return
+	}
+	prefix := ""
+	if key != "" {
+		prefix = key + "."
 	}
 	seen := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
-		key := prefix + k.Value
-		if first, twice := seen[key]; twice {
-			f.fault(k, key, "is set twice, first on line %d", first)
+		if first, twice := seen[k.Value]; twice {
+			d.fault(k, prefix+k.Value, "is set twice, first on line %d", first)
 			continue
 		}
-		seen[key] = k.Line
-		switch at := slices.IndexFunc(table, func(row setting) bool { return row.key == key }); {
-		case at >= 0:
-			f.value(v, table[at])
-		case slices.ContainsFunc(table, func(row setting) bool { return strings.HasPrefix(row.key, key+".") }):
-			f.mapping(v, key+".", table)
-		case k.Value == "password" || k.Value == "token":
-			f.fault(k, key, "unknown setting; a secret is never part of this file: name a file with it in upstream.password_file")
-		default:
-			f.fault(k, key, "unknown setting")
-		}
+		seen[k.Value] = k.Line
+		each(k.Value, k, v, prefix+k.Value)
 	}
 }
 
-// value reads one setting. Null leaves it as it is.
-func (f *fileReader) value(n *yaml.Node, row setting) {
+// row reads one key of a table. Null leaves a setting as it is.
+func (d *decoder) row(n *yaml.Node, key string, r row) {
+	if r.rows != nil {
+		d.section(n, key, r.rows)
+		return
+	}
 	if n = resolved(n); isNull(n) {
 		return
 	}
-	f.lines[row.key] = n.Line
-	switch v := row.value.(type) {
-	case *TagRules:
-		f.rules(n, row.key, v)
+	d.lines[key] = n.Line
+	if v, ok := r.value.(nodeValue); ok {
+		v.decode(d, n, key)
 		return
-	case *List:
-		if n.Kind == yaml.SequenceNode {
-			f.list(n, row.key, v)
-			return
-		}
 	}
+	d.scalar(n, key, r.value)
+}
+
+// scalar reads a single value.
+func (d *decoder) scalar(n *yaml.Node, key string, v Value) {
 	if n.Kind != yaml.ScalarNode {
-		f.fault(n, row.key, "a single value belongs here")
-	} else if err := row.value.UnmarshalText([]byte(n.Value)); err != nil {
-		f.fault(n, row.key, "%w", err)
+		d.fault(n, key, "a single value belongs here")
+	} else if err := v.UnmarshalText([]byte(n.Value)); err != nil {
+		d.fault(n, key, "%w", err)
 	}
 }
 
-func (f *fileReader) list(n *yaml.Node, key string, to *List) {
-	*to = nil
-	for _, item := range n.Content {
-		if item = resolved(item); item.Kind != yaml.ScalarNode || item.Value == "" {
-			f.fault(item, key, "every item is a single value")
-			continue
-		}
-		*to = append(*to, item.Value)
-	}
-}
-
-func (f *fileReader) rules(n *yaml.Node, key string, to *TagRules) {
-	*to = nil
-	if n.Kind != yaml.SequenceNode {
-		f.fault(n, key, `a list of rules like {match: "library/*:*-alpine", ttl: 10m} belongs here`)
-		return
-	}
-	for _, item := range n.Content {
-		var r TagRule
-		part := fileReader{path: f.path, lines: map[string]int{}}
-		part.mapping(item, key+".", r.table(key+"."))
-		f.faults = append(f.faults, part.faults...)
-		if r.Match == "" {
-			f.fault(item, key, "a rule needs match, a pattern like library/*:*-alpine")
-		}
-		*to = append(*to, r)
-	}
-}
-
+// resolved is what an alias stands for.
 func resolved(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		return n.Alias

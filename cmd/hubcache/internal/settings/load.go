@@ -56,17 +56,17 @@ func (l *Loader) BindFile(fs *pflag.FlagSet) {
 // BindFlags gives a command a flag for each setting that has one.
 func (l *Loader) BindFlags(fs *pflag.FlagSet) {
 	l.flags = map[string]*rawFlag{}
-	for _, row := range Default().table() {
-		if row.flag == "" {
+	for key, r := range leaves(Default().table()) {
+		if r.flag == "" {
 			continue
 		}
-		f := &rawFlag{kind: row.value.Kind()}
-		l.flags[row.key] = f
-		help := row.help
-		if d := textOf(row.value); d != "" && !strings.Contains(help, "(default") {
+		f := &rawFlag{kind: r.value.Kind()}
+		l.flags[key] = f
+		help := r.help
+		if d := textOf(r.value); d != "" && !strings.Contains(help, "(default") {
 			help += " (default " + d + ")"
 		}
-		fs.Var(f, row.flag, help)
+		fs.Var(f, r.flag, help)
 	}
 }
 
@@ -85,30 +85,37 @@ func (e Error) Unwrap() error { return e.err }
 
 // Load puts the settings together and checks them. Every error is an Error.
 func (l *Loader) Load() (*Loaded, error) {
+	s, err := l.gather()
+	if err == nil {
+		err = s.check()
+	}
+	if err == nil && l.Check != nil {
+		err = l.Check(s.Settings)
+	}
+	if err != nil {
+		return nil, Error{err}
+	}
+	return s, nil
+}
+
+// gather puts the settings together.
+func (l *Loader) gather() (*Loaded, error) {
 	s := &Loaded{Settings: Default(), source: map[string]string{}}
 	if err := l.readFile(s); err != nil {
-		return nil, Error{err}
+		return nil, err
 	}
-	for _, row := range s.table() {
-		if v, ok := os.LookupEnv(row.env); ok && row.env != "" && v != "" {
-			if err := row.value.UnmarshalText([]byte(v)); err != nil {
-				return nil, Error{fmt.Errorf("%s: %w", row.env, err)}
+	for key, r := range leaves(s.table()) {
+		if v := os.Getenv(r.env()); v != "" {
+			if err := r.value.UnmarshalText([]byte(v)); err != nil {
+				return nil, fmt.Errorf("%s: %w", r.env(), err)
 			}
-			s.source[row.key] = "environment " + row.env
+			s.source[key] = "environment " + r.env()
 		}
-		if f := l.flags[row.key]; f != nil && f.isSet {
-			if err := row.value.UnmarshalText([]byte(f.String())); err != nil {
-				return nil, Error{fmt.Errorf("--%s: %w", row.flag, err)}
+		if f := l.flags[key]; f != nil && f.isSet {
+			if err := r.value.UnmarshalText([]byte(f.String())); err != nil {
+				return nil, fmt.Errorf("--%s: %w", r.flag, err)
 			}
-			s.source[row.key] = "flag --" + row.flag
-		}
-	}
-	if err := s.check(); err != nil {
-		return nil, Error{err}
-	}
-	if l.Check != nil {
-		if err := l.Check(s.Settings); err != nil {
-			return nil, Error{err}
+			s.source[key] = "flag --" + r.flag
 		}
 	}
 	return s, nil
@@ -135,7 +142,7 @@ func (l *Loader) readFile(s *Loaded) error {
 		return fmt.Errorf("settings: %w", err)
 	}
 	s.File = path
-	lines, err := decodeFile(path, b, s.Settings)
+	lines, err := decodeFile(path, b, s.table())
 	if err != nil {
 		return err
 	}
@@ -155,12 +162,12 @@ type Shown struct {
 // Show returns every setting, in the order of the table.
 func (s *Loaded) Show() []Shown {
 	var all []Shown
-	for _, row := range s.table() {
-		source := s.source[row.key]
+	for key, r := range leaves(s.table()) {
+		source := s.source[key]
 		if source == "" {
 			source = "default"
 		}
-		all = append(all, Shown{row.key, textOf(row.value), source})
+		all = append(all, Shown{key, textOf(r.value), source})
 	}
 	return all
 }

@@ -1,0 +1,100 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// check finds what can't work, without looking at files: they may not be on the machine
+// that checks.
+func (s *Settings) check() error {
+	if len(s.Listen) == 0 {
+		return fmt.Errorf("listen: at least one address is needed")
+	}
+	for _, addr := range s.Listen {
+		if err := CheckAddress(addr); err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+	}
+	for _, addr := range s.Admin.Listen {
+		if err := CheckAddress(addr); err != nil {
+			return fmt.Errorf("admin.listen: %w", err)
+		}
+	}
+	if _, err := s.AllowedClients(); err != nil {
+		return err
+	}
+	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
+		return fmt.Errorf("tls.cert_file and tls.key_file belong together")
+	}
+	if u := s.Upstream; u.Username == "" && u.PasswordFile != "" {
+		return fmt.Errorf("upstream.password_file is set, and upstream.username is not")
+	} else if u.Username != "" && u.PasswordFile == "" {
+		return fmt.Errorf("upstream.username is set, and upstream.password_file is not")
+	}
+	if err := checkUpstream(string(s.Upstream.URL)); err != nil {
+		return fmt.Errorf("upstream.url: %w", err)
+	}
+	if s.DataDir == "" {
+		return fmt.Errorf("data_dir: a folder is needed")
+	}
+	if s.Budget.Share == 0 && s.Budget.Bytes <= 0 {
+		return fmt.Errorf("budget: more than nothing is needed")
+	}
+	return nil
+}
+
+// checkUpstream never repeats the URL: there may be a password in it.
+func checkUpstream(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case strings.Contains(s, "@"):
+		return errors.New("credentials don't belong in a URL: set upstream.username and upstream.password_file")
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return errors.New("is not an http or https URL like https://registry-1.docker.io")
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		return errors.New("is a scheme and a host, like https://registry-1.docker.io, without a path")
+	}
+	return nil
+}
+
+// CheckAddress says what is wrong with an address to listen on, or to ask: host:port or
+// unix:/path.
+func CheckAddress(addr string) error {
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("%q: a unix socket needs an absolute path", addr)
+		}
+		return nil
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is not an address like 127.0.0.1:5000, [::1]:5000 or unix:/run/hubcache.sock", addr)
+	}
+	return nil
+}
+
+// AllowedClients are the networks of listen_allow; an address is a network of its own.
+func (s *Settings) AllowedClients() (nets []netip.Prefix, err error) {
+	for _, cidr := range s.ListenAllow {
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			a, aerr := netip.ParseAddr(cidr)
+			if aerr != nil {
+				return nil, fmt.Errorf("listen_allow: %q is neither an address nor a network like 10.0.0.0/8", cidr)
+			}
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		nets = append(nets, p.Masked())
+	}
+	return nets, nil
+}
