@@ -11,8 +11,8 @@ buildGoModule (finalAttrs: {
   pname = "hubcache";
   inherit version;
 
-  # What Go reads and nothing else, so that a new sentence in the documentation is no
-  # new program. All of what `go mod vendor` looks at is here: vendorHash depends on it.
+  # Only what Go reads, so that a change of the documentation doesn't build the program
+  # again. Everything that `go mod vendor` looks at is here: vendorHash depends on it.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -33,6 +33,9 @@ buildGoModule (finalAttrs: {
       ../registry
       ../storage
       ../upstream
+      # The tests of the settings compare these with the table.
+      ../docs/config.example.yaml
+      ../nix/restart-settings.json
     ];
   };
 

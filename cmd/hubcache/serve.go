@@ -369,8 +369,7 @@ func (srv *server) adopt() error {
 	srv.setLevel()
 	srv.store.SetLimits(budget, next.MinFree.Bytes)
 	srv.gate.set(nets)
-	for _, key := range settings.Changed(old.Settings, next.Settings, "listen", "admin.listen", "tls.cert_file", "tls.key_file", "data_dir",
-		"upstream.url", "upstream.username", "upstream.password_file", "upstream.ca_file", "log.format", "admin.hosts") {
+	for _, key := range settings.NeedRestart(old.Settings, next.Settings) {
 		srv.log.Warn("this setting changes with the next start only", "setting", key)
 	}
 	return nil

@@ -41,13 +41,17 @@ let
     cp ${unchecked} $out
   '';
 
-  # The settings that a reload does not take over; the program's log names them, too.
-  atStart = builtins.toJSON {
-    inherit (settings) admin data_dir listen;
-    log.format = settings.log.format or null;
-    tls = settings.tls or null;
-    upstream = removeAttrs (settings.upstream or { }) [ "private" ];
-  };
+  # The settings that a reload does not put into effect. The program's table of settings
+  # has them; a test of it writes this file.
+  restartSettings = builtins.fromJSON (builtins.readFile ../restart-settings.json);
+  settingAt =
+    key:
+    builtins.foldl' (section: name: section.${name} or null) settings (
+      builtins.filter builtins.isString (builtins.split "[.]" key)
+    );
+  atStart = builtins.toJSON (
+    lib.filterAttrsRecursive (_: v: v != null) (lib.genAttrs restartSettings settingAt)
+  );
 
   units = import ../units.nix {
     program = lib.getExe cfg.package;

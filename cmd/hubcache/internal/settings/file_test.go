@@ -12,7 +12,7 @@ import (
 // FuzzFile shows of any file: it is refused, with its name in every line of the error, or
 // what config show prints of it, written to a file again, gives the same settings.
 func FuzzFile(f *testing.F) {
-	example, err := os.ReadFile("../../../../docs/config.example.yaml")
+	example, err := os.ReadFile(examplePath)
 	if err != nil {
 		f.Fatal(err)
 	}

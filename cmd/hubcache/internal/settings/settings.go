@@ -2,6 +2,7 @@ package settings
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,46 +122,46 @@ func defaultDataDir() string {
 // table is the table of all settings.
 func (s *Settings) table() []row {
 	return []row{
-		{key: "listen", value: &s.Listen, initial: "127.0.0.1:5000", flag: "listen",
+		{key: "listen", effect: onRestart, value: &s.Listen, initial: "127.0.0.1:5000", flag: "listen",
 			help: "`address` of the pull API: host:port or unix:/path (repeatable)"},
-		{key: "listen_allow", value: &s.ListenAllow, flag: "listen-allow",
+		{key: "listen_allow", effect: onReload, value: &s.ListenAllow, flag: "listen-allow",
 			help: "`network` of clients that may connect, like 10.0.0.0/8 (repeatable) (default everyone; unix sockets always)"},
-		{key: "tls", rows: []row{
+		{key: "tls", effect: onRestart, rows: []row{
 			{key: "cert_file", value: &s.TLS.CertFile, flag: "tls-cert-file",
 				help: "serve https with the certificate chain in this `file`"},
 			{key: "key_file", value: &s.TLS.KeyFile, flag: "tls-key-file",
 				help: "`file` with the certificate's key"},
 		}},
-		{key: "admin", rows: []row{
+		{key: "admin", effect: onRestart, rows: []row{
 			{key: "listen", value: &s.Admin.Listen, initial: "127.0.0.1:5001", flag: "admin-listen",
 				help: "`address` of stats, metrics and health: host:port or unix:/path (repeatable)"},
 			{key: "hosts", value: &s.Admin.Hosts},
 		}},
-		{key: "data_dir", value: &s.DataDir, initial: defaultDataDir(), flag: "data-dir",
+		{key: "data_dir", effect: onRestart, value: &s.DataDir, initial: defaultDataDir(), flag: "data-dir",
 			help: "`folder` of the cache (default /var/lib/hubcache as a service or root, else $XDG_CACHE_HOME/hubcache)"},
-		{key: "budget", value: &s.Budget, initial: "20GiB", flag: "budget",
+		{key: "budget", effect: onReload, value: &s.Budget, initial: "20GiB", flag: "budget",
 			help: "bytes that the cache may hold, like 50GiB, or 30% of its file system"},
-		{key: "min_free", value: &s.MinFree, initial: "1GiB", flag: "min-free",
+		{key: "min_free", effect: onReload, value: &s.MinFree, initial: "1GiB", flag: "min-free",
 			help: "free space below which the cache evicts whatever its budget"},
-		{key: "upstream", rows: s.upstreamTable()},
-		{key: "tags", rows: s.tagsTable()},
-		{key: "allow", value: &s.Allow},
-		{key: "deny", value: &s.Deny},
-		{key: "quota", rows: []row{
+		{key: "upstream", effect: onRestart, rows: s.upstreamTable()},
+		{key: "tags", effect: onReload, rows: s.tagsTable()},
+		{key: "allow", effect: onReload, value: &s.Allow},
+		{key: "deny", effect: onReload, value: &s.Deny},
+		{key: "quota", effect: onReload, rows: []row{
 			{key: "reserve", value: &s.Quota.Reserve, initial: "10%"},
 		}},
-		{key: "limits", rows: []row{
+		{key: "limits", effect: onReload, rows: []row{
 			{key: "transfers", value: &s.Limits.Transfers, initial: "32"},
 			{key: "orphans", value: &s.Limits.Orphans, initial: "8"},
 			{key: "ranges", value: &s.Limits.Ranges, initial: "6"},
 			{key: "bypass", value: &s.Limits.Bypass, initial: "16"},
 		}},
-		{key: "read_ahead", value: &s.ReadAhead, initial: "true"},
-		{key: "docker", rows: s.dockerTable()},
+		{key: "read_ahead", effect: onReload, value: &s.ReadAhead, initial: "true"},
+		{key: "docker", effect: onRun, rows: s.dockerTable()},
 		{key: "log", rows: []row{
-			{key: "level", value: &s.Log.Level, initial: "info", flag: "log-level",
+			{key: "level", effect: onReload, value: &s.Log.Level, initial: "info", flag: "log-level",
 				help: "`level`: debug, info, warn or error"},
-			{key: "format", value: &s.Log.Format, flag: "log-format",
+			{key: "format", effect: onRestart, value: &s.Log.Format, flag: "log-format",
 				help: "`format`: text or json (default text on a terminal, else json)"},
 		}},
 	}
@@ -177,7 +178,7 @@ func (s *Settings) upstreamTable() []row {
 			help: "`file` with the access token; a relative name is looked up in $CREDENTIALS_DIRECTORY"},
 		{key: "ca_file", value: &u.CAFile, flag: "upstream-ca-file",
 			help: "`file` with the certificates to trust upstream instead of the system's"},
-		{key: "private", value: &u.Private, flag: "private",
+		{key: "private", effect: onReload, value: &u.Private, flag: "private",
 			help: "`pattern` of private repositories that everybody here may pull (repeatable)"},
 	}
 }
@@ -217,16 +218,20 @@ func (s *Settings) dockerTable() []row {
 	}
 }
 
-// Changed returns those keys whose values differ.
-func Changed(a, b *Settings, keys ...string) (diff []string) {
-	was := map[string]string{}
-	for key, r := range leaves(a.table()) {
-		was[key] = textOf(r.value)
-	}
-	for key, r := range leaves(b.table()) {
-		if slices.Contains(keys, key) && was[key] != textOf(r.value) {
-			diff = append(diff, key)
+// NeedRestart returns the keys of the settings that differ between what a server runs with
+// and what it is to run with, and that take effect only when it is started again.
+func NeedRestart(running, next *Settings) (keys []string) {
+	before := map[string]string{}
+	for key, r := range leaves(running.table()) {
+		if r.effect == onRestart {
+			before[key] = textOf(r.value)
 		}
 	}
-	return diff
+	for key, r := range leaves(next.table()) {
+		if was, there := before[key]; r.effect == onRestart && (!there || was != textOf(r.value)) {
+			keys = append(keys, key)
+		}
+		delete(before, key)
+	}
+	return append(keys, slices.Sorted(maps.Keys(before))...)
 }

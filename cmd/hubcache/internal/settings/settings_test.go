@@ -33,16 +33,17 @@ func loadFile(t testing.TB, path string) *Loaded {
 	return s
 }
 
+const examplePath = "../../../../docs/config.example.yaml"
+
 // TestExampleHasEverySetting compares docs/config.example.yaml with the defaults: every
 // key is there once, with its flag and variable beside it, and changes nothing.
 func TestExampleHasEverySetting(t *testing.T) {
 	isolate(t)
-	const path = "../../../../docs/config.example.yaml"
-	s := loadFile(t, path)
+	s := loadFile(t, examplePath)
 	if want := Default(); !reflect.DeepEqual(texts(s.Settings), texts(want)) {
 		t.Errorf("the example says %v, the defaults are %v", texts(s.Settings), texts(want))
 	}
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(examplePath)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,18 @@ type row struct {
 	initial string // the default, as text; "" is the zero value
 	flag    string // "" when there is none; the environment variable's name follows from it
 	help    string // of the flag
+	effect  effect // when a change of it takes effect
 }
+
+// effect says when a change of a setting takes effect.
+type effect int
+
+const (
+	asSection effect = iota // as the section says
+	onReload                // when the server gets SIGHUP
+	onRestart               // when the server is started again
+	onRun                   // when the command that uses it is run again; the server doesn't use it
+)
 
 // env is the environment variable of a setting, "" when there is none: --tag-ttl is
 // HUBCACHE_TAG_TTL.
@@ -30,14 +41,18 @@ func (r row) env() string {
 	return "HUBCACHE_" + strings.ToUpper(strings.ReplaceAll(r.flag, "-", "_"))
 }
 
-// leaves are the settings of a table in its order, each with its whole key. A map of
-// records counts as a section with a section for each name; an empty one as a setting.
+// leaves are the settings of a table in its order, each with its whole key and its own
+// effect. A map of records counts as a section with a section for each name; an empty one
+// as a setting.
 func leaves(table []row) iter.Seq2[string, row] {
-	return func(yield func(string, row) bool) { visit(table, "", yield) }
+	return func(yield func(string, row) bool) { visit(table, "", asSection, yield) }
 }
 
-func visit(table []row, prefix string, yield func(string, row) bool) bool {
+func visit(table []row, prefix string, section effect, yield func(string, row) bool) bool {
 	for _, r := range table {
+		if r.effect == asSection {
+			r.effect = section
+		}
 		below := r.rows
 		if m, ok := r.value.(interface{ sections() []row }); ok {
 			below = m.sections()
@@ -46,7 +61,7 @@ func visit(table []row, prefix string, yield func(string, row) bool) bool {
 		if len(below) == 0 && !yield(key, r) {
 			return false
 		}
-		if !visit(below, key+".", yield) {
+		if !visit(below, key+".", r.effect, yield) {
 			return false
 		}
 	}
