@@ -7,7 +7,7 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
-	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/prune"
 )
 
@@ -120,17 +120,7 @@ func transfersOf(addr string) func(context.Context) (int, error) {
 		return nil
 	}
 	return func(ctx context.Context) (int, error) {
-		stats, err := askStats(ctx, addr)
+		stats, err := adminclient.Stats(ctx, addr)
 		return len(stats.Inflight), err
 	}
-}
-
-// askStats asks the admin listener at addr.
-func askStats(ctx context.Context, addr string) (admin.Stats, error) {
-	c, err := newAdminClient(addr)
-	if err != nil {
-		return admin.Stats{}, err
-	}
-	stats, _, err := c.stats(ctx)
-	return stats, err
 }

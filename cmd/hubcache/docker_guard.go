@@ -12,8 +12,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hubcache/hubcache/prune"
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/prune"
 )
 
 // guardCommand is the hidden sub-command of docker that is the guard.

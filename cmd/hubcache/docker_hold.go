@@ -16,8 +16,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hubcache/hubcache/prune"
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/prune"
 )
 
 // holdVariable tells a command that it runs under a hold, and under which: the hold's

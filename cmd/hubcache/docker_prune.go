@@ -9,9 +9,10 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/prune"
-	"github.com/spf13/cobra"
 )
 
 func newDockerPruneCommand(load func() (dockerSettings, error)) *cobra.Command {
@@ -35,10 +36,10 @@ later.`,
 				return err
 			}
 			if err := flags.over(cmd, &s.Policy); err != nil {
-				return usageError{err}
+				return settings.UsageError{Err: err}
 			}
 			if !strings.HasPrefix(s.Host, "unix://") {
-				return usageError{fmt.Errorf("docker.host is %q: prune looks at this machine's disks and needs the engine's unix socket", s.Host)}
+				return settings.UsageError{Err: fmt.Errorf("docker.host is %q: prune looks at this machine's disks and needs the engine's unix socket", s.Host)}
 			}
 			engine, err := newEngine(s.Host)
 			if err != nil {

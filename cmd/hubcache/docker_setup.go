@@ -15,6 +15,8 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 // setupPaths are the files that setup reads and writes.
@@ -50,7 +52,7 @@ prints what containerd, podman and BuildKit need.`,
 				mirror = s.Mirror
 			}
 			if mirror == "" {
-				return usageError{errors.New("the server listens on no TCP address: --mirror says by which URL the daemon reaches it")}
+				return settings.UsageError{Err: errors.New("the server listens on no TCP address: --mirror says by which URL the daemon reaches it")}
 			}
 			run := setupRun{host: s.Host, mirror: strings.TrimRight(mirror, "/"), paths: paths, out: cmd.OutOrStdout()}
 			return run.run(cmd.Context(), apply, undo)

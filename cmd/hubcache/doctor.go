@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -132,7 +133,7 @@ func (d *doctor) ok(check, format string, args ...any) {
 
 func (d *doctor) examine(ctx context.Context) []finding {
 	d.checkServer(ctx)
-	stats, err := askStats(ctx, d.settings.Admin)
+	stats, err := adminclient.Stats(ctx, d.settings.Admin)
 	if err != nil {
 		d.say("admin", statusBroken, err.Error(), "start hubcache, or set admin.listen here as the server has it")
 	} else {
@@ -149,7 +150,7 @@ func (d *doctor) examine(ctx context.Context) []finding {
 // checkServer asks the pull port what a daemon asks first.
 func (d *doctor) checkServer(ctx context.Context) {
 	url := d.settings.Docker.Mirror + "/v2/"
-	ctx, cancel := context.WithTimeout(ctx, adminWithin)
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	resp, err := get(ctx, url)
 	switch {
@@ -218,12 +219,15 @@ func (d *doctor) checkUpstreams(stats admin.Stats) {
 	}
 }
 
+// askWithin is how long the pull port and the upstream may take to answer.
+const askWithin = 5 * time.Second
+
 // clockSkew is how far the clock may be off: Hub's tokens live for five minutes.
 const clockSkew = 2 * time.Minute
 
 // checkClock compares the clock with the upstream's. The question costs no quota.
 func (d *doctor) checkClock(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, adminWithin)
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	resp, err := get(ctx, strings.TrimRight(d.settings.UpstreamURL, "/")+"/v2/")
 	if err != nil {
@@ -277,13 +281,13 @@ func (d *doctor) checkDaemon(ctx context.Context, haveStats bool) {
 // checkUse makes the daemon ask for a manifest and looks whether the cache was asked: a
 // daemon that falls back to Hub says nothing.
 func (d *doctor) checkUse(ctx context.Context, engine *client.Client) {
-	before, err := askStats(ctx, d.settings.Admin)
+	before, err := adminclient.Stats(ctx, d.settings.Admin)
 	if err != nil {
 		d.say("pull", statusBroken, err.Error(), "")
 		return
 	}
 	_, asked := engine.DistributionInspect(ctx, d.image, client.DistributionInspectOptions{})
-	after, err := askStats(ctx, d.settings.Admin)
+	after, err := adminclient.Stats(ctx, d.settings.Admin)
 	if err != nil {
 		d.say("pull", statusBroken, err.Error(), "")
 		return

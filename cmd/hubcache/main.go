@@ -36,23 +36,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 0
 	}
 	fmt.Fprintln(stderr, "hubcache:", err)
-	if isUsage(err) {
+	if _, ok := errors.AsType[settings.UsageError](err); ok {
 		return exitUsage
 	}
 	return 1
-}
-
-// usageError is a fault in what the user wrote on the command line: exit code 2.
-type usageError struct{ err error }
-
-func (e usageError) Error() string { return e.err.Error() }
-func (e usageError) Unwrap() error { return e.err }
-
-// isUsage reports whether err is the user's fault: exit code 2.
-func isUsage(err error) bool {
-	_, usage := errors.AsType[usageError](err)
-	_, wrong := errors.AsType[settings.Error](err)
-	return usage || wrong
 }
 
 func newRootCommand() *cobra.Command {
@@ -70,7 +57,7 @@ a byte budget.`,
 	root.SetVersionTemplate("hubcache {{.Version}}\n")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
+		return settings.UsageError{Err: fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
 	l.BindFile(root.PersistentFlags())
 	root.AddCommand(
@@ -116,7 +103,7 @@ func wrongArgs(cmd *cobra.Command) {
 			if explain != nil {
 				err = explain(cmd, args)
 			}
-			return usageError{err}
+			return settings.UsageError{Err: err}
 		}
 	}
 	for _, c := range cmd.Commands() {

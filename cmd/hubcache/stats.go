@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -30,12 +31,12 @@ func newStatsCommand() *cobra.Command {
 		Example: "  hubcache stats --watch=5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newAdminClient(cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), settings.Default().Admin.Listen[0]))
+			c, err := adminclient.New(cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), settings.Default().Admin.Listen[0]))
 			if err != nil {
 				return err
 			}
 			show := func(ctx context.Context, w io.Writer) error {
-				s, raw, err := c.stats(ctx)
+				s, raw, err := c.Stats(ctx)
 				if err != nil {
 					return err
 				}

@@ -77,13 +77,16 @@ type Loaded struct {
 	source map[string]string // by key; absent: the default
 }
 
-// Error is a fault in what the user wrote: exit code 2.
-type Error struct{ err error }
+// UsageError is a fault in what the user wrote: on the command line, in the environment
+// or in the settings file. The program ends with exit code 2.
+type UsageError struct{ Err error }
 
-func (e Error) Error() string { return e.err.Error() }
-func (e Error) Unwrap() error { return e.err }
+func (e UsageError) Error() string { return e.Err.Error() }
 
-// Load puts the settings together and checks them. Every error is an Error.
+// Unwrap returns the fault itself.
+func (e UsageError) Unwrap() error { return e.Err }
+
+// Load puts the settings together and checks them. Every error is a UsageError.
 func (l *Loader) Load() (*Loaded, error) {
 	s, err := l.gather()
 	if err == nil {
@@ -93,7 +96,7 @@ func (l *Loader) Load() (*Loaded, error) {
 		err = l.Check(s.Settings)
 	}
 	if err != nil {
-		return nil, Error{err}
+		return nil, UsageError{err}
 	}
 	return s, nil
 }

@@ -1,4 +1,5 @@
-package main
+// Package adminclient asks a running server over its admin listener.
+package adminclient
 
 import (
 	"bytes"
@@ -16,21 +17,21 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// adminWithin is how long a server, mostly on this machine, may take to answer a command.
-const adminWithin = 5 * time.Second
+// timeout is how long an answer may take. The server is mostly on this machine.
+const timeout = 5 * time.Second
 
-// adminClient asks a running server.
-type adminClient struct {
+// Client asks one server. It is safe for concurrent use.
+type Client struct {
 	addr string
 	http *http.Client
 }
 
-// newAdminClient takes host:port, with http:// or without, or unix:/path. The error is a
-// usageError.
-func newAdminClient(addr string) (*adminClient, error) {
+// New returns a client of the admin listener at addr: host:port, with http:// or without,
+// or unix:/path. It asks nothing yet. Its error is a settings.UsageError.
+func New(addr string) (*Client, error) {
 	addr = strings.TrimSuffix(strings.TrimPrefix(addr, "http://"), "/")
 	if err := settings.CheckAddress(addr); err != nil {
-		return nil, usageError{fmt.Errorf("admin address: %w", err)}
+		return nil, settings.UsageError{Err: fmt.Errorf("admin address: %w", err)}
 	}
 	t := &http.Transport{DisableKeepAlives: true}
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
@@ -38,11 +39,12 @@ func newAdminClient(addr string) (*adminClient, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}
 	}
-	return &adminClient{addr, &http.Client{Transport: t, Timeout: adminWithin}}, nil
+	return &Client{addr, &http.Client{Transport: t, Timeout: timeout}}, nil
 }
 
-// stats returns the server's figures, and as they came.
-func (c *adminClient) stats(ctx context.Context) (s admin.Stats, raw []byte, err error) {
+// Stats returns the server's figures, and the document as it came. It fails when nothing
+// answers within five seconds, and when what answers is not hubcache's admin listener.
+func (c *Client) Stats(ctx context.Context) (s admin.Stats, raw []byte, err error) {
 	if raw, err = c.get(ctx, "/api/v1/stats"); err != nil {
 		return s, nil, err
 	}
@@ -52,15 +54,26 @@ func (c *adminClient) stats(ctx context.Context) (s admin.Stats, raw []byte, err
 	return s, raw, nil
 }
 
-// get returns the body of a 200.
-func (c *adminClient) get(ctx context.Context, path string) ([]byte, error) {
+// Stats asks the admin listener at addr once. Its errors are those of New and
+// Client.Stats.
+func Stats(ctx context.Context, addr string) (admin.Stats, error) {
+	c, err := New(addr)
+	if err != nil {
+		return admin.Stats{}, err
+	}
+	s, _, err := c.Stats(ctx)
+	return s, err
+}
+
+// get returns the body of an answer whose status is 200.
+func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
 	host := c.addr
 	if strings.HasPrefix(host, "unix:") {
 		host = "localhost"
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("admin address %q: %w", c.addr, err)}
+		return nil, settings.UsageError{Err: fmt.Errorf("admin address %q: %w", c.addr, err)}
 	}
 	resp, err := c.http.Do(req)
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
