@@ -1,7 +1,7 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -11,11 +11,13 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/prune"
 )
 
-func newDockerPruneCommand(load func() (dockerSettings, error)) *cobra.Command {
+func newDockerPruneCommand(load loadFunc) *cobra.Command {
 	var apply, asJSON bool
 	var flags pruneFlags
 	cmd := &cobra.Command{
@@ -35,24 +37,25 @@ later.`,
 			if err != nil {
 				return err
 			}
-			if err := flags.over(cmd, &s.Policy); err != nil {
+			policy, d := dockerhost.PrunePolicy(s), s.Docker
+			if err := flags.over(cmd, &policy); err != nil {
 				return settings.UsageError{Err: err}
 			}
-			if !strings.HasPrefix(s.Host, "unix://") {
-				return settings.UsageError{Err: fmt.Errorf("docker.host is %q: prune looks at this machine's disks and needs the engine's unix socket", s.Host)}
+			if !strings.HasPrefix(string(d.Host), "unix://") {
+				return settings.UsageError{Err: fmt.Errorf("docker.host is %q: prune looks at this machine's disks and needs the engine's unix socket", d.Host)}
 			}
-			engine, err := newEngine(s.Host)
+			engine, err := dockerhost.Connect(string(d.Host))
 			if err != nil {
 				return err
 			}
 			defer engine.Close()
 			p := prune.Pruner{
-				Engine: engine, Policy: s.Policy, Holds: prune.Holds{Dir: s.HoldDir}, Uses: prune.Uses{Path: s.State},
-				Transfers: transfersOf(s.Admin), Logger: newLogger(cmd.ErrOrStderr()),
+				Engine: engine, Policy: policy, Holds: prune.Holds{Dir: string(d.HoldDir)}, Uses: prune.Uses{Path: string(d.State)},
+				Transfers: transfersOf(string(d.Admin)), Logger: newLogger(cmd.ErrOrStderr()),
 			}
 			report, failure := p.Run(cmd.Context(), apply)
 			if asJSON {
-				err = writeJSON(cmd.OutOrStdout(), report)
+				err = printJSON(cmd.OutOrStdout(), report)
 			} else {
 				err = writePruneTable(cmd.OutOrStdout(), report)
 			}
@@ -124,10 +127,16 @@ func set[T any](given bool, to *T, value T) {
 	}
 }
 
-func writeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+// transfersOf returns a function that asks the cache at an admin address how many
+// downloads are in flight; nil for no address.
+func transfersOf(addr string) func(context.Context) (int, error) {
+	if addr == "" {
+		return nil
+	}
+	return func(ctx context.Context) (int, error) {
+		stats, err := adminclient.Stats(ctx, addr)
+		return len(stats.Inflight), err
+	}
 }
 
 // writePruneTable prints the report for people.

@@ -19,6 +19,18 @@ import (
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
+// Exit codes beside 0 and 1; every command uses the same.
+const (
+	exitUsage      = 2
+	exitIncomplete = 3
+	exitTryAgain   = 75 // EX_TEMPFAIL of sysexits(3)
+)
+
+// exitCode ends the program with that code and without another message.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
 // run is the whole program; it returns the exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -60,22 +72,16 @@ a byte budget.`,
 		return settings.UsageError{Err: fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
 	l.BindFile(root.PersistentFlags())
+	load := func() (*settings.Settings, error) {
+		s, err := l.Load()
+		if err != nil {
+			return nil, err
+		}
+		return s.Settings, nil
+	}
 	root.AddCommand(
 		newServeCommand(l), newStatsCommand(), newConfigCommand(l), newVersionCommand(), newManCommand(root),
-		newDockerCommand(func() (dockerSettings, error) {
-			s, err := l.Load()
-			if err != nil {
-				return dockerSettings{}, err
-			}
-			return dockerSettingsOf(s.Settings), nil
-		}),
-		newDoctorCommand(func() (doctorSettings, error) {
-			s, err := l.Load()
-			if err != nil {
-				return doctorSettings{}, err
-			}
-			return doctorSettingsOf(s.Settings), nil
-		}),
+		newDockerCommand(load), newDoctorCommand(load),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

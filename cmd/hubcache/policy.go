@@ -1,12 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"time"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/fetch"
-	"github.com/hubcache/hubcache/prune"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -15,10 +14,7 @@ func checkPolicies(s *settings.Settings) error {
 	if err := registry.CheckPolicy(registryPolicy(s)); err != nil {
 		return err
 	}
-	if err := prunePolicy(s).Validate(); err != nil {
-		return fmt.Errorf("docker.prune: %w", err)
-	}
-	return nil
+	return dockerhost.Check(s)
 }
 
 // registryPolicy is the part of the settings that the registry follows, and that may
@@ -35,21 +31,4 @@ func registryPolicy(s *settings.Settings) registry.Policy {
 		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.D, MaxStale: r.MaxStale.D, Refresh: bool(r.Refresh)})
 	}
 	return p
-}
-
-func prunePolicy(s *settings.Settings) prune.Policy {
-	d := s.Docker.Prune
-	return prune.Policy{
-		High: float64(d.High), Low: float64(d.Low), Critical: float64(d.Critical), MinAge: time.Duration(d.MinAge),
-		Quiet: time.Duration(d.Quiet), MaxWait: time.Duration(d.MaxWait), Tagged: bool(d.Tagged), Keep: d.Keep, KeepFiles: d.KeepFiles,
-	}
-}
-
-// dockerSettingsOf is what the docker commands need.
-func dockerSettingsOf(s *settings.Settings) dockerSettings {
-	return dockerSettings{
-		Host: string(s.Docker.Host), Admin: string(s.Docker.Admin), HoldDir: string(s.Docker.HoldDir),
-		State: string(s.Docker.State), Policy: prunePolicy(s),
-		Mirror: mirrorURL(s.Listen, s.TLS.CertFile != ""),
-	}
 }

@@ -139,10 +139,3 @@ func TestStatsOnATerminal(t *testing.T) {
 		t.Error("a terminal without a cursor is drawn on")
 	}
 }
-
-// shown reports whether the terminal ever showed text.
-func (s *shell) shown(text string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return strings.Contains(s.out, text)
-}

@@ -77,33 +77,9 @@ func (s *shell) foreground() {
 	time.Sleep(500 * time.Millisecond)
 }
 
-// TestHoldOnATerminal: Ctrl-Z stops the job, fg goes on with it, Ctrl-C ends it, and what
-// is typed reaches the command, from the background too.
-func TestHoldOnATerminal(t *testing.T) {
-	holds := newHolds(t)
-	s := newShell(t, holdDirVariable+"=")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.send("hold() { " + holdDirVariable + "=" + holds.Dir + " " + self + " docker hold -- \"$@\"; }\n")
-	s.send("hold sh -c 'echo be''gun; sleep 100'\n")
-	s.expect("begun")
-	s.send("\x1a")
-	s.expect("Stopped")
-	if !held(t, holds) {
-		t.Error("a stopped run has lost its hold")
-	}
-	s.foreground()
-	s.send("\x03")
-	s.send("echo code=$?\n")
-	s.expect("code=130")
-	s.send("hold sh -c 'read line; echo got-$line' &\n")
-	time.Sleep(time.Second) // it reads, and is stopped for it; the shell says so when asked
-	s.send("jobs\n")
-	s.expect("Stopped")
-	s.foreground()
-	s.send("typed\n")
-	s.expect("got-typed")
-	eventually(t, "the hold ends", func() bool { return !held(t, holds) })
+// shown reports whether the terminal ever showed text.
+func (s *shell) shown(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(s.out, text)
 }

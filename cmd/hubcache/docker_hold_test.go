@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/prune"
 )
 
@@ -27,9 +29,9 @@ func init() {
 	if dir == "" {
 		return
 	}
-	root := newDockerCommand(func() (dockerSettings, error) {
-		s := dockerSettings{HoldDir: dir, Policy: prune.DefaultPolicy()}
-		s.Policy.MaxWait = 300 * time.Millisecond
+	root := newDockerCommand(func() (*settings.Settings, error) {
+		s := settings.Default()
+		s.Docker.HoldDir, s.Docker.Prune.MaxWait = settings.Text(dir), settings.Duration(300*time.Millisecond)
 		return s, nil
 	})
 	root.SetArgs(os.Args[2:])
@@ -204,7 +206,7 @@ func TestKilledGuardLeavesTheHold(t *testing.T) {
 	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
 	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; sleep 0.5")
 	start(t, cmd, pidFile)
-	out, err := exec.Command("pgrep", "-P", strconv.Itoa(cmd.Process.Pid), "-f", guardCommand).Output()
+	out, err := exec.Command("pgrep", "-P", strconv.Itoa(cmd.Process.Pid), "-f", dockerhost.GuardCommand).Output()
 	if err != nil {
 		t.Fatalf("pgrep: %v", err)
 	}
@@ -258,7 +260,7 @@ func TestNestedHold(t *testing.T) {
 	}
 
 	stale := hold(t, other, "true")
-	stale.Env = append(stale.Env, holdVariable+"=1:1")
+	stale.Env = append(stale.Env, dockerhost.HoldVariable+"=1:1")
 	if err := stale.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -295,50 +297,33 @@ func TestOverdueHoldRuns(t *testing.T) {
 	}
 }
 
-// TestPruneExitCodes are those that need no engine; the others are tested on a real one.
-func TestPruneExitCodes(t *testing.T) {
-	config := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(config, []byte("docker: {host: unix:///does/not/exist.sock}\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for _, test := range []struct {
-		args []string
-		want int
-	}{
-		{nil, 1}, // nobody answers
-		{[]string{"--high-watermark", "85"}, 2},
-		{[]string{"--high-watermark", "50%"}, 2}, // below the low one
-		{[]string{"--keep", "[redis"}, 2},
-		{[]string{"--min-age", "soon"}, 2},
-		{[]string{"--no-such-flag"}, 2},
-		{[]string{"image"}, 2},
-	} {
-		var out, errs bytes.Buffer
-		args := append([]string{"--config", config, "docker", "prune"}, test.args...)
-		if got := run(args, nil, &out, &errs); got != test.want {
-			t.Errorf("%q: exit code %d, want %d\n%s", test.args, got, test.want, errs.String())
-		}
-	}
-	for decision, want := range map[prune.Decision]int{prune.Pruned: 0, prune.NotNeeded: 0, prune.Incomplete: 3, prune.Deferred: 75} {
-		code, _ := errors.AsType[exitCode](pruneExit(decision))
-		if int(code) != want {
-			t.Errorf("%s: exit code %d, want %d", decision, code, want)
-		}
-	}
-}
-
-func TestPruneTable(t *testing.T) {
-	img := prune.Image{ID: "sha256:0123456789abcdef0123", Tags: []string{"redis:7", "redis:latest"}, Size: 3 << 20}
-	var out bytes.Buffer
-	err := writePruneTable(&out, prune.Report{Decision: prune.Incomplete, Reason: "the rules keep the rest", DryRun: true, High: 0.85, Low: 0.75,
-		Before: []prune.Disk{{Path: "/var/lib/docker", Total: 100, Used: 90}},
-		Images: []prune.ImageDecision{{Image: img, Action: prune.Delete, Why: "old"}, {Image: prune.Image{ID: img.ID}, Action: prune.Keep, Why: "container web uses it"}}})
+// TestHoldOnATerminal: Ctrl-Z stops the job, fg goes on with it, Ctrl-C ends it, and what
+// is typed reaches the command, from the background too.
+func TestHoldOnATerminal(t *testing.T) {
+	holds := newHolds(t)
+	s := newShell(t, holdDirVariable+"=")
+	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"would go", "redis:7 (+1)", "3MiB", "stays", "sha256:0123456789ab ", "container web uses it", "90.0% full", "incomplete: the rules keep the rest", "--apply deletes", "docker watch is not running"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("%q is missing in\n%s", want, out.String())
-		}
+	s.send("hold() { " + holdDirVariable + "=" + holds.Dir + " " + self + " docker hold -- \"$@\"; }\n")
+	s.send("hold sh -c 'echo be''gun; sleep 100'\n")
+	s.expect("begun")
+	s.send("\x1a")
+	s.expect("Stopped")
+	if !held(t, holds) {
+		t.Error("a stopped run has lost its hold")
 	}
+	s.foreground()
+	s.send("\x03")
+	s.send("echo code=$?\n")
+	s.expect("code=130")
+	s.send("hold sh -c 'read line; echo got-$line' &\n")
+	time.Sleep(time.Second) // it reads, and is stopped for it; the shell says so when asked
+	s.send("jobs\n")
+	s.expect("Stopped")
+	s.foreground()
+	s.send("typed\n")
+	s.expect("got-typed")
+	eventually(t, "the hold ends", func() bool { return !held(t, holds) })
 }

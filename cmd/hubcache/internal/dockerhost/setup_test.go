@@ -1,4 +1,4 @@
-package main
+package dockerhost
 
 import (
 	"bytes"
@@ -46,13 +46,13 @@ func fakeEngine(t *testing.T, version string, containerd bool, mirrors []string,
 }
 
 // newSetup is a setup of files in a temporary directory.
-func newSetup(t *testing.T, host, mirror string) (*setupRun, *bytes.Buffer) {
+func newSetup(t *testing.T, host, mirror string) (*Setup, *bytes.Buffer) {
 	t.Helper()
 	dir := t.TempDir()
 	out := new(bytes.Buffer)
-	return &setupRun{host: host, mirror: mirror, out: out, paths: setupPaths{
-		daemonJSON: filepath.Join(dir, "docker", "daemon.json"), certs: filepath.Join(dir, "certs.d"),
-		pidFile: filepath.Join(dir, "docker.pid"), nixos: filepath.Join(dir, "NIXOS"),
+	return &Setup{Host: host, Mirror: mirror, Out: out, Paths: SetupPaths{
+		DaemonJSON: filepath.Join(dir, "docker", "daemon.json"), Certs: filepath.Join(dir, "certs.d"),
+		PIDFile: filepath.Join(dir, "docker.pid"), NixOS: filepath.Join(dir, "NIXOS"),
 	}}, out
 }
 
@@ -76,17 +76,17 @@ func TestSetupFitsTheEngine(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, out := newSetup(t, fakeEngine(t, test.version, test.containerd, nil, nil), test.mirror)
-			if err := s.run(t.Context(), false, false); err != nil {
+			if err := s.Run(t.Context(), false, false); err != nil {
 				t.Fatal(err)
 			}
-			if body, _ := readOptional(s.paths.daemonJSON); body != nil {
+			if body, _ := readOptional(s.Paths.DaemonJSON); body != nil {
 				t.Error("it wrote without --apply")
 			}
-			if err := s.run(t.Context(), true, false); err != nil && !strings.Contains(err.Error(), "systemctl reload docker") {
+			if err := s.Run(t.Context(), true, false); err != nil && !strings.Contains(err.Error(), "systemctl reload docker") {
 				t.Fatal(err)
 			}
-			config, _ := readOptional(s.paths.daemonJSON)
-			hosts, _ := readOptional(filepath.Join(s.paths.certs, "docker.io", "hosts.toml"))
+			config, _ := readOptional(s.Paths.DaemonJSON)
+			hosts, _ := readOptional(filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml"))
 			if got := strings.Contains(string(config), test.mirror); got != test.mirrors {
 				t.Errorf("registry-mirrors has it: %v, want %v\n%s", got, test.mirrors, config)
 			}
@@ -106,15 +106,15 @@ func TestSetupFitsTheEngine(t *testing.T) {
 func TestSetupMergesAndUndoes(t *testing.T) {
 	s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, []string{"https://other.example/"}, nil), loopback)
 	before := `{"zeta": 1e3, "registry-mirrors": ["https://other.example"], "log-opts": {"max-size": "10m"}, "big": 9007199254740993}`
-	if err := os.MkdirAll(filepath.Dir(s.paths.daemonJSON), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.Paths.DaemonJSON), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	real := filepath.Join(t.TempDir(), "real.json")
-	if err := errors.Join(os.WriteFile(real, []byte(before), 0o600), os.Symlink(real, s.paths.daemonJSON)); err != nil {
+	if err := errors.Join(os.WriteFile(real, []byte(before), 0o600), os.Symlink(real, s.Paths.DaemonJSON)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing to do
-		if err := s.run(t.Context(), true, false); err != nil && !strings.Contains(err.Error(), "reload") {
+		if err := s.Run(t.Context(), true, false); err != nil && !strings.Contains(err.Error(), "reload") {
 			t.Fatal(err)
 		}
 	}
@@ -140,7 +140,7 @@ func TestSetupMergesAndUndoes(t *testing.T) {
 	if kept, _ := os.ReadFile(real + ".before-hubcache"); string(kept) != before {
 		t.Errorf("the backup is %q", kept)
 	}
-	if err := s.run(t.Context(), false, true); err != nil && !strings.Contains(err.Error(), "reload") {
+	if err := s.Run(t.Context(), false, true); err != nil && !strings.Contains(err.Error(), "reload") {
 		t.Fatal(err)
 	}
 	undone, _ := os.ReadFile(real)
@@ -154,12 +154,12 @@ func TestSetupMergesAndUndoes(t *testing.T) {
 // daemon needs to let go of the mirror.
 func TestSetupUndo(t *testing.T) {
 	s, _ := newSetup(t, fakeEngine(t, "28.5.2", false, nil, nil), loopback)
-	_ = s.run(t.Context(), true, false)
-	_ = s.run(t.Context(), false, true) // no pid file: told to reload by hand
-	if body, err := readOptional(filepath.Join(s.paths.certs, "docker.io", "hosts.toml")); body != nil || err != nil {
+	_ = s.Run(t.Context(), true, false)
+	_ = s.Run(t.Context(), false, true) // no pid file: told to reload by hand
+	if body, err := readOptional(filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml")); body != nil || err != nil {
 		t.Errorf("hosts.toml: %q, %v", body, err)
 	}
-	if body, err := readOptional(s.paths.daemonJSON); string(body) != "{\n  \"registry-mirrors\": []\n}\n" {
+	if body, err := readOptional(s.Paths.DaemonJSON); string(body) != "{\n  \"registry-mirrors\": []\n}\n" {
 		t.Errorf("daemon.json: %q, %v", body, err)
 	}
 }
@@ -167,26 +167,26 @@ func TestSetupUndo(t *testing.T) {
 func TestSetupRefuses(t *testing.T) {
 	t.Run("NixOS", func(t *testing.T) {
 		s, _ := newSetup(t, fakeEngine(t, "28.5.2", false, nil, nil), loopback)
-		if err := os.WriteFile(s.paths.nixos, nil, 0o644); err != nil {
+		if err := os.WriteFile(s.Paths.NixOS, nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "services.hubcache.registryMirror") {
+		if err := s.Run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "services.hubcache.registryMirror") {
 			t.Errorf("err %v", err)
 		}
 	})
 	t.Run("mirrors on the command line", func(t *testing.T) {
 		s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, []string{"https://other.example/"}, nil), loopback)
-		if err := s.run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "command line") {
+		if err := s.Run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "command line") {
 			t.Errorf("err %v", err)
 		}
 	})
 	t.Run("somebody's hosts.toml", func(t *testing.T) {
 		s, _ := newSetup(t, fakeEngine(t, "29.7.2", true, nil, nil), loopback)
-		path := filepath.Join(s.paths.certs, "docker.io", "hosts.toml")
+		path := filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml")
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("mine"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.run(t.Context(), true, false); err == nil {
+		if err := s.Run(t.Context(), true, false); err == nil {
 			t.Error("it was overwritten")
 		}
 		if body, _ := os.ReadFile(path); string(body) != "mine" {
@@ -196,10 +196,10 @@ func TestSetupRefuses(t *testing.T) {
 	for name, body := range map[string]string{"broken": `{"a": `, "an array": `[]`, "mirrors no list": `{"registry-mirrors": "x"}`, "a key twice": `{"a":1,"a":2}`} {
 		t.Run(name, func(t *testing.T) {
 			s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, nil, nil), loopback)
-			if err := errors.Join(os.MkdirAll(filepath.Dir(s.paths.daemonJSON), 0o755), os.WriteFile(s.paths.daemonJSON, []byte(body), 0o644)); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(s.Paths.DaemonJSON), 0o755), os.WriteFile(s.Paths.DaemonJSON, []byte(body), 0o644)); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.run(t.Context(), true, false); err == nil {
+			if err := s.Run(t.Context(), true, false); err == nil {
 				t.Error("accepted")
 			}
 		})

@@ -1,4 +1,4 @@
-package main
+package dockerhost
 
 import (
 	"encoding/json"
@@ -16,11 +16,14 @@ import (
 
 // clinic is a host in good health: a cache, its upstream, and an engine that uses it.
 type clinic struct {
-	doctor doctor
+	doctor Doctor
 	asked  atomic.Int64 // manifests
 	stats  atomic.Pointer[map[string]any]
 	date   atomic.Pointer[time.Time] // the upstream's; nil: right
 }
+
+// address is the host and port of a URL.
+func address(url string) string { return strings.TrimPrefix(url, "http://") }
 
 func newClinic(t *testing.T, version string, containerd bool, uses bool) *clinic {
 	t.Helper()
@@ -54,11 +57,13 @@ func newClinic(t *testing.T, version string, containerd bool, uses bool) *clinic
 	if err := os.WriteFile(secret, []byte("x"), 0o400); err != nil {
 		t.Fatal(err)
 	}
-	c.doctor = doctor{image: "hello-world:latest", certs: t.TempDir(), settings: doctorSettings{
-		Docker: dockerSettings{Host: host, Mirror: pull.URL, HoldDir: t.TempDir(), State: filepath.Join(t.TempDir(), "uses.db")},
-		Admin:  strings.TrimPrefix(admin.URL, "http://"), DataDir: t.TempDir(), Budget: settings.Size{Bytes: 1 << 20}, MinFree: 1,
-		UpstreamURL: upstream.URL, Username: "u", PasswordFile: secret,
-	}}
+	s := settings.Default()
+	s.Docker.Host, s.Docker.HoldDir = settings.Text(host), settings.Text(t.TempDir())
+	s.Docker.State = settings.Text(filepath.Join(t.TempDir(), "uses.db"))
+	s.Listen, s.Admin.Listen = settings.List{address(pull.URL)}, settings.List{address(admin.URL)}
+	s.DataDir, s.Budget.Bytes, s.MinFree.Bytes = settings.Text(t.TempDir()), 1<<20, 1
+	s.Upstream.URL, s.Upstream.Username, s.Upstream.PasswordFile = settings.Text(upstream.URL), "u", settings.Text(secret)
+	c.doctor = Doctor{Image: "hello-world:latest", Certs: t.TempDir(), Settings: s}
 	return c
 }
 
@@ -77,19 +82,19 @@ func TestDoctor(t *testing.T) {
 	}{
 		{name: "healthy", version: "20.10.24"},
 		{name: "hosts.toml makes loopback safe", version: "29.7.2", containerd: true, ill: func(c *clinic) {
-			path := filepath.Join(c.doctor.certs, "docker.io", "hosts.toml")
+			path := filepath.Join(c.doctor.Certs, "docker.io", "hosts.toml")
 			_ = os.MkdirAll(filepath.Dir(path), 0o755)
-			_ = os.WriteFile(path, []byte(hostsTOML(c.doctor.settings.Docker.Mirror)), 0o644)
+			_ = os.WriteFile(path, []byte(hostsTOML(MirrorURL(c.doctor.Settings))), 0o644)
 		}},
 		{name: "no server", version: "20.10.24", ill: func(c *clinic) {
-			c.doctor.settings.Docker.Mirror = "http://127.0.0.1:1"
+			c.doctor.Settings.Listen = settings.List{"127.0.0.1:1"}
 		}, check: "server", says: "refused"},
 		{name: "something else listens", version: "20.10.24", ill: func(c *clinic) {
-			c.doctor.settings.Docker.Mirror = c.doctor.settings.UpstreamURL
+			c.doctor.Settings.Listen = settings.List{address(string(c.doctor.Settings.Upstream.URL))}
 		}, check: "server", says: "401"},
-		{name: "no admin", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.Admin = "127.0.0.1:1" }, check: "admin", says: "refused"},
+		{name: "no admin", version: "20.10.24", ill: func(c *clinic) { c.doctor.Settings.Admin.Listen = settings.List{"127.0.0.1:1"} }, check: "admin", says: "refused"},
 		{name: "the mirror is missing", version: "20.10.24", ill: func(c *clinic) {
-			c.doctor.settings.Docker.Host = fakeEngine(t, "20.10.24", false, nil, func() { c.asked.Add(1) })
+			c.doctor.Settings.Docker.Host = settings.Text(fakeEngine(t, "20.10.24", false, nil, func() { c.asked.Add(1) }))
 		}, check: "docker", says: "does not have"},
 		{name: "unsafe loopback", version: "29.7.2", containerd: true, check: "docker", says: "any certificate"},
 		{name: "the daemon falls back", version: "20.10.24", passesItOver: true, check: "pull", says: "not through the cache"},
@@ -103,11 +108,11 @@ func TestDoctor(t *testing.T) {
 			hour := time.Now().Add(time.Hour)
 			c.date.Store(&hour)
 		}, check: "clock", says: "off by"},
-		{name: "the budget is larger than the disk", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.Budget = settings.Size{Bytes: 1 << 60} }, check: "disk", says: "larger than the disk"},
-		{name: "min_free is not there", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.MinFree = 1 << 60 }, check: "disk", says: "min_free"},
-		{name: "everybody reads the token", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(c.doctor.settings.PasswordFile, 0o444) }, check: "password file", says: "every user"},
-		{name: "no token", version: "20.10.24", ill: func(c *clinic) { c.doctor.settings.PasswordFile += "x" }, check: "password file", says: "no such file"},
-		{name: "everybody writes the data", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(c.doctor.settings.DataDir, 0o777) }, check: "data_dir", says: "every user"},
+		{name: "the budget is larger than the disk", version: "20.10.24", ill: func(c *clinic) { c.doctor.Settings.Budget.Bytes = 1 << 60 }, check: "disk", says: "larger than the disk"},
+		{name: "min_free is not there", version: "20.10.24", ill: func(c *clinic) { c.doctor.Settings.MinFree.Bytes = 1 << 60 }, check: "disk", says: "min_free"},
+		{name: "everybody reads the token", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(c.doctor.passwordFile(), 0o444) }, check: "password file", says: "every user"},
+		{name: "no token", version: "20.10.24", ill: func(c *clinic) { c.doctor.Settings.Upstream.PasswordFile += "x" }, check: "password file", says: "no such file"},
+		{name: "everybody writes the data", version: "20.10.24", ill: func(c *clinic) { _ = os.Chmod(string(c.doctor.Settings.DataDir), 0o777) }, check: "data_dir", says: "every user"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -116,8 +121,8 @@ func TestDoctor(t *testing.T) {
 				test.ill(c)
 			}
 			found := false
-			for _, f := range c.doctor.examine(t.Context()) {
-				if f.Status != statusBroken {
+			for _, f := range c.doctor.Examine(t.Context()) {
+				if f.Status != StatusBroken {
 					continue
 				}
 				if test.check != "" && f.Check == test.check && strings.Contains(f.Detail, test.says) {
@@ -138,9 +143,9 @@ func TestDoctorQuota(t *testing.T) {
 	c := newClinic(t, "20.10.24", false, true)
 	c.stats.Store(&map[string]any{"upstreams": []map[string]any{{"registry": "docker.io", "state": "ok", "authenticated": true,
 		"rate_limit": map[string]int{"limit": 200, "remaining": 10}}}})
-	for _, f := range c.doctor.examine(t.Context()) {
+	for _, f := range c.doctor.Examine(t.Context()) {
 		if f.Check == "quota" {
-			if f.Status != statusNote || !strings.Contains(f.Detail, "10 of 200") {
+			if f.Status != StatusNote || !strings.Contains(f.Detail, "10 of 200") {
 				t.Errorf("%+v", f)
 			}
 			return
