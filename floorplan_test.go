@@ -29,10 +29,11 @@ var floors = map[string][]string{
 	"registry":     {"content", "cooldown", "fetch", "image", "name", "storage", "upstream"},
 	"admin":        {"fetch", "registry", "storage", "upstream"},
 	"prune":        {},
-	"cmd/hubcache": {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/settings", "fetch", "prune", "registry", "storage"},
+	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
 	"cmd/hubcache/internal/dockerhost":  {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "prune"},
+	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "fetch", "registry", "storage"},
 	"cmd/hubcache/internal/settings":    {},
 }
 

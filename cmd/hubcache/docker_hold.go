@@ -34,3 +34,12 @@ does nothing.`,
 		},
 	}
 }
+
+// newDockerGuardCommand is for docker hold, which starts it.
+func newDockerGuardCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: dockerhost.GuardCommand, Hidden: true, Args: cobra.NoArgs,
+		Short: "Used by docker hold",
+		Run:   func(cmd *cobra.Command, _ []string) { dockerhost.RunGuard(cmd.InOrStdin()) },
+	}
+}

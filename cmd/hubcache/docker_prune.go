@@ -13,6 +13,7 @@ import (
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/prune"
 )
@@ -51,7 +52,7 @@ later.`,
 			defer engine.Close()
 			p := prune.Pruner{
 				Engine: engine, Policy: policy, Holds: prune.Holds{Dir: string(d.HoldDir)}, Uses: prune.Uses{Path: string(d.State)},
-				Transfers: transfersOf(string(d.Admin)), Logger: newLogger(cmd.ErrOrStderr()),
+				Transfers: transfersOf(string(d.Admin)), Logger: server.NewLogger(cmd.ErrOrStderr()),
 			}
 			report, failure := p.Run(cmd.Context(), apply)
 			if asJSON {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -54,8 +56,16 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// checkSettings finds what the parts of the program refuse of the settings.
+func checkSettings(s *settings.Settings) error {
+	if err := server.Check(s); err != nil {
+		return err
+	}
+	return dockerhost.Check(s)
+}
+
 func newRootCommand() *cobra.Command {
-	l := &settings.Loader{Check: checkPolicies}
+	l := &settings.Loader{Check: checkSettings}
 	root := &cobra.Command{
 		Use:   "hubcache",
 		Short: "A pull-through cache for Docker Hub",

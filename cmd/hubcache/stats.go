@@ -16,6 +16,7 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -62,7 +63,7 @@ func newStatsCommand() *cobra.Command {
 // drawable reports whether w is a terminal with a cursor. There are no colours, so that
 // NO_COLOR has nothing to turn off.
 func drawable(w io.Writer) bool {
-	return isTerminal(w) && os.Getenv("TERM") != "dumb"
+	return server.IsTerminal(w) && os.Getenv("TERM") != "dumb"
 }
 
 // watchStats repeats show until Ctrl-C, which is no error. On a terminal each replaces the

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"testing"
@@ -11,7 +11,7 @@ import (
 // has for callers who set none.
 func TestDefaultsAreThoseOfFetch(t *testing.T) {
 	s := settings.Default()
-	if got := registryPolicy(s).Limits; got != fetch.DefaultLimits() {
+	if got := policy(s).Limits; got != fetch.DefaultLimits() {
 		t.Errorf("limits %+v, fetch has %+v", got, fetch.DefaultLimits())
 	}
 }

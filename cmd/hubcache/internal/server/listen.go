@@ -1,26 +1,21 @@
-package main
+package server
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 )
 
-// listener is one of the server's.
+// listener is one listener of the server.
 type listener struct {
 	net.Listener
 	admin bool
@@ -44,8 +39,8 @@ const (
 	adminSocket = "admin"
 )
 
-// listen opens the listeners, or takes them from systemd: then those of the settings are
-// passed over, for pulls and admin apart.
+// listen opens the listeners. Sockets that systemd hands over for pulls take the place of
+// the addresses for pulls in the settings, and those for admin of the ones for admin.
 func (srv *server) listen() (ls []listener, err error) {
 	defer func() {
 		if err != nil {
@@ -88,7 +83,7 @@ func (srv *server) listen() (ls []listener, err error) {
 			if !side.admin {
 				l = gated{l, srv.gate}
 			}
-			// A unix socket is this machine's own: plain.
+			// Not on unix sockets, which don't leave this machine.
 			withTLS := srv.tls != nil && !side.admin && l.Addr().Network() == "tcp"
 			ls = append(ls, listener{l, side.admin, withTLS})
 		}
@@ -96,8 +91,7 @@ func (srv *server) listen() (ls []listener, err error) {
 	return ls, nil
 }
 
-// listenOn opens one address. The socket of a unix path that a killed server left is
-// replaced.
+// listenOn opens one address. A unix socket that a killed server left is replaced.
 func listenOn(addr string, admin bool) (net.Listener, error) {
 	var l net.Listener
 	var err error
@@ -107,7 +101,7 @@ func listenOn(addr string, admin bool) (net.Listener, error) {
 		l, err = net.Listen("tcp", addr)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
-		err = op.Err // it repeats the address
+		err = op.Err // the rest repeats the address
 	}
 	if errors.Is(err, unix.EADDRINUSE) {
 		err = fmt.Errorf("%w; is another hubcache running, or another registry?", err)
@@ -118,6 +112,8 @@ func listenOn(addr string, admin bool) (net.Listener, error) {
 	return l, nil
 }
 
+// listenUnix opens a unix socket. Its group may use an admin socket; everybody who may
+// enter the folder may use one for pulls.
 func listenUnix(path string, admin bool) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -133,7 +129,7 @@ func listenUnix(path string, admin bool) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	mode := fs.FileMode(0o666) // who reaches the folder may pull
+	mode := fs.FileMode(0o666)
 	if admin {
 		mode = 0o660
 	}
@@ -142,97 +138,4 @@ func listenUnix(path string, admin bool) (net.Listener, error) {
 		return nil, err
 	}
 	return l, nil
-}
-
-// gate lets clients of some networks in; of all when there are none.
-type gate struct {
-	log  *slog.Logger
-	nets atomic.Pointer[[]netip.Prefix]
-}
-
-func (g *gate) set(nets []netip.Prefix) { g.nets.Store(&nets) }
-
-func (g *gate) open(addr net.Addr) bool {
-	nets := *g.nets.Load()
-	if len(nets) == 0 || addr.Network() == "unix" {
-		return true
-	}
-	ap, err := netip.ParseAddrPort(addr.String())
-	if err != nil {
-		return false
-	}
-	ip := ap.Addr().Unmap().WithZone("")
-	return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(ip) })
-}
-
-// gated closes connections that the gate doesn't let in.
-type gated struct {
-	net.Listener
-	gate *gate
-}
-
-func (l gated) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil || l.gate.open(c.RemoteAddr()) {
-			return c, err
-		}
-		l.gate.log.Debug("connection refused: its address is not in listen_allow", "client", c.RemoteAddr().String())
-		c.Close()
-	}
-}
-
-// keyPair is a certificate that is read again when its file changes.
-type keyPair struct {
-	certFile, keyFile string
-
-	mu      sync.Mutex // guards what follows
-	cert    *tls.Certificate
-	file    fs.FileInfo // certFile, as it was read
-	checked time.Time
-}
-
-// lookEvery is how often a handshake looks whether the certificate's file has changed.
-const lookEvery = 5 * time.Second
-
-func newKeyPair(certFile, keyFile string) (*keyPair, error) {
-	k := &keyPair{certFile: certFile, keyFile: keyFile}
-	return k, k.load()
-}
-
-func (k *keyPair) load() error {
-	fi, err := os.Stat(k.certFile)
-	if err != nil {
-		return fmt.Errorf("tls: %w", err)
-	}
-	cert, err := tls.LoadX509KeyPair(k.certFile, k.keyFile)
-	if err != nil {
-		return fmt.Errorf("tls: %w", err)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.cert, k.file, k.checked = &cert, fi, time.Now()
-	return nil
-}
-
-func (k *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	k.mu.Lock()
-	due := time.Since(k.checked) > lookEvery
-	if due {
-		k.checked = time.Now()
-	}
-	was := k.file
-	k.mu.Unlock()
-	if due {
-		// Where all files have one time, as in a Nix store, another file is another inode.
-		if fi, err := os.Stat(k.certFile); err == nil && !(os.SameFile(fi, was) && fi.ModTime().Equal(was.ModTime())) {
-			k.load() // half replaced, the old pair goes on; the next look tries again
-		}
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.cert == nil {
-		return nil, errors.New("no certificate")
-	}
-	return k.cert, nil
 }

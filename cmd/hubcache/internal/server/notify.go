@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"strconv"
@@ -8,12 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notify tells systemd, if it started us, and ignores that it can't.
+// notify tells systemd the state, if systemd started this process. An error is ignored:
+// there is nothing to do about it.
 func notify(state string) { daemon.SdNotify(false, state) }
 
-func notifyReady() { notify(daemon.SdNotifyReady) }
-
-// monotonic is the time that systemd wants with RELOADING=1.
+// monotonic is the time that systemd wants with RELOADING=1, in microseconds.
 func monotonic() string {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
@@ -22,8 +21,9 @@ func monotonic() string {
 	return strconv.FormatInt(ts.Nano()/1000, 10)
 }
 
-// watchdog tells systemd twice per interval that we live, until stop. alive returns when
-// that is so: systemd ends a server in which it hangs.
+// watchdog tells systemd twice in each interval that the server is alive, until stop is
+// called. Before each message it calls alive, which has to return; when it doesn't,
+// systemd restarts the service.
 func watchdog(alive func()) (stop func()) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || interval <= 0 {

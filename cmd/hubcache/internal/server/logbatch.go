@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	// batchFor is how long a line of the access log may wait for others: what a killed
-	// process loses of it.
+	// batchFor is how long a line of the access log may wait for others. A process that is
+	// killed loses these lines.
 	batchFor = 100 * time.Millisecond
-	// batchBytes end the wait: some hundred lines.
+	// batchBytes is how many bytes are written without waiting longer: some hundred lines.
 	batchBytes = 32 << 10
 )
 
-// batch gathers what is written to it for a moment. With a write for each request, a hot
-// manifest would cost a tenth more, and a journal behind a socket much more than that.
-// Safe for concurrent use.
+// batch gathers what is written to it for a moment. A write for each request would make a
+// request of a manifest in memory a tenth slower, and much slower with a journal behind a
+// socket. It is safe for concurrent use.
 type batch struct {
 	w io.Writer
 
@@ -29,7 +29,7 @@ type batch struct {
 	due *time.Timer // runs while buf holds something
 }
 
-// Write takes p. What becomes of it is not known yet, so it never fails.
+// Write takes p and never fails: p is written later.
 func (b *batch) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -46,24 +46,25 @@ func (b *batch) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush writes what has gathered.
+// flush writes what has been gathered.
 func (b *batch) flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.write()
 }
 
-// write is flush with mu held.
+// write is flush for callers that hold mu.
 func (b *batch) write() {
 	if len(b.buf) == 0 {
 		return
 	}
 	b.due.Stop()
-	b.w.Write(b.buf) // a log that can't be written has nowhere to say so
+	b.w.Write(b.buf) // there is no other place to report an error of the log
 	b.buf = b.buf[:0]
 }
 
-// batchHandler sends every record through a batch, and waits with the access log only.
+// batchHandler sends every record through a batch. Only lines of the access log wait
+// there.
 type batchHandler struct {
 	slog.Handler
 	batch *batch

@@ -1,0 +1,39 @@
+package server
+
+import (
+	"io"
+	"log/slog"
+	"os"
+
+	"golang.org/x/term"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+)
+
+// NewLogger is the log of the commands other than serve: text on a terminal, else JSON.
+func NewLogger(w io.Writer) *slog.Logger {
+	return slog.New(logHandler(w, logFormat(w, ""), slog.LevelInfo))
+}
+
+// IsTerminal reports whether w is a terminal.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// logFormat is the format that is set; if none is, text on a terminal, else JSON.
+func logFormat(w io.Writer, format settings.LogFormat) settings.LogFormat {
+	if format == "" && IsTerminal(w) {
+		return "text"
+	}
+	return format
+}
+
+// logHandler logs as text or, if format says anything else, as JSON.
+func logHandler(w io.Writer, format settings.LogFormat, level slog.Leveler) slog.Handler {
+	o := &slog.HandlerOptions{Level: level}
+	if format == "text" {
+		return slog.NewTextHandler(w, o)
+	}
+	return slog.NewJSONHandler(w, o)
+}

@@ -1,0 +1,95 @@
+package server
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+// open opens the store and the registry. It asks nothing of upstream.
+func (srv *server) open() error {
+	s := srv.settings
+	if err := os.MkdirAll(string(s.DataDir), 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	budget, err := s.Budget.In(string(s.DataDir))
+	if err != nil {
+		return err
+	}
+	srv.store, err = storage.Open(storage.Options{Dir: string(s.DataDir), Budget: budget, MinFree: s.MinFree.Bytes, Log: srv.log})
+	if err != nil {
+		return fmt.Errorf("opening the cache in %s: %w", s.DataDir, err)
+	}
+	err = srv.openRegistry()
+	if err != nil {
+		srv.store.Close()
+	}
+	return err
+}
+
+func (srv *server) openRegistry() (err error) {
+	s := srv.settings
+	up := registry.Upstream{}
+	if up.URL, err = url.Parse(string(s.Upstream.URL)); err != nil {
+		return err
+	}
+	if s.Upstream.CAFile != "" {
+		if up.RootCAs, err = readCAs(string(s.Upstream.CAFile)); err != nil {
+			return fmt.Errorf("upstream.ca_file: %w", err)
+		}
+	}
+	if s.Upstream.Username != "" {
+		srv.cred = auth.NewFile(string(s.Upstream.Username), string(s.Upstream.PasswordFile))
+		up.Credential = srv.cred
+		if _, err := srv.cred.Credential(); err != nil {
+			// Not fatal: what is cached can be served, and the file may appear later.
+			srv.log.Error("the access token can't be read", "error", err)
+		}
+	}
+	if s.TLS.CertFile != "" {
+		if srv.tls, err = newKeyPair(string(s.TLS.CertFile), string(s.TLS.KeyFile)); err != nil {
+			return err
+		}
+	}
+	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: policy(s.Settings), Log: srv.log})
+	return err
+}
+
+func readCAs(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
+
+// Check finds what the registry refuses of the settings.
+func Check(s *settings.Settings) error { return registry.CheckPolicy(policy(s)) }
+
+// policy is the part of the settings that the registry follows, and that may change while
+// it runs.
+func policy(s *settings.Settings) registry.Policy {
+	l := s.Limits
+	p := registry.Policy{
+		TagTTL: s.Tags.TTL.D, MaxStale: time.Duration(s.Tags.MaxStale), NegativeTTL: time.Duration(s.Tags.NegativeTTL),
+		KeepGone: s.Tags.OnGone == settings.KeepGone, Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
+		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead),
+		Limits: fetch.Limits{Transfers: int(l.Transfers), Orphans: int(l.Orphans), Ranges: int(l.Ranges), Bypass: int(l.Bypass)},
+	}
+	for _, r := range s.Tags.Rules {
+		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.D, MaxStale: r.MaxStale.D, Refresh: bool(r.Refresh)})
+	}
+	return p
+}

@@ -1,0 +1,71 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/hubcache/hubcache/admin"
+)
+
+const (
+	// headerWithin and headerBytes bound what a client may send. The request of a pull is a
+	// few hundred bytes long.
+	headerWithin = 10 * time.Second
+	headerBytes  = 64 << 10
+	// idleWithin closes the connections that dockerd and containerd leave open.
+	idleWithin = 2 * time.Minute
+)
+
+// serveAll starts a server for each listener.
+func (srv *server) serveAll(ls []listener) {
+	hosts := srv.adminHosts()
+	adminHandler := admin.New(admin.Options{
+		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
+		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
+	})
+	for _, l := range ls {
+		h := http.Handler(srv.registry)
+		if l.admin {
+			h = adminHandler
+		}
+		s := &http.Server{
+			Handler: h, ReadHeaderTimeout: headerWithin, IdleTimeout: idleWithin, MaxHeaderBytes: headerBytes,
+			// No WriteTimeout: a layer may take long, and its handler sets the deadline.
+			ErrorLog: slog.NewLogLogger(srv.log.Handler(), slog.LevelDebug),
+		}
+		serve := s.Serve
+		if l.tls {
+			s.TLSConfig = &tls.Config{GetCertificate: srv.tls.get, MinVersion: tls.VersionTLS12}
+			serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
+		}
+		if l.admin {
+			srv.admins = append(srv.admins, s)
+		} else {
+			srv.pulls = append(srv.pulls, s)
+		}
+		go func() {
+			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+				select {
+				case srv.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err):
+				default: // one error is enough to stop
+				}
+			}
+		}()
+	}
+}
+
+// adminHosts are the Host names that requests to the admin listeners may carry.
+func (srv *server) adminHosts() []string {
+	hosts := append([]string{}, srv.settings.Admin.Hosts...)
+	for _, addr := range srv.settings.Admin.Listen {
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}

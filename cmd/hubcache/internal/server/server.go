@@ -1,0 +1,190 @@
+// Package server is hubcache serve: it puts the cache together from the settings, listens,
+// reloads, talks to systemd and logs.
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
+)
+
+const (
+	// drainWithin is how long running pulls may take after SIGTERM. systemd kills the
+	// service after 90 s.
+	drainWithin = 30 * time.Second
+	// closeWithin is how long downloads may take to save their partial state.
+	closeWithin = 5 * time.Second
+)
+
+// server is the running program.
+type server struct {
+	loader   *settings.Loader
+	settings *settings.Loaded
+	version  string
+	log      *slog.Logger
+	level    *slog.LevelVar
+	store    *storage.Store
+	registry *registry.Registry
+	cred     *auth.File // nil: anonymous
+	tls      *keyPair   // nil: plain http
+	gate     *gate
+	started  time.Time
+
+	stopping   atomic.Bool
+	lastReload atomic.Pointer[admin.LastReload]
+
+	pulls, admins []*http.Server
+	failed        chan error
+}
+
+// Run serves until ctx ends, or until a listener fails. l finds the settings, at the start
+// and again on SIGHUP; what is wrong with them at the start is a settings.UsageError.
+// version is what stats and metrics call the program; the log goes to stderr.
+func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writer) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // before READY: systemd may send one right after
+	defer signal.Stop(hup)
+	onTerminal := IsTerminal(stderr)
+	s, err := l.Load()
+	if err != nil {
+		return err
+	}
+	srv := &server{
+		loader: l, settings: s, version: version, level: &slog.LevelVar{}, started: time.Now(), failed: make(chan error, 1),
+	}
+	srv.lastReload.Store(&admin.LastReload{})
+	srv.setLevel()
+	lines := &batch{w: stderr}
+	defer lines.flush()
+	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format), srv.level), lines})
+	slog.SetDefault(srv.log)
+	if err := srv.open(); err != nil {
+		return err
+	}
+	listeners, err := srv.listen()
+	if err != nil {
+		srv.store.Close()
+		return err
+	}
+	srv.serveAll(listeners)
+	srv.greet(listeners)
+	srv.registry.Introduce()
+	notify(daemon.SdNotifyReady)
+	// Stats takes the locks that every request needs: a server that hangs in them is not alive.
+	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() })
+	defer stopWatchdog()
+	err = srv.wait(ctx, hup, func() bool { return onTerminal && !IsTerminal(stderr) })
+	return errors.Join(err, srv.stop())
+}
+
+// greet logs in one line what runs, and warns of what is probably not meant.
+func (srv *server) greet(ls []listener) {
+	s := srv.settings
+	var pull, adm []string
+	for _, l := range ls {
+		if l.admin {
+			adm = append(adm, l.String())
+		} else {
+			pull = append(pull, l.String())
+		}
+	}
+	as := "anonymous"
+	if srv.cred != nil {
+		as = string(s.Upstream.Username)
+	}
+	budget := srv.store.Budget()
+	srv.log.Info("hubcache is ready", "version", srv.version, "listen", pull, "admin", adm, "data_dir", s.DataDir,
+		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
+		"upstream", s.Upstream.URL, "as", as)
+	if room, err := srv.room(); err == nil && budget > room {
+		srv.log.Warn("the budget is larger than what the disk has room for; min_free will bound the cache",
+			"budget", units.BytesSize(float64(budget)), "room", units.BytesSize(float64(room)))
+	}
+	if srv.cred == nil {
+		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
+	}
+}
+
+// room is how large the cache could become, with min_free left, if nothing else on the
+// file system changed.
+func (srv *server) room() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(string(srv.settings.DataDir), &st); err != nil {
+		return 0, err
+	}
+	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.Bytes), nil
+}
+
+// wait returns when ctx ends, with an error when a listener fails. A signal on hup
+// reloads, but ends the server when closed says that its terminal was closed: the kernel
+// sends the same signal then, and nobody would know of a server that goes on.
+func (srv *server) wait(ctx context.Context, hup <-chan os.Signal, closed func() bool) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-srv.failed:
+			return err
+		case <-hup:
+			if closed() {
+				return nil
+			}
+			srv.reload()
+		}
+	}
+}
+
+// stop lets running pulls end, and closes everything. Health and stats answer until the
+// end. A second signal ends the waiting for pulls.
+func (srv *server) stop() error {
+	srv.stopping.Store(true)
+	notify(daemon.SdNotifyStopping)
+	srv.log.Info("stopping: running pulls may end", "within", drainWithin.String())
+	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
+	defer cancel()
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(again)
+	go func() {
+		select {
+		case <-again:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	var pulls sync.WaitGroup
+	for _, s := range srv.pulls {
+		pulls.Go(func() {
+			if s.Shutdown(ctx) != nil {
+				srv.log.Warn("some pulls were still running and are cut off")
+				s.Close()
+			}
+		})
+	}
+	pulls.Wait()
+	closing, cancelClosing := context.WithTimeout(context.Background(), closeWithin)
+	defer cancelClosing()
+	err := srv.registry.Close(closing)
+	for _, s := range srv.admins {
+		s.Close()
+	}
+	return errors.Join(err, srv.store.Close())
+}
