@@ -63,29 +63,6 @@ func held(t *testing.T, holds prune.Holds) bool {
 	return probe.Run() != nil
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for range 500 {
-		if ok() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("%s: not within 5 s", what)
-}
-
-func exitCodeOf(t *testing.T, err error) int {
-	t.Helper()
-	if err == nil {
-		return 0
-	}
-	exit, ok := errors.AsType[*exec.ExitError](err)
-	if !ok {
-		t.Fatal(err)
-	}
-	return exit.ExitCode()
-}
-
 func newHolds(t *testing.T) prune.Holds {
 	t.Helper()
 	h := prune.Holds{Dir: t.TempDir()}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -69,9 +70,9 @@ func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "hubcache",
 		Short: "A pull-through cache for Docker Hub",
-		Long: `hubcache stands between Docker and Docker Hub: the first pull of an image comes
-from the Hub, with an access token; every later one from the local disk, within
-a byte budget.`,
+		Long: `hubcache stands between Docker and Docker Hub. It gets an image from Docker Hub
+once, with an access token, and serves every later pull of it from the local
+disk, within a byte budget.`,
 		Version:       versionString(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -99,8 +100,8 @@ a byte budget.`,
 	return root
 }
 
-// wrongArgs makes arguments that a command doesn't take wrong usage, with a hint. Cobra
-// answers some of them with the help and exit code 0.
+// wrongArgs makes it a usage error, with a hint, when a command gets arguments that it
+// doesn't take. Cobra answers some of them with the help and exit code 0.
 func wrongArgs(cmd *cobra.Command) {
 	explain := wrongArguments
 	switch {
@@ -127,6 +128,7 @@ func wrongArgs(cmd *cobra.Command) {
 	}
 }
 
+// wrongArguments says what the command takes.
 func wrongArguments(cmd *cobra.Command, args []string) error {
 	what := "an argument is missing"
 	if len(args) > 0 {
@@ -139,7 +141,7 @@ func wrongArguments(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%s\nUsage: %s", what, usage)
 }
 
-// noCommand explains a word that is no command.
+// noCommand says that a word is not a command, and which command may be meant.
 func noCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -152,11 +154,19 @@ func noCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q\n%s", args[0], hint)
 }
 
-// helpTopic finds what is not a command in the arguments of help.
+// helpTopic finds the word that is not a command in the arguments of help.
 func helpTopic(cmd *cobra.Command, args []string) error {
 	found, rest, err := cmd.Root().Find(args)
 	if err != nil {
 		return err
 	}
 	return noCommand(found, rest)
+}
+
+// printJSON prints a document; each has the field "schema".
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
 }

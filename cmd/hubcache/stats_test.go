@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -137,5 +141,63 @@ func TestStatsOnATerminal(t *testing.T) {
 	sh.expect("ended with 0")
 	if sh.shown("\x1b[H") || sh.shown("█") || sh.shown("░") {
 		t.Error("a terminal without a cursor is drawn on")
+	}
+}
+
+// TestStatsIsTheDocument: stats --json prints what the server answers, byte for byte.
+func TestStatsIsTheDocument(t *testing.T) {
+	p := serving(t, "")
+	now := func(text string) string { // the one number that time changes
+		before, rest, _ := strings.Cut(text, `"uptime_seconds": `)
+		_, after, _ := strings.Cut(rest, ",")
+		return before + after
+	}
+	_, want := p.get(p.admin + "/api/v1/stats")
+	for _, addr := range []string{p.admin, strings.TrimPrefix(p.admin, "http://")} {
+		got, err := exec.Command("hubcache", "stats", "--json", "--admin", addr).Output()
+		if err != nil || now(string(got)) != now(want) {
+			t.Errorf("--admin %s: %v\n%s\nwant\n%s", addr, err, got, want)
+		}
+	}
+	out, err := exec.Command("hubcache", "stats", "--admin", p.pull).CombinedOutput()
+	if exitCodeOf(t, err) != 1 || !strings.Contains(string(out), "is it the admin address?") {
+		t.Errorf("asked at the pull port: %v %s", err, out)
+	}
+}
+
+// TestWatchEndsWithCtrlC, which is no failure; until then the table comes again and again.
+func TestWatchEndsWithCtrlC(t *testing.T) {
+	p := serving(t, "")
+	cmd := exec.Command("hubcache", "stats", "--watch=50ms", "--admin", p.admin)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stuck := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer stuck.Stop()
+	out, tables := bufio.NewReader(stdout), 0
+	for tables < 3 {
+		line, err := out.ReadString('\n')
+		if err != nil {
+			t.Fatalf("it ended after %d tables: %v", tables, err)
+		}
+		if strings.HasPrefix(line, "hit ratio") {
+			tables++
+		}
+		if strings.Contains(line, "\x1b") {
+			t.Errorf("a pipe is written on as if it were a terminal: %q", line)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		t.Fatal(err)
+	}
+	if code := exitCodeOf(t, cmd.Wait()); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 )
 
 // version is set by the build: -ldflags "-X main.version=1.2.3".
@@ -42,28 +38,4 @@ func newVersionCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	return cmd
-}
-
-// newManCommand writes the man pages, for packages.
-func newManCommand(root *cobra.Command) *cobra.Command {
-	docs := &cobra.Command{Use: "docs", Hidden: true, Short: "Documentation for packages"}
-	docs.AddCommand(&cobra.Command{
-		Use: "man DIR", Short: "Write the man pages into a folder", Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			if err := os.MkdirAll(args[0], 0o755); err != nil {
-				return err
-			}
-			root.DisableAutoGenTag = true
-			return doc.GenManTree(root, &doc.GenManHeader{Title: "HUBCACHE", Section: "1", Source: "hubcache " + versionString()}, args[0])
-		},
-	})
-	return docs
-}
-
-// printJSON prints a document; every one carries "schema".
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
 }

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// manager is systemd's end of NOTIFY_SOCKET.
+type manager struct {
+	t    *testing.T
+	conn *net.UnixConn
+}
+
+func newManager(t *testing.T) (m manager, env string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return manager{t, conn}, "NOTIFY_SOCKET=" + path
+}
+
+// told returns what the service says next, the watchdog's signs of life left out.
+func (m manager) told() string {
+	m.t.Helper()
+	for {
+		if s := m.next(); s != "WATCHDOG=1" {
+			return s
+		}
+	}
+}
+
+func (m manager) next() string {
+	m.t.Helper()
+	b := make([]byte, 4096)
+	if err := m.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		m.t.Fatal(err)
+	}
+	n, err := m.conn.Read(b)
+	if err != nil {
+		m.t.Fatalf("the service says nothing: %v", err)
+	}
+	return string(b[:n])
+}
+
+// TestSystemdIsTold runs through the life of a service of Type=notify-reload.
+func TestSystemdIsTold(t *testing.T) {
+	systemd, env := newManager(t)
+	p := serving(t, "", env)
+	if got := systemd.told(); got != "READY=1" {
+		t.Fatalf("first it said %q", got)
+	}
+	if status, _ := p.get(p.admin + "/readyz"); status != http.StatusOK {
+		t.Errorf("READY, and /readyz is %d", status)
+	}
+	p.signal(syscall.SIGHUP)
+	var usec int64
+	if n, err := fmt.Sscanf(systemd.told(), "RELOADING=1\nMONOTONIC_USEC=%d", &usec); n != 1 || usec <= 0 {
+		t.Errorf("RELOADING without the time: %v", err)
+	}
+	if got := systemd.told(); got != "READY=1" {
+		t.Errorf("after reloading it said %q", got)
+	}
+	p.signal(syscall.SIGTERM)
+	if got := systemd.told(); got != "STOPPING=1" {
+		t.Errorf("at the end it said %q", got)
+	}
+	p.ends(10*time.Second, 0)
+}
+
+// TestReloadRightAfterReady: systemd may send SIGHUP as soon as it has READY.
+func TestReloadRightAfterReady(t *testing.T) {
+	systemd, env := newManager(t)
+	p := unborn(t, "", env)
+	p.launch()
+	if got := systemd.told(); got != "READY=1" {
+		t.Fatalf("first it said %q", got)
+	}
+	p.signal(syscall.SIGHUP)
+	p.awaitLog("settings read again")
+}
+
+func TestWatchdogHearsOften(t *testing.T) {
+	systemd, env := newManager(t)
+	p := serving(t, "", env, "WATCHDOG_USEC=600000")
+	systemd.told()
+	start := time.Now()
+	for range 3 {
+		if got := systemd.next(); got != "WATCHDOG=1" {
+			t.Fatalf("it said %q", got)
+		}
+	}
+	// Three times 0.3 s; three times the watchdog's own limit is a frozen server.
+	if took := time.Since(start); took > 1800*time.Millisecond {
+		t.Errorf("three signs of life took %s", took)
+	}
+	p.signal(syscall.SIGTERM)
+	p.ends(10*time.Second, 0)
+}
+
+// TestSocketsFromSystemd: clients that connect before the server runs, or while it
+// restarts, wait; they are not refused.
+func TestSocketsFromSystemd(t *testing.T) {
+	pull, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pull.Close()
+	sock := filepath.Join(t.TempDir(), "admin.sock")
+	adm, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer adm.Close()
+	url := "http://" + pull.Addr().String() + "/v2/"
+
+	for range 2 { // the second is a restart
+		early := make(chan int)
+		go func() {
+			resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}).Get(url)
+			if err != nil {
+				early <- 0
+				return
+			}
+			resp.Body.Close()
+			early <- resp.StatusCode
+		}()
+		// The addresses of the settings are taken by the sockets: to listen there would fail.
+		p := unborn(t, "listen: "+pull.Addr().String()+"\nadmin: {listen: 'unix:"+sock+"'}\n", "LISTEN_FDS=2", "LISTEN_FDNAMES=pull:admin")
+		for _, l := range []interface{ File() (*os.File, error) }{pull.(*net.TCPListener), adm.(*net.UnixListener)} {
+			f, err := l.File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, f)
+		}
+		p.start()
+		if status := <-early; status != http.StatusOK {
+			t.Errorf("who came early got %d", status)
+		}
+		if status, _ := fetchURL(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
+			t.Errorf("admin over its socket: %d", status)
+		}
+		if p.pull != "http://"+pull.Addr().String() || p.admin != "unix:"+sock {
+			t.Errorf("it says it listens on %s and %s", p.pull, p.admin)
+		}
+		p.signal(syscall.SIGTERM)
+		p.ends(10*time.Second, 0)
+		if _, err := os.Stat(sock); err != nil {
+			t.Errorf("systemd's socket is gone: %v", err)
+		}
+	}
+}
+
+// TestSocketsOfOneSide: what systemd does not hand over is opened from the settings.
+func TestSocketsOfOneSide(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "admin.sock")
+	adm, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer adm.Close()
+	f, err := adm.(*net.UnixListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := unborn(t, "", "LISTEN_FDS=1", "LISTEN_FDNAMES=admin")
+	p.cmd.ExtraFiles = []*os.File{f}
+	p.start()
+	if status, _ := p.get(p.pull + "/v2/"); status != http.StatusOK {
+		t.Errorf("pulls: %d", status)
+	}
+	if status, _ := fetchURL(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
+		t.Errorf("admin: %d", status)
+	}
+}
+
+func TestSocketWithoutAName(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := unborn(t, "", "LISTEN_FDS=1", "LISTEN_FDNAMES=hubcache.socket")
+	p.cmd.ExtraFiles = []*os.File{f}
+	out, err := p.run()
+	if code := exitCodeOf(t, err); code != 1 || !strings.Contains(out, "FileDescriptorName=pull") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
