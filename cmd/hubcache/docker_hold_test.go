@@ -22,8 +22,8 @@ import (
 // holdDirVariable makes this test binary behave as "hubcache docker" with that hold_dir.
 const holdDirVariable = "HUBCACHE_TEST_HOLD_DIR"
 
-// init turns the test binary into the program, so that a hold, its guard and its command
-// are real processes.
+// init makes the test binary behave as the program, so that a hold, its guard and its
+// command are real processes.
 func init() {
 	dir := os.Getenv(holdDirVariable)
 	if dir == "" {
@@ -47,7 +47,7 @@ func init() {
 	os.Exit(0)
 }
 
-// hold is "hubcache docker hold -- argv…" with a hold_dir of the test's.
+// hold is the command "hubcache docker hold -- argv…", with the test's hold_dir.
 func hold(t *testing.T, holds prune.Holds, argv ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", append([]string{"docker", "hold", "--"}, argv...)...)
@@ -56,7 +56,7 @@ func hold(t *testing.T, holds prune.Holds, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// held reports whether a hold is in force: a prune is deferred by it.
+// held reports whether a hold is in force, so that a prune would not run.
 func held(t *testing.T, holds prune.Holds) bool {
 	t.Helper()
 	probe := exec.Command("flock", "--exclusive", "--nonblock", filepath.Join(holds.Dir, "run"), "true")
@@ -66,7 +66,7 @@ func held(t *testing.T, holds prune.Holds) bool {
 func newHolds(t *testing.T) prune.Holds {
 	t.Helper()
 	h := prune.Holds{Dir: t.TempDir()}
-	first, err := h.Acquire(t.Context(), 0, nil) // makes the files
+	first, err := h.Acquire(t.Context(), 0, nil) // creates the files
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,8 +114,8 @@ func start(t *testing.T, cmd *exec.Cmd, pidFile string) (pid int) {
 	return pid
 }
 
-// gone reports whether the process has ended, buried or not.
-func gone(pid int) bool {
+// hasEnded reports whether the process has ended, whether its parent has waited for it or not.
+func hasEnded(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.Contains(string(stat), ") Z ")
 }
@@ -137,7 +137,8 @@ func TestHoldIsInForceWhileTheCommandRuns(t *testing.T) {
 	}
 }
 
-// TestHoldPassesSignalsOn: the whole process group gets them, as from a terminal.
+// TestHoldPassesSignalsOn: signals reach the whole process group, as they do from a
+// terminal.
 func TestHoldPassesSignalsOn(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
 		holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
@@ -153,9 +154,9 @@ func TestHoldPassesSignalsOn(t *testing.T) {
 	}
 }
 
-// TestKilledHoldTakesItsCommandAlong: SIGKILL can't be passed on; the guard kills the
-// command and its children, and until then the hold stays in force.
-func TestKilledHoldTakesItsCommandAlong(t *testing.T) {
+// TestKilledHoldEndsItsCommand: SIGKILL can't be passed on, so the guard kills the
+// command and its children. Until then the hold stays in force.
+func TestKilledHoldEndsItsCommand(t *testing.T) {
 	holds, dir := newHolds(t), t.TempDir()
 	pidFile, childFile := filepath.Join(dir, "pid"), filepath.Join(dir, "child")
 	cmd := hold(t, holds, "sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $! > "+childFile+"; echo $$ > "+pidFile+"; wait")
@@ -170,15 +171,15 @@ func TestKilledHoldTakesItsCommandAlong(t *testing.T) {
 	}
 	_ = cmd.Wait()
 	eventually(t, "command and child end", func() bool {
-		if !gone(child) && !held(t, holds) {
+		if !hasEnded(child) && !held(t, holds) {
 			t.Fatal("the hold ended before its command's child")
 		}
-		return gone(pid) && gone(child)
+		return hasEnded(pid) && hasEnded(child)
 	})
 	eventually(t, "the hold ends", func() bool { return !held(t, holds) })
 }
 
-// TestKilledGuardLeavesTheHold: the hold itself still has the lock.
+// TestKilledGuardLeavesTheHold: without its guard, the hold still has the lock.
 func TestKilledGuardLeavesTheHold(t *testing.T) {
 	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
 	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; sleep 0.5")
@@ -199,8 +200,9 @@ func TestKilledGuardLeavesTheHold(t *testing.T) {
 	}
 }
 
-// TestBackgroundChildrenDontHold: what the command leaves behind lives on, without the hold.
-func TestBackgroundChildrenDontHold(t *testing.T) {
+// TestBackgroundProcessesDontHold: what the command leaves in the background goes on,
+// without the hold.
+func TestBackgroundProcessesDontHold(t *testing.T) {
 	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
 	cmd := hold(t, holds, "sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $! > "+pidFile)
 	pid := start(t, cmd, pidFile)
@@ -211,14 +213,14 @@ func TestBackgroundChildrenDontHold(t *testing.T) {
 	if held(t, holds) {
 		t.Error("a background child keeps the hold in force")
 	}
-	if gone(pid) {
+	if hasEnded(pid) {
 		t.Error("the background child was killed")
 	}
 }
 
-// TestNestedHold: a hold inside a hold is the command itself: no process, no lock, no
-// waiting. One whose outer hold has ended takes its own.
-func TestNestedHold(t *testing.T) {
+// TestNestedHoldIsTheCommandItself: a hold inside a hold becomes the command, without a process
+// between, a lock or any waiting. If the outer hold has ended, it takes a lock.
+func TestNestedHoldIsTheCommandItself(t *testing.T) {
 	holds := newHolds(t)
 	other := prune.Holds{Dir: filepath.Join(t.TempDir(), "nested")}
 	inner := "exec env " + holdDirVariable + "=" + other.Dir + " /proc/" + strconv.Itoa(os.Getpid()) + "/exe docker hold -- sh -c 'echo $PPID; exit 5'"
@@ -230,7 +232,7 @@ func TestNestedHold(t *testing.T) {
 		t.Errorf("exit code %d, want 5\n%s", code, cmd.Stderr)
 	}
 	if parent := strings.TrimSpace(out.String()); parent != strconv.Itoa(cmd.Process.Pid) {
-		t.Errorf("the inner command's parent is %s, want the outer hold %d: there is a process between", parent, cmd.Process.Pid)
+		t.Errorf("the inner command's parent is %s, want the outer hold %d: there is a process in between", parent, cmd.Process.Pid)
 	}
 	if _, err := os.Stat(other.Dir); err == nil {
 		t.Error("the nested hold took a lock")
@@ -246,9 +248,9 @@ func TestNestedHold(t *testing.T) {
 	}
 }
 
-// TestOverdueHoldRuns: after max_wait the command runs all the same, with a warning, and
-// the hold comes into force as soon as it can.
-func TestOverdueHoldRuns(t *testing.T) {
+// TestHoldStartsAfterMaxWait: after max_wait the command starts with a warning, and the hold
+// comes into force as soon as it can.
+func TestHoldStartsAfterMaxWait(t *testing.T) {
 	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
 	gate := exec.Command("flock", "--exclusive", filepath.Join(holds.Dir, "gate"), "sleep", "100")
 	gate.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -274,9 +276,9 @@ func TestOverdueHoldRuns(t *testing.T) {
 	}
 }
 
-// TestHoldOnATerminal: Ctrl-Z stops the job, fg goes on with it, Ctrl-C ends it, and what
-// is typed reaches the command, from the background too.
-func TestHoldOnATerminal(t *testing.T) {
+// TestHoldFollowsTheTerminal: Ctrl-Z stops the job, fg continues it, Ctrl-C ends it, and what
+// is typed reaches the command, also after it was in the background.
+func TestHoldFollowsTheTerminal(t *testing.T) {
 	holds := newHolds(t)
 	s := newShell(t, holdDirVariable+"=")
 	self, err := os.Executable()
@@ -296,7 +298,7 @@ func TestHoldOnATerminal(t *testing.T) {
 	s.send("echo code=$?\n")
 	s.expect("code=130")
 	s.send("hold sh -c 'read line; echo got-$line' &\n")
-	time.Sleep(time.Second) // it reads, and is stopped for it; the shell says so when asked
+	time.Sleep(time.Second) // it reads in the background, and the kernel stops it for that
 	s.send("jobs\n")
 	s.expect("Stopped")
 	s.foreground()

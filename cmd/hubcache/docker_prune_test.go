@@ -11,7 +11,8 @@ import (
 	"github.com/hubcache/hubcache/prune"
 )
 
-// TestPruneExitCodes are those that need no engine; the others are tested on a real one.
+// TestPruneExitCodes has the exit codes that need no engine. The integration tests have
+// the others.
 func TestPruneExitCodes(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(config, []byte("docker: {host: unix:///does/not/exist.sock}\n"), 0o644); err != nil {
@@ -21,7 +22,7 @@ func TestPruneExitCodes(t *testing.T) {
 		args []string
 		want int
 	}{
-		{nil, 1}, // nobody answers
+		{nil, 1}, // no engine answers
 		{[]string{"--high-watermark", "85"}, 2},
 		{[]string{"--high-watermark", "50%"}, 2}, // below the low one
 		{[]string{"--keep", "[redis"}, 2},

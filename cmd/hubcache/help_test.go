@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// everyCommand are the commands of root, itself among them.
+// everyCommand is root and all commands below it.
 func everyCommand(root *cobra.Command) []*cobra.Command {
 	all := []*cobra.Command{root}
 	for _, c := range root.Commands() {
@@ -20,7 +20,8 @@ func everyCommand(root *cobra.Command) []*cobra.Command {
 	return all
 }
 
-// TestHelpFits80Columns, and says of every command what it does.
+// TestHelpFits80Columns: no line of any help is longer, and every command has a short
+// description.
 func TestHelpFits80Columns(t *testing.T) {
 	for _, c := range everyCommand(newRootCommand()) {
 		if strings.HasPrefix(c.CommandPath(), "hubcache completion ") {
@@ -42,7 +43,7 @@ func TestHelpFits80Columns(t *testing.T) {
 	}
 }
 
-// TestManPages: every command that is shown has one, and what is hidden has none.
+// TestManPages: every command has one, but for hidden commands.
 func TestManPages(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("STATE_DIRECTORY", "/home/jane/cache") // the default of data_dir
@@ -67,7 +68,7 @@ func TestManPages(t *testing.T) {
 	}
 	for _, e := range entries {
 		if !want[e.Name()] {
-			t.Errorf("a page that nobody can use: %s", e.Name())
+			t.Errorf("a page of a hidden command: %s", e.Name())
 		}
 		delete(want, e.Name())
 		page, err := os.ReadFile(filepath.Join(dir, e.Name()))
@@ -75,7 +76,7 @@ func TestManPages(t *testing.T) {
 			t.Fatal(err)
 		}
 		if bytes.Contains(page, []byte("/home/jane")) {
-			t.Errorf("%s names the folder of whoever built it", e.Name())
+			t.Errorf("%s names a folder of the machine that built it", e.Name())
 		}
 		if !bytes.Contains(page, []byte(".SH NAME")) || bytes.Contains(page, []byte("Auto generated")) {
 			t.Errorf("%s is no page, or differs from build to build", e.Name())

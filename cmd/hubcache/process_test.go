@@ -28,13 +28,13 @@ type process struct {
 
 	mu    sync.Mutex // guards what follows
 	lines []string   // of its log
-	rest  string     // of a line that is not whole yet
+	rest  string     // the beginning of a line
 }
 
-// unborn is a server that is not started yet: its listeners are on ports of the kernel's
-// choice and its upstream does not exist, unless config says otherwise. LISTEN_PID and
-// WATCHDOG_PID are its own, as from systemd.
-func unborn(t *testing.T, config string, env ...string) *process {
+// notStarted returns a server that can be started. Its listeners are on free ports and its
+// upstream does not exist, unless config says otherwise. LISTEN_PID and WATCHDOG_PID are
+// its own, as from systemd.
+func notStarted(t *testing.T, config string, env ...string) *process {
 	t.Helper()
 	p := &process{t: t, config: filepath.Join(t.TempDir(), "config.yaml"), started: make(chan struct{}), ended: make(chan struct{})}
 	p.configure(config)
@@ -46,10 +46,10 @@ func unborn(t *testing.T, config string, env ...string) *process {
 	return p
 }
 
-// serving is a server that is ready.
-func serving(t *testing.T, config string, env ...string) *process {
+// startServer returns a server that is ready.
+func startServer(t *testing.T, config string, env ...string) *process {
 	t.Helper()
-	p := unborn(t, config, env...)
+	p := notStarted(t, config, env...)
 	p.start()
 	return p
 }
@@ -68,7 +68,7 @@ func (p *process) configure(config string) {
 	}
 }
 
-// start returns when the server is ready, launch at once.
+// start starts the server and waits until it is ready; launch doesn't wait.
 func (p *process) start() {
 	p.t.Helper()
 	p.launch()
@@ -111,7 +111,7 @@ func (p *process) logged() []string {
 	return append([]string{}, p.lines...)
 }
 
-// awaitLog waits for a line of the log that holds text.
+// awaitLog waits for a line of the log with the text.
 func (p *process) awaitLog(text string) (line string) {
 	p.t.Helper()
 	eventually(p.t, "log: "+text, func() bool {
@@ -132,7 +132,7 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// ends wants the process to end within d, with that exit code.
+// ends waits for the process to end within d, with that exit code.
 func (p *process) ends(d time.Duration, code int) {
 	p.t.Helper()
 	select {
@@ -165,14 +165,14 @@ func fetchURL(t *testing.T, rt http.RoundTripper, url string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// overSocket asks a unix socket.
+// overSocket returns a transport to a unix socket.
 func overSocket(path string) *http.Transport {
 	return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}}
 }
 
-// run is for a server that won't start.
+// run runs a server that can't start, and returns what it logged.
 func (p *process) run() (stderr string, err error) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 10*time.Second)

@@ -20,7 +20,8 @@ func (p *process) stats() (s admin.Stats) {
 	return s
 }
 
-// reload changes the settings file, sends SIGHUP, and waits for what the log says then.
+// reload changes the settings file, sends SIGHUP, and waits until the log has a new line
+// with the text says.
 func (p *process) reload(config, says string) {
 	p.t.Helper()
 	before := len(p.logged())
@@ -31,9 +32,10 @@ func (p *process) reload(config, says string) {
 	})
 }
 
-// TestReload: SIGHUP takes over what can change, and says what can't.
-func TestReload(t *testing.T) {
-	p := serving(t, "budget: 1GiB\ndeny: [library/evil]\n")
+// TestReloadTakesOverWhatCanChange: SIGHUP puts into effect what can change, and
+// logs what can't.
+func TestReloadTakesOverWhatCanChange(t *testing.T) {
+	p := startServer(t, "budget: 1GiB\ndeny: [library/evil]\n")
 	denied := func(name string) bool {
 		_, body := p.get(p.pull + "/v2/" + name + "/manifests/1")
 		return strings.Contains(body, "not allowed by this cache's settings")
@@ -57,7 +59,7 @@ func TestReload(t *testing.T) {
 		t.Error("debug lines before the level was debug")
 	}
 	p.reload("budget: 2GiB\nlog: {level: debug}\nlisten_allow: [127.0.0.2]\n", "settings read again")
-	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // open connections may stay
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // open connections are not closed
 	if _, err := fresh.Get(p.pull + "/v2/"); err == nil {
 		t.Error("listen_allow isn't in force")
 	}
@@ -68,10 +70,10 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestReloadOfNonsense: with a broken file the old settings stay, all of them, and metrics
-// tell of it, since systemctl reload can't.
-func TestReloadOfNonsense(t *testing.T) {
-	p := serving(t, "budget: 1GiB\n")
+// TestFaultySettingsChangeNothing: with a faulty file all old settings stay. A metric shows
+// it, because systemctl reload can't.
+func TestFaultySettingsChangeNothing(t *testing.T) {
+	p := startServer(t, "budget: 1GiB\n")
 	if _, m := p.get(p.admin + "/metrics"); strings.Contains(m, "hubcache_config_last_reload_successful") {
 		t.Error("a reload before there was one")
 	}
@@ -100,7 +102,7 @@ func TestReloadOfNonsense(t *testing.T) {
 	p.awaitLog("no such file")
 	p.reload("budget: 4GiB\n", "settings read again")
 	if got := p.stats().Store.BudgetBytes; got != 4<<30 {
-		t.Errorf("after the file was mended the budget is %d", got)
+		t.Errorf("after the file was repaired the budget is %d", got)
 	}
 	if _, m := p.get(p.admin + "/metrics"); !strings.Contains(m, "\nhubcache_config_last_reload_successful 1\n") {
 		t.Error("metrics don't tell of the good reload")

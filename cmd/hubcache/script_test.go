@@ -26,7 +26,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("HUBCACHE_CONFIG", "/dev/null") // not the machine's own
+			env.Setenv("HUBCACHE_CONFIG", "/dev/null") // not the file of this machine
 			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
 			return nil
 		},
@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits is "exits CODE COMMAND ARG…": the command must end with that code. What it says is
+// exits is "exits CODE COMMAND ARG…": the command has to end with that code. Its output is
 // in the files out and err.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
@@ -57,7 +57,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}
 	}
-	_ = cmd.Run() // the code says it
+	_ = cmd.Run() // the exit code is checked below
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("%s: exit code %d, want %d\n%s%s", strings.Join(args[1:], " "), got, want, ts.ReadFile("out"), ts.ReadFile("err"))
 	}

@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// TestTwoPorts: what clients can reach shows and changes nothing of the cache itself.
-func TestTwoPorts(t *testing.T) {
-	p := serving(t, "")
+// TestPullAndAdminAreSeparate: the pull port has nothing of the admin API, and the
+// admin port nothing of the pull API.
+func TestPullAndAdminAreSeparate(t *testing.T) {
+	p := startServer(t, "")
 	for _, path := range []string{"/api/v1/stats", "/metrics", "/healthz", "/readyz", "/debug/pprof/"} {
 		if status, body := p.get(p.pull + path); status != http.StatusNotFound {
 			t.Errorf("%s on the pull port: %d %.80s", path, status, body)
@@ -23,8 +24,8 @@ func TestTwoPorts(t *testing.T) {
 	}
 }
 
-// TestStartNeedsNoUpstream: with an upstream that accepts connections and says nothing the
-// server is ready at once.
+// TestStartNeedsNoUpstream: the server is ready at once when the upstream accepts
+// connections and never answers.
 func TestStartNeedsNoUpstream(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -32,7 +33,7 @@ func TestStartNeedsNoUpstream(t *testing.T) {
 	}
 	defer silent.Close()
 	start := time.Now()
-	p := serving(t, "upstream: {url: 'http://"+silent.Addr().String()+"'}\n")
+	p := startServer(t, "upstream: {url: 'http://"+silent.Addr().String()+"'}\n")
 	for _, path := range []string{"/healthz", "/readyz"} {
 		if status, _ := p.get(p.admin + path); status != http.StatusOK {
 			t.Errorf("%s: %d", path, status)
@@ -46,14 +47,14 @@ func TestStartNeedsNoUpstream(t *testing.T) {
 	}
 }
 
-// TestPortInUse says so before anything else is said.
+// TestPortInUse: the error names the address and says that it is in use.
 func TestPortInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	out, err := unborn(t, "listen: "+l.Addr().String()+"\n").run()
+	out, err := notStarted(t, "listen: "+l.Addr().String()+"\n").run()
 	if code := exitCodeOf(t, err); code != 1 {
 		t.Errorf("exit code %d", code)
 	}

@@ -44,7 +44,7 @@ func (s *shell) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// send types keys; expect waits until the terminal shows text after what was expected before.
+// send types keys.
 func (s *shell) send(keys string) {
 	s.t.Helper()
 	if _, err := io.WriteString(s.stdin, keys); err != nil {
@@ -52,6 +52,7 @@ func (s *shell) send(keys string) {
 	}
 }
 
+// expect waits until the terminal shows text, after what was expected before.
 func (s *shell) expect(text string) {
 	s.t.Helper()
 	for range 500 {
@@ -69,7 +70,7 @@ func (s *shell) expect(text string) {
 	s.t.Fatalf("the terminal never showed %q:\n%s", text, s.out[s.seen:])
 }
 
-// foreground types fg, and gives the command time to have the terminal.
+// foreground types fg and waits until the command should have the terminal.
 func (s *shell) foreground() {
 	s.t.Helper()
 	s.send("fg\n")

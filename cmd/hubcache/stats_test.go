@@ -21,7 +21,7 @@ var statsNow = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 
 func ptr[T any](v T) *T { return &v }
 
-// aBusyCache is what stats is asked for on a CI host in the middle of a deploy.
+// aBusyCache has the figures of a cache in the middle of a deploy.
 func aBusyCache() admin.Stats {
 	return admin.Stats{
 		Schema: 1, Version: "1.2.3", UptimeSeconds: 3*86400 + 7200,
@@ -98,9 +98,9 @@ func golden(t *testing.T, path string, got []byte) {
 	}
 }
 
-// TestStatsOfAnyDocument shows documents with parts missing or beyond all sense: an older
-// or newer server may answer.
-func TestStatsOfAnyDocument(t *testing.T) {
+// TestStatsPrintsAnyDocument: a document with missing or impossible parts is printed too,
+// because an older or newer server may answer.
+func TestStatsPrintsAnyDocument(t *testing.T) {
 	for _, doc := range []string{`{}`, `{"upstreams":[{}],"inflight":[{}]}`, `{"inflight":[{"digest":"x","size":0}]}`,
 		`{"store":{"bytes":5,"budget_bytes":0}}`, `{"store":{"bytes":9,"budget_bytes":3}}`, `{"store":{"bytes":-1,"budget_bytes":3}}`,
 		`{"inflight":[{"size":10,"received":-3}]}`} {
@@ -114,10 +114,10 @@ func TestStatsOfAnyDocument(t *testing.T) {
 	}
 }
 
-// TestStatsOnATerminal: there the table has a bar, each one of --watch takes the place of
-// the last, and NO_COLOR changes nothing, since there are no colours.
+// TestStatsOnATerminal: on a terminal the table has a bar, and with --watch each table
+// takes the place of the one before. There are no colours, with or without NO_COLOR.
 func TestStatsOnATerminal(t *testing.T) {
-	p := serving(t, "")
+	p := startServer(t, "")
 	for _, env := range [][]string{{"TERM=xterm"}, {"TERM=xterm", "NO_COLOR=1"}} {
 		sh := newShell(t, env...)
 		sh.send("hubcache stats --admin " + p.admin + "\n")
@@ -144,10 +144,11 @@ func TestStatsOnATerminal(t *testing.T) {
 	}
 }
 
-// TestStatsIsTheDocument: stats --json prints what the server answers, byte for byte.
-func TestStatsIsTheDocument(t *testing.T) {
-	p := serving(t, "")
-	now := func(text string) string { // the one number that time changes
+// TestStatsJSONIsTheServersDocument: stats --json prints the server's answer, byte for
+// byte.
+func TestStatsJSONIsTheServersDocument(t *testing.T) {
+	p := startServer(t, "")
+	now := func(text string) string { // without the only number that changes with time
 		before, rest, _ := strings.Cut(text, `"uptime_seconds": `)
 		_, after, _ := strings.Cut(rest, ",")
 		return before + after
@@ -165,9 +166,10 @@ func TestStatsIsTheDocument(t *testing.T) {
 	}
 }
 
-// TestWatchEndsWithCtrlC, which is no failure; until then the table comes again and again.
+// TestWatchEndsWithCtrlC: the table is printed again and again until Ctrl-C, which is not
+// a failure.
 func TestWatchEndsWithCtrlC(t *testing.T) {
-	p := serving(t, "")
+	p := startServer(t, "")
 	cmd := exec.Command("hubcache", "stats", "--watch=50ms", "--admin", p.admin)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -188,7 +190,7 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 			tables++
 		}
 		if strings.Contains(line, "\x1b") {
-			t.Errorf("a pipe is written on as if it were a terminal: %q", line)
+			t.Errorf("a pipe gets what is for terminals: %q", line)
 		}
 	}
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {

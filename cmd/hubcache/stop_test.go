@@ -19,8 +19,8 @@ import (
 
 const layerSize = 4 << 20
 
-// aHub is a Hub with one image of one layer, which comes from a CDN of that bandwidth.
-func aHub(t *testing.T, bandwidth int64) (hub *hubtest.Hub, img *hubtest.Image) {
+// newHub returns a Hub with one image, whose one layer comes from a CDN of that bandwidth.
+func newHub(t *testing.T, bandwidth int64) (hub *hubtest.Hub, img *hubtest.Image) {
 	t.Helper()
 	hub = hubtest.New(hubtest.Options{Bandwidth: bandwidth})
 	t.Cleanup(hub.Close)
@@ -31,8 +31,9 @@ func aHub(t *testing.T, bandwidth int64) (hub *hubtest.Hub, img *hubtest.Image) 
 	return hub, img
 }
 
-// pulling starts a pull of the image's layer and returns it when it has begun.
-func (p *process) pulling(img *hubtest.Image) io.ReadCloser {
+// startPull starts a pull of the image's layer and returns its body when the first bytes
+// have come.
+func (p *process) startPull(img *hubtest.Image) io.ReadCloser {
 	p.t.Helper()
 	if status, _ := p.get(p.pull + "/v2/library/redis/manifests/7"); status != http.StatusOK {
 		p.t.Fatalf("manifest: %d", status)
@@ -57,12 +58,12 @@ func (p *process) pulling(img *hubtest.Image) io.ReadCloser {
 	return nil
 }
 
-// TestStopLetsPullsEnd: after SIGTERM nobody new gets in, a running pull goes on to its
-// end, stats answer and /readyz doesn't.
+// TestStopLetsPullsEnd: after SIGTERM no new client can connect, a running pull ends
+// whole, stats are answered, and /readyz is 503.
 func TestStopLetsPullsEnd(t *testing.T) {
-	hub, img := aHub(t, 2<<20)
-	p := serving(t, "upstream: {url: '"+hub.RegistryURL()+"'}\n")
-	body := p.pulling(img)
+	hub, img := newHub(t, 2<<20)
+	p := startServer(t, "upstream: {url: '"+hub.RegistryURL()+"'}\n")
+	body := p.startPull(img)
 	defer body.Close()
 	p.signal(syscall.SIGTERM)
 	p.awaitLog("stopping")
@@ -81,14 +82,14 @@ func TestStopLetsPullsEnd(t *testing.T) {
 	p.ends(10*time.Second, 0)
 }
 
-// TestSecondSignalStopsAtOnce, although a pull hangs.
+// TestSecondSignalStopsAtOnce: a pull that hangs doesn't keep the server alive.
 func TestSecondSignalStopsAtOnce(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
-			hub, img := aHub(t, 0)
+			hub, img := newHub(t, 0)
 			hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.StallAfter(64<<10))
-			p := serving(t, "upstream: {url: '"+hub.RegistryURL()+"'}\n")
-			body := p.pulling(img)
+			p := startServer(t, "upstream: {url: '"+hub.RegistryURL()+"'}\n")
+			body := p.startPull(img)
 			defer body.Close()
 			p.signal(syscall.SIGTERM)
 			p.awaitLog("stopping")
@@ -106,8 +107,8 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	}
 }
 
-// TestClosedTerminalStopsTheServer: SIGHUP reloads, but not when it means that the window
-// of "make run" was closed; the next one would find the port taken.
+// TestClosedTerminalStopsTheServer: SIGHUP reloads, but when it comes because the
+// terminal was closed, it ends the server, which would go on unseen otherwise.
 func TestClosedTerminalStopsTheServer(t *testing.T) {
 	dir := t.TempDir()
 	sock := filepath.Join(dir, "admin.sock")
@@ -144,7 +145,7 @@ func TestClosedTerminalStopsTheServer(t *testing.T) {
 		return resp.StatusCode == http.StatusOK
 	}
 	eventually(t, "the server runs", healthy)
-	if err := cmd.Process.Kill(); err != nil { // and the terminal with it
+	if err := cmd.Process.Kill(); err != nil { // this closes the terminal too
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()

@@ -29,7 +29,7 @@ func newManager(t *testing.T) (m manager, env string) {
 	return manager{t, conn}, "NOTIFY_SOCKET=" + path
 }
 
-// told returns what the service says next, the watchdog's signs of life left out.
+// told returns the next message of the service that is not for the watchdog.
 func (m manager) told() string {
 	m.t.Helper()
 	for {
@@ -52,10 +52,11 @@ func (m manager) next() string {
 	return string(b[:n])
 }
 
-// TestSystemdIsTold runs through the life of a service of Type=notify-reload.
-func TestSystemdIsTold(t *testing.T) {
+// TestSystemdHearsOfEachState goes through the life of a service of
+// Type=notify-reload.
+func TestSystemdHearsOfEachState(t *testing.T) {
 	systemd, env := newManager(t)
-	p := serving(t, "", env)
+	p := startServer(t, "", env)
 	if got := systemd.told(); got != "READY=1" {
 		t.Fatalf("first it said %q", got)
 	}
@@ -77,10 +78,11 @@ func TestSystemdIsTold(t *testing.T) {
 	p.ends(10*time.Second, 0)
 }
 
-// TestReloadRightAfterReady: systemd may send SIGHUP as soon as it has READY.
+// TestReloadRightAfterReady: systemd may send SIGHUP as soon as it has READY, and the
+// server reloads.
 func TestReloadRightAfterReady(t *testing.T) {
 	systemd, env := newManager(t)
-	p := unborn(t, "", env)
+	p := notStarted(t, "", env)
 	p.launch()
 	if got := systemd.told(); got != "READY=1" {
 		t.Fatalf("first it said %q", got)
@@ -91,7 +93,7 @@ func TestReloadRightAfterReady(t *testing.T) {
 
 func TestWatchdogHearsOften(t *testing.T) {
 	systemd, env := newManager(t)
-	p := serving(t, "", env, "WATCHDOG_USEC=600000")
+	p := startServer(t, "", env, "WATCHDOG_USEC=600000")
 	systemd.told()
 	start := time.Now()
 	for range 3 {
@@ -99,7 +101,7 @@ func TestWatchdogHearsOften(t *testing.T) {
 			t.Fatalf("it said %q", got)
 		}
 	}
-	// Three times 0.3 s; three times the watchdog's own limit is a frozen server.
+	// Three messages are due within 0.9 s; the watchdog's limit is 0.6 s for each.
 	if took := time.Since(start); took > 1800*time.Millisecond {
 		t.Errorf("three signs of life took %s", took)
 	}
@@ -108,7 +110,7 @@ func TestWatchdogHearsOften(t *testing.T) {
 }
 
 // TestSocketsFromSystemd: clients that connect before the server runs, or while it
-// restarts, wait; they are not refused.
+// restarts, wait and are served.
 func TestSocketsFromSystemd(t *testing.T) {
 	pull, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -123,7 +125,7 @@ func TestSocketsFromSystemd(t *testing.T) {
 	defer adm.Close()
 	url := "http://" + pull.Addr().String() + "/v2/"
 
-	for range 2 { // the second is a restart
+	for range 2 { // the second time it is a restart
 		early := make(chan int)
 		go func() {
 			resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}).Get(url)
@@ -134,8 +136,8 @@ func TestSocketsFromSystemd(t *testing.T) {
 			resp.Body.Close()
 			early <- resp.StatusCode
 		}()
-		// The addresses of the settings are taken by the sockets: to listen there would fail.
-		p := unborn(t, "listen: "+pull.Addr().String()+"\nadmin: {listen: 'unix:"+sock+"'}\n", "LISTEN_FDS=2", "LISTEN_FDNAMES=pull:admin")
+		// The sockets are on the addresses in the settings, so that listening there would fail.
+		p := notStarted(t, "listen: "+pull.Addr().String()+"\nadmin: {listen: 'unix:"+sock+"'}\n", "LISTEN_FDS=2", "LISTEN_FDNAMES=pull:admin")
 		for _, l := range []interface{ File() (*os.File, error) }{pull.(*net.TCPListener), adm.(*net.UnixListener)} {
 			f, err := l.File()
 			if err != nil {
@@ -146,7 +148,7 @@ func TestSocketsFromSystemd(t *testing.T) {
 		}
 		p.start()
 		if status := <-early; status != http.StatusOK {
-			t.Errorf("who came early got %d", status)
+			t.Errorf("a client that came early got %d", status)
 		}
 		if status, _ := fetchURL(t, overSocket(sock), "http://localhost/readyz"); status != http.StatusOK {
 			t.Errorf("admin over its socket: %d", status)
@@ -162,8 +164,9 @@ func TestSocketsFromSystemd(t *testing.T) {
 	}
 }
 
-// TestSocketsOfOneSide: what systemd does not hand over is opened from the settings.
-func TestSocketsOfOneSide(t *testing.T) {
+// TestMissingSocketsAreOpened: listeners that systemd doesn't hand over are
+// opened as the settings say.
+func TestMissingSocketsAreOpened(t *testing.T) {
 	sock := filepath.Join(t.TempDir(), "admin.sock")
 	adm, err := net.Listen("unix", sock)
 	if err != nil {
@@ -175,7 +178,7 @@ func TestSocketsOfOneSide(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p := unborn(t, "", "LISTEN_FDS=1", "LISTEN_FDNAMES=admin")
+	p := notStarted(t, "", "LISTEN_FDS=1", "LISTEN_FDNAMES=admin")
 	p.cmd.ExtraFiles = []*os.File{f}
 	p.start()
 	if status, _ := p.get(p.pull + "/v2/"); status != http.StatusOK {
@@ -186,7 +189,7 @@ func TestSocketsOfOneSide(t *testing.T) {
 	}
 }
 
-func TestSocketWithoutAName(t *testing.T) {
+func TestSocketWithAnotherNameIsRefused(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +200,7 @@ func TestSocketWithoutAName(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p := unborn(t, "", "LISTEN_FDS=1", "LISTEN_FDNAMES=hubcache.socket")
+	p := notStarted(t, "", "LISTEN_FDS=1", "LISTEN_FDNAMES=hubcache.socket")
 	p.cmd.ExtraFiles = []*os.File{f}
 	out, err := p.run()
 	if code := exitCodeOf(t, err); code != 1 || !strings.Contains(out, "FileDescriptorName=pull") {

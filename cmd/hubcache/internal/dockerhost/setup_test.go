@@ -45,7 +45,7 @@ func fakeEngine(t *testing.T, version string, containerd bool, mirrors []string,
 	return "unix://" + listener.Addr().String()
 }
 
-// newSetup is a setup of files in a temporary directory.
+// newSetup returns a Setup whose files are in a temporary directory.
 func newSetup(t *testing.T, host, mirror string) (*Setup, *bytes.Buffer) {
 	t.Helper()
 	dir := t.TempDir()
@@ -58,7 +58,7 @@ func newSetup(t *testing.T, host, mirror string) (*Setup, *bytes.Buffer) {
 
 const loopback = "http://127.0.0.1:5000"
 
-// TestSetupFitsTheEngine: which files setup writes for which engine.
+// TestSetupFitsTheEngine: setup writes the files that the engine's version and store need.
 func TestSetupFitsTheEngine(t *testing.T) {
 	for _, test := range []struct {
 		name, version, mirror string
@@ -102,7 +102,8 @@ func TestSetupFitsTheEngine(t *testing.T) {
 	}
 }
 
-// TestSetupMergesAndUndoes: daemon.json keeps everything else, and --undo is the way back.
+// TestSetupMergesAndUndoes: daemon.json keeps everything else, and --undo takes the
+// mirror out again.
 func TestSetupMergesAndUndoes(t *testing.T) {
 	s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, []string{"https://other.example/"}, nil), loopback)
 	before := `{"zeta": 1e3, "registry-mirrors": ["https://other.example"], "log-opts": {"max-size": "10m"}, "big": 9007199254740993}`
@@ -150,12 +151,12 @@ func TestSetupMergesAndUndoes(t *testing.T) {
 	}
 }
 
-// TestSetupUndo: what was not there before is gone, but for an empty list, which the
-// daemon needs to let go of the mirror.
-func TestSetupUndo(t *testing.T) {
+// TestSetupUndoTakesBackEverything: nothing that setup wrote stays, but for an
+// empty list of mirrors, without which the daemon would keep the mirror.
+func TestSetupUndoTakesBackEverything(t *testing.T) {
 	s, _ := newSetup(t, fakeEngine(t, "28.5.2", false, nil, nil), loopback)
 	_ = s.Run(t.Context(), true, false)
-	_ = s.Run(t.Context(), false, true) // no pid file: told to reload by hand
+	_ = s.Run(t.Context(), false, true) // fails: without a pid file the daemon has to be told by hand
 	if body, err := readOptional(filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml")); body != nil || err != nil {
 		t.Errorf("hosts.toml: %q, %v", body, err)
 	}
@@ -206,7 +207,8 @@ func TestSetupRefuses(t *testing.T) {
 	}
 }
 
-// FuzzObject: an object that is read and written again means the same, in the same order.
+// FuzzObject: an object that is written and read again has the same keys and values, in
+// the same order.
 func FuzzObject(f *testing.F) {
 	for _, seed := range []string{`{}`, `{"a": 1, "b": [1, {"c": "<&>"}]}`, `{"registry-mirrors": ["x"], "é": null}`, ``} {
 		f.Add([]byte(seed))

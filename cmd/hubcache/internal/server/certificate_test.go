@@ -36,7 +36,7 @@ func writePair(t *testing.T, certFile, keyFile string, serial int64) {
 	}
 	writePEM(t, keyFile, "PRIVATE KEY", pkcs8)
 	writePEM(t, certFile, "CERTIFICATE", der)
-	// Two certificates within the resolution of a file's time would look the same.
+	// Files written at nearly the same time would look the same.
 	when := time.Unix(1_700_000_000+serial, 0)
 	if err := os.Chtimes(certFile, when, when); err != nil {
 		t.Fatal(err)
@@ -63,8 +63,8 @@ func serialOf(t *testing.T, k *keyPair) int64 {
 	return leaf.SerialNumber.Int64()
 }
 
-// TestCertificateIsReadAgain shows a renewal without a restart, that a half-written one
-// changes nothing, and that a SIGHUP doesn't wait.
+// TestCertificateIsReadAgain: a renewed certificate is used without a restart, one without
+// its key changes nothing, and SIGHUP reads it at once.
 func TestCertificateIsReadAgain(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
@@ -89,7 +89,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		time.Sleep(lookEvery + time.Second)
 		expect(2, "half renewed")
 		if err := k.load(); err == nil {
-			t.Error("a key that belongs to another certificate is no error")
+			t.Error("a key that belongs to another certificate is not an error")
 		}
 		if err := os.Rename(filepath.Join(dir, "other.pem"), keyFile); err != nil {
 			t.Fatal(err)
@@ -122,6 +122,6 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		expect(5, "gone")
 	})
 	if _, err := newKeyPair(certFile, keyFile); err == nil {
-		t.Error("a start without a certificate is no error")
+		t.Error("a start without a certificate is not an error")
 	}
 }

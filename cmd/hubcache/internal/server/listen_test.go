@@ -14,13 +14,13 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-func TestUnixSocket(t *testing.T) {
+func TestUnixSocketReplacesADeadOne(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "s.sock")
 	for _, c := range []struct {
 		admin bool
 		mode  os.FileMode
 	}{{true, 0o660}, {false, 0o666}} {
-		// What a killed server left: a socket that nobody serves.
+		// A killed server leaves a socket that nobody serves.
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -55,7 +55,7 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
-func TestPortTaken(t *testing.T) {
+func TestPortInUseIsNamed(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -67,8 +67,8 @@ func TestPortTaken(t *testing.T) {
 	}
 }
 
-// TestTLS shows https with HTTP/2 and HTTP/1.1 on a TCP address, and a unix socket beside
-// it that stays plain.
+// TestTLS: a TCP address has https, with HTTP/2 and HTTP/1.1, and a unix socket beside it
+// has plain http.
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile, socket := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "s.sock")

@@ -11,9 +11,9 @@ import (
 	"github.com/hubcache/hubcache/registry"
 )
 
-// TestBatch: the access log waits a moment, everything else goes out at once and behind
-// what came before it.
-func TestBatch(t *testing.T) {
+// TestOnlyTheAccessLogWaits: lines of the access log wait a moment. Everything else is
+// written at once, after the lines that came before it.
+func TestOnlyTheAccessLogWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		b := &batch{w: &out}
@@ -37,7 +37,7 @@ func TestBatch(t *testing.T) {
 		log.Info(registry.AccessLine, "n", 2)
 		log.Info("something else", "n", 3)
 		if n := lines(); n != 3 || !strings.HasSuffix(text(), "n=3\n") {
-			t.Errorf("what is no access must not wait, nor overtake:\n%s", text())
+			t.Errorf("another line waits, or comes before earlier ones:\n%s", text())
 		}
 		log.Warn(registry.AccessLine, "n", 4)
 		if n := lines(); n != 4 {
@@ -50,7 +50,7 @@ func TestBatch(t *testing.T) {
 			log.Info(registry.AccessLine, "padding", strings.Repeat("x", 100))
 		}
 		if n := lines(); n < 500 {
-			t.Errorf("only %d of 1000 lines: it gathers without a bound", n)
+			t.Errorf("only %d of 1000 lines: it gathers without a limit", n)
 		}
 		time.Sleep(batchFor)
 		if n := lines(); n != 1000 {

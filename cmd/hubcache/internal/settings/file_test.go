@@ -9,8 +9,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// FuzzFile shows of any file: it is refused, with its name in every line of the error, or
-// what config show prints of it, written to a file again, gives the same settings.
+// FuzzFile: any file is either refused, with its name in every line of the error, or its
+// settings, written to a file again, are the same.
 func FuzzFile(f *testing.F) {
 	example, err := os.ReadFile(examplePath)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// isolate makes the settings of this test its own.
+// isolate keeps the settings of this machine out of the test.
 func isolate(t testing.TB) {
 	for _, r := range leaves(Default().table()) {
 		if r.env() != "" {
@@ -75,7 +75,7 @@ func keysIn(m map[string]any, prefix string) (keys []string) {
 	return keys
 }
 
-// texts are all settings as they are shown.
+// texts are all settings as config show prints them.
 func texts(s *Settings) map[string]string {
 	m := map[string]string{}
 	for key, r := range leaves(s.table()) {
@@ -84,9 +84,9 @@ func texts(s *Settings) map[string]string {
 	return m
 }
 
-// TestFlagsAndVariables holds the names to one rule: --tag-ttl is HUBCACHE_TAG_TTL, and
-// what has the one has the other.
-func TestFlagsAndVariables(t *testing.T) {
+// TestFlagsAndVariablesHaveOneName: --tag-ttl is HUBCACHE_TAG_TTL, and what has one of them
+// has the other.
+func TestFlagsAndVariablesHaveOneName(t *testing.T) {
 	seen := map[string]bool{}
 	for key, r := range leaves(Default().table()) {
 		env := ""
@@ -106,10 +106,10 @@ func TestFlagsAndVariables(t *testing.T) {
 	}
 }
 
-// TestEverySettingCounts sets each setting alone to something else than its default, in a
-// file, by its variable and by its flag, and finds it set and no other: no row of the
-// table points at another's field.
-func TestEverySettingCounts(t *testing.T) {
+// TestEverySettingCanBeSet sets each setting alone to something else than its default, in a
+// file, by its variable and by its flag. Then that setting has changed and no other: no
+// row of the table points at the field of another.
+func TestEverySettingCanBeSet(t *testing.T) {
 	isolate(t)
 	for key, r := range leaves(Default().table()) {
 		written, shown := otherwise(t, key, r.value)

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// FuzzSize shows that a size is never negative and that its text is the same size.
+// FuzzSize: a size is never negative, and its text is read as the same size.
 func FuzzSize(f *testing.F) {
 	for _, s := range []string{"20GiB", "20GB", "30%", "0.5%", "1", "1.5TiB", "-1GiB", "1e30GB", "NaN%", "999999999999999999999", "8EiB", " 1 kb"} {
 		f.Add(s)
@@ -25,7 +25,7 @@ func FuzzSize(f *testing.F) {
 	})
 }
 
-// FuzzDuration shows that a duration is never negative and that its text is the same one.
+// FuzzDuration: a duration is never negative, and its text is read as the same duration.
 func FuzzDuration(f *testing.F) {
 	for _, s := range []string{"0", "90s", "10m", "168h", "7d", "2w", "-1s", "15250w", "15251w", "17000w", "1h30m", "1.5h", "9999999h", "1ns", "0d", "d"} {
 		f.Add(s)
@@ -44,8 +44,8 @@ func FuzzDuration(f *testing.F) {
 	})
 }
 
-// FuzzShare shows that a percentage stays in its bounds and is what it is shown as.
-func FuzzShare(f *testing.F) {
+// FuzzPercent: a percentage is from 0 to 1, and its text is read as the same percentage.
+func FuzzPercent(f *testing.F) {
 	for _, s := range []string{"85%", "0%", "100%", "100.1%", "7%", "33.33%", "NaN%", "+Inf%", "-0%", "1e1%", "%", "85"} {
 		f.Add(s)
 	}
