@@ -1,5 +1,5 @@
-# Two machines: one plays Docker Hub, the other runs Docker with hubcache in front. Needs
-# KVM and no network: `nix build .#checks.x86_64-linux.nixos -L`.
+# Two machines: one runs a fake Docker Hub, the other Docker that pulls through hubcache.
+# Needs KVM and no network: `nix build .#checks.x86_64-linux.nixos -L`.
 { hubcacheModule }:
 let
   token = "dckr_pat_of_the_test";
@@ -20,14 +20,14 @@ in
       };
     in
     {
-      # For the package alone; the service stays off here.
+      # Only for the package; the service is not enabled here.
       imports = [ hubcacheModule ];
       networking.firewall.allowedTCPPorts = [
         5100
         5101
         5102
       ];
-      # What is in the image that it serves.
+      # A file of the image that it serves.
       systemd.tmpfiles.settings.fakehubd."/bin/busybox"."L+".argument =
         "${pkgs.pkgsStatic.busybox}/bin/busybox";
       systemd.services.fakehubd = {
@@ -49,7 +49,7 @@ in
       virtualisation.docker.enable = true;
       virtualisation.diskSize = 4096;
       environment.systemPackages = [ config.services.hubcache.package ];
-      # A stand-in for sops-nix or agenix, which put the token outside the store.
+      # In place of sops-nix or agenix, which put the token outside the store.
       systemd.tmpfiles.settings.token."/run/dockerhub-pat".f = {
         mode = "0400";
         argument = token;
@@ -67,7 +67,7 @@ in
         credentials.username = "jane";
         credentials.passwordFile = "/run/dockerhub-pat";
         dockerPrune.enable = true;
-        # The disk counts as full, and an image as old, at once; the timer keeps out.
+        # The disk counts as full and every image as old; the timer doesn't start a prune.
         dockerPrune.dates = "2100-01-01";
         settings = {
           upstream.url = "http://hub:5100";
@@ -105,7 +105,7 @@ in
         client.succeed("docker image rm busybox:latest")
         client.succeed("systemctl restart hubcache.service & docker pull busybox:latest && wait")
 
-    with subtest("a hold keeps prune away, and nothing else does"):
+    with subtest("under a hold prune removes nothing, and without one it does"):
         client.succeed("docker pull sample:1 && docker tag busybox:latest sample:old")
         client.succeed("systemd-run --unit=hold --uid=ci hubcache docker hold -- sleep infinity")
         client.wait_until_succeeds("! flock -n /run/hubcache/hold/run true")
@@ -113,7 +113,7 @@ in
         client.succeed("docker image inspect sample:1 sample:old")
         client.succeed("systemctl stop hold.service")
         client.execute("systemctl start hubcache-docker-prune.service")
-        # The newest image of a repository stays.
+        # The newest image of a repository is kept.
         client.fail("docker image inspect sample:1 sample:old")
 
     with subtest("the service has no more rights than it needs"):

@@ -4,7 +4,7 @@
   buildGoModule,
   installShellFiles,
   versionCheckHook,
-  # The flake says which revision it was built from.
+  # The flake passes the revision.
   version ? "0-unstable",
 }:
 buildGoModule (finalAttrs: {
@@ -43,7 +43,8 @@ buildGoModule (finalAttrs: {
   vendorHash = "sha256-8AYuEJsA2YGuSHrCmQKYtSAEbs/HmiaCmMnDU01y0V4=";
 
   env.CGO_ENABLED = 0;
-  # Needs root and a Docker daemon; the other packages' tests are content with loopback.
+  # These need root and a Docker daemon. The tests of the other packages need only
+  # loopback.
   excludedPackages = [ "integration" ];
   ldflags = [
     "-s"

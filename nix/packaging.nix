@@ -10,7 +10,7 @@ let
       "/run/hubcache/admin.sock"
       "127.0.0.1:5001"
     ];
-    # Without a path systemd takes it from /etc/credstore, where there is one.
+    # Without a path, systemd takes it from /etc/credstore if it is there.
     credential = "dockerhub-pat";
   };
   inherit (builtins) attrNames concatStringsSep listToAttrs map;

@@ -12,7 +12,7 @@ let
     wantedBy = "WantedBy";
   };
   value = v: if isBool v then (if v then "true" else "false") else toString v;
-  # A list is a setting given several times.
+  # An entry that is a list is written as several lines.
   lines = set: concatMap (name: map (v: "${name}=${value v}") (if isList set.${name} then set.${name} else [ set.${name} ])) (attrNames set);
   section = name: set: if set == { } then [ ] else [ (concatStringsSep "\n" ([ "[${name}]" ] ++ lines set)) ];
   environment = unit.environment or { };

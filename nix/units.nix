@@ -1,30 +1,32 @@
-# What hubcache's systemd units say, once: the NixOS module and the units for other
-# distributions (packaging/systemd) are both made from this. Attributes are named as in
-# NixOS. Nothing here depends on nixpkgs.
+# hubcache's systemd units. The NixOS module and the units for other distributions
+# (packaging/systemd) are both made from this file. Attributes are named as in NixOS.
+# Nothing here depends on nixpkgs.
 {
   # Absolute paths of the program, of kill(1) and of the configuration file.
   program,
   kill,
   config,
-  # What the sockets listen on, as systemd's ListenStream= takes it.
+  # The addresses of the sockets, as systemd's ListenStream= takes them.
   pull,
   admin,
-  # The LoadCredential= of the access token; null for none.
+  # LoadCredential= for the access token; null for none.
   credential,
   dataDir ? "/var/lib/hubcache",
-  # When the Docker host's images are looked at.
+  # When prune looks whether the Docker host's disk is full.
   dates ? "*:0/15",
   randomizedDelaySec ? "2min",
 }:
 let
-  # The group whose members may change the cache and hold off a prune. It is static, and
-  # systemd refuses a dynamic user of the same name, hence "hubcache-server".
+  # The group whose members may use the admin socket and hold off a prune. The group is
+  # static, and systemd refuses a dynamic user of the same name, so the user is
+  # "hubcache-server".
   group = "hubcache";
   holdDir = "/run/hubcache/hold";
 
   dynamic = dataDir == "/var/lib/hubcache";
-  # A dynamic user's state is chowned, file by file, whenever its id changes: with a
-  # data directory of one's own, which is chosen because it is large, the user is static.
+  # When the ID of a dynamic user changes, systemd changes the owner of every file of its
+  # state. A data directory that the administrator chose is probably large, so its user is
+  # static.
   identity =
     if dynamic then
       {
@@ -70,8 +72,8 @@ let
     UMask = "0077";
   };
 
-  # What asks Docker for anything is in its group, and with that as good as root. The
-  # rest of the list keeps its mistakes small, not a burglar out.
+  # Membership in the group docker, which these services need, is as good as root. So the
+  # other settings limit the damage of a mistake, and don't stop an attacker.
   ofDocker = hardened // {
     DynamicUser = true;
     User = "hubcache-docker";
@@ -112,7 +114,7 @@ in
     // {
       description = "Pull API of hubcache";
       socketConfig = socket.socketConfig // {
-        # "::" is every address, whatever the host's default.
+        # "::" includes the IPv4 addresses, whatever the host's default is.
         BindIPv6Only = "both";
         # An address of the LAN may come up later than this socket.
         FreeBind = true;
@@ -137,7 +139,7 @@ in
     documentation = [ "man:hubcache(1)" ];
     after = [ "network-online.target" ];
     wants = [ "network-online.target" ];
-    # Soft: Docker finds the cache up, and neither takes the other down.
+    # Only an order: Docker finds the cache running, and neither stops the other.
     before = [ "docker.service" ];
     wantedBy = [ "multi-user.target" ];
     unitConfig = if dynamic then { } else { RequiresMountsFor = dataDir; };
@@ -152,14 +154,14 @@ in
         ExecReload = "${kill} -HUP $MAINPID";
         Restart = "on-failure";
         RestartSec = "1s";
-        # The sockets stay open across a restart of the service: pulls wait, none fails.
+        # The sockets stay open while the service restarts: pulls wait, and none fails.
         Sockets = [
           "hubcache-pull.socket"
           "hubcache-admin.socket"
         ];
         LimitNOFILE = 65536;
         PrivateUsers = true;
-        # Not ProcSubset=pid: process_start_time_seconds needs /proc/stat.
+        # Not ProcSubset=pid, because process_start_time_seconds needs /proc/stat.
         ProtectProc = "invisible";
         RestrictAddressFamilies = [
           "AF_INET"
@@ -175,7 +177,7 @@ in
     documentation = [ "man:hubcache(1)" ];
     after = [ "docker.service" ];
     wantedBy = [ "multi-user.target" ];
-    # Docker may be away for a day; its watcher is there when it comes back.
+    # Docker may be stopped for a day; this service runs again when Docker does.
     unitConfig.StartLimitIntervalSec = 0;
     serviceConfig = ofDocker // {
       Type = "exec";
@@ -192,7 +194,7 @@ in
     serviceConfig = ofDocker // {
       Type = "oneshot";
       ExecStart = "${program} docker prune --apply --config ${config}";
-      # 75: a hold is in force or the host is busy; the timer comes again.
+      # 75: a hold is in force or the host is busy. The timer starts it again later.
       SuccessExitStatus = 75;
       CPUSchedulingPolicy = "idle";
       IOSchedulingClass = "idle";
@@ -208,16 +210,16 @@ in
     };
   };
 
-  # Not a RuntimeDirectory of the service: that would go with the service, and take the
-  # admin socket and everybody's holds with it.
+  # This is not a RuntimeDirectory of the service, which would be removed with the service,
+  # and the admin socket and all holds with it.
   tmpfiles = {
     "/run/hubcache".d = {
       mode = "0755";
       user = "root";
       group = "root";
     };
-    # Reading a lock file is enough to lock it. They are made here, where the group gets
-    # them, and not by the first service that comes along, whose umask would keep it out.
+    # Who can read a lock file can lock it. The files are made here, with the group; a
+    # service that made them would keep the group out by its umask.
     ${holdDir}.d = {
       mode = "0750";
       user = "root";

@@ -11,7 +11,7 @@
 		ExposedPorts: {"5000/tcp": {}},
 		Volumes: {"/var/lib/hubcache": {}},
 		WorkingDir: "/",
-		# In nanoseconds. The admin listener is asked, inside the container.
+		# Times are in nanoseconds. The check asks the admin listener inside the container.
 		Healthcheck: {
 			Test: ["CMD", "/usr/bin/hubcache", "stats", "--json"],
 			Interval: 30000000000,

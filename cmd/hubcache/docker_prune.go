@@ -23,8 +23,8 @@ func newDockerPruneCommand(load loadFunc) *cobra.Command {
 		Short: "Remove images that nothing here needs, when the disk is full",
 		Long: `Removes images of this Docker host one by one, least recently used first, when a
 disk is above the high watermark, until it is at the low one. Without --apply it
-only shows what would go, what stays, and why. Containers, volumes and networks
-are never touched.
+only shows what it would remove, what it would keep, and why. Containers,
+volumes and networks are never touched.
 
 Exit codes: 0 done or nothing to do, 1 failed (everything was kept), 2 wrong
 usage, 3 done, but the low watermark was not reached, 75 not now, try again
@@ -83,7 +83,7 @@ func pruneExit(d prune.Decision) error {
 	return nil
 }
 
-// pruneFlags are the policy's flags; those that are given win over the settings.
+// pruneFlags are the flags of docker.prune. They are used before the settings.
 type pruneFlags struct {
 	high, low, critical    settings.Percent
 	minAge, quiet, maxWait settings.Duration
@@ -91,6 +91,7 @@ type pruneFlags struct {
 	keep, keepFiles        []string
 }
 
+// register defines the flags.
 func (f *pruneFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.Var(settings.Flag(&f.high), "high-watermark", "start above this share of a disk")
@@ -99,12 +100,12 @@ func (f *pruneFlags) register(cmd *cobra.Command) {
 	fs.Var(settings.Flag(&f.minAge), "min-age", "keep what was used, first seen or tagged less than this ago")
 	fs.Var(settings.Flag(&f.quiet), "quiet", "wait until the last pull or container start is this long ago")
 	fs.Var(settings.Flag(&f.maxWait), "max-wait", "above the critical watermark, wait this long for holds")
-	fs.BoolVar(&f.tagged, "tagged", false, "let images go that have a tag")
+	fs.BoolVar(&f.tagged, "tagged", false, "remove images that have a tag, too")
 	fs.StringSliceVar(&f.keep, "keep", nil, "keep images that match this pattern (repeatable)")
 	fs.StringSliceVar(&f.keepFiles, "keep-files", nil, "keep the images of this compose file (repeatable)")
 }
 
-// over puts the flags that were given over the policy.
+// over sets in the policy what flags were given for, and checks the result.
 func (f *pruneFlags) over(cmd *cobra.Command, p *prune.Policy) error {
 	given := cmd.Flags().Changed
 	set(given("high-watermark"), &p.High, float64(f.high))

@@ -1,4 +1,5 @@
-# The token in agenix. `agenix -e secrets/dockerhub-pat.age`, one line, the token.
+# The token, kept by agenix. `agenix -e secrets/dockerhub-pat.age` edits it: one line, the
+# token.
 { config, ... }:
 {
   age.secrets.dockerhub-pat.file = ./secrets/dockerhub-pat.age;
@@ -8,7 +9,7 @@
     passwordFile = config.age.secrets.dockerhub-pat.path;
   };
 
-  # The path stays the same when the token changes; the encrypted file does not. systemd
-  # reads the token when the service starts, so that restarts it.
+  # systemd reads the token when the service starts, so a new token needs a restart. The path
+  # of the token doesn't change with it, but the encrypted file does.
   systemd.services.hubcache.restartTriggers = [ config.age.secrets.dockerhub-pat.file ];
 }

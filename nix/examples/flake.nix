@@ -1,5 +1,5 @@
-# A host with Docker and hubcache, its Docker Hub token kept by sops-nix. For agenix,
-# take ./agenix.nix in place of ./sops.nix.
+# A host with Docker and hubcache. sops-nix keeps its Docker Hub token; for agenix, use
+# ./agenix.nix in place of ./sops.nix.
 {
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";

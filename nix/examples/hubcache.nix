@@ -1,4 +1,4 @@
-# The cache, Docker behind it, and a prune that removes nothing that is in use.
+# The cache, Docker that pulls through it, and a prune that removes nothing that is in use.
 { config, ... }:
 {
   virtualisation.docker.enable = true;
@@ -10,7 +10,7 @@
     settings.docker.prune.keep = [ "docker.io/library/*:*" ];
   };
 
-  # Who may purge and pin, and hold off a prune.
+  # Who may run commands under a hold (`hubcache docker hold`), and use the admin socket.
   users.groups.hubcache.members = [ "ci" ];
 
   environment.systemPackages = [ config.services.hubcache.package ];

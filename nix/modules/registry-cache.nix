@@ -13,7 +13,7 @@ let
   configPath = "/etc/hubcache/config.yaml";
   adminSocket = "/run/hubcache/admin.sock";
 
-  # What the credential is called in $CREDENTIALS_DIRECTORY.
+  # The name of the credential in $CREDENTIALS_DIRECTORY.
   credential = "dockerhub-pat";
 
   hostPort =
@@ -25,17 +25,17 @@ let
   isAny = address: address == "0.0.0.0" || address == "::";
   isLoopback = address: address == "::1" || lib.hasPrefix "127." address;
 
-  # What Docker on this host calls the cache.
+  # The URL by which Docker on this host reaches the cache.
   mirrorHost = if isAny cfg.listenAddress then "127.0.0.1" else cfg.listenAddress;
   mirrorScheme = if settings ? tls then "https" else "http";
   mirror = "${mirrorScheme}://${hostPort mirrorHost cfg.port}";
 
-  # ":5000", every address, is a bare port to systemd.
+  # A socket unit wants a bare port for every address, where a setting has ":5000".
   stream = address: lib.removePrefix ":" (lib.removePrefix "unix:" address);
 
   settings = lib.filterAttrsRecursive (_: v: v != null) cfg.settings;
   unchecked = format.generate "hubcache-config.yaml" settings;
-  # A typo stops the build, not the service at three in the morning.
+  # A wrong setting stops the build, and not the service when it restarts.
   configFile = pkgs.runCommand "hubcache.yaml" { } ''
     ${lib.getExe cfg.package} config check --config ${unchecked}
     cp ${unchecked} $out
@@ -66,7 +66,7 @@ let
       if cfg.credentials.passwordFile == null then
         null
       else
-        # toString: an interpolated path literal would be copied into the store.
+        # With toString, because an interpolated path would be copied into the store.
         "${credential}:${toString cfg.credentials.passwordFile}";
     inherit (cfg) dataDir;
     inherit (cfg.dockerPrune) dates randomizedDelaySec;
@@ -83,16 +83,16 @@ in
       default = "127.0.0.1";
       example = "192.168.1.10";
       description = ''
-        Numeric address on which images are served, to Docker and to whoever else can
-        reach it. There is no login: what hubcache serves, everybody who can connect may
-        read, which is what an anonymous client of Docker Hub may read anyway.
+        Numeric address on which images are served. There is no login: everybody who can
+        connect may read what hubcache serves, which is what Docker Hub shows to anonymous
+        clients.
       '';
     };
 
     port = lib.mkOption {
       type = lib.types.port;
       default = 5000;
-      description = "Port on which images are served. systemd opens it, so one below 1024 needs no privilege.";
+      description = "Port on which images are served. systemd opens it, so a port below 1024 needs no privilege.";
     };
 
     openFirewall = lib.mkOption {
@@ -106,8 +106,8 @@ in
       default = "20GiB";
       example = "30%";
       description = ''
-        How much disk the cache may use, as a size or as a share of the file system. It is
-        kept at every moment, not once a day.
+        How much disk space the cache may use, as a size or as a share of the file system.
+        The cache never uses more, not even for a moment.
       '';
     };
 
@@ -116,9 +116,9 @@ in
       default = defaultDataDir;
       example = "/srv/hubcache";
       description = ''
-        Where the cache is kept. It is no part of the system closure and no backup needs
-        it. With any other value than the default the service runs as the static user
-        `hubcache`, so that a large cache is not given a new owner, file by file.
+        The directory of the cache. It isn't part of the system closure, and it needs no
+        backup. With another value than the default, the service runs as the static user
+        `hubcache`, so that the files of a large cache never need a new owner.
       '';
     };
 
@@ -126,7 +126,7 @@ in
       type = lib.types.nullOr lib.types.nonEmptyStr;
       default = null;
       example = "jane";
-      description = "Docker Hub account to pull with. Without one pulls are anonymous, and limited per address.";
+      description = "Docker Hub account to pull with. Without one, pulls are anonymous, and Docker Hub limits them by address.";
     };
 
     credentials.passwordFile = lib.mkOption {
@@ -134,9 +134,10 @@ in
       default = null;
       example = lib.literalExpression "config.sops.secrets.dockerhub-pat.path";
       description = ''
-        File with that account's access token (read-only is enough) and nothing else. It is
-        read by systemd, as root, when the service starts, and must not be in the Nix store,
-        which everybody on the host can read. Restart the service when its content changes.
+        File with the access token of that account (read-only is enough) and nothing else.
+        systemd reads it as root when the service starts, so restart the service when its
+        content changes. It must not be in the Nix store, which everybody on the host can
+        read.
       '';
     };
 
@@ -145,15 +146,15 @@ in
       default = true;
       example = false;
       description = ''
-        Whether Docker on this host pulls through the cache, where
-        {option}`virtualisation.docker.enable` is set. Turning it on or off restarts Docker.
+        Whether Docker on this host pulls through the cache, if
+        {option}`virtualisation.docker.enable` is set. A change restarts Docker.
       '';
     };
 
     dockerPrune = {
       enable = lib.mkEnableOption ''
         the removal of Docker images that nothing has used for long, when the disk is
-        nearly full and nobody holds it off (see {manpage}`hubcache(1)`, `docker prune`).
+        nearly full and no hold is in force (see {manpage}`hubcache(1)`, `docker prune`).
         Thresholds and images to keep are in {option}`services.hubcache.settings`,
         `docker.prune`'';
 
@@ -167,7 +168,7 @@ in
       randomizedDelaySec = lib.mkOption {
         type = lib.types.str;
         default = "2min";
-        description = "Up to how much later than {option}`services.hubcache.dockerPrune.dates`.";
+        description = "How much later than {option}`services.hubcache.dockerPrune.dates` it may start, at random.";
       };
     };
 
@@ -184,8 +185,8 @@ in
         }
       '';
       description = ''
-        Everything else that {file}`config.yaml` takes; `hubcache config show` lists it. It
-        is checked when the system is built. No secret belongs here.
+        All other settings of {file}`config.yaml`; `hubcache config show` lists them. They
+        are checked when the system is built. No secret belongs here.
       '';
     };
   };
@@ -220,7 +221,7 @@ in
           }
           {
             assertion = !(config.services.dockerRegistry.enable && config.services.dockerRegistry.port == cfg.port);
-            message = "services.dockerRegistry and services.hubcache both want port ${toString cfg.port}. If hubcache replaces that registry's proxy mode, remove services.dockerRegistry (and revoke the token in its extraConfig: the Nix store shows it to everybody on this host); else change one port.";
+            message = "services.dockerRegistry and services.hubcache both want port ${toString cfg.port}. If hubcache replaces that registry's proxy mode, remove services.dockerRegistry (and revoke the token in its extraConfig, which everybody on this host can read in the Nix store); else change one port.";
           }
           {
             assertion = cfg.dockerPrune.enable -> docker.enable;
@@ -242,15 +243,15 @@ in
           {
             environment = config.networking.proxy.envVars;
             reloadTriggers = [ configFile ];
-            # Besides what takes effect with the next start only, the sockets: systemd does
-            # not start a socket whose service runs.
+            # Also when the sockets change, because systemd doesn't start a socket whose
+            # service is running.
             restartTriggers = [ atStart ] ++ lib.concatMap (socket: socket.listenStreams) (lib.attrValues units.sockets);
-            # Restart, not stop and start with the sockets closed in between.
+            # Restart it in one step: between a stop and a start the sockets would be closed.
             stopIfChanged = false;
           }
         ];
 
-        # Who may change the cache (its admin socket) and hold off a prune.
+        # Its members may use the admin socket and hold off a prune.
         users.groups.${units.group} = { };
       }
 
@@ -270,10 +271,10 @@ in
       (lib.mkIf (cfg.registryMirror && docker.enable) {
         virtualisation.docker.daemon.settings.registry-mirrors = [ mirror ];
 
-        # Docker 28 and later with the containerd image store stop verifying Docker Hub's
-        # own certificate when registry-mirrors names a loopback address: mirror and Hub
-        # share one HTTP client there. They don't when the mirror is named here, and older
-        # daemons don't read this file.
+        # When registry-mirrors names a loopback address, Docker 28 and later with the
+        # containerd image store don't verify Docker Hub's certificate either: they use one
+        # HTTP client for the mirror and for Docker Hub. When the mirror is named here, they
+        # use two. Older daemons don't read this file.
         environment.etc."docker/certs.d/docker.io/hosts.toml" = lib.mkIf (isLoopback mirrorHost) {
           text = lib.mkDefault ''
             server = "https://registry-1.docker.io"
@@ -289,13 +290,13 @@ in
           hubcache-docker-watch = units.services.hubcache-docker-watch // {
             restartTriggers = [ (builtins.toJSON settings.docker) ];
           };
-          # Activating a new configuration never starts or ends a prune.
+          # A new configuration neither starts nor ends a prune.
           hubcache-docker-prune = units.services.hubcache-docker-prune // {
             restartIfChanged = false;
           };
         };
         systemd.timers = units.timers;
-        warnings = lib.optional docker.autoPrune.enable "virtualisation.docker.autoPrune removes what services.hubcache.dockerPrune means to keep: stopped containers, unused networks, images that a service update would roll back to. It knows no holds. Turn one of them off.";
+        warnings = lib.optional docker.autoPrune.enable "virtualisation.docker.autoPrune removes what services.hubcache.dockerPrune keeps: stopped containers, unused networks, and images that a service update would roll back to. It doesn't know of holds. Turn one of them off.";
       })
     ]
   );

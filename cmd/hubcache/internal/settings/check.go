@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// check finds what can't work, without looking at files: they may not be on the machine
-// that checks.
+// check finds what can't work. It looks at no files that the settings name, because they
+// may not be on the machine that checks.
 func (s *Settings) check() error {
 	if len(s.Listen) == 0 {
 		return fmt.Errorf("listen: at least one address is needed")
@@ -50,7 +50,8 @@ func (s *Settings) check() error {
 	return nil
 }
 
-// checkUpstream never repeats the URL: there may be a password in it.
+// checkUpstream finds what is wrong with the URL. Its error doesn't repeat the URL, which
+// may have a password in it.
 func checkUpstream(s string) error {
 	u, err := url.Parse(s)
 	switch {
@@ -64,8 +65,8 @@ func checkUpstream(s string) error {
 	return nil
 }
 
-// CheckAddress says what is wrong with an address to listen on, or to ask: host:port or
-// unix:/path.
+// CheckAddress finds what is wrong with an address to listen on or to connect to. It has to
+// be host:port or unix:/path.
 func CheckAddress(addr string) error {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		if !filepath.IsAbs(path) {
@@ -83,7 +84,8 @@ func CheckAddress(addr string) error {
 	return nil
 }
 
-// AllowedClients are the networks of listen_allow; an address is a network of its own.
+// AllowedClients returns the networks of listen_allow, which may be single addresses. It
+// fails when one is neither a network nor an address; Load has checked that.
 func (s *Settings) AllowedClients() (nets []netip.Prefix, err error) {
 	for _, cidr := range s.ListenAllow {
 		p, err := netip.ParsePrefix(cidr)

@@ -10,13 +10,14 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// defaultConfig is read when it is there and no other is named.
+// defaultConfig is the file that is read when no other is named, and that may be missing.
 const defaultConfig = "/etc/hubcache/config.yaml"
 
-// Loader finds the settings for a command: flag over environment over file over default.
+// Loader puts the settings of a command together from flags, environment and file. It is
+// not safe for concurrent use.
 type Loader struct {
-	File  string                // --config; "" is the file that is looked for without it
-	Check func(*Settings) error // by those who use the settings, after the loader's own; nil: none
+	File  string                // of --config; "": $HUBCACHE_CONFIG or the default file
+	Check func(*Settings) error // is called after the checks of this package; nil: no more checks
 	flags map[string]*rawFlag
 }
 
@@ -38,8 +39,8 @@ func (f *rawFlag) Set(s string) error {
 	return nil
 }
 
-// Flag makes a flag of a value. Its default isn't shown: what an absent flag means depends
-// on the settings.
+// Flag makes a flag of a value. Help shows no default for it, because the settings decide
+// what holds without the flag.
 func Flag(v Value) pflag.Value { return valueFlag{v} }
 
 type valueFlag struct{ Value }
@@ -48,12 +49,12 @@ func (f valueFlag) Set(s string) error { return f.UnmarshalText([]byte(s)) }
 func (f valueFlag) String() string     { return "" }
 func (f valueFlag) Type() string       { return f.Kind() }
 
-// BindFile gives every command the flag that names the file.
+// BindFile defines the flag that names the file.
 func (l *Loader) BindFile(fs *pflag.FlagSet) {
 	fs.StringVar(&l.File, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+defaultConfig+" where there is one)")
 }
 
-// BindFlags gives a command a flag for each setting that has one.
+// BindFlags defines a flag for each setting that has one.
 func (l *Loader) BindFlags(fs *pflag.FlagSet) {
 	l.flags = map[string]*rawFlag{}
 	for key, r := range leaves(Default().table()) {
@@ -70,10 +71,10 @@ func (l *Loader) BindFlags(fs *pflag.FlagSet) {
 	}
 }
 
-// Loaded are settings and where each came from.
+// Loaded are settings with the source of each.
 type Loaded struct {
 	*Settings
-	File   string            // that was read; "" if there is none
+	File   string            // the file that was read; "": none
 	source map[string]string // by key; absent: the default
 }
 
@@ -101,7 +102,7 @@ func (l *Loader) Load() (*Loaded, error) {
 	return s, nil
 }
 
-// gather puts the settings together.
+// gather puts the settings together without checking them.
 func (l *Loader) gather() (*Loaded, error) {
 	s := &Loaded{Settings: Default(), source: map[string]string{}}
 	if err := l.readFile(s); err != nil {
@@ -124,7 +125,7 @@ func (l *Loader) gather() (*Loaded, error) {
 	return s, nil
 }
 
-// path returns the file to read, and whether it must be there.
+// path returns the file to read, and whether it has to exist.
 func (l *Loader) path() (path string, must bool) {
 	if l.File != "" {
 		return l.File, true
@@ -135,6 +136,7 @@ func (l *Loader) path() (path string, must bool) {
 	return defaultConfig, false
 }
 
+// readFile reads the file, if there is one.
 func (l *Loader) readFile(s *Loaded) error {
 	path, must := l.path()
 	b, err := os.ReadFile(path)
@@ -155,7 +157,7 @@ func (l *Loader) readFile(s *Loaded) error {
 	return nil
 }
 
-// Shown is a setting as config show prints it.
+// Shown is a setting as config show prints it. Its JSON form is stable.
 type Shown struct {
 	Key    string `json:"key"`
 	Value  string `json:"value"`

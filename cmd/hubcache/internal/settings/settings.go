@@ -1,3 +1,10 @@
+// Package settings is the table of all settings, and how they are read from flags, the
+// environment and a YAML file, checked and printed.
+//
+// A new setting is a field of Settings, a row in its table, and an entry in
+// docs/config.example.yaml; the tests say what is missing. Everything else follows from the
+// row: the flag with its help, the environment variable, the faults with their lines, config
+// show, and when a change takes effect.
 package settings
 
 import (
@@ -9,11 +16,12 @@ import (
 	"strings"
 )
 
-// Settings are all settings, in the shape of the file. Sources, in order: flag,
-// environment, file, default. No secret is among them: only the name of a file with one.
+// Settings are all settings, in the shape of the file; docs/config.example.yaml says what
+// each is for. A flag is used before the environment, then the file, then the default. No
+// setting is a secret: there are only names of files with secrets.
 type Settings struct {
 	Listen      List // host:port or unix:/path
-	ListenAllow List // CIDRs of clients; empty: everyone
+	ListenAllow List // networks of clients; empty: everyone
 	TLS         struct {
 		CertFile Text
 		KeyFile  Text
@@ -105,7 +113,8 @@ func Default() *Settings {
 	return s
 }
 
-// defaultDataDir is the system's for root and for a service, else the user's own cache.
+// defaultDataDir is the system's folder for root and for a service, else one in the user's
+// cache folder.
 func defaultDataDir() string {
 	if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); dir != "" {
 		return dir
