@@ -120,7 +120,7 @@ func (d *Doctor) checkUpstreams(stats admin.Stats) {
 		case "denied":
 			d.say(check, StatusBroken, "the access token is refused", "make a new one and put it into upstream.password_file; the server reads it within seconds")
 		case "cooling":
-			d.say(check, StatusBroken, "its limit is reached; only what is cached is served until it lifts", "a paid account has no pull limit; docs/operations.md has what counts")
+			d.say(check, StatusBroken, "its limit is reached; only what is cached is served until it lifts", "a paid account has no pull limit; operations.md of the documentation says which requests count")
 		case "down":
 			d.say(check, StatusBroken, "it can't be reached; only what is cached is served", "check the network, DNS and HTTPS_PROXY of the server")
 		default:
