@@ -218,7 +218,7 @@ in
       user = "root";
       group = "root";
     };
-    # Who can read a lock file can lock it. The files are made here, with the group; a
+    # A process that can read a lock file can lock it. The files are made here, with the group; a
     # service that made them would keep the group out by its umask.
     ${holdDir}.d = {
       mode = "0750";

@@ -10,7 +10,7 @@
     settings.docker.prune.keep = [ "docker.io/library/*:*" ];
   };
 
-  # Who may run commands under a hold (`hubcache docker hold`), and use the admin socket.
+  # Users that may run commands under a hold (`hubcache docker hold`) and use the admin socket.
   users.groups.hubcache.members = [ "ci" ];
 
   environment.systemPackages = [ config.services.hubcache.package ];

@@ -48,7 +48,8 @@ func (d *Doctor) passwordFile() string {
 	return path
 }
 
-// checkFiles looks who may read the access token, and who may write where the data is.
+// checkFiles looks which users may read the access token, and which may write to the
+// directories.
 func (d *Doctor) checkFiles() {
 	if path := d.passwordFile(); path != "" {
 		info, err := os.Stat(path)

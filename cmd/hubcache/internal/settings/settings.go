@@ -82,12 +82,13 @@ type Settings struct {
 	}
 }
 
-// TagRule is one of tags.rules.
+// TagRule is one of tags.rules: other values for the tags that match. What is unset is as
+// in tags.
 type TagRule struct {
-	Match    Text
+	Match    Text // a pattern of repository and tag
 	TTL      OptionalDuration
 	MaxStale OptionalDuration
-	Refresh  Bool
+	Refresh  Bool // ask upstream about a tag in use before its TTL ends
 }
 
 func (r *TagRule) table() []row {
@@ -230,13 +231,17 @@ func (s *Settings) dockerTable() []row {
 // NeedRestart returns the keys of the settings that differ between what a server runs with
 // and what it is to run with, and that take effect only when it is started again.
 func NeedRestart(running, next *Settings) (keys []string) {
+	return needRestart(running.table(), next.table())
+}
+
+func needRestart(running, next []row) (keys []string) {
 	before := map[string]string{}
-	for key, r := range leaves(running.table()) {
+	for key, r := range leaves(running) {
 		if r.effect == onRestart {
 			before[key] = textOf(r.value)
 		}
 	}
-	for key, r := range leaves(next.table()) {
+	for key, r := range leaves(next) {
 		if was, there := before[key]; r.effect == onRestart && (!there || was != textOf(r.value)) {
 			keys = append(keys, key)
 		}

@@ -48,6 +48,8 @@ func leaves(table []row) iter.Seq2[string, row] {
 	return func(yield func(string, row) bool) { visit(table, "", asSection, yield) }
 }
 
+// visit does the work of leaves for a table in a section with that key and effect. It
+// returns false when yield has.
 func visit(table []row, prefix string, section effect, yield func(string, row) bool) bool {
 	for _, r := range table {
 		if r.effect == asSection {
@@ -171,8 +173,8 @@ func (l Records[T, P]) document() any {
 	return docs
 }
 
-// decode reads a list of sections. All its settings have the line of the list: only that
-// is one setting for config show.
+// decode reads a list of sections. For config show the whole list is one setting, so only
+// its line is noted.
 func (l *Records[T, P]) decode(d *decoder, n *yaml.Node, key string) {
 	*l = nil
 	if n.Kind != yaml.SequenceNode {

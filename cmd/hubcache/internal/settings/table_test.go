@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,8 +22,8 @@ type site struct {
 func (s *site) table() []row {
 	return []row{
 		{key: "title", value: &s.Title, initial: "untitled"},
-		{key: "hosts", value: &s.Hosts},
-		{key: "policy", rows: []row{{key: "rules", value: &s.Rules}}},
+		{key: "hosts", value: &s.Hosts, effect: onReload},
+		{key: "policy", effect: onRestart, rows: []row{{key: "rules", value: &s.Rules}}},
 	}
 }
 
@@ -35,7 +36,7 @@ type host struct {
 
 func (h *host) table() []row {
 	return []row{
-		{key: "url", value: &h.URL, initial: "https://localhost"},
+		{key: "url", value: &h.URL, initial: "https://localhost", effect: onRestart},
 		{key: "tls", rows: []row{{key: "ca_file", value: &h.TLS.CAFile}}},
 		{key: "deny", value: &h.Deny},
 		{key: "tags", value: &h.Tags},
@@ -199,6 +200,17 @@ site.yaml:8: title: a single value belongs here`
 	_, err := decodeFile("site.yaml", []byte(file), s.table())
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}
+
+// TestRecordsNeedRestart: a record's setting has the effect of its own row, or of the map
+// that it is in, and a record that comes or goes is a change.
+func TestRecordsNeedRestart(t *testing.T) {
+	old, _ := newSite(t, "hosts: {a: {deny: [x]}, b: }\n")
+	next, _ := newSite(t, "hosts: {a: {url: http://a, deny: [y]}, c: }\npolicy: {rules: [{match: z}]}\n")
+	want := []string{"hosts.a.url", "hosts.c.url", "policy.rules", "hosts.b.url"}
+	if got := needRestart(old.table(), next.table()); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -320,7 +320,7 @@ func (l LogFormat) MarshalText() ([]byte, error) { return []byte(l), nil }
 // Kind implements Value.
 func (LogFormat) Kind() string { return "value" }
 
-// oneOf sets to to the word that b is. It fails when that is none of words.
+// oneOf sets *to to the word in b, which has to be one of words.
 func oneOf[T ~string](to *T, b []byte, words ...T) error {
 	if !slices.Contains(words, T(b)) {
 		all := make([]string, len(words))
