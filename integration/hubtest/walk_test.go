@@ -125,7 +125,7 @@ func onBoth(t *testing.T, o hubtest.Options, test func(*testing.T, *hubtest.Hub,
 			t.Fatal(err)
 		}
 		defer hub.Close()
-		rt := &http.Transport{DisableKeepAlives: true, DisableCompression: true}
+		rt := hubtest.LoopbackOnly(&http.Transport{DisableKeepAlives: true, DisableCompression: true})
 		test(t, hub, rt)
 	})
 	t.Run("memory", func(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // TestRun starts the program, asks it for a challenge and its ledger, and stops it.
@@ -65,7 +67,8 @@ func TestRun(t *testing.T) {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	resp, err := http.Get(url)
+	client := &http.Client{Transport: hubtest.LoopbackOnly(&http.Transport{DisableKeepAlives: true})}
+	resp, err := client.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
