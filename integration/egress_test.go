@@ -49,7 +49,7 @@ func startProxy(t *testing.T, hub *hubtest.Hub, host string) *connectProxy {
 			http.Error(w, "only CONNECT", http.StatusMethodNotAllowed)
 			return
 		}
-		far, err := hub.DialContext(r.Context(), "tcp", r.Host)
+		far, err := hub.Network.DialContext(r.Context(), "tcp", r.Host)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
@@ -85,7 +85,7 @@ func (p *connectProxy) Hosts() []string {
 func writeCA(t *testing.T, hub *hubtest.Hub) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ca.pem")
-	ca, _ := hub.CA()
+	ca, _ := hub.Network.CA()
 	if err := os.WriteFile(path, ca, 0o644); err != nil {
 		t.Fatal(err)
 	}

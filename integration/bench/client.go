@@ -20,15 +20,15 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// client pulls as containerd does, config and layers three at a time, and throws the bytes
-// away. It has connections of its own.
+// client pulls as containerd does, config and layers three at a time, and discards the bytes.
+// It shares no connections with other clients.
 type client struct {
 	base   string
 	http   *http.Client
 	direct *upstream // when it pulls from the Hub itself, with tokens
-	verify bool      // digests, where no time is taken
+	verify bool      // check digests; not where time is measured
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards all below
 	tokens map[string]string
 	first  []time.Duration // from a layer's request to its first byte
 }
@@ -43,7 +43,7 @@ func newClient(t *target) *client {
 		},
 	}
 	if t.name == direct {
-		c.direct = t.bench.hub
+		c.direct = t.bench.upstream
 	}
 	return c
 }
@@ -72,7 +72,7 @@ func (c *client) get(ctx context.Context, method, repository, path string) (*htt
 	return resp, err
 }
 
-// token is what the Hub wants, once for each repository.
+// token gets a token for the Hub, once for each repository.
 func (c *client) token(ctx context.Context, repository string) (string, error) {
 	c.mu.Lock()
 	token := c.tokens[repository]
@@ -81,7 +81,7 @@ func (c *client) token(ctx context.Context, repository string) (string, error) {
 		return token, nil
 	}
 	query := url.Values{"service": {"registry.docker.io"}, "scope": {"repository:" + repository + ":pull"}}
-	token, err := getToken(ctx, c.http, c.direct.TokenURL()+"/token?"+query.Encode())
+	token, err := getToken(ctx, c.http, c.direct.hub.Network.URL(hubtest.Token)+"/token?"+query.Encode())
 	c.mu.Lock()
 	c.tokens[repository] = token
 	c.mu.Unlock()
@@ -126,7 +126,7 @@ func (c *client) read(ctx context.Context, repository, path string, d ocispec.De
 	return c.drain(resp.Body, d)
 }
 
-// blob reads a whole blob. first is told of its first byte.
+// blob reads a whole blob. It calls first, which may be nil, at its first byte.
 func (c *client) blob(ctx context.Context, repository string, d ocispec.Descriptor, first func()) error {
 	resp, err := c.get(ctx, http.MethodGet, repository, "/blobs/"+d.Digest.String())
 	if err != nil {
@@ -139,7 +139,7 @@ func (c *client) blob(ctx context.Context, repository string, d ocispec.Descript
 	return c.drain(&firstByte{resp.Body, first}, d)
 }
 
-// firstByte tells of the first byte that is read.
+// firstByte calls tell when the first byte is read.
 type firstByte struct {
 	io.Reader
 	tell func()
@@ -176,7 +176,8 @@ func (c *client) drain(r io.Reader, d ocispec.Descriptor) error {
 	return nil
 }
 
-// raw reads a blob and lets the kernel throw it away, so that the client costs nothing.
+// raw reads a blob and lets the kernel discard it (MSG_TRUNC), so that the client uses almost
+// no CPU time.
 func raw(ctx context.Context, t *target, repository string, d digest.Digest, size int64) error {
 	addr := strings.TrimPrefix(t.url, "http://")
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)

@@ -8,18 +8,20 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// front serves the Hub's registry and token service on one address. distribution 3 asks for
-// tokens only at a realm of the registry's own domain, and three loopback ports have none.
-// Blobs still come from the CDN. Its connections to the Hub are kept, which spares
-// distribution 3 the time that new ones take.
+// front serves the Hub's registry and token service on one address. distribution 3 gets
+// tokens only from a realm of the registry's own domain, and three loopback ports share no
+// domain. Blobs still come from the CDN. The proxy keeps its connections to the Hub open, so
+// distribution 3 does not pay for new ones.
 func (u *upstream) front() (addr string, err error) {
-	registry, err := url.Parse(u.RegistryURL())
+	registry, err := url.Parse(u.hub.RegistryURL())
 	if err != nil {
 		return "", err
 	}
-	token, err := url.Parse(u.TokenURL())
+	token, err := url.Parse(u.hub.Network.URL(hubtest.Token))
 	if err != nil {
 		return "", err
 	}
@@ -28,7 +30,7 @@ func (u *upstream) front() (addr string, err error) {
 		return "", err
 	}
 	proxy := &httputil.ReverseProxy{
-		ErrorLog:  log.New(io.Discard, "", 0), // clients leave
+		ErrorLog:  log.New(io.Discard, "", 0), // it would report clients that leave
 		Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
 		Rewrite: func(r *httputil.ProxyRequest) {
 			if r.In.URL.Path == "/token" {

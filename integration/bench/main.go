@@ -1,12 +1,13 @@
-// Bench measures hubcache beside other caches, in front of the same fake Docker Hub, and
-// writes what it finds into docs/performance.md.
+// Bench measures hubcache and other caches in front of the same fake Docker Hub, and writes
+// the results into docs/evidence/performance.md.
 //
-//	go run ./integration/bench          everything, several times: half an hour
+//	go run ./integration/bench          all scenarios, several rounds: half an hour
 //	go run ./integration/bench -quick   smaller blobs, fewer runs, to the terminal: five minutes
 //
 // The servers take turns within each round (A B A B), so that a machine that is busy for a
-// minute is busy for all of them, and each round begins with another one. Bytes and requests are counted by the Hub, CPU time and
-// memory by the kernel; nothing is asked of the server under test.
+// minute slows all of them, and each round begins with another server. The Hub counts bytes
+// and requests, and the kernel CPU time and memory; no figure comes from the server under
+// test.
 //
 // It needs the Debian packages nginx-light, docker-registry and wrk, and Go's module proxy
 // the first time, for distribution 3.
@@ -39,8 +40,8 @@ func main() {
 	flag.StringVar(&o.binary, "hubcache", "", "hubcache `program` to measure (default: built from this tree)")
 	flag.StringVar(&o.only, "only", "", "scenarios, separated by commas (default all; writes no file)")
 	flag.StringVar(&o.servers, "servers", "", "servers, separated by commas (default all; writes no file)")
-	flag.StringVar(&o.dir, "dir", "", "where data goes: 8 GiB on a real disk (default the temporary directory)")
-	flag.StringVar(&o.docs, "docs", "docs", "where performance.md is")
+	flag.StringVar(&o.dir, "dir", "", "`folder` for data: 8 GiB on a real disk (default the temporary directory)")
+	flag.StringVar(&o.docs, "docs", "docs/evidence", "`folder` of performance.md")
 	flag.Parse()
 	if err := run(ctx, o, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -58,12 +59,12 @@ type options struct {
 // bench is one run of the program.
 type bench struct {
 	options
-	log     io.Writer
-	tmp     string
-	wrk     string
-	hub     *upstream
-	peers   []peer
-	results results
+	log      io.Writer
+	tmp      string
+	wrk      string
+	upstream *upstream
+	peers    []peer
+	results  results
 }
 
 func run(ctx context.Context, o options, log io.Writer) error {
@@ -84,17 +85,17 @@ func run(ctx context.Context, o options, log io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(log, "making images")
-	if b.hub, err = newUpstream(o.quick); err != nil {
+	if b.upstream, err = newUpstream(o.quick); err != nil {
 		return err
 	}
-	defer b.hub.Close()
-	b.peers, b.wrk = peers(programs, b.hub), programs.wrk
+	defer b.upstream.hub.Close()
+	b.peers, b.wrk = peers(programs, b.upstream), programs.wrk
 	start := time.Now()
 	for _, s := range scenarios(b) {
 		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), s.name) {
 			continue
 		}
-		if err := b.play(ctx, s); err != nil {
+		if err := b.runScenario(ctx, s); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
@@ -107,13 +108,14 @@ func run(ctx context.Context, o options, log io.Writer) error {
 	return b.publish(took)
 }
 
-func (b *bench) wants(server string) bool {
+// selected reports whether the server is to be measured.
+func (b *bench) selected(server string) bool {
 	return b.servers == "" || slices.Contains(strings.Split(b.servers, ","), server)
 }
 
-// play runs one scenario: all its servers, in turn, as often as asked.
-func (b *bench) play(ctx context.Context, s scenario) error {
-	b.hub.set(s.hub)
+// runScenario measures all servers of one scenario in turn, in as many rounds as requested.
+func (b *bench) runScenario(ctx context.Context, s scenario) error {
+	b.upstream.set(s.upstream)
 	var all []*target
 	defer func() {
 		for _, t := range all {
@@ -121,7 +123,7 @@ func (b *bench) play(ctx context.Context, s scenario) error {
 		}
 	}()
 	for _, name := range s.servers {
-		if !b.wants(name) {
+		if !b.selected(name) {
 			continue
 		}
 		all = append(all, &target{name: name, bench: b, scenario: s.name})
@@ -136,7 +138,7 @@ func (b *bench) play(ctx context.Context, s scenario) error {
 				return err
 			}
 			if err := b.measure(ctx, s, t); err != nil {
-				return fmt.Errorf("%s: %w\nits log ends:\n%s", t.name, err, t.logTail())
+				return fmt.Errorf("%s: %w\nthe end of its log:\n%s", t.name, err, t.logTail())
 			}
 		}
 	}
@@ -147,7 +149,7 @@ func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 	if s.cold || t.process == nil {
 		t.stop()
 		if !b.quick {
-			if err := b.level(); err != nil {
+			if err := b.settle(); err != nil {
 				return err
 			}
 		}
@@ -161,10 +163,10 @@ func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 			t.idle()
 		}
 	}
-	if err := b.hub.quiet(ctx); err != nil {
+	if err := b.upstream.quiet(ctx); err != nil {
 		return err
 	}
-	b.hub.ResetLedger()
+	b.upstream.hub.ResetLedger()
 	values, err := s.measure(ctx, t)
 	if err != nil {
 		return err
@@ -179,13 +181,14 @@ func (b *bench) measure(ctx context.Context, s scenario, t *target) error {
 	return nil
 }
 
-// level makes runs begin alike: what the one before wrote is on the disk, and the memory that
-// it freed, which the host of a virtual machine takes back within seconds, is there again. A
-// server would pay several times the price of its writes for being the one that comes after.
-func (b *bench) level() error {
+// settle makes all runs begin in the same state: what the run before wrote is on the disk, and
+// the memory that it freed is available. The host of a virtual machine takes free memory back
+// within seconds, and without this the next server's writes would take several times as long
+// as they should.
+func (b *bench) settle() error {
 	const memory = 2 << 30 // more than a run fills
 	unix.Sync()
-	f, err := os.CreateTemp(b.tmp, "level-")
+	f, err := os.CreateTemp(b.tmp, "settle-")
 	if err != nil {
 		return err
 	}
@@ -203,10 +206,10 @@ func (b *bench) level() error {
 // programs are the servers' executables.
 type programs struct{ hubcache, registry2, registry3, nginx, wrk string }
 
-// registry3 is what is built where Debian has only version 2.
+// registry3 is built from source, since Debian has only version 2.
 const registry3 = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
 
-// findPrograms finds or builds what is measured.
+// findPrograms finds or builds the programs that are measured.
 func findPrograms(ctx context.Context, hubcache, tmp string, log io.Writer) (p programs, err error) {
 	for _, look := range []struct {
 		to       *string
@@ -257,7 +260,7 @@ func goTool(ctx context.Context, log io.Writer, env []string, args ...string) er
 	return nil
 }
 
-// machine says where the figures come from.
+// machine describes the machine that was measured.
 func machine() string {
 	model := runtime.GOARCH
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {

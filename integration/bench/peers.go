@@ -5,10 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // peer is a kind of server. prepare writes its configuration into dir and returns the
-// command line. Each logs its requests as it does when it is installed.
+// command line. Each server logs its requests as it does by default.
 type peer struct {
 	name    string
 	prepare func(dir, addr string) ([]string, error)
@@ -31,7 +33,7 @@ const (
 	r3          = "registry 3"
 )
 
-func peers(p programs, hub *upstream) []peer {
+func peers(p programs, u *upstream) []peer {
 	return []peer{
 		{hubcache, func(dir, addr string) ([]string, error) {
 			secret := filepath.Join(dir, "pat")
@@ -40,27 +42,27 @@ func peers(p programs, hub *upstream) []peer {
 				return nil, err
 			}
 			return []string{p.hubcache, "serve", "--listen", addr, "--admin-listen", fmt.Sprint("127.0.0.1:", admin),
-				"--data-dir", filepath.Join(dir, "data"), "--upstream", hub.RegistryURL(),
+				"--data-dir", filepath.Join(dir, "data"), "--upstream", u.hub.RegistryURL(),
 				"--username", account, "--password-file", secret, "--log-format", "json"}, os.WriteFile(secret, []byte(pat), 0o600)
 		}},
 		{nginx, func(dir, addr string) ([]string, error) {
-			return nginxCommand(p.nginx, dir, proxyConfig(dir, addr, hub))
+			return nginxCommand(p.nginx, dir, proxyConfig(dir, addr, u))
 		}},
 		{nginxStatic, func(dir, addr string) ([]string, error) {
-			if err := hub.files(dir); err != nil {
+			if err := u.files(dir); err != nil {
 				return nil, err
 			}
 			return nginxCommand(p.nginx, dir, fmt.Sprintf("server { listen %s; root %s/files; }", addr, dir))
 		}},
 		{r3, func(dir, addr string) ([]string, error) {
-			front, err := hub.front()
+			front, err := u.front()
 			if err != nil {
 				return nil, err
 			}
 			return registryCommand(p.registry3, dir, addr, "http://"+front)
 		}},
 		{r2, func(dir, addr string) ([]string, error) {
-			return registryCommand(p.registry2, dir, addr, hub.RegistryURL())
+			return registryCommand(p.registry2, dir, addr, u.hub.RegistryURL())
 		}},
 	}
 }
@@ -101,10 +103,10 @@ http {
 	return []string{program, "-e", filepath.Join(dir, "error.log"), "-c", file}, os.WriteFile(file, []byte(config), 0o600)
 }
 
-// proxyConfig is nginx as a pull-through cache, as well as it can be done: it keeps the
-// Hub's redirect for a while and follows it by itself. It can't ask for tokens, and is
-// given one for all repositories.
-func proxyConfig(dir, addr string, hub *upstream) string {
+// proxyConfig makes nginx a pull-through cache as good as nginx can be: it caches the Hub's
+// redirects for a while and follows them itself. It can't get tokens, so the configuration
+// has one for all repositories.
+func proxyConfig(dir, addr string, u *upstream) string {
 	return fmt.Sprintf(`
 	proxy_cache_path %[1]s/cache levels=1:2 keys_zone=hub:10m max_size=20g inactive=7d use_temp_path=off;
 	upstream registry { server %[2]s; keepalive 32; }
@@ -145,5 +147,5 @@ func proxyConfig(dir, addr string, hub *upstream) string {
 			proxy_cache_valid 200 1y;
 			proxy_pass http://cdn$signed;
 		}
-	}`, dir, strings.TrimPrefix(hub.RegistryURL(), "http://"), strings.TrimPrefix(hub.CDNURL(), "http://"), addr, hub.token, accept)
+	}`, dir, strings.TrimPrefix(u.hub.RegistryURL(), "http://"), strings.TrimPrefix(u.hub.Network.URL(hubtest.CDN), "http://"), addr, u.token, accept)
 }

@@ -25,13 +25,13 @@ type target struct {
 	dir      string
 }
 
-// direct is the name of the target that is no cache at all.
+// direct is the name of the target without a cache.
 const direct = "direct"
 
 // start starts the server with an empty cache.
 func (t *target) start(ctx context.Context) error {
 	if t.name == direct {
-		t.url = t.bench.hub.RegistryURL()
+		t.url = t.bench.upstream.hub.RegistryURL()
 		return nil
 	}
 	var p peer
@@ -61,9 +61,9 @@ func (t *target) start(ctx context.Context) error {
 	defer log.Close()
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, dir
-	// distribution 3 otherwise sends traces to a collector that isn't there.
+	// By default distribution 3 sends traces to a collector, which does not exist here.
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	// Nothing outlives this program, even when it is killed.
+	// The server ends when this program ends, even when it is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -82,7 +82,7 @@ func (t *target) ready(ctx context.Context, addr string) error {
 		}
 		select {
 		case <-t.exited:
-			return errors.New("it does not start")
+			return errors.New("it ended before it listened")
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
@@ -162,8 +162,8 @@ func (t *target) cpu() time.Duration {
 	return time.Duration(sum) * tick
 }
 
-// idle waits until the server has done what being filled made it do, such as a look at
-// what it has just written.
+// idle waits until the server has no work left after it was filled, such as a check of what
+// it has just written.
 func (t *target) idle() {
 	for range 50 {
 		before := t.cpu()

@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// The part of performance.md between these lines is written by this program.
+// This program writes the part of performance.md between these lines.
 const (
 	begin = "<!-- begin: written by make bench -->"
 	end   = "<!-- end -->"
 )
 
-// publish writes tables and charts into the documentation.
+// publish writes tables and charts into the document.
 func (b *bench) publish(took time.Duration) error {
 	path := filepath.Join(b.docs, "performance.md")
 	old, err := os.ReadFile(path)
@@ -44,7 +44,7 @@ func (b *bench) publish(took time.Duration) error {
 	return os.WriteFile(path, out.Bytes(), 0o644)
 }
 
-// chart is bars for one unit of one scenario.
+// chart is a bar chart of one unit of one scenario.
 type chart struct{ name, title, scenario, unit string }
 
 var charts = []chart{

@@ -40,8 +40,8 @@ func median(all []float64) float64 {
 
 func spread(all []float64) (lo, hi float64) { return slices.Min(all), slices.Max(all) }
 
-// ratio compares two series: run by run where they were taken in turn, so that what slows
-// the machine for a while slows both.
+// ratio compares two series. Where they were measured in turn it compares them run by run,
+// so that what slows the machine for a while slows both.
 func ratio(a, b []float64) float64 {
 	if len(a) != len(b) {
 		return median(a) / median(b)
@@ -53,7 +53,7 @@ func ratio(a, b []float64) float64 {
 	return median(all)
 }
 
-// number formats with three digits that matter.
+// number formats v with three significant digits, or all digits from 1000 up.
 func number(v float64) string {
 	switch {
 	case v >= 1000:
@@ -80,12 +80,12 @@ func (r results) cell(k key) string {
 	return s
 }
 
-// goal is a row of the table of goals: one figure of hubcache's, alone or against a base.
+// goal is a row of the table of goals: one figure of hubcache, alone or relative to a base.
 type goal struct {
 	what           string
 	scenario, unit string
-	base           string // server; "": the figure itself
-	baseScenario   string // "": the same
+	base           string // server to divide by; "": the figure itself
+	baseScenario   string // of the base; "": the same
 	limit          float64
 	atLeast        bool
 }
@@ -109,7 +109,7 @@ var goals = []goal{
 	{what: "the same: manifest GETs / needed", scenario: "small", unit: "manifests/needed", limit: 1},
 }
 
-// value is the goal's figure for a server; ok is false when it wasn't measured.
+// value is the goal's figure for a server; ok is false when it was not measured.
 func (r results) value(g goal, server string) (v float64, ok bool) {
 	mine := r[key{g.scenario, server, g.unit}]
 	if len(mine) == 0 {
@@ -129,16 +129,16 @@ func (r results) value(g goal, server string) (v float64, ok bool) {
 	return ratio(mine, base), true
 }
 
-// reached allows for what is not bytes or requests: nothing.
+// reached reports whether the figure meets the goal, as it is shown.
 func (g goal) reached(v float64) bool {
-	const rounding = 0.005 // two decimals are shown
+	const rounding = 0.005 // the table shows two decimals
 	if g.atLeast {
 		return v >= g.limit-rounding
 	}
 	return v <= g.limit+rounding
 }
 
-// table writes the goals and what each server makes of them, and then all figures.
+// table writes the goals with each server's figure, and then all figures.
 func (r results) table(w io.Writer, servers []string) {
 	fmt.Fprintf(w, "| | goal | %s |\n|---|---|%s\n", strings.Join(servers, " | "), strings.Repeat("---|", len(servers)))
 	for _, g := range goals {
@@ -162,7 +162,7 @@ func (r results) table(w io.Writer, servers []string) {
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "\nThe figures themselves: median, and in brackets the smallest and the largest run.\n\n")
+	fmt.Fprintf(w, "\nAll figures: the median, and in brackets the smallest and the largest run.\n\n")
 	columns := append([]string{direct}, servers...)
 	fmt.Fprintf(w, "| scenario | unit | %s |\n|---|---|%s\n", strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
 	var rows []string
@@ -184,7 +184,7 @@ func (r results) table(w io.Writer, servers []string) {
 	}
 }
 
-// order is a scenario's place among the goals; those without one come last.
+// order is a scenario's position among the goals; scenarios without a goal come last.
 func order(scenario string) int {
 	i := slices.IndexFunc(goals, func(g goal) bool { return g.scenario == scenario })
 	if i < 0 {

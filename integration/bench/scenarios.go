@@ -17,15 +17,15 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// scenario is one thing that is measured on some servers.
+// scenario is a measurement that is made with some servers.
 type scenario struct {
-	name    string
-	servers []string
-	once    []string // of them: too slow to be measured more than once
-	hub     pace
-	cold    bool // each run begins with an empty cache and a new process
-	warm    func(context.Context, *target) error
-	measure func(context.Context, *target) (values, error)
+	name     string
+	servers  []string
+	once     []string // those of them that are too slow to be measured more than once
+	upstream pace
+	cold     bool // each run begins with an empty cache and a new process
+	warm     func(context.Context, *target) error
+	measure  func(context.Context, *target) (values, error)
 }
 
 func scenarios(b *bench) []scenario {
@@ -34,9 +34,9 @@ func scenarios(b *bench) []scenario {
 	withStatic := []string{nginxStatic, hubcache, nginx, r3, r2}
 	slow := []string{r3, r2}
 	capped := pace{connection: 20e6}
-	big, warm, many := b.hub.big, b.hub.warm, b.hub.many
+	big, warm, many := b.upstream.big, b.upstream.warm, b.upstream.many
 	wrk := func(path string) func(context.Context, *target) (values, error) {
-		return func(ctx context.Context, t *target) (values, error) { return b.hammer(ctx, t, path) }
+		return func(ctx context.Context, t *target) (values, error) { return b.sameManifest(ctx, t, path) }
 	}
 	return []scenario{
 		{name: "warm-one", servers: withStatic, warm: warmUp(big), measure: b.oneStream},
@@ -45,21 +45,21 @@ func scenarios(b *bench) []scenario {
 			measure: wrk(warm.Repository + "/manifests/" + warm.Manifests[0].Digest.String())},
 		{name: "tag", servers: withStatic, warm: warmUp(warm), measure: wrk(warm.Repository + "/manifests/" + warm.Tag)},
 		{name: "warm-tag", servers: caches, warm: warmUp(many), measure: b.warmTag},
-		{name: "cold", servers: withDirect, hub: capped, cold: true, measure: b.coldPull(many, 1)},
+		{name: "cold", servers: withDirect, upstream: capped, cold: true, measure: b.coldPull(many, 1)},
 		{name: "cold-fast", servers: withDirect, cold: true, measure: b.coldPull(big, 1)},
-		{name: "stampede", servers: caches, once: slow, hub: pace{20e6, 125e6}, cold: true, measure: b.coldPull(many, 20)},
-		{name: "leave", servers: caches, once: caches, hub: capped, cold: true, measure: b.leave},
-		{name: "small", servers: withDirect, once: slow, hub: pace{20e6, 125e6}, cold: true, measure: b.smallImages},
+		{name: "stampede", servers: caches, once: slow, upstream: pace{20e6, 125e6}, cold: true, measure: b.coldPull(many, 20)},
+		{name: "leave", servers: caches, once: caches, upstream: capped, cold: true, measure: b.leave},
+		{name: "small", servers: withDirect, once: slow, upstream: pace{20e6, 125e6}, cold: true, measure: b.smallImages},
 	}
 }
 
-// warmUp fills a cache, and sees to it that what comes out is right.
+// warmUp fills a cache and checks the digests of what it serves.
 func warmUp(img *hubtest.Image) func(context.Context, *target) error {
 	return func(ctx context.Context, t *target) error {
 		c := newClient(t)
 		defer c.close()
 		c.verify = true
-		if t.name == nginxStatic { // has no config and no index
+		if t.name == nginxStatic { // it has no config and no index
 			return c.blob(ctx, img.Repository, img.Manifests[0].Layers[0], nil)
 		}
 		for range 2 {
@@ -73,9 +73,10 @@ func warmUp(img *hubtest.Image) func(context.Context, *target) error {
 
 const gib = 1 << 30
 
-// oneStream reads the large blob, first as clients do, then with a client that costs nothing.
+// oneStream reads the large blob, first as clients do, then with a client that uses almost no
+// CPU time.
 func (b *bench) oneStream(ctx context.Context, t *target) (values, error) {
-	repository, layer := b.hub.big.Repository, b.hub.big.Manifests[0].Layers[0]
+	repository, layer := b.upstream.big.Repository, b.upstream.big.Manifests[0].Layers[0]
 	const times = 4 // CPU time comes in ticks of 10 ms
 	c := newClient(t)
 	defer c.close()
@@ -101,9 +102,9 @@ func (b *bench) oneStream(ctx context.Context, t *target) (values, error) {
 	return v, nil
 }
 
-// manyStreams is 64 clients that read eight blobs each.
+// manyStreams measures 64 clients that read eight blobs each.
 func (b *bench) manyStreams(ctx context.Context, t *target) (values, error) {
-	img := b.hub.warm
+	img := b.upstream.warm
 	t.resetPeak()
 	cpu, start := t.cpu(), time.Now()
 	total := float64(0)
@@ -133,12 +134,12 @@ func (b *bench) manyStreams(ctx context.Context, t *target) (values, error) {
 	}, nil
 }
 
-// hammer asks for one manifest as fast as it can.
-func (b *bench) hammer(ctx context.Context, t *target, path string) (values, error) {
+// sameManifest requests one manifest again and again, as fast as it can.
+func (b *bench) sameManifest(ctx context.Context, t *target, path string) (values, error) {
 	c := newClient(t)
 	defer c.close()
 	repository, rest, _ := strings.Cut(path, "/manifests/")
-	resp, err := c.get(ctx, http.MethodGet, repository, "/manifests/"+rest) // a tag that is fresh
+	resp, err := c.get(ctx, http.MethodGet, repository, "/manifests/"+rest) // so that the cached tag is fresh
 	if err != nil {
 		return nil, err
 	}
@@ -156,31 +157,31 @@ func (b *bench) hammer(ctx context.Context, t *target, path string) (values, err
 	_, after, ok := strings.Cut(string(out), "Requests/sec:")
 	rate, err := strconv.ParseFloat(strings.TrimSpace(strings.SplitN(after, "\n", 2)[0]), 64)
 	if !ok || err != nil {
-		return nil, fmt.Errorf("wrk says something else:\n%s", out)
+		return nil, fmt.Errorf("no rate in the output of wrk:\n%s", out)
 	}
 	return values{"req/s": rate, "µs CPU/req": spent.Seconds() * 1e6 / (rate * 3)}, nil
 }
 
-// warmTag counts what upstream sees of pulls of a cached tag within its TTL.
+// warmTag counts the upstream requests that pulls of a cached tag within its TTL cause.
 func (b *bench) warmTag(ctx context.Context, t *target) (values, error) {
 	const times = 5
 	start := time.Now()
 	for range times {
 		c := newClient(t)
-		err := c.pull(ctx, b.hub.many)
+		err := c.pull(ctx, b.upstream.many)
 		c.close()
 		if err != nil {
 			return nil, err
 		}
 	}
 	took := time.Since(start)
-	if err := b.hub.quiet(ctx); err != nil {
+	if err := b.upstream.quiet(ctx); err != nil {
 		return nil, err
 	}
-	return values{"upstream requests": float64(len(b.hub.Ledger())) / times, "ms": took.Seconds() * 1000 / times}, nil
+	return values{"upstream requests": float64(len(b.upstream.hub.Ledger())) / times, "ms": took.Seconds() * 1000 / times}, nil
 }
 
-// coldPull is so many clients that pull one image at the same moment into an empty cache.
+// coldPull measures clients that pull one image at the same moment through an empty cache.
 func (b *bench) coldPull(img *hubtest.Image, clients int) func(context.Context, *target) (values, error) {
 	return func(ctx context.Context, t *target) (values, error) {
 		cpu, start := t.cpu(), time.Now()
@@ -195,7 +196,7 @@ func (b *bench) coldPull(img *hubtest.Image, clients int) func(context.Context, 
 			return nil, err
 		}
 		took := time.Since(start)
-		if err := b.hub.quiet(ctx); err != nil {
+		if err := b.upstream.quiet(ctx); err != nil {
 			return nil, err
 		}
 		var first []time.Duration
@@ -206,7 +207,7 @@ func (b *bench) coldPull(img *hubtest.Image, clients int) func(context.Context, 
 		v := values{
 			"s":                 took.Seconds(),
 			"first byte p50 ms": first[len(first)/2].Seconds() * 1000,
-			"bytes/image":       float64(b.hub.Ledger().BlobBytes()) / float64(img.Size()),
+			"bytes/image":       float64(b.upstream.hub.Ledger().BlobBytes()) / float64(img.Size()),
 		}
 		if t.process != nil {
 			v["s/GiB"] = (t.cpu() - cpu).Seconds() / (float64(clients) * float64(img.Size()) / gib)
@@ -216,9 +217,10 @@ func (b *bench) coldPull(img *hubtest.Image, clients int) func(context.Context, 
 	}
 }
 
-// leave is a client that goes away in the middle of a blob, and another one that comes then.
+// leave measures a client that leaves in the middle of a blob, and another one that reads the
+// blob after that.
 func (b *bench) leave(ctx context.Context, t *target) (values, error) {
-	img := b.hub.many
+	img := b.upstream.many
 	layer := img.Manifests[0].Layers[0]
 	c := newClient(t)
 	for _, d := range []string{img.Digest.String(), img.Manifests[0].Digest.String()} {
@@ -247,11 +249,11 @@ func (b *bench) leave(ctx context.Context, t *target) (values, error) {
 	if err := second.blob(ctx, img.Repository, layer, nil); err != nil {
 		return nil, err
 	}
-	if err := b.hub.quiet(ctx); err != nil {
+	if err := b.upstream.quiet(ctx); err != nil {
 		return nil, err
 	}
 	sent := int64(0)
-	for _, e := range b.hub.Ledger() {
+	for _, e := range b.upstream.hub.Ledger() {
 		if e.Face == hubtest.CDN && e.Reference == layer.Digest.String() {
 			sent += e.BodyBytes
 		}
@@ -259,10 +261,10 @@ func (b *bench) leave(ctx context.Context, t *target) (values, error) {
 	return values{"bytes/blob": float64(sent) / float64(layer.Size)}, nil
 }
 
-// smallImages is four clients that pull 200 images between them.
+// smallImages measures four clients that share the work of pulling all small images.
 func (b *bench) smallImages(ctx context.Context, t *target) (values, error) {
 	unique := map[string]int64{}
-	for _, img := range b.hub.small {
+	for _, img := range b.upstream.small {
 		for _, d := range img.Blobs() {
 			unique[d.Digest.String()] = d.Size
 		}
@@ -271,8 +273,8 @@ func (b *bench) smallImages(ctx context.Context, t *target) (values, error) {
 	for _, n := range unique {
 		all += n
 	}
-	next := make(chan *hubtest.Image, len(b.hub.small))
-	for _, img := range b.hub.small {
+	next := make(chan *hubtest.Image, len(b.upstream.small))
+	for _, img := range b.upstream.small {
 		next <- img
 	}
 	close(next)
@@ -283,7 +285,7 @@ func (b *bench) smallImages(ctx context.Context, t *target) (values, error) {
 		defer c.close()
 		g.Go(func() error {
 			for img := range next {
-				// Each image goes to a host of its own, which has no layers yet.
+				// As if each image went to another host, no layer is left out.
 				if err := c.pull(gctx, img); err != nil {
 					return err
 				}
@@ -295,16 +297,16 @@ func (b *bench) smallImages(ctx context.Context, t *target) (values, error) {
 		return nil, err
 	}
 	took := time.Since(start)
-	if err := b.hub.quiet(ctx); err != nil {
+	if err := b.upstream.quiet(ctx); err != nil {
 		return nil, err
 	}
-	l := b.hub.Ledger()
+	l := b.upstream.hub.Ledger()
 	if all == 0 {
 		return nil, errors.New("no images")
 	}
 	return values{
 		"s":                took.Seconds(),
 		"bytes/unique":     float64(l.BlobBytes()) / float64(all),
-		"manifests/needed": float64(l.ManifestGETs()) / float64(2*len(b.hub.small)),
+		"manifests/needed": float64(l.ManifestGETs()) / float64(2*len(b.upstream.small)),
 	}, nil
 }

@@ -24,12 +24,12 @@ const (
 
 // upstream is the fake Hub with the images that are pulled.
 type upstream struct {
-	*hubtest.Hub
-	token string           // for all of the images: nginx gets no others
+	hub   *hubtest.Hub
+	token string           // for all images: nginx can't get tokens by itself
 	big   *hubtest.Image   // one large layer
 	many  *hubtest.Image   // eight layers
 	warm  *hubtest.Image   // eight layers, larger in a quick run
-	small []*hubtest.Image // 200 (60 in a quick run) of six layers, three of which are one of five bases
+	small []*hubtest.Image // 200 (60 in a quick run) of six layers, of which three belong to one of five bases
 }
 
 // The Hub is 30 ms away, and a new connection costs two more round trips: TCP and TLS.
@@ -42,11 +42,11 @@ func newUpstream(quick bool) (*upstream, error) {
 	hub := hubtest.New(hubtest.Options{
 		Accounts:       []hubtest.Account{{Username: account, PAT: pat}},
 		AnonymousLimit: -1, AccountLimit: -1,
-		CDNAddr: "127.0.0.2:0", // another host, so that nobody sends it the registry's token
+		CDNAddr: "127.0.0.2:0", // another host, so that clients don't send it the registry's token
 		Latency: latency, ConnLatency: connLatency,
 		URLLifetime: 24 * time.Hour, TokenLifetime: 24 * time.Hour,
 	})
-	u := &upstream{Hub: hub}
+	u := &upstream{hub: hub}
 	layer := int64(64 << 20)
 	if quick {
 		layer = 16 << 20
@@ -70,7 +70,7 @@ func newUpstream(quick bool) (*upstream, error) {
 			hubtest.Layer{Size: 1200 << 10, Seed: base}, hubtest.Layer{Size: 600 << 10, Seed: base}, hubtest.Layer{Size: 200 << 10, Seed: base},
 			hubtest.Layer{Size: 400 << 10}, hubtest.Layer{Size: 150 << 10}, hubtest.Layer{Size: 50 << 10}))
 	}
-	if err := u.keep(); err != nil {
+	if err := u.holdLargeLayers(); err != nil {
 		return nil, err
 	}
 	if err := hub.Start(); err != nil {
@@ -81,30 +81,31 @@ func newUpstream(quick bool) (*upstream, error) {
 	return u, err
 }
 
-// keep makes the bytes of the large layers once. A CDN that computes them as it sends takes
-// CPU time from the server under test, which real ones don't.
-func (u *upstream) keep() error {
+// holdLargeLayers computes the bytes of the large layers once and keeps them in memory. A CDN
+// that computes them while it sends would take CPU time from the server under test.
+func (u *upstream) holdLargeLayers() error {
 	for _, img := range []*hubtest.Image{u.big, u.many, u.warm} {
 		for _, l := range img.Manifests[0].Layers {
 			b := make([]byte, l.Size)
-			if _, err := u.Blob(l.Digest).ReadAt(b, 0); err != nil && err != io.EOF {
+			if _, err := u.hub.Blob(l.Digest).ReadAt(b, 0); err != nil && err != io.EOF {
 				return err
 			}
-			u.AddBlobAt(img.Repository, l.MediaType, l.Digest, bytes.NewReader(b), l.Size)
+			u.hub.AddBlobAt(img.Repository, l.MediaType, l.Digest, bytes.NewReader(b), l.Size)
 		}
 	}
 	return nil
 }
 
-// opaqueToken gets one token for all images: a JWT that names them would not fit a header.
+// opaqueToken gets one token for all images. A JWT that names them would not fit into a
+// header.
 func (u *upstream) opaqueToken() (string, error) {
-	u.Set(func(o *hubtest.Options) { o.OpaqueTokens = true })
-	defer u.Set(func(o *hubtest.Options) { o.OpaqueTokens = false })
+	u.hub.Set(func(o *hubtest.Options) { o.OpaqueTokens = true })
+	defer u.hub.Set(func(o *hubtest.Options) { o.OpaqueTokens = false })
 	query := url.Values{"service": {"registry.docker.io"}}
 	for _, img := range append([]*hubtest.Image{u.big, u.many, u.warm}, u.small...) {
 		query.Add("scope", "repository:"+img.Repository+":pull")
 	}
-	return getToken(context.Background(), http.DefaultClient, u.TokenURL()+"/token?"+query.Encode())
+	return getToken(context.Background(), http.DefaultClient, u.hub.Network.URL(hubtest.Token)+"/token?"+query.Encode())
 }
 
 func getToken(ctx context.Context, c *http.Client, from string) (string, error) {
@@ -129,18 +130,18 @@ func getToken(ctx context.Context, c *http.Client, from string) (string, error) 
 type pace struct{ connection, total int64 }
 
 func (u *upstream) set(p pace) {
-	u.Set(func(o *hubtest.Options) { o.Bandwidth, o.TotalBandwidth = p.connection, p.total })
+	u.hub.Set(func(o *hubtest.Options) { o.Bandwidth, o.TotalBandwidth = p.connection, p.total })
 }
 
-// quiet waits until nobody asks the Hub for anything any more.
+// quiet waits until the Hub serves no request any more.
 func (u *upstream) quiet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	return u.Wait(ctx)
+	return u.hub.Wait(ctx)
 }
 
-// files writes the large images where a static file server finds them under the paths of
-// the pull API.
+// files writes the large images into a folder from which a static file server can serve them
+// under the paths of the pull API.
 func (u *upstream) files(dir string) error {
 	for _, img := range []*hubtest.Image{u.big, u.warm} {
 		m := img.Manifests[0]
@@ -156,7 +157,7 @@ func (u *upstream) files(dir string) error {
 			if err != nil {
 				return err
 			}
-			_, err = io.Copy(f, u.Blob(l.Digest))
+			_, err = io.Copy(f, u.hub.Blob(l.Digest))
 			if cerr := f.Close(); err == nil {
 				err = cerr
 			}

@@ -18,27 +18,33 @@ import (
 
 var cdnPath = regexp.MustCompile(`^/registry-v2/docker/registry/v2/blobs/([a-z0-9]+)/[0-9a-f]{2}/([0-9a-f]+)/data$`)
 
-// signedURL is the CDN's address of the exchange's blob. The query tells who asked for which
-// repository, so that the ledger can; the signature covers it, the path and the expiry.
-func (x *exchange) signedURL() string {
-	d := digest.Digest(x.target.reference)
-	path := fmt.Sprintf("/registry-v2/docker/registry/v2/blobs/%s/%s/%s/data", d.Algorithm(), d.Encoded()[:2], d.Encoded())
-	expires := x.opts.now().Add(cmp.Or(x.opts.URLLifetime, 20*time.Minute))
-	if x.tricks.expired {
-		expires = x.opts.now().Add(-time.Minute)
-	}
-	via := base64.RawURLEncoding.EncodeToString([]byte(x.target.repository + "\n" + x.grant.account))
-	stamp := strconv.FormatInt(expires.UnixNano(), 10)
-	signature := x.hub.signature(path, via, stamp)
-	x.hub.mu.Lock()
-	x.hub.secrets = append(x.hub.secrets, signature)
-	x.hub.mu.Unlock()
-	query := url.Values{"via": {via}, "verify": {stamp + "-" + signature}}
-	return x.hub.CDNURL() + path + "?" + query.Encode()
+// cdn answers as production.cloudflare.docker.com.
+type cdn struct {
+	signer  signer
+	content *content
+	network *Network
+	ledger  *ledger
 }
 
-func (h *Hub) signature(path, via, stamp string) string {
-	return hex.EncodeToString(h.sign(path + "\n" + via + "\n" + stamp))
+// signedURL is the CDN's URL of the requested blob. Its query names the repository and the
+// account, for the ledger; the signature covers it, the path and the expiry.
+func (c *cdn) signedURL(q *request) string {
+	d := digest.Digest(q.target.reference)
+	path := fmt.Sprintf("/registry-v2/docker/registry/v2/blobs/%s/%s/%s/data", d.Algorithm(), d.Encoded()[:2], d.Encoded())
+	expires := q.opts.now().Add(cmp.Or(q.opts.URLLifetime, 20*time.Minute))
+	if q.effects.expired {
+		expires = q.opts.now().Add(-time.Minute)
+	}
+	via := base64.RawURLEncoding.EncodeToString([]byte(q.target.repository + "\n" + q.account))
+	stamp := strconv.FormatInt(expires.UnixNano(), 10)
+	signature := c.signature(path, via, stamp)
+	c.ledger.secret(signature)
+	query := url.Values{"via": {via}, "verify": {stamp + "-" + signature}}
+	return c.network.URL(CDN) + path + "?" + query.Encode()
+}
+
+func (c *cdn) signature(path, via, stamp string) string {
+	return hex.EncodeToString(c.signer.sign(path + "\n" + via + "\n" + stamp))
 }
 
 func parseCDNRequest(r *http.Request) (target, string) {
@@ -51,26 +57,25 @@ func parseCDNRequest(r *http.Request) (target, string) {
 	return target{kind: "blobs", repository: repository, reference: m[1] + ":" + m[2]}, account
 }
 
-// cdn answers for production.cloudflare.docker.com.
-func (x *exchange) cdn() *reply {
+func (c *cdn) identify(q *request) { q.target, q.account = parseCDNRequest(q.r) }
+
+func (c *cdn) answer(q *request) *reply {
 	switch {
-	case x.entry.HasAuth:
-		x.hub.violation("%s %s: Authorization at the CDN", x.r.Method, x.r.URL.Path)
+	case q.r.Header.Get("Authorization") != "":
+		c.ledger.violation("%s %s: Authorization at the CDN", q.r.Method, q.r.URL.Path)
 		return xmlReply(http.StatusBadRequest, "InvalidArgument", "Only one auth mechanism allowed")
-	case x.target.kind == "other":
+	case q.target.kind == "other":
 		return xmlReply(http.StatusNotFound, "NoSuchKey", "The specified key does not exist.")
-	case x.r.Method != http.MethodGet && x.r.Method != http.MethodHead:
+	case q.r.Method != http.MethodGet && q.r.Method != http.MethodHead:
 		return xmlReply(http.StatusMethodNotAllowed, "MethodNotAllowed", "Use GET or HEAD.")
-	case !x.signed():
+	case !c.signed(q):
 		return xmlReply(http.StatusForbidden, "AccessDenied", "Request has expired or its signature is wrong")
 	}
-	x.hub.mu.Lock()
-	b := x.hub.content.blobs[digest.Digest(x.target.reference)]
-	x.hub.mu.Unlock()
+	b := c.content.blob(digest.Digest(q.target.reference))
 	if b == nil {
 		return xmlReply(http.StatusNotFound, "NoSuchKey", "The specified key does not exist.")
 	}
-	return x.blobReply(b)
+	return blobReply(q, b)
 }
 
 func xmlReply(status int, code, message string) *reply {
@@ -78,25 +83,26 @@ func xmlReply(status int, code, message string) *reply {
 		`<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>%s</Message></Error>`, code, message))
 }
 
-func (x *exchange) signed() bool {
-	query := x.r.URL.Query()
+// signed reports whether the URL has a valid signature and has not expired.
+func (c *cdn) signed(q *request) bool {
+	query := q.r.URL.Query()
 	stamp, signature, _ := strings.Cut(query.Get("verify"), "-")
 	nanos, err := strconv.ParseInt(stamp, 10, 64)
-	return err == nil && !x.tricks.expired &&
-		signature == x.hub.signature(x.r.URL.Path, query.Get("via"), stamp) &&
-		x.opts.now().UnixNano() < nanos
+	return err == nil && !q.effects.expired &&
+		signature == c.signature(q.r.URL.Path, query.Get("via"), stamp) &&
+		q.opts.now().UnixNano() < nanos
 }
 
-// blobReply is the blob, or the single range of it that was asked for.
-func (x *exchange) blobReply(b *io.SectionReader) *reply {
+// blobReply is the blob, or the single range of it that was requested.
+func blobReply(q *request, b *io.SectionReader) *reply {
 	rep := &reply{status: http.StatusOK, body: b, size: b.Size(), header: http.Header{
 		"Content-Type":  {"application/octet-stream"},
 		"Accept-Ranges": {"bytes"},
-		"Etag":          {`"` + x.target.reference + `"`},
+		"Etag":          {`"` + q.target.reference + `"`},
 	}}
-	first, last, ok := parseRange(x.r.Header.Get("Range"), b.Size())
+	first, last, ok := parseRange(q.r.Header.Get("Range"), b.Size())
 	switch {
-	case !ok || x.opts.IgnoreRange || x.tricks.ignoreRange:
+	case !ok || q.opts.IgnoreRange || q.effects.ignoreRange:
 	case first > last:
 		rep = textReply(http.StatusRequestedRangeNotSatisfiable, "text/plain", "")
 		rep.header.Set("Content-Range", fmt.Sprintf("bytes */%d", b.Size()))
@@ -107,8 +113,9 @@ func (x *exchange) blobReply(b *io.SectionReader) *reply {
 	return rep
 }
 
-// parseRange understands one range of bytes (RFC 9110 §14.1.2). It returns first > last for
-// one that lies outside, and false for anything to be ignored, several ranges among it.
+// parseRange parses a Range header with one range of bytes (RFC 9110 §14.1.2). It returns
+// first > last for a range outside of the blob, and false for a header that must be ignored,
+// such as one with several ranges.
 func parseRange(s string, size int64) (first, last int64, ok bool) {
 	spec, found := strings.CutPrefix(s, "bytes=")
 	from, to, dash := strings.Cut(spec, "-")

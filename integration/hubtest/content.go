@@ -7,12 +7,15 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// content is what the Hub stores: repositories, manifests and blobs.
 type content struct {
+	mu    sync.Mutex // guards all below, and what it points at
 	blobs map[digest.Digest]*io.SectionReader
 	repos map[string]*repo
 }
@@ -21,7 +24,7 @@ type repo struct {
 	private   bool
 	tags      map[string]digest.Digest
 	manifests map[digest.Digest]manifest
-	blobs     map[digest.Digest]bool // what may be read under this name
+	blobs     map[digest.Digest]bool // those that may be read under this name
 }
 
 type manifest struct {
@@ -29,12 +32,13 @@ type manifest struct {
 	bytes     []byte
 }
 
-func newContent() content {
-	return content{blobs: map[digest.Digest]*io.SectionReader{}, repos: map[string]*repo{}}
+func newContent() *content {
+	return &content{blobs: map[digest.Digest]*io.SectionReader{}, repos: map[string]*repo{}}
 }
 
-// repo returns the repository, which it makes public when it is new.
-func (c content) repo(name string) *repo {
+// repo returns the repository. It creates a public one when there is none. The caller holds
+// c.mu.
+func (c *content) repo(name string) *repo {
 	r := c.repos[name]
 	if r == nil {
 		r = &repo{
@@ -47,65 +51,50 @@ func (c content) repo(name string) *repo {
 	return r
 }
 
-// SetPrivate makes a repository private (or public again), and makes it when there is none.
-// Only accounts that name it may read it. Repositories are public to begin with.
-func (h *Hub) SetPrivate(repository string, private bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.content.repo(repository).private = private
+func (c *content) setPrivate(repository string, private bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.repo(repository).private = private
 }
 
-// AddBlob puts a blob into a repository.
-func (h *Hub) AddBlob(repository, mediaType string, b []byte) ocispec.Descriptor {
-	return h.AddBlobAt(repository, mediaType, digest.FromBytes(b), bytes.NewReader(b), int64(len(b)))
-}
-
-// AddBlobAt puts a blob into a repository that is read from r whenever it is asked for, under
-// the digest given, be it right or wrong.
-func (h *Hub) AddBlobAt(repository, mediaType string, d digest.Digest, r io.ReaderAt, size int64) ocispec.Descriptor {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.content.blobs[d] = io.NewSectionReader(r, 0, size)
-	h.content.repo(repository).blobs[d] = true
+func (c *content) addBlob(repository, mediaType string, d digest.Digest, r io.ReaderAt, size int64) ocispec.Descriptor {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.blobs[d] = io.NewSectionReader(r, 0, size)
+	c.repo(repository).blobs[d] = true
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: size}
 }
 
-// LinkBlob makes a blob of another repository readable under this one, as a mount does.
-func (h *Hub) LinkBlob(repository string, d digest.Digest) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.content.repo(repository).blobs[d] = true
+func (c *content) linkBlob(repository string, d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.repo(repository).blobs[d] = true
 }
 
-// UnlinkBlob makes a blob unreadable under the repository: 404 BLOB_UNKNOWN.
-func (h *Hub) UnlinkBlob(repository string, d digest.Digest) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.content.repo(repository).blobs, d)
+// blob looks a blob up in all repositories. It returns nil when there is none.
+func (c *content) blob(d digest.Digest) *io.SectionReader {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.blobs[d]
 }
 
-// Blob returns the bytes of a blob for comparison, or nil when there is none.
-func (h *Hub) Blob(d digest.Digest) *io.SectionReader {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	b := h.content.blobs[d]
-	if b == nil {
+// blobIn looks a blob up under a repository. It returns nil when there is none.
+func (c *content) blobIn(repository string, d digest.Digest) *io.SectionReader {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.repo(repository).blobs[d] {
 		return nil
 	}
-	return io.NewSectionReader(b, 0, b.Size())
+	return c.blobs[d]
 }
 
-// AddManifest puts any bytes as a manifest of any media type into a repository. An empty tag
-// leaves it reachable by digest only.
-func (h *Hub) AddManifest(repository, tag, mediaType string, b []byte) ocispec.Descriptor {
-	return h.addManifest(repository, tag, mediaType, b, digest.SHA256)
-}
-
-func (h *Hub) addManifest(repository, tag, mediaType string, b []byte, a digest.Algorithm) ocispec.Descriptor {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// addManifest stores b under its digest by the algorithm, and points the tag at it unless
+// the tag is empty.
+func (c *content) addManifest(repository, tag, mediaType string, b []byte, a digest.Algorithm) ocispec.Descriptor {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	d := a.FromBytes(b)
-	r := h.content.repo(repository)
+	r := c.repo(repository)
 	r.manifests[d] = manifest{mediaType, bytes.Clone(b)}
 	if tag != "" {
 		r.tags[tag] = d
@@ -113,32 +102,26 @@ func (h *Hub) addManifest(repository, tag, mediaType string, b []byte, a digest.
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))}
 }
 
-// Tag moves a tag, or makes it. The digest need not exist.
-func (h *Hub) Tag(repository, tag string, d digest.Digest) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.content.repo(repository).tags[tag] = d
+func (c *content) tag(repository, tag string, d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.repo(repository).tags[tag] = d
 }
 
-// Untag deletes a tag. What it named stays reachable by digest.
-func (h *Hub) Untag(repository, tag string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.content.repo(repository).tags, tag)
-}
-
-// DeleteManifest deletes a manifest; tags that name it answer 404 from now on.
-func (h *Hub) DeleteManifest(repository string, d digest.Digest) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.content.repo(repository).manifests, d)
+// untag deletes a tag or, by its digest, a manifest.
+func (c *content) untag(repository, reference string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.repo(repository)
+	delete(r.tags, reference)
+	delete(r.manifests, digest.Digest(reference))
 }
 
 // visible reports whether the repository exists and the account may read it.
-func (h *Hub) visible(o Options, account, repository string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r := h.content.repos[repository]
+func (c *content) visible(o Options, account, repository string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.repos[repository]
 	if r == nil {
 		return false
 	}
@@ -147,10 +130,10 @@ func (h *Hub) visible(o Options, account, repository string) bool {
 }
 
 // manifest looks a tag or digest up.
-func (h *Hub) manifest(repository, reference string) (digest.Digest, manifest, bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r := h.content.repo(repository)
+func (c *content) manifest(repository, reference string) (digest.Digest, manifest, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.repo(repository)
 	d, tagged := r.tags[reference]
 	if !tagged {
 		d = digest.Digest(reference)
@@ -159,29 +142,20 @@ func (h *Hub) manifest(repository, reference string) (digest.Digest, manifest, b
 	return d, m, ok
 }
 
-// blob looks a blob up under a repository.
-func (h *Hub) blob(repository, d string) *io.SectionReader {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.content.repo(repository).blobs[digest.Digest(d)] {
-		return nil
-	}
-	return h.content.blobs[digest.Digest(d)]
+// tags returns the repository's tags in no order. It is never nil, so that it is [] in JSON.
+func (c *content) tags(repository string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.AppendSeq([]string{}, maps.Keys(c.repo(repository).tags))
 }
 
-// tags returns the repository's tags in no order; there may be none, but never nil.
-func (h *Hub) tags(repository string) []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.AppendSeq([]string{}, maps.Keys(h.content.repo(repository).tags))
-}
-
-// referrers lists the manifests of the repository whose subject is d.
-func (h *Hub) referrers(repository, d string) []ocispec.Descriptor {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// referrers returns the manifests whose subject is d. It is never nil, so that it is [] in
+// JSON.
+func (c *content) referrers(repository, d string) []ocispec.Descriptor {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	found := []ocispec.Descriptor{}
-	for own, m := range h.content.repo(repository).manifests {
+	for own, m := range c.repo(repository).manifests {
 		var head struct {
 			ArtifactType string              `json:"artifactType"`
 			Subject      *ocispec.Descriptor `json:"subject"`

@@ -6,21 +6,19 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
-	"fmt"
+	"io"
 	"log"
-	"maps"
-	mathrand "math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Face is one of the hosts that Docker Hub consists of.
+// Face is one of the three hosts that Docker Hub consists of.
 type Face string
 
 // The three faces.
@@ -35,16 +33,21 @@ var faces = []Face{Registry, Token, CDN}
 // Unlimited, as a pull limit, means no limit and no ratelimit-* headers.
 const Unlimited = -1
 
-// Account is somebody who may log in with a read-only personal access token.
+// Account is a user who may log in with a read-only personal access token.
 type Account struct {
 	Username string
 	PAT      string
 	Private  []string // private repositories that the account may read; "*" is all of them
-	Limit    int      // manifest GETs a window; 0 means Options.AccountLimit, Unlimited none
+	Limit    int      // manifest GETs in a window; 0 means Options.AccountLimit, Unlimited none
+}
+
+// reads reports whether a may read the private repository.
+func (a Account) reads(repository string) bool {
+	return slices.ContainsFunc(a.Private, func(glob string) bool { return globMatch(glob, repository) })
 }
 
 // Options says how a Hub behaves. The zero value is a Hub without accounts that has the
-// anonymous and personal limits of Docker Hub, answers at once and as fast as it can.
+// anonymous and personal limits of Docker Hub and answers at once and as fast as it can.
 // All fields but the addresses, names, TLS, Certificate and Seed may be changed later
 // with [Hub.Set].
 type Options struct {
@@ -54,148 +57,155 @@ type Options struct {
 	// listen address once started, and registry.hub.test, auth.hub.test, cdn.hub.test before.
 	RegistryName, TokenName, CDNName string
 
-	TLS         bool             // serve https (HTTP/1.1 only); see [Hub.CA]
+	TLS         bool             // serve https (HTTP/1.1 only); see [Network.CA]
 	Certificate *tls.Certificate // nil: one made by an authority of the Hub's own
 
 	Accounts       []Account
-	AnonymousLimit int           // manifest GETs a window and address (IPv6: /64); 0 is 100
-	AccountLimit   int           // manifest GETs a window and account; 0 is 200
+	AnonymousLimit int           // manifest GETs in a window for each address (IPv6: /64); 0 is 100
+	AccountLimit   int           // manifest GETs in a window for each account; 0 is 200
 	Window         time.Duration // of the pull limit; 0 is 6 h
 
-	TokenLifetime time.Duration // 0 is 300 s (60 s with OmitExpiresIn, what its absence means)
+	TokenLifetime time.Duration // 0 is 300 s (60 s with OmitExpiresIn, which is what its absence means)
 	OmitExpiresIn bool          // leave expires_in out of token replies
 	OpaqueTokens  bool          // tokens that are not JWTs
 	OmitAccess    bool          // leave the access claim out where it would be empty
-	Realm         string        // token realm of challenges; "" is TokenURL()+"/token"
+	Realm         string        // token realm of challenges; "" is /token at the token service
 
 	URLLifetime time.Duration // of signed CDN URLs; 0 is 20 min
 	HeadBlobOK  bool          // answer HEAD of a blob with 200 instead of 307
-	InlineBlobs int64         // blobs of up to so many bytes come as 200 from the registry itself
-	IgnoreRange bool          // the CDN answers every range with 200 and everything
-	NoReferrers bool          // answer referrers with 404
-	Gzip        bool          // compress manifests for those whose Accept-Encoding names gzip
+	InlineBlobs int64         // the registry itself sends blobs of up to this many bytes, with 200
+	IgnoreRange bool          // the CDN answers every range with 200 and the whole blob
+	NoReferrers bool          // answer requests for referrers with 404
+	Gzip        bool          // compress manifests for clients whose Accept-Encoding names gzip
 
 	Latency        time.Duration // before every answer
-	ConnLatency    time.Duration // before the first answer on a connection, on top of Latency
+	ConnLatency    time.Duration // before the first answer on a connection, in addition to Latency
 	FirstByte      time.Duration // between the headers and the first body byte of the CDN
-	Bandwidth      int64         // body bytes a second on one CDN connection; 0 is no cap
-	TotalBandwidth int64         // body bytes a second on all CDN connections together; 0 is no cap
+	Bandwidth      int64         // body bytes a second on one CDN connection; 0 is no limit
+	TotalBandwidth int64         // body bytes a second on all CDN connections together; 0 is no limit
 
 	ClockSkew  time.Duration // how far the Hub's clock is ahead of ours
 	Seed       uint64        // of synthetic layers and of Match.Chance
 	LedgerPage bool          // GET /ledger on the registry shows the ledger, DELETE empties it
 }
 
-// Hub is a Docker Hub of its own. Use [New] to make one; all methods may be called
-// concurrently.
-type Hub struct {
-	key     []byte // signs CDN URLs and JWTs
-	closed  chan struct{}
-	servers map[Face]*http.Server
-	total   pacer // Options.TotalBandwidth
-	ledger  ledger
-	ca      *authority // nil without TLS
+// addr is the listen address that the options give a face; it may be empty.
+func (o Options) addr(face Face) string {
+	switch face {
+	case Registry:
+		return o.RegistryAddr
+	case Token:
+		return o.TokenAddr
+	default:
+		return o.CDNAddr
+	}
+}
 
-	mu         sync.Mutex // guards all below
-	opts       Options
-	listeners  map[Face]net.Listener
-	hosts      map[string]*http.Server // of AddHost
-	isClosed   bool
-	content    content
-	tokens     map[string]grant
-	quota      map[string]*usage
-	anonSpent  int // what a new anonymous address has used already
-	rules      []*Rule
-	rand       *mathrand.Rand
-	violations []string
-	secrets    []string
-	serving    sync.WaitGroup
+// name is the host name that the options give a face; it may be empty.
+func (o Options) name(face Face) string {
+	switch face {
+	case Registry:
+		return o.RegistryName
+	case Token:
+		return o.TokenName
+	default:
+		return o.CDNName
+	}
+}
+
+func (o Options) account(username string) (Account, bool) {
+	i := slices.IndexFunc(o.Accounts, func(a Account) bool { return a.Username == username })
+	if i < 0 {
+		return Account{}, false
+	}
+	return o.Accounts[i], true
+}
+
+// now is the time on the Hub's clock.
+func (o Options) now() time.Time { return time.Now().Add(o.ClockSkew) }
+
+// pullLimit is how many manifests the account ("" is anonymous) may GET in a window.
+func (o Options) pullLimit(account string) int {
+	if account == "" {
+		return cmp.Or(o.AnonymousLimit, 100)
+	}
+	a, _ := o.account(account)
+	return cmp.Or(a.Limit, o.AccountLimit, 200)
+}
+
+func (o Options) window() time.Duration { return cmp.Or(o.Window, 6*time.Hour) }
+
+// settings holds the options in force.
+type settings struct {
+	mu   sync.Mutex // guards opts
+	opts Options
+}
+
+func (s *settings) get() Options {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opts
+}
+
+func (s *settings) set(change func(*Options)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opts.Accounts = slices.Clone(s.opts.Accounts) // requests in progress read the old ones
+	change(&s.opts)
+}
+
+// Hub is a Docker Hub for tests. Use [New] to make one; all methods may be called
+// concurrently. Each part has a lock of its own, and no part holds its lock while it calls
+// another.
+type Hub struct {
+	// Network is how clients reach the Hub: addresses, names and certificates.
+	Network *Network
+
+	settings *settings
+	content  *content
+	tokens   *tokenService
+	quota    *quota
+	faults   *faults
+	ledger   *ledger
+
+	stop   sync.Once
+	closed chan struct{} // closed by Close
 }
 
 // New makes a Hub without opening a socket. Inside a testing/synctest bubble, call it in
-// the bubble: what waits on a Hub from outside is not durably blocked.
+// the bubble: a goroutine that waits on a channel from outside is not durably blocked.
 func New(o Options) *Hub {
 	h := &Hub{
-		key:     []byte(rand.Text()),
-		closed:  make(chan struct{}),
-		servers: map[Face]*http.Server{},
-		hosts:   map[string]*http.Server{},
-		opts:    o,
-		content: newContent(),
-		tokens:  map[string]grant{},
-		quota:   map[string]*usage{},
-		rand:    mathrand.New(mathrand.NewPCG(o.Seed, 0)),
+		settings: &settings{opts: o},
+		content:  newContent(),
+		quota:    &quota{sources: map[source]*usage{}},
+		faults:   newFaults(o.Seed),
+		ledger:   &ledger{},
+		closed:   make(chan struct{}),
 	}
-	if o.TLS && o.Certificate == nil {
-		h.ca = newAuthority(hostNames(o))
-	}
-	for _, face := range faces {
-		h.servers[face] = &http.Server{
-			Handler:      http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(face, w, r) }),
-			ConnContext:  withConn,
-			TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // HTTP/1.1, as registry-1
-			ErrorLog:     log.New(quiet{}, "", 0),
-		}
+	signer := signer(rand.Text())
+	h.tokens = &tokenService{signer: signer, content: h.content, ledger: h.ledger, tokens: map[string]grant{}}
+	cdn := &cdn{signer: signer, content: h.content, ledger: h.ledger}
+	d := &dispatcher{settings: h.settings, faults: h.faults, ledger: h.ledger, closed: h.closed}
+	h.Network = newNetwork(h.settings, d.handler)
+	d.network, cdn.network = h.Network, h.Network
+	d.services = map[Face]service{
+		Registry: &registry{content: h.content, tokens: h.tokens, quota: h.quota, cdn: cdn, network: h.Network, ledger: h.ledger},
+		Token:    h.tokens,
+		CDN:      cdn,
 	}
 	return h
 }
 
-// quiet swallows what net/http has to say about its clients, but not our own panics.
-type quiet struct{}
-
-func (quiet) Write(p []byte) (int, error) {
-	if bytes.Contains(p, []byte("panic")) {
-		return os.Stderr.Write(p)
-	}
-	return len(p), nil
-}
-
-// Start opens the three listeners. It fails when an address can't be listened on, or the
-// Hub has been started or closed before.
-func (h *Hub) Start() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.isClosed || h.listeners != nil {
-		return errors.New("hubtest: started or closed already")
-	}
-	listeners := map[Face]net.Listener{}
-	for _, face := range faces {
-		l, err := net.Listen("tcp", cmp.Or(h.opts.addr(face), "127.0.0.1:0"))
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return fmt.Errorf("hubtest: %s: %w", face, err)
-		}
-		listeners[face] = l
-	}
-	h.listeners = listeners
-	for face, l := range listeners {
-		if h.opts.TLS {
-			l = tls.NewListener(l, h.tlsConfig())
-		}
-		h.serving.Go(func() { h.servers[face].Serve(l) })
-	}
-	return nil
-}
+// Start opens the three listeners. It fails when an address can't be listened on, or when
+// the Hub has been started or closed before.
+func (h *Hub) Start() error { return h.Network.start() }
 
 // Close cuts every connection, releases every fault that hangs or stalls, and returns when
-// no request is being served any more. It is safe to call twice.
+// no request is being served any more. It may be called more than once.
 func (h *Hub) Close() {
-	h.mu.Lock()
-	first := !h.isClosed
-	h.isClosed = true
-	h.mu.Unlock()
-	if first {
-		close(h.closed)
-	}
-	h.mu.Lock()
-	servers := slices.AppendSeq(slices.Collect(maps.Values(h.servers)), maps.Values(h.hosts))
-	h.mu.Unlock()
-	for _, s := range servers {
-		s.Close()
-	}
-	h.serving.Wait()
+	h.stop.Do(func() { close(h.closed) })
+	h.Network.close()
 	h.Wait(context.Background())
 }
 
@@ -212,122 +222,113 @@ func (h *Hub) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Set changes the options while the Hub runs. Requests that are being answered keep theirs.
-// change must not call the Hub.
-func (h *Hub) Set(change func(*Options)) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.opts.Accounts = slices.Clone(h.opts.Accounts) // requests under way read the old ones
-	change(&h.opts)
+// Set changes the options while the Hub runs. Requests that are being answered keep the old
+// ones. change must not call the Hub.
+func (h *Hub) Set(change func(*Options)) { h.settings.set(change) }
+
+// RegistryURL is the base URL of the registry, without a slash at the end.
+// [Network.URL] has those of the other faces.
+func (h *Hub) RegistryURL() string { return h.Network.URL(Registry) }
+
+// Transport reaches the three faces without a socket: see [Network.TransportFrom]. Its
+// client has the address 192.0.2.1.
+func (h *Hub) Transport() *http.Transport { return h.Network.TransportFrom("192.0.2.1") }
+
+// AddHost makes Transport reach a handler under one more host name or IP address: a place
+// outside the Hub that a redirect or a token realm leads to. The ledger does not list its
+// requests, and faults don't apply to them. Listeners and [Network.DialContext] don't know it.
+func (h *Hub) AddHost(host string, handler http.Handler) { h.Network.addHost(host, handler) }
+
+// SetPrivate makes a repository private (or public again), and creates it when there is none.
+// Only accounts that name it may read it. Repositories are public to begin with.
+func (h *Hub) SetPrivate(repository string, private bool) { h.content.setPrivate(repository, private) }
+
+// AddImage makes an image and points the tag at it. Without a tag it is reachable by digest
+// only.
+func (h *Hub) AddImage(repository, tag string, spec ImageSpec) *Image {
+	b := builder{content: h.content, seed: h.settings.get().Seed, spec: spec, repository: repository, tag: tag}
+	return b.image()
 }
 
-func (h *Hub) options() Options {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.opts
+// AddManifest puts any bytes as a manifest of any media type into a repository. Without a
+// tag it is reachable by digest only.
+func (h *Hub) AddManifest(repository, tag, mediaType string, b []byte) ocispec.Descriptor {
+	return h.content.addManifest(repository, tag, mediaType, b, digest.SHA256)
 }
 
-// RegistryURL, TokenURL and CDNURL are the bases of the three faces, without a slash at
-// the end.
-func (h *Hub) RegistryURL() string { return h.url(Registry) }
+// AddBlob puts a blob into a repository.
+func (h *Hub) AddBlob(repository, mediaType string, b []byte) ocispec.Descriptor {
+	return h.content.addBlob(repository, mediaType, digest.FromBytes(b), bytes.NewReader(b), int64(len(b)))
+}
 
-// TokenURL is the base of the token service; tokens come from TokenURL()+"/token".
-func (h *Hub) TokenURL() string { return h.url(Token) }
+// AddBlobAt puts a blob into a repository that is read from r whenever it is requested. It
+// has the digest given, which may be wrong.
+func (h *Hub) AddBlobAt(repository, mediaType string, d digest.Digest, r io.ReaderAt, size int64) ocispec.Descriptor {
+	return h.content.addBlob(repository, mediaType, d, r, size)
+}
 
-// CDNURL is the base of the signed URLs.
-func (h *Hub) CDNURL() string { return h.url(CDN) }
+// LinkBlob makes a blob of another repository readable under this one, as a mount does.
+func (h *Hub) LinkBlob(repository string, d digest.Digest) { h.content.linkBlob(repository, d) }
 
-func (h *Hub) url(face Face) string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	scheme, port := "http://", "80"
-	if h.opts.TLS {
-		scheme, port = "https://", "443"
+// Blob returns the bytes of a blob for comparison, or nil when there is none.
+func (h *Hub) Blob(d digest.Digest) *io.SectionReader {
+	b := h.content.blob(d)
+	if b == nil {
+		return nil
 	}
-	l := h.listeners[face]
-	name := h.opts.name(face)
-	if l == nil {
-		return scheme + cmp.Or(name, defaultNames[face])
+	return io.NewSectionReader(b, 0, b.Size())
+}
+
+// Tag moves a tag, or creates it. The digest need not exist.
+func (h *Hub) Tag(repository, tag string, d digest.Digest) { h.content.tag(repository, tag, d) }
+
+// Untag deletes a tag. The manifest stays reachable by digest. Given a digest instead of a
+// tag, Untag deletes that manifest, and requests for tags that name it are answered with 404.
+func (h *Hub) Untag(repository, reference string) { h.content.untag(repository, reference) }
+
+// Inject makes the faults happen to the requests that match. Where several rules match a
+// request, the one that was injected first fires; a rule that has fired its Times is passed
+// over.
+func (h *Hub) Inject(m Match, faults ...Fault) *Rule { return h.faults.inject(m, faults) }
+
+// ClearFaults removes and releases all rules.
+func (h *Hub) ClearFaults() { h.faults.clear() }
+
+// Ledger returns a copy of all requests since the start or the last [Hub.ResetLedger]. A
+// request is complete in it before its client has the last byte.
+func (h *Hub) Ledger() Ledger { return h.ledger.snapshot() }
+
+// ResetLedger forgets all requests, also those that are still being answered.
+func (h *Hub) ResetLedger() { h.ledger.reset() }
+
+// Violations describes each request that no well-behaved client makes: one that sent
+// Authorization to the CDN, or a password to the registry. ResetLedger keeps them.
+func (h *Hub) Violations() []string { return h.ledger.allViolations() }
+
+// Secrets returns the tokens and the signatures of CDN URLs given out so far, which a client
+// must not write into a log. ResetLedger keeps them.
+func (h *Hub) Secrets() []string { return h.ledger.allSecrets() }
+
+// SetUsed sets how many pulls of its current window an account has used; "" is every
+// anonymous address, also those that have made no request yet. At the limit and above it,
+// requests for manifests are answered with 429 until the window ends.
+func (h *Hub) SetUsed(account string, n int) { h.quota.setUsed(h.settings.get(), account, n) }
+
+// Used returns how many pulls the account has used in its current window; "" is all
+// anonymous addresses together.
+func (h *Hub) Used(account string) int { return h.quota.usedBy(h.settings.get(), account) }
+
+// RevokeTokens makes every token given out so far unknown to the registry.
+func (h *Hub) RevokeTokens() { h.tokens.revoke() }
+
+// quietLog discards what net/http logs about its clients, and passes panics on.
+type quietLog struct{}
+
+func (quietLog) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("panic")) {
+		return os.Stderr.Write(p)
 	}
-	if name == "" {
-		return scheme + l.Addr().String()
-	}
-	_, p, _ := net.SplitHostPort(l.Addr().String())
-	if p == port {
-		return scheme + name
-	}
-	return scheme + net.JoinHostPort(name, p)
+	return len(p), nil
 }
 
-var defaultNames = map[Face]string{Registry: "registry.hub.test", Token: "auth.hub.test", CDN: "cdn.hub.test"}
-
-func (o Options) addr(face Face) string {
-	return map[Face]string{Registry: o.RegistryAddr, Token: o.TokenAddr, CDN: o.CDNAddr}[face]
-}
-
-func (o Options) name(face Face) string {
-	return map[Face]string{Registry: o.RegistryName, Token: o.TokenName, CDN: o.CDNName}[face]
-}
-
-func (o Options) account(username string) (Account, bool) {
-	i := slices.IndexFunc(o.Accounts, func(a Account) bool { return a.Username == username })
-	if i < 0 {
-		return Account{}, false
-	}
-	return o.Accounts[i], true
-}
-
-// reads reports whether a may read the private repository.
-func (a Account) reads(repository string) bool {
-	return slices.ContainsFunc(a.Private, func(glob string) bool { return matches(glob, repository) })
-}
-
-// now is the time on the Hub's clock.
-func (o Options) now() time.Time { return time.Now().Add(o.ClockSkew) }
-
-// Violations tells of each request that no well-behaved client makes: one that brought
-// Authorization to the CDN, or a password to the registry.
-func (h *Hub) Violations() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.violations)
-}
-
-func (h *Hub) violation(format string, args ...any) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.violations = append(h.violations, fmt.Sprintf(format, args...))
-}
-
-// Secrets are the tokens and the signatures of CDN URLs given out so far: what a client has
-// to keep to itself.
-func (h *Hub) Secrets() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.secrets)
-}
-
-// matches reports whether s matches the glob, in which * is any run of characters.
-// The empty glob matches everything.
-func matches(glob, s string) bool {
-	if glob == "" {
-		return true
-	}
-	parts := strings.Split(glob, "*")
-	if len(parts) == 1 {
-		return glob == s
-	}
-	rest, ok := strings.CutPrefix(s, parts[0])
-	if !ok {
-		return false
-	}
-	last := parts[len(parts)-1]
-	for _, part := range parts[1 : len(parts)-1] {
-		_, after, found := strings.Cut(rest, part)
-		if !found {
-			return false
-		}
-		rest = after
-	}
-	return strings.HasSuffix(rest, last)
-}
+func newQuietLog() *log.Logger { return log.New(quietLog{}, "", 0) }

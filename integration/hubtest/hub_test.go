@@ -29,7 +29,7 @@ func TestQuota(t *testing.T) {
 		defer hub.Close()
 		hub.AddImage("library/x", "1", hubtest.ImageSpec{})
 		from := func(ip, user, pat string) *client {
-			c := newClient(t, hub.RegistryURL(), hub.TransportFrom(ip))
+			c := newClient(t, hub.RegistryURL(), hub.Network.TransportFrom(ip))
 			c.username, c.password = user, pat
 			c.login("library/x")
 			return c
@@ -151,7 +151,7 @@ func tokenStatus(t *testing.T, hub *hubtest.Hub, user, pat, scope string) (int, 
 	c := newClient(t, "", hub.Transport())
 	auth := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+pat))
 	query := url.Values{"service": {"registry.docker.io"}, "scope": {scope}}
-	a := c.do("GET", hub.TokenURL()+"/token?"+query.Encode(), "Authorization: "+auth)
+	a := c.do("GET", hub.Network.URL(hubtest.Token)+"/token?"+query.Encode(), "Authorization: "+auth)
 	return a.StatusCode, string(a.body)
 }
 
@@ -364,7 +364,7 @@ func TestConcurrentUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hub.Close()
-	rt := &http.Transport{}
+	rt := hubtest.LoopbackOnly(&http.Transport{})
 	c, path, want := faulty(t, hub, rt)
 	var wg sync.WaitGroup
 	for i := range 16 {
@@ -402,8 +402,8 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hub.Close()
-	_, pool := hub.CA()
-	rt := &http.Transport{DialContext: hub.DialContext, TLSClientConfig: &tls.Config{RootCAs: pool}}
+	_, pool := hub.Network.CA()
+	rt := &http.Transport{DialContext: hub.Network.DialContext, TLSClientConfig: &tls.Config{RootCAs: pool}}
 	defer rt.CloseIdleConnections()
 	c, path, want := faulty(t, hub, rt)
 	if !strings.HasPrefix(hub.RegistryURL(), "https://registry-1.docker.io:") {

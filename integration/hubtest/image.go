@@ -2,6 +2,7 @@ package hubtest
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"fmt"
 	"hash/fnv"
@@ -22,38 +23,20 @@ const (
 	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
 )
 
-// Layer is a layer to be put into an image: a tar when there is one, else synthetic.
-type Layer struct {
-	Tar  []byte // sent gzipped
-	Size int64  // of a synthetic layer: exactly so many bytes that don't compress
-	Seed uint64 // synthetic layers of one size and one seed other than 0 are the same blob in all images
-}
-
-// Layers is n synthetic layers of size bytes each. They differ from each other and from
-// those of other tags, and are the same on every run. From 4 KiB up a layer is a tar that
-// can be unpacked. None takes memory.
-func Layers(n int, size int64) []Layer {
-	layers := make([]Layer, n)
-	for i := range layers {
-		layers[i].Size = size
-	}
-	return layers
-}
-
-// ImageSpec says what image to make. The zero value is a single-platform OCI image without
+// ImageSpec describes an image to make. The zero value is a single-platform OCI image without
 // layers.
 type ImageSpec struct {
 	Layers       []Layer
 	Docker       bool                // Docker's media types instead of OCI's
 	Platforms    []string            // "linux/amd64", "linux/arm/v7"; several make an index; none is linux/amd64
-	Index        bool                // an index also for one platform
+	Index        bool                // make an index even for one platform
 	Attestations bool                // one attestation child per platform, as BuildKit makes them; implies Index
 	Config       ocispec.ImageConfig // Cmd, Env and so on
 	Indent       string              // of manifests; "" is three spaces, as Docker's own tools write them
 	Algorithm    digest.Algorithm    // "" is sha256
 }
 
-// Manifest is one single-platform or attestation manifest with what it names.
+// Manifest is a single-platform or attestation manifest and what it names.
 type Manifest struct {
 	ocispec.Descriptor // of the manifest itself, with platform
 	Bytes              []byte
@@ -94,27 +77,18 @@ func (i *Image) Size() int64 {
 	return n
 }
 
-// AddImage makes an image and points the tag at it. An empty tag leaves it reachable by
-// digest only.
-func (h *Hub) AddImage(repository, tag string, spec ImageSpec) *Image {
-	if spec.Algorithm == "" {
-		spec.Algorithm = digest.SHA256
-	}
-	if spec.Indent == "" {
-		spec.Indent = "   "
-	}
-	b := builder{hub: h, spec: spec, repository: repository, tag: tag}
-	return b.image()
-}
-
+// builder makes one image and puts it into the content.
 type builder struct {
-	hub             *Hub
+	content         *content
+	seed            uint64 // Options.Seed
 	spec            ImageSpec
 	repository, tag string
 	made            uint64 // synthetic layers so far
 }
 
 func (b *builder) image() *Image {
+	b.spec.Algorithm = cmp.Or(b.spec.Algorithm, digest.SHA256)
+	b.spec.Indent = cmp.Or(b.spec.Indent, "   ")
 	platforms := b.spec.Platforms
 	if len(platforms) == 0 {
 		platforms = []string{"linux/amd64"}
@@ -138,7 +112,7 @@ func (b *builder) image() *Image {
 		index.Manifests = append(index.Manifests, m.Descriptor)
 	}
 	img.Bytes = mustJSON(index, b.spec.Indent)
-	img.Descriptor = b.hub.addManifest(b.repository, b.tag, index.MediaType, img.Bytes, b.spec.Algorithm)
+	img.Descriptor = b.content.addManifest(b.repository, b.tag, index.MediaType, img.Bytes, b.spec.Algorithm)
 	return img
 }
 
@@ -164,7 +138,7 @@ func (b *builder) platform(p ocispec.Platform, child bool) Manifest {
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	}
 	for range layers {
-		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: "hubtest"})
+		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: recordedName})
 	}
 	m := Manifest{
 		Config: b.blob(b.pick(ocispec.MediaTypeImageConfig, dockerConfig), mustJSON(config, "")),
@@ -214,7 +188,7 @@ func (b *builder) put(m *Manifest, tag string) {
 		doc.Layers = []ocispec.Descriptor{}
 	}
 	m.Bytes = mustJSON(doc, b.spec.Indent)
-	m.Descriptor = b.hub.addManifest(b.repository, tag, doc.MediaType, m.Bytes, b.spec.Algorithm)
+	m.Descriptor = b.content.addManifest(b.repository, tag, doc.MediaType, m.Bytes, b.spec.Algorithm)
 }
 
 func (b *builder) blob(mediaType string, content []byte) ocispec.Descriptor {
@@ -226,7 +200,7 @@ func (b *builder) blobAt(mediaType string, r io.ReaderAt, size int64) ocispec.De
 	if err != nil {
 		panic(fmt.Sprintf("hubtest: reading a blob: %v", err)) // all of ours are in memory
 	}
-	return b.hub.AddBlobAt(b.repository, mediaType, d, r, size)
+	return b.content.addBlob(b.repository, mediaType, d, r, size)
 }
 
 // layer stores a layer and returns it with the digest of its uncompressed tar.
@@ -238,7 +212,7 @@ func (b *builder) layer(l Layer) (ocispec.Descriptor, digest.Digest) {
 	seed := l.Seed
 	if seed == 0 {
 		f := fnv.New64a()
-		fmt.Fprintf(f, "%s\n%s\n%d\n%d", b.repository, b.tag, b.made, b.hub.options().Seed)
+		fmt.Fprintf(f, "%s\n%s\n%d\n%d", b.repository, b.tag, b.made, b.seed)
 		seed = f.Sum64()
 	}
 	d := b.blobAt(b.pick(ocispec.MediaTypeImageLayer, dockerLayer), NewLayer(seed, l.Size), l.Size)

@@ -121,7 +121,7 @@ func TestLayersCanBeUnpacked(t *testing.T) {
 			t.Errorf("no %s in %q", want, names)
 		}
 	}
-	if !strings.HasPrefix(names[len(names)-1], "hubtest/") {
+	if !strings.HasPrefix(names[len(names)-1], "fakehub/") {
 		t.Errorf("synthetic layer: %q", names)
 	}
 }
@@ -173,7 +173,7 @@ func TestTagsMoveAndGo(t *testing.T) {
 			t.Errorf("%s %v", page.body, page.Header)
 		}
 		hub.Untag("a/b", "1")
-		hub.DeleteManifest("a/b", two.Digest)
+		hub.Untag("a/b", two.Digest.String())
 		for _, reference := range []string{"1", "2", two.Digest.String()} {
 			if a := c.get("GET", "a/b", "manifests/"+reference); a.StatusCode != 404 || !strings.Contains(string(a.body), "MANIFEST_UNKNOWN") {
 				t.Errorf("%s: %d", reference, a.StatusCode)

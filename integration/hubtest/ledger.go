@@ -2,8 +2,11 @@ package hubtest
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,14 +28,15 @@ type Entry struct {
 	Remote     string      `json:"remote"`            // the client's address without its port
 	HasAuth    bool        `json:"has_auth"`          // there was an Authorization header
 	Header     http.Header `json:"header,omitempty"`  // of the request, without Authorization
-	Fault      bool        `json:"fault,omitempty"`   // an injected fault had its hand in it
+	Fault      bool        `json:"fault,omitempty"`   // a rule of Inject fired for it
 	Status     int         `json:"status"`            // 0: none was sent (yet)
 	BodyBytes  int64       `json:"body_bytes"`        // response body bytes that the connection took
 	Started    time.Time   `json:"started"`
 	Ended      time.Time   `json:"ended"` // zero while it goes on
 }
 
-// String is the entry as one line without times, sizes and ports, the same on every run:
+// String is the entry as one line. It has no times, sizes and ports, so it is the same on
+// every run:
 //
 //	GET cdn library/redis blobs/sha256:ab12cd34ef56 range=- account=alice → 200
 func (e Entry) String() string {
@@ -44,7 +48,7 @@ func (e Entry) String() string {
 		cmp.Or(e.Range, "-"), cmp.Or(e.Account, "-"), e.Status)
 }
 
-// Short is a digest cut to 12 hex digits, as lines of the ledger show it; a tag is left alone.
+// Short cuts a digest to 12 hex digits, as in lines of the ledger. It returns a tag as it is.
 func Short(reference string) string {
 	d, err := digest.Parse(reference)
 	if err != nil {
@@ -67,7 +71,7 @@ func (l Ledger) Filter(keep func(Entry) bool) Ledger {
 	return kept
 }
 
-// Count returns how many entries are wanted.
+// Count returns for how many entries want is true.
 func (l Ledger) Count(want func(Entry) bool) int { return len(l.Filter(want)) }
 
 // Lines returns every entry as its String.
@@ -79,13 +83,14 @@ func (l Ledger) Lines() []string {
 	return lines
 }
 
-// String is the lines, one after the other.
+// String is the lines, joined by line breaks.
 func (l Ledger) String() string { return strings.Join(l.Lines(), "\n") }
 
-// ManifestGETs counts GETs of manifests, whatever came of them, but for 401 challenges.
+// ManifestGETs counts GETs of manifests, whatever their status, except those answered with 401.
 func (l Ledger) ManifestGETs() int { return l.manifests(http.MethodGet) }
 
-// ManifestHEADs counts HEADs of manifests, whatever came of them, but for 401 challenges.
+// ManifestHEADs counts HEADs of manifests, whatever their status, except those answered
+// with 401.
 func (l Ledger) ManifestHEADs() int { return l.manifests(http.MethodHead) }
 
 func (l Ledger) manifests(method string) int {
@@ -94,14 +99,14 @@ func (l Ledger) manifests(method string) int {
 	})
 }
 
-// blobBody reports whether a blob's bytes were asked for and not redirected elsewhere.
+// blobBody reports whether a blob was requested and not redirected elsewhere.
 func blobBody(e Entry) bool {
 	return e.Kind == "blobs" && e.Method == http.MethodGet &&
 		(e.Face == CDN || e.Status == http.StatusOK || e.Status == http.StatusPartialContent)
 }
 
-// BlobGETs counts GETs that reached a blob's bytes: all of the CDN's, and those that the
-// registry answered itself (Options.InlineBlobs).
+// BlobGETs counts GETs of blobs at the host that sends the bytes: all at the CDN, and those
+// that the registry answered itself (Options.InlineBlobs).
 func (l Ledger) BlobGETs() int { return l.Count(blobBody) }
 
 // BlobBytes adds up the blob bytes sent with 200 and 206. Error bodies don't count.
@@ -120,21 +125,13 @@ func (l Ledger) TokenRequests(account string) int {
 	return l.Count(func(e Entry) bool { return e.Face == Token && e.Account == account })
 }
 
-// Ledger returns a copy of all requests since the start or the last [Hub.ResetLedger]. A
-// request is complete in it before its client has the last byte.
-func (h *Hub) Ledger() Ledger { return h.ledger.snapshot() }
-
-// ResetLedger forgets all requests, also those that are still being answered.
-func (h *Hub) ResetLedger() {
-	h.ledger.mu.Lock()
-	defer h.ledger.mu.Unlock()
-	h.ledger.entries = nil
-}
-
+// ledger is what the Hub remembers of its clients.
 type ledger struct {
-	mu       sync.Mutex // guards all, and what the entries point at
-	entries  []*Entry
-	inflight int
+	mu         sync.Mutex // guards all, and what the entries point at
+	entries    []*Entry
+	inFlight   int // requests that are being answered
+	violations []string
+	secrets    []string
 }
 
 func (l *ledger) snapshot() Ledger {
@@ -147,20 +144,28 @@ func (l *ledger) snapshot() Ledger {
 	return all
 }
 
+func (l *ledger) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.entries = nil
+}
+
+// busy reports whether a request is being answered.
 func (l *ledger) busy() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.inflight > 0
+	return l.inFlight > 0
 }
 
+// start adds the entry of a request. It must be followed by finish.
 func (l *ledger) start(e *Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.entries = append(l.entries, e)
-	l.inflight++
+	l.inFlight++
 }
 
-// end notes the time, the first time.
+// end records when the answer ended. Only the first call counts.
 func (l *ledger) end(e *Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,15 +174,55 @@ func (l *ledger) end(e *Entry) {
 	}
 }
 
-func (l *ledger) leave() {
+// finish says that the request is no longer being answered.
+func (l *ledger) finish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.inflight--
+	l.inFlight--
 }
 
-// note changes an entry that others may be looking at.
-func (l *ledger) note(change func()) {
+// update changes an entry that others may be reading.
+func (l *ledger) update(change func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change()
+}
+
+func (l *ledger) violation(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.violations = append(l.violations, fmt.Sprintf(format, args...))
+}
+
+func (l *ledger) allViolations() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.violations)
+}
+
+func (l *ledger) secret(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.secrets = append(l.secrets, s)
+}
+
+func (l *ledger) allSecrets() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.secrets)
+}
+
+// ServeHTTP is the page of Options.LedgerPage: text, or JSON with ?json. DELETE resets it.
+func (l *ledger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Method == http.MethodDelete:
+		l.reset()
+		w.WriteHeader(http.StatusNoContent)
+	case r.URL.Query().Has("json"):
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(l.snapshot())
+	default:
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		io.WriteString(w, l.snapshot().String()+"\n")
+	}
 }

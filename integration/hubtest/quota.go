@@ -1,17 +1,17 @@
 package hubtest
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 )
 
-// pullLimit is the error's message for an account, or for anonymous clients.
-func pullLimit(account string) string {
+// pullLimitMessage is the error's message for an account, or for anonymous clients.
+func pullLimitMessage(account string) string {
 	who := ""
 	if account == "" {
 		who = "unauthenticated "
@@ -19,16 +19,24 @@ func pullLimit(account string) string {
 	return "You have reached your " + who + "pull rate limit. https://www.docker.com/increase-rate-limit"
 }
 
-// usage is what one source has used of its window.
+// quota counts the pulls of each source.
+type quota struct {
+	mu            sync.Mutex // guards all below
+	sources       map[source]*usage
+	anonymousUsed int // what an anonymous address has used when it makes its first request
+}
+
+// usage is what one source has used of its current window.
 type usage struct {
 	used int
 	ends time.Time
 }
 
-// source is who a pull is counted for: "user:alice" or "addr:192.0.2.1".
+// source identifies who a pull is counted for: "user:alice" or "addr:192.0.2.1".
 type source string
 
-func (h *Hub) source(account, remote string) source {
+// sourceOf is the account, or for anonymous clients the address; of IPv6 the /64.
+func sourceOf(account, remote string) source {
 	if account != "" {
 		return source("user:" + account)
 	}
@@ -43,7 +51,9 @@ func (h *Hub) source(account, remote string) source {
 	return source("addr:" + addr.String())
 }
 
-// public is the source as docker-ratelimit-source tells it: an address, or an opaque id.
+func (s source) anonymous() bool { return strings.HasPrefix(string(s), "addr:") }
+
+// public is the source as docker-ratelimit-source shows it: an address, or an opaque id.
 func (s source) public() string {
 	if addr, ok := strings.CutPrefix(string(s), "addr:"); ok {
 		return addr
@@ -52,13 +62,14 @@ func (s source) public() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", sum[:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16])
 }
 
-// rateLimit is the state that the ratelimit-* headers tell.
+// rateLimit is what the ratelimit-* headers say.
 type rateLimit struct {
 	limit, remaining int
 	window           time.Duration
 	source           source
 }
 
+// set writes the headers. Without a limit there are none.
 func (l rateLimit) set(header http.Header) {
 	if l.limit < 0 {
 		return
@@ -69,27 +80,17 @@ func (l rateLimit) set(header http.Header) {
 	header.Set("Docker-Ratelimit-Source", l.source.public())
 }
 
-func (o Options) limit(account string) int {
-	if account == "" {
-		return cmp.Or(o.AnonymousLimit, 100)
-	}
-	a, _ := o.account(account)
-	return cmp.Or(a.Limit, o.AccountLimit, 200)
-}
-
-func (o Options) window() time.Duration { return cmp.Or(o.Window, 6*time.Hour) }
-
-// spend takes n pulls off the asker's quota and returns what is left. It reports false, and
+// spend takes n pulls off the client's quota and returns what is left. It reports false, and
 // takes nothing, when nothing is left.
-func (h *Hub) spend(x *exchange, n int) (rateLimit, bool) {
-	s := h.source(x.grant.account, x.entry.Remote)
-	l := rateLimit{limit: x.opts.limit(x.grant.account), window: x.opts.window(), source: s}
+func (q *quota) spend(r *request, n int) (rateLimit, bool) {
+	s := sourceOf(r.account, r.remote)
+	l := rateLimit{limit: r.opts.pullLimit(r.account), window: r.opts.window(), source: s}
 	if l.limit < 0 {
 		return l, true
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	u := h.usage(x.opts, s)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	u := q.usage(r.opts, s)
 	ok := u.used < l.limit
 	if ok {
 		u.used += n
@@ -98,15 +99,15 @@ func (h *Hub) spend(x *exchange, n int) (rateLimit, bool) {
 	return l, ok
 }
 
-// usage returns the source's current window. The caller holds h.mu.
-func (h *Hub) usage(o Options, s source) *usage {
-	u := h.quota[string(s)]
+// usage returns the source's current window. The caller holds q.mu.
+func (q *quota) usage(o Options, s source) *usage {
+	u := q.sources[s]
 	if u == nil {
 		u = &usage{ends: time.Now().Add(o.window())}
-		if strings.HasPrefix(string(s), "addr:") {
-			u.used = h.anonSpent
+		if s.anonymous() {
+			u.used = q.anonymousUsed
 		}
-		h.quota[string(s)] = u
+		q.sources[s] = u
 	}
 	if !time.Now().Before(u.ends) {
 		*u = usage{ends: time.Now().Add(o.window())}
@@ -114,35 +115,30 @@ func (h *Hub) usage(o Options, s source) *usage {
 	return u
 }
 
-// SetUsed says how many pulls of its current window an account has used; "" is every
-// anonymous address, also those that are yet to come. As many as the limit or more, and
-// manifests are answered with 429 until the window ends.
-func (h *Hub) SetUsed(account string, n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (q *quota) setUsed(o Options, account string, n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if account != "" {
-		h.usage(h.opts, h.source(account, "")).used = n
+		q.usage(o, sourceOf(account, "")).used = n
 		return
 	}
-	h.anonSpent = n
-	for s, u := range h.quota {
-		if strings.HasPrefix(s, "addr:") {
+	q.anonymousUsed = n
+	for s, u := range q.sources {
+		if s.anonymous() {
 			u.used = n
 		}
 	}
 }
 
-// Used says how many pulls the account has used in its current window; "" is all anonymous
-// addresses together.
-func (h *Hub) Used(account string) int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (q *quota) usedBy(o Options, account string) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if account != "" {
-		return h.usage(h.opts, h.source(account, "")).used
+		return q.usage(o, sourceOf(account, "")).used
 	}
 	n := 0
-	for s, u := range h.quota {
-		if strings.HasPrefix(s, "addr:") {
+	for s, u := range q.sources {
+		if s.anonymous() {
 			n += u.used
 		}
 	}

@@ -32,100 +32,115 @@ func parseRegistryPath(path string) target {
 	return target{kind: m[2], repository: m[1], reference: m[3]}
 }
 
-// registry answers for registry-1.docker.io.
-func (x *exchange) registry() *reply {
-	rep := x.registryReply()
+// registry answers as registry-1.docker.io.
+type registry struct {
+	content *content
+	tokens  *tokenService
+	quota   *quota
+	cdn     *cdn
+	network *Network
+	ledger  *ledger
+}
+
+func (g *registry) identify(q *request) {
+	q.target = parseRegistryPath(q.r.URL.Path)
+	q.grant, q.granted = g.tokens.grantOf(q.r)
+	q.account = q.grant.account
+}
+
+func (g *registry) answer(q *request) *reply {
+	rep := g.reply(q)
 	rep.header.Set("Docker-Distribution-Api-Version", "registry/2.0")
 	return rep
 }
 
-func (x *exchange) registryReply() *reply {
-	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
+func (g *registry) reply(q *request) *reply {
+	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
 		return errorReply(http.StatusMethodNotAllowed, "UNSUPPORTED", "The operation is unsupported.", nil)
 	}
-	if x.target.kind == "other" {
+	if q.target.kind == "other" {
 		return textReply(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
 	}
-	if rep := x.authorize(); rep != nil {
+	if rep := g.authorize(q); rep != nil {
 		return rep
 	}
-	switch x.target.kind {
+	switch q.target.kind {
 	case "manifests":
-		return x.manifest()
+		return g.manifest(q)
 	case "blobs":
-		return x.blob()
+		return g.blob(q)
 	case "tags":
-		return x.tagList()
+		return g.tagList(q)
 	case "referrers":
-		return x.referrers()
+		return g.referrers(q)
 	}
 	return jsonReply(http.StatusOK, struct{}{})
 }
 
 // authorize returns the 401 for a request without a good token, else nil.
-func (x *exchange) authorize() *reply {
-	if auth := x.r.Header.Get("Authorization"); auth != "" && !strings.HasPrefix(auth, "Bearer ") {
-		x.hub.violation("%s %s: credentials other than a bearer token at the registry", x.r.Method, x.r.URL.Path)
+func (g *registry) authorize(q *request) *reply {
+	if auth := q.r.Header.Get("Authorization"); auth != "" && !strings.HasPrefix(auth, "Bearer ") {
+		g.ledger.violation("%s %s: credentials other than a bearer token at the registry", q.r.Method, q.r.URL.Path)
 	}
 	switch {
-	case x.r.Header.Get("Authorization") == "":
-		return x.challenge("")
-	case !x.known || x.opts.now().After(x.grant.expires):
-		return x.challenge("invalid_token")
-	case x.target.kind != "ping" && !slices.Contains(x.grant.pull, x.target.repository),
-		x.target.kind != "ping" && !x.hub.visible(x.opts, x.grant.account, x.target.repository):
-		return x.challenge("insufficient_scope")
+	case q.r.Header.Get("Authorization") == "":
+		return g.challenge(q, "")
+	case !q.granted || q.opts.now().After(q.grant.expires):
+		return g.challenge(q, "invalid_token")
+	case q.target.kind != "ping" && !slices.Contains(q.grant.pull, q.target.repository),
+		q.target.kind != "ping" && !g.content.visible(q.opts, q.account, q.target.repository):
+		return g.challenge(q, "insufficient_scope")
 	}
 	return nil
 }
 
-func (x *exchange) challenge(problem string) *reply {
-	realm := x.opts.Realm
+func (g *registry) challenge(q *request, problem string) *reply {
+	realm := q.opts.Realm
 	if realm == "" {
-		realm = x.hub.TokenURL() + "/token"
+		realm = g.network.URL(Token) + "/token"
 	}
-	value := fmt.Sprintf(`Bearer realm="%s",service="%s"`, realm, service)
+	value := fmt.Sprintf(`Bearer realm="%s",service="%s"`, realm, serviceName)
 	var detail any
-	if x.target.kind != "ping" {
-		value += fmt.Sprintf(`,scope="repository:%s:pull"`, x.target.repository)
-		detail = []any{map[string]string{"Type": "repository", "Class": "", "Name": x.target.repository, "Action": "pull"}}
+	if q.target.kind != "ping" {
+		value += fmt.Sprintf(`,scope="repository:%s:pull"`, q.target.repository)
+		detail = []any{map[string]string{"Type": "repository", "Class": "", "Name": q.target.repository, "Action": "pull"}}
 	}
 	if problem != "" {
 		value += fmt.Sprintf(`,error="%s"`, problem)
 	}
 	rep := errorReply(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required", detail)
 	rep.header.Set("Www-Authenticate", value)
-	rep.header.Set("Docker-Ratelimit-Source", x.hub.source(x.grant.account, x.entry.Remote).public())
+	rep.header.Set("Docker-Ratelimit-Source", sourceOf(q.account, q.remote).public())
 	return rep
 }
 
-func (x *exchange) manifest() *reply {
-	limit, ok := x.hub.spend(x, 0)
+func (g *registry) manifest(q *request) *reply {
+	limit, ok := g.quota.spend(q, 0)
 	if !ok {
-		return x.overLimit(limit)
+		return g.overLimit(q, limit)
 	}
-	d, m, found := x.hub.manifest(x.target.repository, x.target.reference)
+	d, m, found := g.content.manifest(q.target.repository, q.target.reference)
 	if !found {
 		return errorReply(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown",
-			map[string]string{"unknown": x.target.reference})
+			map[string]string{"unknown": q.target.reference})
 	}
-	if x.r.Method == http.MethodGet {
-		if limit, ok = x.hub.spend(x, 1); !ok {
-			return x.overLimit(limit)
+	if q.r.Method == http.MethodGet {
+		if limit, ok = g.quota.spend(q, 1); !ok {
+			return g.overLimit(q, limit)
 		}
 	}
 	rep := textReply(http.StatusOK, m.mediaType, string(m.bytes))
 	rep.header.Set("Docker-Content-Digest", d.String())
 	rep.header.Set("Etag", `"`+d.String()+`"`)
 	limit.set(rep.header)
-	if x.opts.Gzip && strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
+	if q.opts.Gzip && strings.Contains(q.r.Header.Get("Accept-Encoding"), "gzip") {
 		compress(rep, m.bytes)
 	}
 	return rep
 }
 
-func (x *exchange) overLimit(limit rateLimit) *reply {
-	rep := errorReply(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimit(x.grant.account), nil)
+func (g *registry) overLimit(q *request, limit rateLimit) *reply {
+	rep := errorReply(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimitMessage(q.account), nil)
 	limit.set(rep.header)
 	return rep
 }
@@ -139,21 +154,21 @@ func compress(rep *reply, b []byte) {
 	rep.body, rep.size = bytes.NewReader(buf.Bytes()), int64(buf.Len())
 }
 
-func (x *exchange) blob() *reply {
-	if rep := badDigest(x.target.reference); rep != nil {
+func (g *registry) blob(q *request) *reply {
+	if rep := badDigest(q.target.reference); rep != nil {
 		return rep
 	}
-	b := x.hub.blob(x.target.repository, x.target.reference)
+	b := g.content.blobIn(q.target.repository, digest.Digest(q.target.reference))
 	if b == nil {
 		return errorReply(http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown to registry",
-			map[string]string{"digest": x.target.reference})
+			map[string]string{"digest": q.target.reference})
 	}
-	if x.r.Method == http.MethodHead && x.opts.HeadBlobOK || b.Size() <= x.opts.InlineBlobs {
-		rep := x.blobReply(b)
-		rep.header.Set("Docker-Content-Digest", x.target.reference)
+	if q.r.Method == http.MethodHead && q.opts.HeadBlobOK || b.Size() <= q.opts.InlineBlobs {
+		rep := blobReply(q, b)
+		rep.header.Set("Docker-Content-Digest", q.target.reference)
 		return rep
 	}
-	to := x.signedURL()
+	to := g.cdn.signedURL(q)
 	// As distribution does, which leaves it to http.Redirect.
 	rep := textReply(http.StatusTemporaryRedirect, "text/html; charset=utf-8", `<a href="`+html.EscapeString(to)+`">Temporary Redirect</a>.`+"\n\n")
 	rep.header.Set("Location", to)
@@ -168,10 +183,10 @@ func badDigest(s string) *reply {
 }
 
 // tagList pages by n and last, with a Link to the rest.
-func (x *exchange) tagList() *reply {
-	tags := x.hub.tags(x.target.repository)
+func (g *registry) tagList(q *request) *reply {
+	tags := g.content.tags(q.target.repository)
 	slices.Sort(tags)
-	query := x.r.URL.Query()
+	query := q.r.URL.Query()
 	if last := query.Get("last"); last != "" {
 		i, found := slices.BinarySearch(tags, last)
 		if found {
@@ -184,26 +199,26 @@ func (x *exchange) tagList() *reply {
 		tags = tags[:n]
 		if n > 0 {
 			next := url.Values{"n": {strconv.Itoa(n)}, "last": {tags[n-1]}}
-			link = fmt.Sprintf(`<%s?%s>; rel="next"`, x.r.URL.Path, next.Encode())
+			link = fmt.Sprintf(`<%s?%s>; rel="next"`, q.r.URL.Path, next.Encode())
 		}
 	}
-	rep := jsonReply(http.StatusOK, map[string]any{"name": x.target.repository, "tags": tags})
+	rep := jsonReply(http.StatusOK, map[string]any{"name": q.target.repository, "tags": tags})
 	if link != "" {
 		rep.header.Set("Link", link)
 	}
 	return rep
 }
 
-func (x *exchange) referrers() *reply {
-	if x.opts.NoReferrers {
+func (g *registry) referrers(q *request) *reply {
+	if q.opts.NoReferrers {
 		return textReply(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
 	}
-	if rep := badDigest(x.target.reference); rep != nil {
+	if rep := badDigest(q.target.reference); rep != nil {
 		return rep
 	}
 	index := ocispec.Index{
 		MediaType: ocispec.MediaTypeImageIndex,
-		Manifests: x.hub.referrers(x.target.repository, x.target.reference),
+		Manifests: g.content.referrers(q.target.repository, q.target.reference),
 	}
 	index.SchemaVersion = 2
 	return textReply(http.StatusOK, ocispec.MediaTypeImageIndex, string(mustJSON(index, "")))

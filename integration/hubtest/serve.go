@@ -13,7 +13,35 @@ import (
 	"time"
 )
 
-// reply is an answer before it is played: faults may still bend it.
+// service answers the requests to one of the faces.
+type service interface {
+	// identify fills in what the request is about and who makes it.
+	identify(*request)
+	// answer makes the reply, without the faults of the body.
+	answer(*request) *reply
+}
+
+// request is what a service must know to answer.
+type request struct {
+	r       *http.Request
+	opts    Options // in force when it arrived
+	face    Face
+	base    string // URL of the face
+	remote  string // the client's address without its port
+	effects effects
+
+	target  target
+	account string // "" is anonymous
+	grant   grant  // of the bearer token; zero without one of ours
+	granted bool   // the bearer token is one of ours
+}
+
+// target is what a request is about.
+type target struct {
+	kind, repository, reference string // as in Entry
+}
+
+// reply is a response that has not been sent. Faults may still change it.
 type reply struct {
 	status int
 	header http.Header
@@ -39,99 +67,102 @@ func jsonReply(status int, v any) *reply {
 	return textReply(status, "application/json", string(b))
 }
 
-// errorReply is the registry API's error body.
+// errorReply has the registry API's error body.
 func errorReply(status int, code, message string, detail any) *reply {
 	return jsonReply(status, map[string]any{
 		"errors": []any{map[string]any{"code": code, "message": message, "detail": detail}},
 	})
 }
 
-// exchange is one request on its way to its reply.
-type exchange struct {
-	hub    *Hub
-	opts   Options
-	face   Face
-	w      http.ResponseWriter
-	r      *http.Request
-	target target
-	grant  grant // of the bearer token; zero without a known one
-	known  bool  // the bearer token is one of ours
-	entry  *Entry
-	rule   *Rule // that fired; may be nil
-	tricks tricks
+// dispatcher takes the requests to all faces.
+type dispatcher struct {
+	settings *settings
+	network  *Network
+	services map[Face]service
+	faults   *faults
+	ledger   *ledger
+	total    pacer         // for Options.TotalBandwidth
+	closed   chan struct{} // closed by Hub.Close
 }
 
-// target is what a request is about.
-type target struct {
-	kind, repository, reference string
+func (d *dispatcher) handler(face Face) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { d.serve(face, w, r) })
 }
 
-func (h *Hub) serve(face Face, w http.ResponseWriter, r *http.Request) {
-	x := &exchange{hub: h, opts: h.options(), face: face, w: w, r: r}
-	if face == Registry && r.URL.Path == "/ledger" && x.opts.LedgerPage {
-		h.serveLedger(w, r)
+func (d *dispatcher) serve(face Face, w http.ResponseWriter, r *http.Request) {
+	q := &request{r: r, opts: d.settings.get(), face: face, base: d.network.URL(face)}
+	if face == Registry && r.URL.Path == "/ledger" && q.opts.LedgerPage {
+		d.ledger.ServeHTTP(w, r)
 		return
 	}
-	x.identify()
-	h.ledger.start(x.entry)
-	defer h.ledger.leave()
-	defer h.ledger.end(x.entry)
-	if x.rule = h.fire(x.entry); x.rule != nil {
-		x.tricks = x.rule.tricks
-		h.ledger.note(func() { x.entry.Fault = true })
+	q.remote, _, _ = net.SplitHostPort(r.RemoteAddr)
+	d.services[face].identify(q)
+	x := &exchange{request: q, w: w, entry: newEntry(q), ledger: d.ledger, total: &d.total, closed: d.closed}
+	d.ledger.start(x.entry)
+	defer d.ledger.finish()
+	defer d.ledger.end(x.entry)
+	if x.rule = d.faults.fire(x.entry); x.rule != nil {
+		q.effects = x.rule.effects
+		d.ledger.update(func() { x.entry.Fault = true })
 	}
-	if !x.wait() {
-		panic(http.ErrAbortHandler) // the client has left, or the Hub closes
-	}
-	switch t := x.tricks; {
-	case t.drop != nil:
-		x.cut(*t.drop)
-	case t.raw != "":
-		x.playRaw(t.raw)
-	default:
-		x.play(x.answer())
-	}
+	x.run(d.services[face])
 }
 
-// identify fills in who asks for what.
-func (x *exchange) identify() {
-	account := ""
-	switch x.face {
-	case Registry:
-		x.target = parseRegistryPath(x.r.URL.Path)
-		x.grant, x.known = x.hub.bearer(x.r)
-		account = x.grant.account
-	case Token:
-		x.target, account = parseTokenRequest(x.r)
-	case CDN:
-		x.target, account = parseCDNRequest(x.r)
-	}
-	header := x.r.Header.Clone()
+func newEntry(q *request) *Entry {
+	header := q.r.Header.Clone()
 	header.Del("Authorization")
-	query := x.r.URL.RawQuery
-	if x.face == CDN {
+	query := q.r.URL.RawQuery
+	if q.face == CDN {
 		query = ""
 	}
-	remote, _, _ := net.SplitHostPort(x.r.RemoteAddr)
-	x.entry = &Entry{
-		Face: x.face, Method: x.r.Method, Path: x.r.URL.Path, Query: query,
-		Kind: x.target.kind, Repository: x.target.repository, Reference: x.target.reference,
-		Range: x.r.Header.Get("Range"), Account: account, Remote: remote,
-		HasAuth: x.r.Header.Get("Authorization") != "", Header: header, Started: time.Now(),
+	return &Entry{
+		Face: q.face, Method: q.r.Method, Path: q.r.URL.Path, Query: query,
+		Kind: q.target.kind, Repository: q.target.repository, Reference: q.target.reference,
+		Range: q.r.Header.Get("Range"), Account: q.account, Remote: q.remote,
+		HasAuth: q.r.Header.Get("Authorization") != "", Header: header, Started: time.Now(),
 	}
 }
 
-// wait spends the latencies and the faults that come before the headers.
+// exchange is one request and its response. Where the response can't go on, its methods
+// panic with http.ErrAbortHandler, which makes net/http close the connection.
+type exchange struct {
+	request *request
+	w       http.ResponseWriter
+	entry   *Entry
+	rule    *Rule // that fired; may be nil
+	ledger  *ledger
+	total   *pacer
+	closed  chan struct{}
+}
+
+func (x *exchange) run(s service) {
+	if !x.wait() {
+		panic(http.ErrAbortHandler) // the client has left, or the Hub is being closed
+	}
+	switch e := x.request.effects; {
+	case e.drop != nil:
+		x.cut(*e.drop)
+	case e.raw != "":
+		x.sendRaw(e.raw)
+	case e.reply != nil:
+		x.send(e.reply(x.request))
+	default:
+		x.send(s.answer(x.request))
+	}
+}
+
+// wait spends the latencies and the faults that come before the headers. It reports false
+// when the client leaves or the Hub is closed.
 func (x *exchange) wait() bool {
-	d := x.opts.Latency + x.tricks.delay
-	connOf(x.r).first.Do(func() { d += x.opts.ConnLatency })
+	d := x.request.opts.Latency + x.request.effects.delay
+	connOf(x.request.r).first.Do(func() { d += x.request.opts.ConnLatency })
 	if !x.sleep(d) {
 		return false
 	}
-	return !x.tricks.hang || x.await()
+	return !x.request.effects.hang || x.awaitRelease()
 }
 
-// sleep reports whether it slept for the whole time.
+// sleep reports false when the client leaves or the Hub is closed before the time is over.
 func (x *exchange) sleep(d time.Duration) bool {
 	if d <= 0 {
 		return true
@@ -141,121 +172,110 @@ func (x *exchange) sleep(d time.Duration) bool {
 	select {
 	case <-timer.C:
 		return true
-	case <-x.r.Context().Done():
-	case <-x.hub.closed:
+	case <-x.request.r.Context().Done():
+	case <-x.closed:
 	}
 	return false
 }
 
-// await reports whether the rule was released, and not the client gone or the Hub closed.
-func (x *exchange) await() bool {
+// awaitRelease waits until the rule is released. It reports false when the client leaves or
+// the Hub is closed before.
+func (x *exchange) awaitRelease() bool {
 	select {
 	case <-x.rule.released:
 		return true
-	case <-x.r.Context().Done():
-	case <-x.hub.closed:
+	case <-x.request.r.Context().Done():
+	case <-x.closed:
 	}
 	return false
 }
 
-func (x *exchange) answer() *reply {
-	if t := x.tricks; t.reply != nil {
-		return t.reply(x)
+// send sends the reply, changed by the faults.
+func (x *exchange) send(rep *reply) {
+	if e := x.request.effects; e.location != nil {
+		e.location(rep.header)
 	}
-	switch x.face {
-	case Registry:
-		return x.registry()
-	case Token:
-		return x.token()
-	default:
-		return x.cdn()
-	}
-}
-
-// play sends the reply, bent by the faults.
-func (x *exchange) play(rep *reply) {
-	if t := x.tricks; t.location != nil {
-		t.location(rep.header)
-	}
-	rep.size = max(0, rep.size+x.tricks.grow)
+	rep.size = max(0, rep.size+x.request.effects.grow)
 	x.sendHeader(rep)
-	if x.r.Method != http.MethodHead {
+	if x.request.r.Method != http.MethodHead {
 		x.sendBody(rep)
 	}
 }
 
 func (x *exchange) sendHeader(rep *reply) {
-	header := x.w.Header()
+	header, chunked := x.w.Header(), x.request.effects.chunked
 	for name, values := range rep.header {
 		header[name] = values
 	}
-	header.Set("Date", x.opts.now().UTC().Format(http.TimeFormat))
-	if !x.tricks.chunked && header.Get("Content-Length") == "" {
+	header.Set("Date", x.request.opts.now().UTC().Format(http.TimeFormat))
+	if !chunked && header.Get("Content-Length") == "" {
 		header.Set("Content-Length", strconv.FormatInt(rep.size, 10))
 	}
-	x.hub.ledger.note(func() { x.entry.Status = rep.status })
+	x.ledger.update(func() { x.entry.Status = rep.status })
 	x.w.WriteHeader(rep.status)
-	if x.tricks.chunked {
+	if chunked {
 		header.Del("Content-Length")
 		x.flush()
 	}
 }
 
-// tail is held back to the end of a body. It is smaller than net/http's buffer, so it leaves
-// only when the handler has returned, after the ledger has been written.
-const tail = 1 << 10
+// lastPiece is the size of the last write of a body. It is smaller than net/http's buffer,
+// so these bytes leave only when the handler has returned, after the ledger was written.
+const lastPiece = 1 << 10
 
 func (x *exchange) sendBody(rep *reply) {
-	pace := x.pacers()
-	if x.face == CDN && x.opts.FirstByte > 0 {
+	limits := x.limits()
+	if x.request.face == CDN && x.request.opts.FirstByte > 0 {
 		x.flush()
-		if !x.sleep(x.opts.FirstByte) {
+		if !x.sleep(x.request.opts.FirstByte) {
 			panic(http.ErrAbortHandler)
 		}
 	}
-	buf := make([]byte, x.chunk())
+	buf := make([]byte, pieceSize(limits))
 	for sent := int64(0); sent < rep.size; {
-		n := x.step(rep, sent, int64(len(buf)))
+		n := x.next(rep, sent, int64(len(buf)))
 		if n == 0 {
 			continue // a stall that was released
 		}
 		x.fill(rep, buf[:n], sent)
-		if len(pace) > 0 {
-			x.flush() // the piece before: each leaves when its time has come
+		if len(limits) > 0 {
+			x.flush() // send the piece before this one now, when its time has come
 		}
-		if !x.pause(pace, n) {
+		if !x.sleep(delay(limits, n)) {
 			panic(http.ErrAbortHandler)
 		}
 		wrote, err := x.w.Write(buf[:n])
 		sent += int64(wrote)
-		x.hub.ledger.note(func() { x.entry.BodyBytes += int64(wrote) })
+		x.ledger.update(func() { x.entry.BodyBytes += int64(wrote) })
 		if err != nil {
 			panic(http.ErrAbortHandler)
 		}
 	}
 }
 
-// step says how many bytes come next: none when a fault's turn has come and gone.
-func (x *exchange) step(rep *reply, sent, most int64) int64 {
+// next returns how many bytes to send next. It cuts or stalls the body when it has come to
+// the place; after a stall it returns 0.
+func (x *exchange) next(rep *reply, sent, most int64) int64 {
 	n := rep.size - sent
-	if n > tail {
-		n -= tail
+	if n > lastPiece {
+		n -= lastPiece
 	}
 	n = min(n, most)
-	if c := x.tricks.cutAt; c != nil && *c < rep.size {
+	e := &x.request.effects
+	if c := e.cutAt; c != nil && *c < rep.size {
 		if sent >= *c {
 			x.flush()
-			x.cut(x.tricks.cutHow)
+			x.cut(e.cutHow)
 		}
 		n = min(n, *c-sent)
 	}
-	if s := x.tricks.stallAt; s != nil && *s < rep.size {
+	if s := e.stallAt; s != nil && *s < rep.size {
 		if sent == *s {
 			x.flush()
-			if !x.await() {
+			if !x.awaitRelease() {
 				panic(http.ErrAbortHandler)
 			}
-			x.tricks.stallAt = nil
+			e.stallAt = nil
 			return 0
 		}
 		n = min(n, *s-sent)
@@ -263,14 +283,14 @@ func (x *exchange) step(rep *reply, sent, most int64) int64 {
 	return n
 }
 
-// fill puts the bytes from sent on into p; past the end of the body there are only dots.
+// fill reads the bytes from sent on into p. After the end of the body come dots, for Longer.
 func (x *exchange) fill(rep *reply, p []byte, sent int64) {
 	at := rep.offset + sent
 	n, _ := rep.body.ReadAt(p, at)
 	for i := n; i < len(p); i++ {
 		p[i] = '.'
 	}
-	if f := x.tricks.flipAt; f != nil && *f >= at && *f < at+int64(len(p)) {
+	if f := x.request.effects.flipAt; f != nil && *f >= at && *f < at+int64(len(p)) {
 		p[*f-at] ^= 0xff
 	}
 }
@@ -281,9 +301,9 @@ func (x *exchange) flush() {
 	}
 }
 
-// playRaw writes bytes that net/http would not, and closes the connection.
-func (x *exchange) playRaw(raw string) {
-	x.hub.ledger.note(func() { x.entry.Status = x.tricks.rawStatus })
+// sendRaw writes bytes that net/http would not write, and closes the connection.
+func (x *exchange) sendRaw(raw string) {
+	x.ledger.update(func() { x.entry.Status = x.request.effects.rawStatus })
 	conn, _, err := http.NewResponseController(x.w).Hijack()
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -300,9 +320,9 @@ const (
 	resetting               // RST
 )
 
-// cut ends the connection under the feet of net/http.
+// cut closes the connection without telling net/http.
 func (x *exchange) cut(how ending) {
-	conn := connOf(x.r).Conn
+	conn := connOf(x.request.r).Conn
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
@@ -310,11 +330,11 @@ func (x *exchange) cut(how ending) {
 		switch c := conn.(type) {
 		case *net.TCPConn:
 			c.SetLinger(0)
-		case *memConn:
+		case *pipeConn:
 			c.reset()
 		}
 	}
-	x.hub.ledger.end(x.entry) // before the client can notice
+	x.ledger.end(x.entry) // before the client can notice
 	conn.Close()
 	panic(http.ErrAbortHandler)
 }
@@ -322,7 +342,7 @@ func (x *exchange) cut(how ending) {
 // connState is what a request knows of its connection.
 type connState struct {
 	net.Conn
-	first sync.Once
+	first sync.Once // for Options.ConnLatency
 }
 
 type connKey struct{}
@@ -333,16 +353,66 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 
 func connOf(r *http.Request) *connState { return r.Context().Value(connKey{}).(*connState) }
 
-func (h *Hub) serveLedger(w http.ResponseWriter, r *http.Request) {
-	switch {
-	case r.Method == http.MethodDelete:
-		h.ResetLedger()
-		w.WriteHeader(http.StatusNoContent)
-	case r.URL.Query().Has("json"):
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(h.Ledger())
-	default:
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		io.WriteString(w, h.Ledger().String()+"\n")
+// pacer delays bytes so that no more than a given rate pass.
+type pacer struct {
+	mu   sync.Mutex // guards next
+	next time.Time  // when the bytes reserved so far have passed
+}
+
+// maxLag is how far behind its rate a body may fall and still catch up. Without it, timers
+// that fire a millisecond late every ten would turn a limit of 20 MB/s into 15.
+const maxLag = 50 * time.Millisecond
+
+// reserve returns how long to wait until n more bytes have passed at rate bytes a second.
+func (p *pacer) reserve(n, rate int64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if p.next.IsZero() {
+		p.next = now
+	} else if least := now.Add(-maxLag); p.next.Before(least) {
+		p.next = least
 	}
+	p.next = p.next.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
+	return p.next.Sub(now)
+}
+
+// limit is a bandwidth limit on a body.
+type limit struct {
+	pacer *pacer
+	rate  int64 // bytes a second
+}
+
+// limits are those that apply to the body of this exchange.
+func (x *exchange) limits() []limit {
+	if x.request.face != CDN {
+		return nil
+	}
+	var all []limit
+	if rate := x.request.opts.Bandwidth; rate > 0 {
+		all = append(all, limit{&pacer{}, rate})
+	}
+	if rate := x.request.opts.TotalBandwidth; rate > 0 {
+		all = append(all, limit{x.total, rate})
+	}
+	return all
+}
+
+// pieceSize is how many bytes are written at once: what passes in 10 ms where there is a
+// limit.
+func pieceSize(limits []limit) int64 {
+	n := int64(64 << 10)
+	for _, l := range limits {
+		n = min(n, max(l.rate/100, 1))
+	}
+	return n
+}
+
+// delay is how long n bytes must wait to keep within all limits.
+func delay(limits []limit, n int64) time.Duration {
+	var d time.Duration
+	for _, l := range limits {
+		d = max(d, l.pacer.reserve(n, l.rate))
+	}
+	return d
 }

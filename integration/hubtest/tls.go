@@ -13,29 +13,29 @@ import (
 	"time"
 )
 
-// authority is the Hub's own certificate authority with the one certificate it signed.
+// authority is the Hub's own certificate authority and the one certificate it signed.
 type authority struct {
 	ca   *x509.Certificate
 	leaf tls.Certificate
 }
 
-// CA is the PEM certificate that clients must trust, and the same as a pool. Both are nil
+// CA returns the PEM certificate that clients must trust, and a pool with it. Both are nil
 // without TLS and when Options.Certificate was given.
-func (h *Hub) CA() ([]byte, *x509.CertPool) {
-	if h.ca == nil {
+func (n *Network) CA() ([]byte, *x509.CertPool) {
+	if n.ca == nil {
 		return nil, nil
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(h.ca.ca)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.ca.ca.Raw}), pool
+	pool.AddCert(n.ca.ca)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: n.ca.ca.Raw}), pool
 }
 
-func (h *Hub) tlsConfig() *tls.Config {
-	c := h.opts.Certificate
-	if c == nil {
-		c = &h.ca.leaf
+// serverConfig uses the given certificate, or the authority's own when it is nil.
+func (a *authority) serverConfig(given *tls.Certificate) *tls.Config {
+	if given == nil {
+		given = &a.leaf
 	}
-	return &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{"http/1.1"}}
+	return &tls.Config{Certificates: []tls.Certificate{*given}, NextProtos: []string{"http/1.1"}}
 }
 
 // hostNames are the names that the certificate must cover.

@@ -10,10 +10,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
-const service = "registry.docker.io"
+const serviceName = "registry.docker.io"
 
 // grant is what a token stands for.
 type grant struct {
@@ -22,23 +23,43 @@ type grant struct {
 	expires time.Time
 }
 
-// bearer returns the grant behind a request's token, expired or not.
-func (h *Hub) bearer(r *http.Request) (grant, bool) {
+// signer is the key that signs CDN URLs and JWTs.
+type signer string
+
+func (k signer) sign(s string) []byte {
+	mac := hmac.New(sha256.New, []byte(k))
+	mac.Write([]byte(s))
+	return mac.Sum(nil)
+}
+
+// tokenService answers as auth.docker.io.
+type tokenService struct {
+	signer  signer
+	content *content
+	ledger  *ledger
+
+	mu     sync.Mutex // guards tokens
+	tokens map[string]grant
+}
+
+// grantOf returns what a request's bearer token stands for, expired or not.
+func (s *tokenService) grantOf(r *http.Request) (grant, bool) {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	g, ok := h.tokens[token]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, ok := s.tokens[token]
 	return g, ok
 }
 
-// RevokeTokens makes every token given out so far unknown to the registry.
-func (h *Hub) RevokeTokens() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	clear(h.tokens)
+func (s *tokenService) revoke() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.tokens)
 }
 
-// scope is one thing that a token is asked for.
+func (s *tokenService) identify(q *request) { q.target, q.account = parseTokenRequest(q.r) }
+
+// scope is one repository that a token is requested for.
 type scope struct {
 	repository string
 	actions    []string
@@ -86,73 +107,73 @@ func tokenCredentials(r *http.Request) (username, password string) {
 	return "", ""
 }
 
-// token answers for auth.docker.io.
-func (x *exchange) token() *reply {
-	if x.target.kind != "token" {
+func (s *tokenService) answer(q *request) *reply {
+	if q.target.kind != "token" {
 		return textReply(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
 	}
-	if x.r.Method == http.MethodPost && x.r.PostForm.Get("grant_type") != "password" {
+	if q.r.Method == http.MethodPost && q.r.PostForm.Get("grant_type") != "password" {
 		return jsonReply(http.StatusBadRequest, map[string]string{"details": "unsupported grant_type"})
 	}
-	if x.r.Form.Get("service") != service {
+	if q.r.Form.Get("service") != serviceName {
 		return jsonReply(http.StatusBadRequest, map[string]string{"details": "unknown service"})
 	}
-	username, password := tokenCredentials(x.r)
+	username, password := tokenCredentials(q.r)
 	if username != "" || password != "" {
-		a, known := x.opts.account(username)
+		a, known := q.opts.account(username)
 		if !known || a.PAT != password {
 			return jsonReply(http.StatusUnauthorized, map[string]string{"details": "incorrect username or password"})
 		}
 	}
 	g := grant{account: username}
-	for _, s := range parseScopes(x.r.Form["scope"]) {
-		if username != "" && slices.ContainsFunc(s.actions, func(a string) bool { return a != "pull" }) {
+	for _, scope := range parseScopes(q.r.Form["scope"]) {
+		if username != "" && slices.ContainsFunc(scope.actions, func(a string) bool { return a != "pull" }) {
 			return jsonReply(http.StatusUnauthorized, map[string]string{"details": "access token has insufficient scopes"})
 		}
-		if slices.Contains(s.actions, "pull") && x.hub.visible(x.opts, username, s.repository) {
-			g.pull = append(g.pull, s.repository)
+		if slices.Contains(scope.actions, "pull") && s.content.visible(q.opts, username, scope.repository) {
+			g.pull = append(g.pull, scope.repository)
 		}
 	}
-	return x.issue(g)
+	return s.issue(q.opts, g)
 }
 
-func (x *exchange) issue(g grant) *reply {
+// issue makes a token that stands for the grant, and remembers it.
+func (s *tokenService) issue(o Options, g grant) *reply {
 	lifetime := 300 * time.Second
-	if x.opts.OmitExpiresIn {
+	if o.OmitExpiresIn {
 		lifetime = 60 * time.Second
 	}
-	lifetime = cmp.Or(x.opts.TokenLifetime, lifetime)
-	now := x.opts.now()
+	lifetime = cmp.Or(o.TokenLifetime, lifetime)
+	now := o.now()
 	g.expires = now.Add(lifetime)
 	token := rand.Text()
-	if !x.opts.OpaqueTokens {
-		token = x.jwt(g, now)
+	if !o.OpaqueTokens {
+		token = s.jwt(o, g, now)
 	}
-	x.hub.mu.Lock()
-	x.hub.tokens[token] = g
-	x.hub.secrets = append(x.hub.secrets, token)
-	x.hub.mu.Unlock()
+	s.mu.Lock()
+	s.tokens[token] = g
+	s.mu.Unlock()
+	s.ledger.secret(token)
 
 	body := map[string]any{
 		"token": token, "access_token": token, "issued_at": now.UTC().Format(time.RFC3339Nano),
 	}
-	if !x.opts.OmitExpiresIn {
+	if !o.OmitExpiresIn {
 		body["expires_in"] = int(lifetime.Seconds())
 	}
 	return jsonReply(http.StatusOK, body)
 }
 
 // jwt makes a signed token in the shape of Docker's.
-func (x *exchange) jwt(g grant, now time.Time) string {
+func (s *tokenService) jwt(o Options, g grant, now time.Time) string {
 	access := []any{}
 	for _, name := range g.pull {
 		access = append(access, map[string]any{"type": "repository", "name": name, "actions": []string{"pull"}})
 	}
 	claims := map[string]any{
-		"iss": "auth.docker.io", "aud": service, "sub": g.account, "jti": rand.Text(),
+		"iss": "auth.docker.io", "aud": serviceName, "sub": g.account, "jti": rand.Text(),
 		"iat": now.Unix(), "nbf": now.Unix(), "exp": g.expires.Unix(), "access": access,
 	}
-	if len(access) == 0 && x.opts.OmitAccess {
+	if len(access) == 0 && o.OmitAccess {
 		delete(claims, "access")
 	}
 	encode := func(v any) string {
@@ -160,11 +181,5 @@ func (x *exchange) jwt(g grant, now time.Time) string {
 		return base64.RawURLEncoding.EncodeToString(b)
 	}
 	signed := encode(map[string]string{"alg": "HS256", "typ": "JWT"}) + "." + encode(claims)
-	return signed + "." + base64.RawURLEncoding.EncodeToString(x.hub.sign(signed))
-}
-
-func (h *Hub) sign(s string) []byte {
-	mac := hmac.New(sha256.New, h.key)
-	mac.Write([]byte(s))
-	return mac.Sum(nil)
+	return signed + "." + base64.RawURLEncoding.EncodeToString(s.signer.sign(signed))
 }

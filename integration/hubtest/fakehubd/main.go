@@ -185,7 +185,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer hub.Close()
 	if s.caFile != "" {
-		pem, _ := hub.CA()
+		pem, _ := hub.Network.CA()
 		if err := os.WriteFile(s.caFile, pem, 0o644); err != nil {
 			return err
 		}
@@ -225,7 +225,7 @@ func addImages(hub *hubtest.Hub, s settings, stderr io.Writer) []*hubtest.Image 
 }
 
 func explain(w io.Writer, hub *hubtest.Hub, s settings, images []*hubtest.Image) {
-	fmt.Fprintf(w, "registry  %s\ntoken     %s/token\nCDN       %s\n\n", hub.RegistryURL(), hub.TokenURL(), hub.CDNURL())
+	fmt.Fprintf(w, "registry  %s\ntoken     %s/token\nCDN       %s\n\n", hub.RegistryURL(), hub.Network.URL(hubtest.Token), hub.Network.URL(hubtest.CDN))
 	for _, i := range images {
 		fmt.Fprintf(w, "%-32s %9s  %s\n", i.Repository+":"+i.Tag, units.BytesSize(float64(i.Size())), hubtest.Short(i.Digest.String()))
 	}
