@@ -145,8 +145,8 @@ func waitIdle(t *testing.T, s *server) {
 	}
 }
 
-// TestVictimsLeaveByLastUse fills the budget, uses the oldest image again, and needs room.
-func TestVictimsLeaveByLastUse(t *testing.T) {
+// TestLeastRecentlyUsedIsEvictedFirst fills the budget, uses the oldest image again, and needs room.
+func TestLeastRecentlyUsedIsEvictedFirst(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Data: ownFileSystem(t), Args: []string{"--budget", fmt.Sprint(budgetBytes), "--min-free", "1MiB"}})
 	pull := func(img *hubtest.Image) {
@@ -182,9 +182,9 @@ func TestVictimsLeaveByLastUse(t *testing.T) {
 	}
 }
 
-// TestLargerThanTheBudget pulls what does not fit: it is delivered, and not kept, and
+// TestBlobLargerThanBudgetIsServedAndNotKept pulls what does not fit: it is delivered, and not kept, and
 // nothing leaves for it.
-func TestLargerThanTheBudget(t *testing.T) {
+func TestBlobLargerThanBudgetIsServedAndNotKept(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Data: ownFileSystem(t), Args: []string{"--budget", fmt.Sprint(budgetBytes), "--min-free", "1MiB"}})
 	small := hub.AddImage("library/small", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 4<<20)})

@@ -106,9 +106,9 @@ func checkPullsOnce(t *testing.T, hub *hubtest.Hub, s *server, img *hubtest.Imag
 	checkUpstreamBytes(t, s, img)
 }
 
-// TestContainerdPulls drives Debian's containerd, whose hosts.toml sends each request with
+// TestContainerdPullsFromHubOnce drives Debian's containerd, whose hosts.toml sends each request with
 // ?ns=docker.io.
-func TestContainerdPulls(t *testing.T) {
+func TestContainerdPullsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	c := startContainerd(t, s)

@@ -139,9 +139,9 @@ func crashAccounted(t *testing.T, s *server) {
 	t.Errorf("store.bytes is %d, on disk are %d", booked, onDisk)
 }
 
-// TestKillAtRandomInstants kills the server in the middle of its work, damages the index
+// TestKillLosesNothingCommitted kills the server in the middle of its work, damages the index
 // every other time, and looks at what the next start makes of it.
-func TestKillAtRandomInstants(t *testing.T) {
+func TestKillLosesNothingCommitted(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, TotalBandwidth: 15 << 20})
 	l := &crashLoad{t: t, hub: hub, steady: hub.AddImage("library/steady", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20), Index: true})}
 	for i := range 40 { // small enough for what is on its way at one time to leave room for the steady one
@@ -193,8 +193,8 @@ func TestKillAtRandomInstants(t *testing.T) {
 	}
 }
 
-// TestKillAndResume: what had arrived of a large blob isn't fetched again.
-func TestKillAndResume(t *testing.T) {
+// TestKillKeepsPartialDownload: what had arrived of a large blob isn't fetched again.
+func TestKillKeepsPartialDownload(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 4 << 20})
 	const size = 48 << 20
 	img, layer := diskImage(hub, "large", size)
@@ -238,8 +238,8 @@ func TestKillAndResume(t *testing.T) {
 	checkAccounted(t, s)
 }
 
-// TestKillLeavesNoOpenDoor: nobody but the owner can read what the server leaves.
-func TestKillLeavesNoOpenDoor(t *testing.T) {
+// TestKillLeavesNoFileThatOthersCanRead: nobody but the owner can read what the server leaves.
+func TestKillLeavesNoFileThatOthersCanRead(t *testing.T) {
 	hub := startHub(t, hubtest.Options{Bandwidth: 4 << 20})
 	img, layer := diskImage(hub, "app", 20<<20)
 	s := startServer(t, serverOptions{Hub: hub})

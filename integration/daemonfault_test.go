@@ -39,9 +39,9 @@ var daemonFaults = []struct {
 // daemonSlack is what a pull takes by itself on a busy machine.
 const daemonSlack = 15 * time.Second
 
-// TestDaemonFallsBack: a dockerd whose mirror is hubcache, and which reaches the real Hub
+// TestDaemonFallsBackOnUpstreamFaults: a dockerd whose mirror is hubcache, and which reaches the real Hub
 // too. Whatever goes wrong between hubcache and its upstream, the pull succeeds, in time.
-func TestDaemonFallsBack(t *testing.T) {
+func TestDaemonFallsBackOnUpstreamFaults(t *testing.T) {
 	accounts := hubtest.Options{AccountLimit: hubtest.Unlimited}
 	upstream := startHub(t, accounts)
 	hub := startHub(t, hubtest.Options{TLS: true, AnonymousLimit: hubtest.Unlimited,

@@ -180,9 +180,9 @@ func diskImage(hub *hubtest.Hub, name string, size int64) (*hubtest.Image, ocisp
 	return img, img.Manifests[0].Layers[0]
 }
 
-// TestDiskIsTiny: 100 MB of disk, a budget of 80, every blob held open by 20 readers, and
+// TestDiskSmallerThanDemandServesAll: 100 MB of disk, a budget of 80, every blob held open by 20 readers, and
 // 50 MB more are asked for; then a blob larger than the budget.
-func TestDiskIsTiny(t *testing.T) {
+func TestDiskSmallerThanDemandServesAll(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "100m"), Args: []string{"--budget", "80MiB", "--min-free", "5MiB"}})
 	held := make([]ocispec.Descriptor, 3)
@@ -239,10 +239,10 @@ func TestDiskIsTiny(t *testing.T) {
 	}
 }
 
-// TestDiskFullInMidBlob: somebody else fills the disk while a blob of unknown size comes
+// TestDiskFullDuringDownloadLosesNoBytes: somebody else fills the disk while a blob of unknown size comes
 // in. 20 readers at different offsets get all of it, and when there is room again the
 // cache takes up its work.
-func TestDiskFullInMidBlob(t *testing.T) {
+func TestDiskFullDuringDownloadLosesNoBytes(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 20 << 20})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "100m"), Args: []string{"--budget", "80MiB", "--min-free", "0"}})
 	_, layer := diskImage(hub, "app", 24<<20)
@@ -285,8 +285,8 @@ func diskKeeps(t *testing.T, s *server, hub *hubtest.Hub, img *hubtest.Image) {
 	}
 }
 
-// TestDiskFullAtStart: a start with no byte free, index included, serves what is there.
-func TestDiskFullAtStart(t *testing.T) {
+// TestDiskFullAtStartServesCachedImages: a start with no byte free, index included, serves what is there.
+func TestDiskFullAtStartServesCachedImages(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Data: diskSmall(t, "60m"), Args: []string{"--budget", "50MiB", "--min-free", "0"}})
 	img, _ := diskImage(hub, "app", 10<<20)
@@ -310,10 +310,10 @@ func TestDiskFullAtStart(t *testing.T) {
 	s.Kill()
 }
 
-// TestDiskFailsInMidBlob: every read and write fails with EIO from the middle of a blob
+// TestDiskErrorDuringDownloadLosesNoBytes: every read and write fails with EIO from the middle of a blob
 // on, for 20 readers at different offsets, for the commit, for the index, for the blobs
 // that are cached. Clients get all bytes; with a disk that works the cache is whole again.
-func TestDiskFailsInMidBlob(t *testing.T) {
+func TestDiskErrorDuringDownloadLosesNoBytes(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 20 << 20})
 	data := diskReal(t, 200)
 	s := startServer(t, serverOptions{Hub: hub, Data: filepath.Join(data, "cache"), Args: []string{"--budget", "150MiB", "--min-free", "1MiB"}})
@@ -332,9 +332,9 @@ func TestDiskFailsInMidBlob(t *testing.T) {
 	s.Kill() // it can't write its index, and would say so with its exit status
 }
 
-// TestDiskFailsAtCommit: all bytes are written, and the disk fails when they are to be
+// TestDiskErrorAtCommitLosesNoBytes: all bytes are written, and the disk fails when they are to be
 // made to stay. The readers have them all the same.
-func TestDiskFailsAtCommit(t *testing.T) {
+func TestDiskErrorAtCommitLosesNoBytes(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 20 << 20})
 	data := diskReal(t, 200)
 	s := startServer(t, serverOptions{Hub: hub, Data: filepath.Join(data, "cache"), Args: []string{"--budget", "150MiB", "--min-free", "1MiB"}})

@@ -22,9 +22,9 @@ func startDaemon(t testing.TB, network *dockertest.Network, mirror *server) *doc
 	return dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{mirror.URL}, Env: shutProxy(mirror)})
 }
 
-// TestDockerPullRemovePull is what hubcache is for: an image that was pulled once, and
+// TestDockerPullsFromHubOnce is what hubcache is for: an image that was pulled once, and
 // then lost to a prune, comes from the local disk.
-func TestDockerPullRemovePull(t *testing.T) {
+func TestDockerPullsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
@@ -109,9 +109,9 @@ func TestDockerPullsAllTags(t *testing.T) {
 	}
 }
 
-// TestDockerPullInterrupted ends `docker pull` in the middle of a layer. hubcache goes on,
+// TestDockerPullGoesOnAfterInterrupt ends `docker pull` in the middle of a layer. hubcache goes on,
 // and the next pull costs nothing more.
-func TestDockerPullInterrupted(t *testing.T) {
+func TestDockerPullGoesOnAfterInterrupt(t *testing.T) {
 	hub := startHub(t, hubtest.Options{TotalBandwidth: 10 << 20})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
@@ -135,10 +135,10 @@ func TestDockerPullInterrupted(t *testing.T) {
 	}
 }
 
-// TestDockerBuilds builds on a base image that comes through hubcache, by the classic builder
+// TestDockerBuildsFromHubOnce builds on a base image that comes through hubcache, by the classic builder
 // and by the BuildKit in dockerd. That of 20.10 asks every mirror but a loopback one by https,
 // unless insecure-registries has its URL, "http://" and all: the bare host:port won't do.
-func TestDockerBuilds(t *testing.T) {
+func TestDockerBuildsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})

@@ -16,9 +16,9 @@ import (
 	"github.com/hubcache/hubcache/integration/dockertest"
 )
 
-// TestWatchOverRestarts: with a real daemon, a watcher that is restarted replays what it
+// TestWatchReplaysWhatItMissed: with a real daemon, a watcher that is restarted replays what it
 // missed and takes it for no gap; when the daemon is restarted, every image counts as used.
-func TestWatchOverRestarts(t *testing.T) {
+func TestWatchReplaysWhatItMissed(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{})
 	d.ImportBusybox("lab/used:1", "used")
 	d.ImportBusybox("lab/idle:1", "idle")
@@ -89,9 +89,9 @@ func TestWatchOverRestarts(t *testing.T) {
 	}
 }
 
-// TestSetupOnADaemon: what docker setup writes is what a real daemon takes, and what it
+// TestSetupConfiguresDaemonAndUndoesIt: what docker setup writes is what a real daemon takes, and what it
 // takes back is gone.
-func TestSetupOnADaemon(t *testing.T) {
+func TestSetupConfiguresDaemonAndUndoesIt(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{Config: map[string]any{"labels": []string{"kept=yes"}}})
 	config := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(config, []byte(fmt.Sprintf("docker: {host: %q}\n", d.Host())), 0o644); err != nil {

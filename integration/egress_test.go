@@ -92,9 +92,9 @@ func writeCA(t *testing.T, hub *hubtest.Hub) string {
 	return path
 }
 
-// TestEgressByProxyAndPrivateCA reaches a Hub whose names only the proxy knows, and whose
+// TestUpstreamByProxyAndPrivateCA reaches a Hub whose names only the proxy knows, and whose
 // certificate only the CA file vouches for: registry, token service and CDN alike.
-func TestEgressByProxyAndPrivateCA(t *testing.T) {
+func TestUpstreamByProxyAndPrivateCA(t *testing.T) {
 	names := hubtest.Options{TLS: true, RegistryName: "registry.hub.test", TokenName: "auth.hub.test", CDNName: "cdn.bucket.test"}
 	hub := startHub(t, names)
 	proxy := startProxy(t, hub, "127.0.0.1")
@@ -120,9 +120,9 @@ func TestEgressByProxyAndPrivateCA(t *testing.T) {
 	}
 }
 
-// TestEgressExceptions has the registry and token service on an address that NO_PROXY names,
+// TestUpstreamInNoProxyIsReachedDirectly has the registry and token service on an address that NO_PROXY names,
 // and the CDN behind the proxy.
-func TestEgressExceptions(t *testing.T) {
+func TestUpstreamInNoProxyIsReachedDirectly(t *testing.T) {
 	host := dockertest.NewNetwork(t).Addr.String() // loopback never goes through a proxy
 	hub := startHub(t, hubtest.Options{TLS: true, RegistryAddr: host + ":0", TokenAddr: host + ":0", CDNName: "cdn.bucket.test"})
 	proxy := startProxy(t, hub, "127.0.0.1")
@@ -137,8 +137,8 @@ func TestEgressExceptions(t *testing.T) {
 	}
 }
 
-// TestListeners serves on several addresses of both families, in plain text and by TLS.
-func TestListeners(t *testing.T) {
+// TestListensOnSeveralAddresses serves on several addresses of both families, in plain text and by TLS.
+func TestListensOnSeveralAddresses(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<20)})
 	six, second := freeAddr(t, "::1"), freeAddr(t, "127.0.0.2")

@@ -36,9 +36,9 @@ func hostileRaw(t *testing.T, addr, request string, within time.Duration) (answe
 	return string(b), !timeout || !ne.Timeout()
 }
 
-// TestHostileRequests: names and digests that climb, headers without end, bodies that
+// TestHostileRequestsAreRefused: names and digests that climb, headers without end, bodies that
 // nobody asked for. No answer is a 2xx or 5xx, nothing goes upstream.
-func TestHostileRequests(t *testing.T) {
+func TestHostileRequestsAreRefused(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	hex := strings.Repeat("a", 64)
@@ -70,8 +70,8 @@ func TestHostileRequests(t *testing.T) {
 	s.diskAlive()
 }
 
-// TestHostileSlowness: headers and bodies that come a byte at a time, or not at all, end.
-func TestHostileSlowness(t *testing.T) {
+// TestHostileSlowRequestsAreEnded: headers and bodies that come a byte at a time, or not at all, end.
+func TestHostileSlowRequestsAreEnded(t *testing.T) {
 	t.Parallel()
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
@@ -95,8 +95,8 @@ func TestHostileSlowness(t *testing.T) {
 	s.diskAlive()
 }
 
-// TestHostileCrowd: 10,000 idle connections, and pulls go on.
-func TestHostileCrowd(t *testing.T) {
+// TestHostileIdleConnectionsStopNoPull: 10,000 idle connections, and pulls go on.
+func TestHostileIdleConnectionsStopNoPull(t *testing.T) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)

@@ -177,9 +177,9 @@ func (lab *missionLab) checkFetchedOnce(t *testing.T) {
 	}
 }
 
-// TestMission deploys a recipe on a swarm, and again after all that used to cost another
+// TestDeployAgainNeedsNoDownload deploys a recipe on a swarm, and again after all that used to cost another
 // download: prunes, a restart of the cache, and Docker Hub out of reach.
-func TestMission(t *testing.T) {
+func TestDeployAgainNeedsNoDownload(t *testing.T) {
 	lab := newMissionLab(t, hubtest.Options{AnonymousLimit: 2}) // too few for the recipe
 	if lab.recipe.layers < 10 || lab.recipe.bytes < 140e6 {
 		t.Fatalf("a recipe of %d layers and %d bytes", lab.recipe.layers, lab.recipe.bytes)
@@ -209,8 +209,8 @@ func TestMission(t *testing.T) {
 	}
 }
 
-// TestMissionTwoDaemonsAtOnce has two daemons deploy the recipe at the same moment, cold.
-func TestMissionTwoDaemonsAtOnce(t *testing.T) {
+// TestDeployOnTwoDaemonsDownloadsOnce has two daemons deploy the recipe at the same moment, cold.
+func TestDeployOnTwoDaemonsDownloadsOnce(t *testing.T) {
 	lab := newMissionLab(t, hubtest.Options{})
 	hosts := []swarmHost{lab.host(t), lab.host(t)}
 	var both sync.WaitGroup
@@ -232,9 +232,9 @@ func TestMissionTwoDaemonsAtOnce(t *testing.T) {
 	}
 }
 
-// TestDockerFallsBackToHub pulls by a daemon that reaches Docker Hub, too, while hubcache is
+// TestDaemonFallsBackWhenHubcacheCannotPull pulls by a daemon that reaches Docker Hub, too, while hubcache is
 // of no use: the pull must succeed, and soon.
-func TestDockerFallsBackToHub(t *testing.T) {
+func TestDaemonFallsBackWhenHubcacheCannotPull(t *testing.T) {
 	lab := newMissionLab(t, hubtest.Options{})
 	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Mirrors: []string{lab.cache.URL},
 		Env: []string{"HTTPS_PROXY=" + lab.proxy.URL, "SSL_CERT_FILE=" + lab.ca, "NO_PROXY=" + lab.network.Addr.String()}})

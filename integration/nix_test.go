@@ -125,7 +125,7 @@ func nixComplaint(err error) string {
 	return err.Error()
 }
 
-func TestNixParses(t *testing.T) {
+func TestNixFilesParse(t *testing.T) {
 	var files []string
 	for _, dir := range []string{"nix", "packaging", "integration/testdata/nix"} {
 		err := filepath.WalkDir(filepath.Join(nixRoot, dir), func(path string, _ fs.DirEntry, err error) error {
@@ -149,9 +149,9 @@ func TestNixParses(t *testing.T) {
 	}
 }
 
-// TestNixModule states, for configurations as users write them, what the module makes of
-// them besides units (which TestNixUnits compares).
-func TestNixModule(t *testing.T) {
+// TestNixModuleMakesSettings states, for configurations as users write them, what the module makes of
+// them besides units (which TestNixUnitsAreGolden compares).
+func TestNixModuleMakesSettings(t *testing.T) {
 	type want struct {
 		refusal, warning, failure string // a phrase; "" is none
 		mirrors                   []string
@@ -242,9 +242,9 @@ func nixPhrase(t *testing.T, what string, texts []string, phrase string) {
 	}
 }
 
-// TestNixExamples checks that both examples hand the token to systemd, and that a new one
+// TestNixExamplesHandTokenToSystemd checks that both examples hand the token to systemd, and that a new one
 // restarts the service in agenix's (sops-nix does it by restartUnits).
-func TestNixExamples(t *testing.T) {
+func TestNixExamplesHandTokenToSystemd(t *testing.T) {
 	for name, want := range map[string][]string{
 		"sops":   {"LoadCredential=dockerhub-pat:/run/secrets/dockerhub-pat"},
 		"agenix": {"LoadCredential=dockerhub-pat:/run/agenix/dockerhub-pat", "dockerhub-pat.age"},
@@ -258,9 +258,9 @@ func TestNixExamples(t *testing.T) {
 	}
 }
 
-// TestNixSettingsChecked runs what the module runs when a system is built: a wrong
+// TestNixBuildStopsAtWrongSetting runs what the module runs when a system is built: a wrong
 // setting stops the build with its name.
-func TestNixSettingsChecked(t *testing.T) {
+func TestNixBuildStopsAtWrongSetting(t *testing.T) {
 	program := nixHubcache(t)
 	for name, complaint := range map[string]string{
 		"minimal": "", "full": "", "credential": "", "ownListen": "",
@@ -312,9 +312,9 @@ func nixHubcache(t *testing.T) string {
 	return path
 }
 
-// TestNixUnits compares the rendered units with testdata/nix/golden. After a change that
-// is meant: go test -tags integration ./integration -run TestNixUnits -nix.update
-func TestNixUnits(t *testing.T) {
+// TestNixUnitsAreGolden compares the rendered units with testdata/nix/golden. After a change that
+// is meant: go test -tags integration ./integration -run TestNixUnitsAreGolden -nix.update
+func TestNixUnitsAreGolden(t *testing.T) {
 	for name, lib := range nixLibs() {
 		for _, c := range []string{"minimal", "full", "prune"} {
 			t.Run(name+"/"+c, func(t *testing.T) {
@@ -369,9 +369,9 @@ func nixCompareUnits(t *testing.T, dir string, units map[string]string) {
 	}
 }
 
-// TestNixPackagingUnits fails when packaging/systemd is not what nix/units.nix says; then
+// TestNixPackagingUnitsAreRendered fails when packaging/systemd is not what nix/units.nix says; then
 // run nix/render-units.
-func TestNixPackagingUnits(t *testing.T) {
+func TestNixPackagingUnitsAreRendered(t *testing.T) {
 	var units map[string]string
 	out := nixRun(t, nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json", filepath.Join(nixRoot, "nix/packaging.nix")))
 	if err := json.Unmarshal([]byte(out), &units); err != nil {
@@ -380,9 +380,9 @@ func TestNixPackagingUnits(t *testing.T) {
 	nixCompareUnits(t, filepath.Join(nixRoot, "packaging/systemd"), units)
 }
 
-// TestNixHolds checks that a member of the group can hold off a prune, that nobody else
+// TestNixHoldIsForTheGroup checks that a member of the group can hold off a prune, that nobody else
 // can, and that no member can replace the lock that others wait for.
-func TestNixHolds(t *testing.T) {
+func TestNixHoldIsForTheGroup(t *testing.T) {
 	e := mustNixEvaluate(t, "prune")
 	if !slices.Contains(e.Groups, "hubcache") {
 		t.Errorf("no group hubcache in %v", e.Groups)
@@ -400,8 +400,8 @@ func TestNixHolds(t *testing.T) {
 	}
 }
 
-// TestNixSystemdAccepts has systemd read the units, and grade the service's isolation.
-func TestNixSystemdAccepts(t *testing.T) {
+// TestNixUnitsAreAcceptedBySystemd has systemd read the units, and grade the service's isolation.
+func TestNixUnitsAreAcceptedBySystemd(t *testing.T) {
 	analyze := nixProgram(t, "systemd-analyze", "systemd")
 	for _, c := range []string{"minimal", "full", "prune", "credential"} {
 		t.Run(c, func(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestNixFlake evaluates every output of the flake against the stub of nixpkgs.
-func TestNixFlake(t *testing.T) {
+// TestNixFlakeEvaluates evaluates every output of the flake against the stub of nixpkgs.
+func TestNixFlakeEvaluates(t *testing.T) {
 	root, err := filepath.Abs(nixRoot)
 	if err != nil {
 		t.Fatal(err)
@@ -60,9 +60,9 @@ func nixFlakeSource(t *testing.T, root string) string {
 	return dir
 }
 
-// TestNixSource fails when Go code is in a directory that nix/package.nix leaves out:
+// TestNixSourceHasAllGoCode fails when Go code is in a directory that nix/package.nix leaves out:
 // buildGoModule would vendor for less than nix/update-vendor-hash does.
-func TestNixSource(t *testing.T) {
+func TestNixSourceHasAllGoCode(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(nixRoot, "nix/package.nix"))
 	if err != nil {
 		t.Fatal(err)
@@ -85,8 +85,8 @@ func TestNixSource(t *testing.T) {
 	}
 }
 
-// TestNixVendorHash fails when go.mod has changed since nix/update-vendor-hash was run.
-func TestNixVendorHash(t *testing.T) {
+// TestNixVendorHashIsCurrent fails when go.mod has changed since nix/update-vendor-hash was run.
+func TestNixVendorHashIsCurrent(t *testing.T) {
 	nixProgram(t, "nix", "nix-bin")
 	hash := strings.TrimSpace(nixRun(t, exec.Command(filepath.Join(nixRoot, "nix/update-vendor-hash"), "--print")))
 	b, err := os.ReadFile(filepath.Join(nixRoot, "nix/package.nix"))

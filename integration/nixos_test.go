@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// TestNixBoot boots a host with the units, configuration and files that the module
+// TestNixHostServesPulls boots a host with the units, configuration and files that the module
 // renders for the case "boot", and does with it what nix/nixos-test.nix does with the
 // machines that can't be booted without nixpkgs.
-func TestNixBoot(t *testing.T) {
+func TestNixHostServesPulls(t *testing.T) {
 	const token = "dckr_pat_of_the_test"
 	h := nixBoot(t, nixPrograms(t))
 	h.serveHub(token, "3x4MiB")
@@ -136,9 +136,9 @@ func TestNixBoot(t *testing.T) {
 	})
 }
 
-// TestNixBootElsewhere boots a host whose cache is in a directory of the owner's choice,
+// TestNixHostWithOwnFolderAndPort boots a host whose cache is in a directory of the owner's choice,
 // kept by a static user, and whose port is one that only root may open.
-func TestNixBootElsewhere(t *testing.T) {
+func TestNixHostWithOwnFolderAndPort(t *testing.T) {
 	h := nixBoot(t, nixPrograms(t))
 	nixDeploy(t, h, mustNixEvaluate(t, "bootElsewhere"), "unused")
 	h.run("curl", "-fsS", "http://127.0.0.1/v2/")

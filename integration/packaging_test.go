@@ -27,8 +27,8 @@ import (
 // packagingVersion is the version that the tests build.
 const packagingVersion = "1.2.3"
 
-// TestPackaging builds what `make dist` does, once, and looks at each part.
-func TestPackaging(t *testing.T) {
+// TestPackagesAreReproducibleAndRun builds what `make dist` does, once, and looks at each part.
+func TestPackagesAreReproducibleAndRun(t *testing.T) {
 	for program, debianPackage := range map[string]string{
 		"dpkg-deb": "dpkg", "jq": "jq", "git": "git", "tar": "tar", "xz": "xz-utils", "update-ca-certificates": "ca-certificates",
 	} {

@@ -9,8 +9,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestPodmanPulls pulls and runs with podman, which has hubcache as a registries.conf mirror.
-func TestPodmanPulls(t *testing.T) {
+// TestPodmanPullsFromHubOnce pulls and runs with podman, which has hubcache as a registries.conf mirror.
+func TestPodmanPullsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	c := newContainersClient(t, s)

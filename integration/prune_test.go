@@ -301,9 +301,9 @@ func TestPruneUnderPressure(t *testing.T) {
 	})
 }
 
-// TestPruneTagged: a base image that nothing uses is kept for its tag alone,
+// TestPruneKeepsTaggedImagesUnlessTold: a base image that nothing uses is kept for its tag alone,
 // and goes only with --tagged, when its repository has a newer one.
-func TestPruneTagged(t *testing.T) {
+func TestPruneKeepsTaggedImagesUnlessTold(t *testing.T) {
 	h := newPruneHost(t)
 	old, newer := h.registry.tag(h.registry.add(t, "base", time.Now().Add(-time.Hour)), "1"), h.registry.tag(h.registry.add(t, "base", time.Now()), "2")
 	h.daemon.Docker("pull", "-q", old)

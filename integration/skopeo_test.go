@@ -13,9 +13,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestSkopeoCopies copies images with all that belongs to them, through a registries.conf
+// TestSkopeoCopiesFromHubOnce copies images with all that belongs to them, through a registries.conf
 // mirror, and compares what arrived.
-func TestSkopeoCopies(t *testing.T) {
+func TestSkopeoCopiesFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
 	c := newContainersClient(t, s)

@@ -133,9 +133,9 @@ func TestFiftyClientsOneDownload(t *testing.T) {
 	}
 }
 
-// TestFirstClientLeavesAnotherJoins has the client that began a download leave after a
+// TestDownloadGoesOnWithoutItsFirstClient has the client that began a download leave after a
 // tenth of it, and another one come when half is there.
-func TestFirstClientLeavesAnotherJoins(t *testing.T) {
+func TestDownloadGoesOnWithoutItsFirstClient(t *testing.T) {
 	hub := startHub(t, hubtest.Options{TotalBandwidth: stampedeSpeed})
 	s := startServer(t, serverOptions{Hub: hub})
 	blob := addBigBlob(t, hub, s, "1")

@@ -93,9 +93,9 @@ func jsonShape(path string, v any, shape map[string]bool) {
 	}
 }
 
-// TestStatsDocument looks at the document while a download is under way, so that no list
+// TestStatsDocumentIsStable looks at the document while a download is under way, so that no list
 // is empty and nothing null.
-func TestStatsDocument(t *testing.T) {
+func TestStatsDocumentIsStable(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Args: []string{"--budget", "3GiB"}})
 	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2<<20)})

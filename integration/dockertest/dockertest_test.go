@@ -16,9 +16,9 @@ import (
 	"github.com/hubcache/hubcache/integration/dockertest"
 )
 
-// TestDaemon shows the whole harness at once: a daemon that runs containers, keeps its
+// TestDaemonKeepsImagesAndLeavesNoFiles shows the whole harness at once: a daemon that runs containers, keeps its
 // images over a restart, and leaves nothing behind.
-func TestDaemon(t *testing.T) {
+func TestDaemonKeepsImagesAndLeavesNoFiles(t *testing.T) {
 	var dir string
 	t.Run("life", func(t *testing.T) {
 		d := dockertest.Start(t, dockertest.Options{})
@@ -37,9 +37,9 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
-// TestMirror shows that a daemon on a Network asks a mirror that the test serves, and
+// TestDaemonPullsFromItsMirrorAlone shows that a daemon on a Network asks a mirror that the test serves, and
 // that it can reach nothing else.
-func TestMirror(t *testing.T) {
+func TestDaemonPullsFromItsMirrorAlone(t *testing.T) {
 	network := dockertest.NewNetwork(t)
 	var mu sync.Mutex
 	var paths []string
@@ -68,8 +68,8 @@ func TestMirror(t *testing.T) {
 	}
 }
 
-// TestSwarm shows that two daemons of one test can each be a swarm and run a service.
-func TestSwarm(t *testing.T) {
+// TestDaemonsAreSeparateSwarms shows that two daemons of one test can each be a swarm and run a service.
+func TestDaemonsAreSeparateSwarms(t *testing.T) {
 	for range 2 {
 		d := dockertest.Start(t, dockertest.Options{})
 		d.SwarmInit()

@@ -66,8 +66,8 @@ func survivors(c policy, ids ...int) (n int) {
 	return n
 }
 
-// TestScan: what was used twice outlives a scan of ten times the budget, but not with LRU.
-func TestScan(t *testing.T) {
+// TestPopularBlobsSurviveScan: what was used twice outlives a scan of ten times the budget, but not with LRU.
+func TestPopularBlobsSurviveScan(t *testing.T) {
 	want := map[string]int{"LRU by blob": 0, "image-aware LRU": 0}
 	for _, p := range policies {
 		c := p.make(100)
@@ -94,8 +94,8 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// TestImageAware: a base that clients have already is kept by the images that need it.
-func TestImageAware(t *testing.T) {
+// TestImageAwareKeepsSharedBase: a base that clients have already is kept by the images that need it.
+func TestImageAwareKeepsSharedBase(t *testing.T) {
 	for _, p := range policies[:2] {
 		c := p.make(10)
 		c.get(blob{1, 1})
@@ -109,8 +109,8 @@ func TestImageAware(t *testing.T) {
 	}
 }
 
-// TestSieve follows the hand.
-func TestSieve(t *testing.T) {
+// TestSievePassesOverUsedBlobs follows the hand.
+func TestSievePassesOverUsedBlobs(t *testing.T) {
 	c := newSieve(false)(3)
 	survivors(c, 1, 2, 3, 1)
 	c.get(blob{4, 1}) // 1 is passed over, 2 leaves
@@ -120,8 +120,8 @@ func TestSieve(t *testing.T) {
 	}
 }
 
-// TestGhost: what comes back soon after it left S3-FIFO's small queue goes to the main one.
-func TestGhost(t *testing.T) {
+// TestS3FIFOPromotesReturningBlobs: what comes back soon after it left S3-FIFO's small queue goes to the main one.
+func TestS3FIFOPromotesReturningBlobs(t *testing.T) {
 	c := newS3FIFO(10).(*s3fifo)
 	for id := range 11 {
 		c.get(blob{id, 1})
@@ -135,7 +135,7 @@ func TestGhost(t *testing.T) {
 	}
 }
 
-func TestTracesRepeat(t *testing.T) {
+func TestTracesAreReproducible(t *testing.T) {
 	o := sites[1].traceOptions.withDefaults()
 	o.days, o.seed = 3, 7
 	a, b := generate(o), generate(o)

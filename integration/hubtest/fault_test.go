@@ -112,9 +112,9 @@ func (o outcome) broken(n int, err error) bool {
 	return o.err == nil && errors.Is(o.answer.err, err) && bytes.Equal(o.body, o.want[:n])
 }
 
-// TestFaults plays every kind of fault to a plain client, once over sockets and once in
+// TestFaultsAreAlikeOverSocketsAndInMemory plays every kind of fault to a plain client, once over sockets and once in
 // memory, and expects the same of both; the request after it goes well.
-func TestFaults(t *testing.T) {
+func TestFaultsAreAlikeOverSocketsAndInMemory(t *testing.T) {
 	for name, row := range faults {
 		t.Run(name, func(t *testing.T) {
 			onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
@@ -164,9 +164,9 @@ func faulty(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) (c *client, pa
 	return c, "blobs/" + layer.String(), want
 }
 
-// TestHangAndStall checks the faults that last: until the client gives up, and until they
+// TestHangAndStallEndWhenReleased checks the faults that last: until the client gives up, and until they
 // are released.
-func TestHangAndStall(t *testing.T) {
+func TestHangAndStallEndWhenReleased(t *testing.T) {
 	for name, fault := range map[string]hubtest.Fault{"hang": hubtest.Hang(), "stall": hubtest.StallAfter(50_000)} {
 		t.Run(name, func(t *testing.T) {
 			onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
@@ -214,8 +214,8 @@ func TestCloseEndsHangs(t *testing.T) {
 	})
 }
 
-// TestMatch checks which of several requests a rule fires for.
-func TestMatch(t *testing.T) {
+// TestRulesFireForTheirRequests checks which of several requests a rule fires for.
+func TestRulesFireForTheirRequests(t *testing.T) {
 	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, _ := faulty(t, hub, rt)
 		hub.Inject(hubtest.Match{Face: hubtest.CDN, Repository: "library/*", Skip: 1, Times: 2}, hubtest.Status(500, ""))
@@ -237,8 +237,8 @@ func TestMatch(t *testing.T) {
 	})
 }
 
-// TestChance checks that a rule fires for about its share, and the same ones on every run.
-func TestChance(t *testing.T) {
+// TestChanceIsReproducible checks that a rule fires for about its share, and the same ones on every run.
+func TestChanceIsReproducible(t *testing.T) {
 	hits := func() []int {
 		var statuses []int
 		synctest.Test(t, func(t *testing.T) {
@@ -264,8 +264,8 @@ func TestChance(t *testing.T) {
 	}
 }
 
-// TestClockSkew checks that the Hub's dates are off while its tokens work.
-func TestClockSkew(t *testing.T) {
+// TestClockSkewChangesDatesOnly checks that the Hub's dates are off while its tokens work.
+func TestClockSkewChangesDatesOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{ClockSkew: -time.Hour})
 		defer hub.Close()

@@ -20,7 +20,7 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-func TestQuota(t *testing.T) {
+func TestQuotaIsCountedPerSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{
 			AnonymousLimit: 2,
@@ -91,7 +91,7 @@ func access(t *testing.T, token string) (string, bool) {
 	return string(raw), ok
 }
 
-func TestPrivateRepositories(t *testing.T) {
+func TestPrivateRepositoriesAreHidden(t *testing.T) {
 	onBoth(t, hubtest.Options{Accounts: []hubtest.Account{
 		{Username: "alice", PAT: "a", Private: []string{"alice/*"}}, {Username: "bob", PAT: "b"},
 	}}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
@@ -155,7 +155,7 @@ func tokenStatus(t *testing.T, hub *hubtest.Hub, user, pat, scope string) (int, 
 	return a.StatusCode, string(a.body)
 }
 
-func TestTokens(t *testing.T) {
+func TestTokensAreCheckedAndExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{Accounts: []hubtest.Account{{Username: "alice", PAT: "a"}}})
 		defer hub.Close()
@@ -198,7 +198,7 @@ func TestTokens(t *testing.T) {
 	})
 }
 
-func TestSignedURLs(t *testing.T) {
+func TestSignedURLsAreCheckedAndExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{URLLifetime: 2 * time.Second})
 		defer hub.Close()
@@ -226,7 +226,7 @@ func TestSignedURLs(t *testing.T) {
 	})
 }
 
-func TestRanges(t *testing.T) {
+func TestRangesFollowTheRFC(t *testing.T) {
 	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, want := faulty(t, hub, rt)
 		for header, row := range map[string]struct{ status, from, to int }{
@@ -251,8 +251,8 @@ func TestRanges(t *testing.T) {
 	})
 }
 
-// TestPace checks latency and bandwidth on a clock that only the Hub moves.
-func TestPace(t *testing.T) {
+// TestLatencyAndBandwidthAreExact checks latency and bandwidth on a clock that only the Hub moves.
+func TestLatencyAndBandwidthAreExact(t *testing.T) {
 	took := func(t *testing.T, o hubtest.Options, clients int) time.Duration {
 		var d time.Duration
 		synctest.Test(t, func(t *testing.T) {
@@ -325,7 +325,7 @@ func TestLedgerCountsWhatWasSent(t *testing.T) {
 	})
 }
 
-func TestUnknownHost(t *testing.T) {
+func TestTransportRefusesUnknownHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{})
 		c := newClient(t, "http://nowhere.test", hub.Transport())
@@ -341,7 +341,7 @@ func TestUnknownHost(t *testing.T) {
 	})
 }
 
-func TestAddHost(t *testing.T) {
+func TestTransportReachesAddedHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{})
 		defer hub.Close()
@@ -393,8 +393,8 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// TestTLS pulls under the real names, whose addresses only the dialer knows.
-func TestTLS(t *testing.T) {
+// TestDialContextReachesRealNamesByTLS pulls under the real names, whose addresses only the dialer knows.
+func TestDialContextReachesRealNamesByTLS(t *testing.T) {
 	hub := hubtest.New(hubtest.Options{
 		TLS: true, RegistryName: "registry-1.docker.io", TokenName: "auth.docker.io", CDNName: "production.cloudflare.docker.com",
 	})

@@ -18,9 +18,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestImageShapes checks what kinds of images there are, and that every descriptor in them
+// TestImagesHaveTheShapeAskedFor checks what kinds of images there are, and that every descriptor in them
 // leads to the bytes it promises.
-func TestImageShapes(t *testing.T) {
+func TestImagesHaveTheShapeAskedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := hubtest.New(hubtest.Options{AnonymousLimit: hubtest.Unlimited})
 		defer hub.Close()
@@ -65,8 +65,8 @@ func TestImageShapes(t *testing.T) {
 	})
 }
 
-// TestAttestations checks the marks by which Docker tells an attestation from a platform.
-func TestAttestations(t *testing.T) {
+// TestAttestationsAreMarked checks the marks by which Docker tells an attestation from a platform.
+func TestAttestationsAreMarked(t *testing.T) {
 	img := hubtest.New(hubtest.Options{}).AddImage("a/b", "1", hubtest.ImageSpec{Attestations: true})
 	var index ocispec.Index
 	if err := json.Unmarshal(img.Bytes, &index); err != nil || len(index.Manifests) != 2 {
@@ -147,7 +147,7 @@ func TestImagesAreReproducible(t *testing.T) {
 	}
 }
 
-func TestTagsMoveAndGo(t *testing.T) {
+func TestTagsCanBeMovedAndDeleted(t *testing.T) {
 	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		one := hub.AddImage("a/b", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 10)})
 		two := hub.AddImage("a/b", "2", hubtest.ImageSpec{Layers: hubtest.Layers(1, 10)})
@@ -182,7 +182,7 @@ func TestTagsMoveAndGo(t *testing.T) {
 	})
 }
 
-func TestReferrers(t *testing.T) {
+func TestReferrersAreListed(t *testing.T) {
 	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		img := hub.AddImage("a/b", "1", hubtest.ImageSpec{})
 		doc, _ := json.Marshal(map[string]any{
@@ -243,8 +243,8 @@ func FuzzLayerReadAt(f *testing.F) {
 	})
 }
 
-// TestGzip checks that a manifest is compressed only when allowed and asked for.
-func TestGzip(t *testing.T) {
+// TestGzipOnlyWhenAllowedAndAccepted checks that a manifest is compressed only when allowed and asked for.
+func TestGzipOnlyWhenAllowedAndAccepted(t *testing.T) {
 	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		img := hub.AddImage("a/b", "1", hubtest.ImageSpec{})
 		c := newClient(t, hub.RegistryURL(), rt)

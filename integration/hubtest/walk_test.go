@@ -137,7 +137,7 @@ func onBoth(t *testing.T, o hubtest.Options, test func(*testing.T, *hubtest.Hub,
 	})
 }
 
-func TestPullWalk(t *testing.T) {
+func TestPullIsInTheLedger(t *testing.T) {
 	onBoth(t, hubtest.Options{Accounts: []hubtest.Account{{Username: "alice", PAT: "secret"}}},
 		func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 			img := hub.AddImage("library/redis", "7", hubtest.ImageSpec{

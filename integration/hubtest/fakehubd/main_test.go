@@ -14,8 +14,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestRun starts the program, asks it for a challenge and its ledger, and stops it.
-func TestRun(t *testing.T) {
+// TestServesUntilStopped starts the program, asks it for a challenge and its ledger, and stops it.
+func TestServesUntilStopped(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	pat := filepath.Join(t.TempDir(), "pat")
@@ -80,7 +80,7 @@ func get(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
-func TestUsage(t *testing.T) {
+func TestWrongUsageIsReported(t *testing.T) {
 	for _, args := range []string{"--nonsense", "word", "--username alice", "--image big=1x1", "--ca-file x", "--account-limit 0"} {
 		if err := run(t.Context(), strings.Fields(args), io.Discard, io.Discard); !errors.Is(err, errUsage) {
 			t.Errorf("%s: %v", args, err)
