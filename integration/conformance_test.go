@@ -17,12 +17,12 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// conformanceSuite is the distribution specification's own suite. It has no releases.
+// conformanceSuite is the test suite of the distribution specification. It has no releases.
 const conformanceSuite = "github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111"
 
 var buildConformance = sync.OnceValues(func() (string, error) {
 	cmd := exec.Command("go", "install", conformanceSuite)
-	cmd.Dir = labDir // outside of this module
+	cmd.Dir = labDir // outside of this module, whose go.mod would apply
 	cmd.Env = append(os.Environ(), "GOBIN="+labDir, "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", &exec.Error{Name: conformanceSuite + ": " + string(out), Err: err}
@@ -30,8 +30,8 @@ var buildConformance = sync.OnceValues(func() (string, error) {
 	return filepath.Join(labDir, "conformance"), nil
 })
 
-// TestConformance runs the suite in read-only mode on an empty cache and on the full one.
-// It looks at no bodies; other tests do.
+// TestConformance runs the suite in read-only mode with an empty cache and again with the filled
+// one. The suite does not check bodies; other tests do.
 func TestConformance(t *testing.T) {
 	suite, err := buildConformance()
 	if err != nil {
@@ -62,7 +62,7 @@ func TestConformance(t *testing.T) {
 		return conformanceResults(t, cmd)
 	}
 	cold := run()
-	// Each item by HEAD and GET, the tag list, referrers, and what must not be there.
+	// Each item by HEAD and by GET, the list of tags, referrers, and items that must not exist.
 	if got, least := len(cold), 2*(2+len(manifests)+len(blobs))+6; got < least {
 		t.Errorf("%d checks passed, want %d or more:\n%s", got, least, strings.Join(cold, "\n"))
 	}
@@ -83,11 +83,11 @@ func addReferrer(t *testing.T, hub *hubtest.Hub, of *hubtest.Image) {
 	hub.AddManifest(of.Repository, "", m.MediaType, b)
 }
 
-// conformanceResults runs the suite and returns the checks that passed. One that failed
-// fails the test.
+// conformanceResults runs the suite and returns the checks that passed. The test fails if one
+// has failed.
 //
-// The exit status says nothing: in read-only mode the suite panics over its second report,
-// results.yaml. The first, on standard output, is whole by then.
+// It ignores the exit status: in read-only mode the suite panics when it writes its second
+// report, results.yaml. The first report, on standard output, is complete by then.
 func conformanceResults(t *testing.T, suite *exec.Cmd) (passed []string) {
 	t.Helper()
 	out, err := suite.Output()

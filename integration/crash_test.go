@@ -19,16 +19,16 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// crashRounds is how often the server is killed: 200 times with HUBCACHE_SOAK.
-func crashRounds() int {
+// killRounds is how often the server is killed: 20 times, or 200 with HUBCACHE_SOAK.
+func killRounds() int {
 	if os.Getenv("HUBCACHE_SOAK") != "" {
 		return 200
 	}
 	return 20
 }
 
-// crashDamages are what befalls index.db between a kill and the next start.
-var crashDamages = []struct {
+// indexDamages are what happens to index.db between a kill and the next start.
+var indexDamages = []struct {
 	name   string
 	damage func(path string, size int64) error
 }{
@@ -52,18 +52,18 @@ var crashDamages = []struct {
 	}},
 }
 
-// crashLoad is what goes on when the server is killed: 8 clients pull from a catalogue
-// that is larger than the budget, tags move, and one image is in use all the time.
-type crashLoad struct {
+// killLoad is the load under which the server is killed: 8 clients pull from a catalogue that is
+// larger than the budget, a tag moves, and one image is in use all the time.
+type killLoad struct {
 	t      *testing.T
 	hub    *hubtest.Hub
 	images []*hubtest.Image
 	steady *hubtest.Image
-	wrong  sync.Map // errors that must not be
+	wrong  sync.Map // errors that must not happen: wrong bytes
 }
 
-// run pulls until ctx ends. Connections break, that is the point; bytes are never wrong.
-func (l *crashLoad) run(ctx context.Context, base string) {
+// run pulls until ctx ends. Connections may break, but bytes must never be wrong.
+func (l *killLoad) run(ctx context.Context, base string) {
 	var clients sync.WaitGroup
 	loop := func(f func() error) {
 		clients.Go(func() {
@@ -93,68 +93,22 @@ func (l *crashLoad) run(ctx context.Context, base string) {
 	clients.Wait()
 }
 
-// crashIntact checks a data directory at rest: all that is in blobs/ has its digest.
-func crashIntact(t *testing.T, data string) {
-	t.Helper()
-	err := filepath.WalkDir(filepath.Join(data, "blobs"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if got, err := digest.SHA256.FromReader(f); err != nil || got.Encoded() != d.Name() {
-			t.Errorf("%s has digest %s, %v", path, got, err)
-		}
-		fi, err := f.Stat()
-		if err == nil && fi.Mode().Perm() != 0o400 {
-			t.Errorf("%s has mode %o", path, fi.Mode().Perm())
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-// crashAccounted compares the books with the disk. A partial's state beside it, of some
-// hundred bytes, isn't counted.
-func crashAccounted(t *testing.T, s *server) {
-	t.Helper()
-	var booked, onDisk int64
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		booked, onDisk = s.Stats().Store.Bytes, cacheSize(t, s.Data)
-		states, _ := filepath.Glob(filepath.Join(s.Data, "ingest", "*.json"))
-		for _, path := range states {
-			if fi, err := os.Stat(path); err == nil {
-				onDisk -= fi.Size()
-			}
-		}
-		if booked == onDisk {
-			return
-		}
-	}
-	t.Errorf("store.bytes is %d, on disk are %d", booked, onDisk)
-}
-
-// TestKillLosesNothingCommitted kills the server in the middle of its work, damages the index
-// every other time, and looks at what the next start makes of it.
+// TestKillLosesNothingCommitted kills the server at random moments under load, and damages the
+// index every other time. After the next start, what was committed must be served while the Hub
+// is down.
 func TestKillLosesNothingCommitted(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, TotalBandwidth: 15 << 20})
-	l := &crashLoad{t: t, hub: hub, steady: hub.AddImage("library/steady", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20), Index: true})}
-	for i := range 40 { // small enough for what is on its way at one time to leave room for the steady one
-
+	l := &killLoad{t: t, hub: hub, steady: hub.AddImage("library/steady", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20), Index: true})}
+	for i := range 40 { // so small that all downloads at one time leave room for the steady image
 		l.images = append(l.images, hub.AddImage("library/app", fmt.Sprint(i), hubtest.ImageSpec{Layers: hubtest.Layers(2, int64(200<<10)<<(i%4))}))
 	}
 	s := startServer(t, serverOptions{Hub: hub, Args: []string{"--budget", "40MiB", "--min-free", "1MiB"}})
 	if err := pullImage(t.Context(), s.URL, l.steady, ""); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(1500 * time.Millisecond) // its tag is in repos/
+	time.Sleep(1500 * time.Millisecond) // until its tag is written to repos/
 	slowest := time.Duration(0)
-	for round := range crashRounds() {
+	for round := range killRounds() {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { l.run(ctx, s.URL); close(done) }()
@@ -162,42 +116,43 @@ func TestKillLosesNothingCommitted(t *testing.T) {
 		s.Kill()
 		cancel()
 		<-done
-		crashIntact(t, s.Data)
-		damage := crashDamages[round%len(crashDamages)]
+		checkBlobsIntact(t, s.Data)
+		damage := indexDamages[round%len(indexDamages)]
 		index := filepath.Join(s.Data, "index.db")
 		if fi, err := os.Stat(index); err != nil {
 			t.Fatal(err)
 		} else if err := damage.damage(index, fi.Size()); err != nil {
 			t.Fatal(err)
 		}
-		rule := hub.Inject(hubtest.Match{}, hubtest.Reset()) // the Hub is dead
+		rule := hub.Inject(hubtest.Match{}, hubtest.Reset()) // the Hub is down
 		start := time.Now()
 		s.Start()
 		slowest = max(slowest, time.Since(start))
 		if err := pullImage(t.Context(), s.URL, l.steady, ""); err != nil {
 			t.Errorf("round %d, index %s: a cached pull: %v", round, damage.name, err)
 		}
-		crashAccounted(t, s)
+		checkAccountedWithPartials(t, s)
 		rule.Remove()
 		if t.Failed() {
 			t.Fatalf("round %d, index %s", round, damage.name)
 		}
 	}
 	l.wrong.Range(func(err, _ any) bool { t.Error(err); return true })
-	t.Logf("%d rounds, slowest start %s", crashRounds(), slowest)
-	if slowest > 6*time.Second { // three times the promise, on a busy machine
+	t.Logf("%d rounds, slowest start %s", killRounds(), slowest)
+	if slowest > 6*time.Second { // three times what is promised, as the machine is busy
 		t.Errorf("a start took %s", slowest)
 	}
 	if err := pullImage(t.Context(), s.URL, l.images[5], ""); err != nil {
-		t.Errorf("after all that: %v", err)
+		t.Errorf("a pull after the last round: %v", err)
 	}
 }
 
-// TestKillKeepsPartialDownload: what had arrived of a large blob isn't fetched again.
+// TestKillKeepsPartialDownload checks that a download that a kill has interrupted goes on where
+// it was.
 func TestKillKeepsPartialDownload(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Bandwidth: 4 << 20})
 	const size = 48 << 20
-	img, layer := diskImage(hub, "large", size)
+	img, layer := addLayerImage(hub, "large", size)
 	s := startServer(t, serverOptions{Hub: hub})
 	if _, err := request(t.Context(), "GET", s.URL+"/v2/"+img.Repository+"/manifests/"+img.Tag); err != nil {
 		t.Fatal(err)
@@ -206,14 +161,14 @@ func TestKillKeepsPartialDownload(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		diskRead(ctx, s, hub, img.Repository, layer.Digest, 0, nil)
+		readBlob(ctx, s, hub, img.Repository, layer.Digest, 0, nil)
 	}()
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if in := s.Stats().Inflight; len(in) > 0 && in[0].Received > size/2 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("it does not arrive: %+v", s.Stats().Inflight)
+			t.Fatalf("half of the blob has not arrived within 15 s: %+v", s.Stats().Inflight)
 		}
 	}
 	s.Kill()
@@ -221,12 +176,12 @@ func TestKillKeepsPartialDownload(t *testing.T) {
 	<-done
 	hub.ResetLedger()
 	s.Start()
-	crashAccounted(t, s)
-	if err := diskRead(t.Context(), s, hub, img.Repository, layer.Digest, 0, nil); err != nil {
+	checkAccountedWithPartials(t, s)
+	if err := readBlob(t.Context(), s, hub, img.Repository, layer.Digest, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	ledger := hub.Ledger()
-	// A second's bytes of six connections, or 16 MiB, may be fetched twice.
+	// The bytes of one second over six connections, or 16 MiB, may be fetched twice.
 	if n := ledger.BlobBytes(); n > size/2+26<<20 || n == 0 {
 		t.Errorf("%d of %d bytes were fetched after the crash:\n%s", n, size, ledger)
 	}
@@ -234,19 +189,20 @@ func TestKillKeepsPartialDownload(t *testing.T) {
 		t.Errorf("%d requests without Range:\n%s", n, ledger)
 	}
 	waitIdle(t, s)
-	crashIntact(t, s.Data)
+	checkBlobsIntact(t, s.Data)
 	checkAccounted(t, s)
 }
 
-// TestKillLeavesNoFileThatOthersCanRead: nobody but the owner can read what the server leaves.
+// TestKillLeavesNoFileThatOthersCanRead checks the modes of all files and folders that a killed
+// server leaves.
 func TestKillLeavesNoFileThatOthersCanRead(t *testing.T) {
 	hub := startHub(t, hubtest.Options{Bandwidth: 4 << 20})
-	img, layer := diskImage(hub, "app", 20<<20)
+	img, layer := addLayerImage(hub, "app", 20<<20)
 	s := startServer(t, serverOptions{Hub: hub})
 	get(t, s.URL+"/v2/"+img.Repository+"/manifests/"+img.Tag)
 	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 	defer cancel()
-	diskRead(ctx, s, hub, img.Repository, layer.Digest, 0, func(int64) {})
+	readBlob(ctx, s, hub, img.Repository, layer.Digest, 0, func(int64) {})
 	s.Kill()
 	seen := map[string]bool{}
 	err := filepath.WalkDir(s.Data, func(path string, d fs.DirEntry, err error) error {
@@ -268,7 +224,7 @@ func TestKillLeavesNoFileThatOthersCanRead(t *testing.T) {
 		}
 		seen[top] = true
 		if top == "ingest" && fi.Mode().Perm() == 0o400 {
-			want = 0o400 // on its way into blobs/
+			want = 0o400 // verified, and about to be moved into blobs/
 		}
 		if fi.Mode().Perm() != want {
 			t.Errorf("%s has mode %o instead of %o", rel, fi.Mode().Perm(), want)
@@ -280,7 +236,7 @@ func TestKillLeavesNoFileThatOthersCanRead(t *testing.T) {
 	}
 	for _, top := range []string{"blobs", "ingest", "repos", "index.db"} {
 		if !seen[top] {
-			t.Errorf("no %s to look at", top)
+			t.Errorf("there is no %s", top)
 		}
 	}
 }

@@ -21,21 +21,21 @@ import (
 
 var (
 	demo    = flag.Bool("demo", false, "TestDemo: five runs instead of one, with progress on the terminal")
-	demoDoc = flag.String("demo.doc", "", "TestDemo: put the table into this `file`, between its two markers")
+	demoDoc = flag.String("demo.doc", "", "TestDemo: write the table into this `file`, between its two markers")
 )
 
 // demoMarker is the line before and after the table in the document.
 const demoMarker = "<!-- written by make demo -->\n"
 
-// demoWay is one way to deploy the recipe, and what it took.
+// demoWay is one way to deploy the recipe, with its measurements.
 type demoWay struct {
 	name  string
 	times []time.Duration
-	bytes int64 // from Docker Hub, of one run
-	pulls int   // counted against the quota, of one run
+	bytes int64 // from Docker Hub in one run
+	pulls int   // counted against the quota in one run
 }
 
-// row is the way's line of the table.
+// row is the line of the table for this way.
 func (w *demoWay) row() string {
 	times := slices.Sorted(slices.Values(w.times))
 	seconds := func(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
@@ -47,16 +47,16 @@ func (w *demoWay) median() time.Duration {
 	return slices.Sorted(slices.Values(w.times))[len(w.times)/2]
 }
 
-// demoRun measures ways to deploy one recipe on two hosts: one that has hubcache as its
-// mirror, and one that goes to Docker Hub itself.
+// demoRun measures ways to deploy one recipe on two hosts: one has hubcache as its mirror, and
+// the other pulls from Docker Hub itself.
 type demoRun struct {
-	*missionLab
+	*deployLab
 	t                  *testing.T
 	mirrored, plain    swarmHost
 	direct, cold, warm demoWay
 }
 
-// measure deploys and books what it took.
+// measure deploys the recipe and records what it took.
 func (d *demoRun) measure(w *demoWay, h swarmHost) {
 	d.t.Helper()
 	d.hub.ResetLedger()
@@ -64,39 +64,40 @@ func (d *demoRun) measure(w *demoWay, h swarmHost) {
 	took := h.deploy(d.recipe)
 	w.times = append(w.times, took)
 	w.bytes, w.pulls = d.hub.Ledger().BlobBytes(), d.hub.Used("")+d.hub.Used(labUser)-used
-	say("  %-26s %5.1f s, %8s from Docker Hub, %d pulls counted\n", w.name, took.Seconds(), units.HumanSize(float64(w.bytes)), w.pulls)
+	progress("  %-26s %5.1f s, %8s from Docker Hub, %d pulls counted\n", w.name, took.Seconds(), units.HumanSize(float64(w.bytes)), w.pulls)
 }
 
-// say tells somebody who watches the demo.
-func say(format string, args ...any) {
+// progress prints to the terminal when the demo was requested with -demo.
+func progress(format string, args ...any) {
 	if *demo {
 		fmt.Fprintf(os.Stderr, format, args...)
 	}
 }
 
-// TestDemo measures the deploy of a recipe without hubcache, through an empty hubcache, and
-// after its images were pruned from the host. `make demo` runs it five times and shows it.
+// TestDemo measures how long a deploy takes without hubcache, with an empty hubcache, and with
+// hubcache after the images were pruned from the host. `make demo` runs it five times and prints
+// the results.
 func TestDemo(t *testing.T) {
 	runs := 1
 	if *demo {
 		runs = 5
 	}
-	say("Starting a Docker Hub of our own, hubcache, and two Docker hosts.\n")
-	d := &demoRun{missionLab: newMissionLab(t, hubtest.Options{}), t: t}
+	progress("Starting a fake Docker Hub, hubcache and two Docker hosts.\n")
+	d := &demoRun{deployLab: newDeployLab(t, hubtest.Options{}), t: t}
 	d.direct.name, d.cold.name, d.warm.name = "without hubcache", "hubcache, empty", "hubcache, images pruned"
 	d.mirrored, d.plain = d.host(t), d.plainHost(t)
 	for run := range runs {
-		say("\nRun %d of %d: docker stack deploy\n", run+1, runs)
+		progress("\nRun %d of %d: docker stack deploy\n", run+1, runs)
 		d.once()
 	}
 	table := d.table()
-	say("\n%s", table)
+	progress("\n%s", table)
 	if *demoDoc != "" {
 		writeDemoTable(t, *demoDoc, table)
 	}
 }
 
-// once deploys in each way, and prunes after it.
+// once deploys in each way, with a prune after each.
 func (d *demoRun) once() {
 	d.t.Helper()
 	d.measure(&d.direct, d.plain)
@@ -107,20 +108,20 @@ func (d *demoRun) once() {
 	d.mirrored.remove(imagePrune...)
 	d.measure(&d.warm, d.mirrored)
 	if again := upstreamGETs(d.hub); len(again) > 0 {
-		d.t.Errorf("after a prune the Hub was asked for\n%s", again)
+		d.t.Errorf("after a prune these requests reached the Hub:\n%s", again)
 	}
 	d.mirrored.remove(systemPrune...)
 }
 
-// plainHost is a daemon that knows no mirror and reaches Docker Hub.
-func (lab *missionLab) plainHost(t *testing.T) swarmHost {
+// plainHost starts a daemon that has no mirror and can reach Docker Hub.
+func (lab *deployLab) plainHost(t *testing.T) swarmHost {
 	t.Helper()
 	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Env: []string{"HTTPS_PROXY=" + lab.proxy.URL, "SSL_CERT_FILE=" + lab.ca}})
 	d.SwarmInit()
 	return swarmHost{d, t}
 }
 
-// table is what was measured, as Markdown that can be read on a terminal.
+// table is the results as a Markdown table that is readable on a terminal too.
 func (d *demoRun) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Seconds from `docker stack deploy` until all 3 services run: %d images, %d layers, %s; Docker Hub %v away, %s/s a connection; Docker %s on %d CPUs; %d runs.\n\n",
@@ -137,7 +138,7 @@ func (d *demoRun) table() string {
 	return b.String()
 }
 
-// writeDemoTable puts the table between the markers of a document.
+// writeDemoTable replaces the text between the markers of a document by the table.
 func writeDemoTable(t *testing.T, path, table string) {
 	t.Helper()
 	doc, err := os.ReadFile(path)
@@ -146,7 +147,7 @@ func writeDemoTable(t *testing.T, path, table string) {
 	}
 	parts := bytes.Split(doc, []byte(demoMarker))
 	if len(parts) != 3 {
-		t.Fatalf("%s does not have the line %q twice", path, strings.TrimSpace(demoMarker))
+		t.Fatalf("%s must have the line %q twice", path, strings.TrimSpace(demoMarker))
 	}
 	parts[1] = []byte("\n" + table + "\n")
 	if err := os.WriteFile(path, bytes.Join(parts, []byte(demoMarker)), 0o644); err != nil {

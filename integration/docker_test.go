@@ -16,14 +16,14 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// startDaemon starts a dockerd that has the server as its mirror and no other way out.
+// startDaemon starts a dockerd that has the server as its mirror and can reach nothing else.
 func startDaemon(t testing.TB, network *dockertest.Network, mirror *server) *dockertest.Daemon {
 	t.Helper()
-	return dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{mirror.URL}, Env: shutProxy(mirror)})
+	return dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{mirror.URL}, Env: deadProxy(mirror)})
 }
 
-// TestDockerPullsFromHubOnce is what hubcache is for: an image that was pulled once, and
-// then lost to a prune, comes from the local disk.
+// TestDockerPullsFromHubOnce checks the purpose of hubcache: an image that was pulled once and
+// then pruned comes from the local disk.
 func TestDockerPullsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
@@ -41,7 +41,7 @@ func TestDockerPullsFromHubOnce(t *testing.T) {
 			}
 			checkRuns(t, d, byTag)
 			if got := d.Docker("image", "inspect", "--format", "{{index .RepoDigests 0}}", byTag); got != byDigest {
-				t.Errorf("docker knows it as %s, upstream as %s", got, byDigest)
+				t.Errorf("docker has the digest %s, upstream %s", got, byDigest)
 			}
 			for _, reference := range []string{byTag, byDigest} {
 				d.Docker("rmi", byTag)
@@ -72,8 +72,8 @@ func checkRuns(t *testing.T, d *dockertest.Daemon, image string) {
 	}
 }
 
-// checkUpstreamBytes compares every manifest and blob that the server answers with the
-// Hub's: bytes, media type, digest, and that HEAD says the same.
+// checkUpstreamBytes checks that all manifests and blobs that the server sends are equal to
+// the Hub's, with the same media types and digests, and that HEAD has the same headers.
 func checkUpstreamBytes(t *testing.T, s *server, img *hubtest.Image) {
 	t.Helper()
 	if err := pullImage(t.Context(), s.URL, img, ""); err != nil {
@@ -93,8 +93,8 @@ func checkUpstreamBytes(t *testing.T, s *server, img *hubtest.Image) {
 	}
 }
 
-// TestDockerPullsAllTags pulls a repository with all of its tags, whose list comes through
-// hubcache, too.
+// TestDockerPullsAllTags pulls a repository with all of its tags. The list of tags comes
+// through hubcache too.
 func TestDockerPullsAllTags(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
@@ -109,8 +109,8 @@ func TestDockerPullsAllTags(t *testing.T) {
 	}
 }
 
-// TestDockerPullGoesOnAfterInterrupt ends `docker pull` in the middle of a layer. hubcache goes on,
-// and the next pull costs nothing more.
+// TestDockerPullGoesOnAfterInterrupt ends `docker pull` in the middle of a layer. hubcache goes
+// on with the download, and no byte is fetched twice.
 func TestDockerPullGoesOnAfterInterrupt(t *testing.T) {
 	hub := startHub(t, hubtest.Options{TotalBandwidth: 10 << 20})
 	network := dockertest.NewNetwork(t)
@@ -123,7 +123,7 @@ func TestDockerPullGoesOnAfterInterrupt(t *testing.T) {
 	}
 	for start := time.Now(); hub.Ledger().BlobBytes() < 4<<20; time.Sleep(10 * time.Millisecond) {
 		if time.Since(start) > 20*time.Second {
-			t.Fatal("the pull does not begin")
+			t.Fatal("the Hub has not sent 4 MiB within 20 s")
 		}
 	}
 	_ = pull.Process.Kill() // dockerd ends the pull with its client
@@ -135,14 +135,15 @@ func TestDockerPullGoesOnAfterInterrupt(t *testing.T) {
 	}
 }
 
-// TestDockerBuildsFromHubOnce builds on a base image that comes through hubcache, by the classic builder
-// and by the BuildKit in dockerd. That of 20.10 asks every mirror but a loopback one by https,
-// unless insecure-registries has its URL, "http://" and all: the bare host:port won't do.
+// TestDockerBuildsFromHubOnce builds from a base image that comes through hubcache, with the
+// classic builder and with the BuildKit in dockerd. BuildKit in Docker 20.10 requests https from
+// every mirror that is not loopback, unless insecure-registries contains the mirror's whole URL
+// with "http://"; host:port alone is not enough.
 func TestDockerBuildsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	network := dockertest.NewNetwork(t)
 	s := startServer(t, serverOptions{Hub: hub, Host: network.Addr.String()})
-	d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{s.URL}, Env: shutProxy(s),
+	d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{s.URL}, Env: deadProxy(s),
 		Config: map[string]any{"insecure-registries": []string{s.URL}}})
 	for name, buildkit := range map[string]string{"classic": "0", "buildkit": "1"} {
 		t.Run(name, func(t *testing.T) {
@@ -153,7 +154,7 @@ func TestDockerBuildsFromHubOnce(t *testing.T) {
 				if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+name+":1\nCOPY Dockerfile /\n"), 0o644); err != nil {
 					t.Fatal(err)
 				}
-				// Debian's client, as others may have no BuildKit without a plugin.
+				// Debian's client: others may need a plugin for BuildKit.
 				cmd := exec.Command("/usr/bin/docker", "build", "--no-cache", "--tag", "built:"+name, dir)
 				cmd.Env = append(d.Env(), "DOCKER_BUILDKIT="+buildkit)
 				runCommand(t, cmd)

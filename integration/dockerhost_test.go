@@ -16,8 +16,9 @@ import (
 	"github.com/hubcache/hubcache/integration/dockertest"
 )
 
-// TestWatchReplaysWhatItMissed: with a real daemon, a watcher that is restarted replays what it
-// missed and takes it for no gap; when the daemon is restarted, every image counts as used.
+// TestWatchReplaysWhatItMissed checks with a real daemon that a watcher that is restarted
+// replays the events that it missed, and that no image counts as used because of that. When the
+// daemon is restarted, events are lost, and every image must count as used.
 func TestWatchReplaysWhatItMissed(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{})
 	d.ImportBusybox("lab/used:1", "used")
@@ -36,7 +37,7 @@ func TestWatchReplaysWhatItMissed(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Second) // it has connected and recorded
+		time.Sleep(2 * time.Second) // until it has connected and recorded the images
 		return func() {
 			_ = cmd.Process.Signal(syscall.SIGTERM)
 			if err := cmd.Wait(); err != nil {
@@ -75,22 +76,22 @@ func TestWatchReplaysWhatItMissed(t *testing.T) {
 	d.Docker("run", "--rm", "--network=none", "lab/used:1", "/bin/true")
 	stop = watch()
 	if at := lastUse("lab/used:1"); at.Before(missed) {
-		t.Errorf("the run that was missed is not on record: last use %v, run after %v", at, missed)
+		t.Errorf("the run that the watcher missed is not recorded: last use %v, run after %v", at, missed)
 	}
 	if at := lastUse("lab/idle:1"); at.After(missed) {
-		t.Errorf("an idle image counts as used at %v: the restart was taken for a gap", at)
+		t.Errorf("an idle image counts as used at %v because the watcher was restarted", at)
 	}
 	restarted := time.Now()
 	d.Restart()
-	time.Sleep(4 * time.Second) // the watcher comes back
+	time.Sleep(4 * time.Second) // until the watcher has connected again
 	stop()
 	if at := lastUse("lab/idle:1"); at.Before(restarted) {
-		t.Errorf("the daemon was restarted at %v, and the image's last use is %v: a gap is no use", restarted, at)
+		t.Errorf("the daemon was restarted at %v, and the idle image does not count as used since: last use %v", restarted, at)
 	}
 }
 
-// TestSetupConfiguresDaemonAndUndoesIt: what docker setup writes is what a real daemon takes, and what it
-// takes back is gone.
+// TestSetupConfiguresDaemonAndUndoesIt checks that a real daemon accepts what docker setup
+// writes, and that nothing is left of it after an undo.
 func TestSetupConfiguresDaemonAndUndoesIt(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{Config: map[string]any{"labels": []string{"kept=yes"}}})
 	config := filepath.Join(t.TempDir(), "config.yaml")
@@ -100,7 +101,7 @@ func TestSetupConfiguresDaemonAndUndoesIt(t *testing.T) {
 	mirrors := func() string { return d.Docker("info", "--format", "{{.RegistryConfig.Mirrors}} {{.Labels}}") }
 	setup := func(how string, want string) {
 		t.Helper()
-		// The daemon has process IDs of its own here, so it can't be told by its pid file.
+		// The daemon is in another PID namespace, so setup can't signal it by its pid file.
 		out, err := exec.Command(hubcacheProgram(t), "--config", config, "docker", "setup", how, "--mirror", "http://127.0.0.1:5000",
 			"--daemon-json", d.ConfigFile, "--certs-dir", t.TempDir(), "--docker-pidfile", "/does/not/exist").CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "systemctl reload docker") {
@@ -114,6 +115,6 @@ func TestSetupConfiguresDaemonAndUndoesIt(t *testing.T) {
 		}
 	}
 	setup("--apply", "[http://127.0.0.1:5000/] [kept=yes]")
-	d.Restart() // it starts with that file, too
+	d.Restart() // it must also start with that file
 	setup("--undo", "[] [kept=yes]")
 }

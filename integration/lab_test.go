@@ -18,14 +18,14 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// The account that hubcache has at the fake Hub. The token is looked for in whatever
-// hubcache writes, so it looks like nothing else.
+// The account that hubcache has at the fake Hub. Tests search for the token in all that
+// hubcache writes, so it must not look like anything else.
 const (
 	labUser = "alice"
 	labPAT  = "dckr_pat_Zx81-Integration-qT7w"
 )
 
-// labDir is the directory that lasts as long as the tests: of the built programs.
+// labDir is the folder of the built programs. TestMain removes it.
 var labDir string
 
 func TestMain(m *testing.M) {
@@ -39,8 +39,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// program finds a program, in sbin too, or fails the test with the Debian package that
-// has it.
+// program returns the path of a program, which may be in sbin. If it is missing, it fails the
+// test and names the Debian package.
 func program(t testing.TB, name, debianPackage string) string {
 	t.Helper()
 	if path, err := exec.LookPath(name); err == nil {
@@ -68,8 +68,8 @@ var buildHubcache = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// hubcacheProgram is the real program, built once for all tests; HUBCACHE_PROGRAM names
-// another one to test, such as one built with the race detector.
+// hubcacheProgram returns the path of hubcache, built once for all tests. HUBCACHE_PROGRAM may
+// name another one to test, such as one built with the race detector.
 func hubcacheProgram(t testing.TB) string {
 	t.Helper()
 	path, err := buildHubcache()
@@ -79,9 +79,9 @@ func hubcacheProgram(t testing.TB) string {
 	return path
 }
 
-// startHub starts a fake Hub on loopback sockets, where labUser has an account unless the
-// options name others. It ends with the test, and fails it when a client did what none
-// may do.
+// startHub starts a fake Hub on loopback sockets, with the account labUser unless the options
+// name others. It is closed at the end of the test. The test fails if a client made a request
+// that no well-behaved client makes.
 func startHub(t testing.TB, o hubtest.Options) *hubtest.Hub {
 	t.Helper()
 	if o.Accounts == nil {
@@ -94,41 +94,42 @@ func startHub(t testing.TB, o hubtest.Options) *hubtest.Hub {
 	t.Cleanup(func() {
 		hub.Close()
 		for _, v := range hub.Violations() {
-			t.Errorf("at the Hub: %s", v)
+			t.Errorf("the Hub reports a violation: %s", v)
 		}
 	})
 	return hub
 }
 
-// serverOptions says how a server is started. Hub or Upstream must be set.
+// serverOptions says how to start a server. Hub or Upstream must be set.
 type serverOptions struct {
 	Hub       *hubtest.Hub
 	Upstream  string   // URL; "" is the Hub's
-	Host      string   // address that the pull listener is on; "" is 127.0.0.1
-	Data      string   // data directory; "" is a temporary one
+	Host      string   // address of the pull listener; "" is 127.0.0.1
+	Data      string   // data folder; "" is a temporary one
 	Anonymous bool     // without the account
-	Args      []string // more flags of serve; a later flag wins
+	Args      []string // more flags of serve, which override those of the lab
 	Env       []string // more environment
 }
 
-// server is a `hubcache serve` in a process of its own. Its methods are for the test's
+// server is a process that runs `hubcache serve`. Its methods must be called from the test's
 // goroutine.
 type server struct {
 	Addr  string // host:port of the pull listener; the same after a restart
 	URL   string // of the pull listener, without a slash at the end
 	Admin string // host:port of the admin listener
-	Data  string // data directory
+	Data  string // data folder
 	PID   int    // of the process, while it runs
 
 	t       testing.TB
 	options serverOptions
-	dir     string // log and password
+	dir     string // folder of log and password
 	cmd     *exec.Cmd
 	exited  chan struct{}
 }
 
-// startServer starts a server, logging all there is to log, and waits until it answers.
-// It is stopped when the test ends; then its log is looked through for what must not be there.
+// startServer starts a server that logs at level debug, and waits until it answers. At the end
+// of the test it is stopped, and its log must contain neither the access token nor a race or
+// panic.
 func startServer(t testing.TB, o serverOptions) *server {
 	t.Helper()
 	if o.Host == "" {
@@ -148,9 +149,9 @@ func startServer(t testing.TB, o serverOptions) *server {
 	}
 	t.Cleanup(func() {
 		s.Stop()
-		for _, evil := range []string{labPAT, "DATA RACE", "panic: "} {
-			if strings.Contains(s.Log(), evil) {
-				t.Errorf("there is %q in hubcache's log", evil)
+		for _, forbidden := range []string{labPAT, "DATA RACE", "panic: "} {
+			if strings.Contains(s.Log(), forbidden) {
+				t.Errorf("hubcache's log contains %q", forbidden)
 			}
 		}
 		if t.Failed() {
@@ -172,7 +173,7 @@ func (s *server) args() []string {
 	return append(args, s.options.Args...)
 }
 
-// Start starts the server after a Stop or Kill: same addresses, same data.
+// Start starts the server after Stop or Kill, with the same addresses and data.
 func (s *server) Start() {
 	s.t.Helper()
 	log, err := os.OpenFile(s.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -204,7 +205,7 @@ func (s *server) waitReady() {
 		}
 		select {
 		case <-s.exited:
-			s.t.Fatalf("hubcache ended at once:\n%s", lastLines(s.Log(), 30))
+			s.t.Fatalf("hubcache ended before it was ready:\n%s", lastLines(s.Log(), 30))
 		default:
 		}
 		if time.Now().After(deadline) {
@@ -222,28 +223,28 @@ func (s *server) listens() bool {
 	return true
 }
 
-// Stop ends the server with SIGTERM and fails the test when it doesn't end well within
-// half a minute. Stopping a stopped server does nothing.
+// Stop sends the server SIGTERM. It fails the test if the server has not ended with status 0
+// after half a minute. Stopping a stopped server does nothing.
 func (s *server) Stop() {
 	s.t.Helper()
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // if it has ended, its exit status says more
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended, and then its status is checked
 	select {
 	case <-s.exited:
 		if code := s.cmd.ProcessState.ExitCode(); code != 0 {
-			s.t.Errorf("hubcache, told to stop, ended with status %d", code)
+			s.t.Errorf("hubcache ended with status %d after SIGTERM", code)
 		}
 	case <-time.After(30 * time.Second):
-		s.t.Error("hubcache, told to stop, did not")
+		s.t.Error("hubcache did not end within 30 s after SIGTERM")
 		_ = s.cmd.Process.Kill()
 		<-s.exited
 	}
 	s.cmd, s.PID = nil, 0
 }
 
-// Kill ends the server as a crash would.
+// Kill ends the server with SIGKILL, as a crash does.
 func (s *server) Kill() {
 	s.t.Helper()
 	_ = s.cmd.Process.Kill()
@@ -270,7 +271,7 @@ func (s *server) Empty() {
 
 func (s *server) logFile() string { return filepath.Join(s.dir, "log") }
 
-// Log is all that the server has written so far.
+// Log returns what the server has written so far.
 func (s *server) Log() string {
 	b, err := os.ReadFile(s.logFile())
 	if err != nil {
@@ -279,8 +280,7 @@ func (s *server) Log() string {
 	return string(b)
 }
 
-// Command runs a command of hubcache against this server and returns what it wrote to its
-// standard output.
+// Command runs a command of hubcache against this server and returns its standard output.
 func (s *server) Command(args ...string) string {
 	s.t.Helper()
 	cmd := exec.Command(hubcacheProgram(s.t), args...)
@@ -288,7 +288,7 @@ func (s *server) Command(args ...string) string {
 	return runCommand(s.t, cmd)
 }
 
-// freeAddr is host and a port that nobody listens on.
+// freeAddr returns host and a port on which nothing listens.
 func freeAddr(t testing.TB, host string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
@@ -299,8 +299,8 @@ func freeAddr(t testing.TB, host string) string {
 	return l.Addr().String()
 }
 
-// runCommand runs a program to its end and returns its standard output. A failure fails
-// the test with what the program said.
+// runCommand runs a program to its end and returns its standard output. If the program fails,
+// the test fails and shows its output.
 func runCommand(t testing.TB, cmd *exec.Cmd) string {
 	t.Helper()
 	var stderr strings.Builder

@@ -16,26 +16,16 @@ import (
 
 var nixUpdate = flag.Bool("nix.update", false, "write the golden units that the NixOS module renders")
 
-// nixRoot is the repository, seen from this directory.
-const nixRoot = ".."
+// repositoryRoot is the root of the repository, relative to this folder.
+const repositoryRoot = ".."
 
-// nixProgram finds a program that a test cannot do without.
-func nixProgram(t *testing.T, name, debianPackage string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Fatalf("%s is missing: apt-get install %s", name, debianPackage)
-	}
-	return path
-}
-
-// nixCommand is one of Nix's programs with a store of its own: no daemon, no build
-// users, nothing left behind.
+// nixCommand is one of Nix's programs with a store of its own. It uses no daemon and no build
+// users, and leaves nothing behind.
 func nixCommand(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(nixProgram(t, name, "nix-bin"), args...)
+	cmd := exec.Command(program(t, name, "nix-bin"), args...)
 	dir := t.TempDir()
-	// What is copied into a store is read-only, directories too.
+	// Files and folders in a store are read-only, so they could not be removed.
 	t.Cleanup(func() {
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
@@ -51,19 +41,7 @@ func nixCommand(t *testing.T, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// nixRun runs a command to its end and returns what it wrote to its standard output.
-func nixRun(t *testing.T, cmd *exec.Cmd) string {
-	t.Helper()
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s%s", strings.Join(cmd.Args, " "), err, out, stderr.String())
-	}
-	return string(out)
-}
-
-// nixEvaluation is what testdata/nix/harness.nix says of one configuration.
+// nixEvaluation is the result of testdata/nix/harness.nix for one configuration.
 type nixEvaluation struct {
 	Check    string
 	Warnings []string
@@ -80,8 +58,8 @@ type nixEvaluation struct {
 	}
 }
 
-// nixLibs are the libraries that the module is evaluated with, by name: the stub, and
-// nixpkgs' own where HUBCACHE_NIXPKGS_LIB is the lib directory of a checkout.
+// nixLibs are the libraries that the module is evaluated with, by name: the stub, and also
+// that of nixpkgs if HUBCACHE_NIXPKGS_LIB names the lib folder of a checkout.
 func nixLibs() map[string]string {
 	libs := map[string]string{"stub": "null"}
 	if dir := os.Getenv("HUBCACHE_NIXPKGS_LIB"); dir != "" {
@@ -90,8 +68,8 @@ func nixLibs() map[string]string {
 	return libs
 }
 
-// nixEvaluate evaluates one configuration of testdata/nix/cases.nix. The error is what
-// Nix said when it does not evaluate.
+// nixEvaluate evaluates one configuration of testdata/nix/cases.nix. If it does not evaluate,
+// the error has what Nix wrote.
 func nixEvaluate(t *testing.T, lib, name string) (nixEvaluation, error) {
 	t.Helper()
 	cmd := nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json",
@@ -107,18 +85,18 @@ func nixEvaluate(t *testing.T, lib, name string) (nixEvaluation, error) {
 	return e, nil
 }
 
-// mustNixEvaluate is nixEvaluate, with the stub, of a configuration that evaluates.
+// mustNixEvaluate evaluates with the stub a configuration that must evaluate.
 func mustNixEvaluate(t *testing.T, name string) nixEvaluation {
 	t.Helper()
 	e, err := nixEvaluate(t, "null", name)
 	if err != nil {
-		t.Fatalf("%s: %v", name, nixComplaint(err))
+		t.Fatalf("%s: %v", name, evaluationError(err))
 	}
 	return e
 }
 
-// nixComplaint is an error with what the program wrote about it.
-func nixComplaint(err error) string {
+// evaluationError is what the program wrote to standard error, if anything.
+func evaluationError(err error) string {
 	if exit, ok := err.(*exec.ExitError); ok {
 		return string(exit.Stderr)
 	}
@@ -128,7 +106,7 @@ func nixComplaint(err error) string {
 func TestNixFilesParse(t *testing.T) {
 	var files []string
 	for _, dir := range []string{"nix", "packaging", "integration/testdata/nix"} {
-		err := filepath.WalkDir(filepath.Join(nixRoot, dir), func(path string, _ fs.DirEntry, err error) error {
+		err := filepath.WalkDir(filepath.Join(repositoryRoot, dir), func(path string, _ fs.DirEntry, err error) error {
 			if strings.HasSuffix(path, ".nix") {
 				files = append(files, path)
 			}
@@ -138,7 +116,7 @@ func TestNixFilesParse(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	files = append(files, filepath.Join(nixRoot, "flake.nix"))
+	files = append(files, filepath.Join(repositoryRoot, "flake.nix"))
 	if len(files) < 10 {
 		t.Fatalf("only %d .nix files found", len(files))
 	}
@@ -149,8 +127,8 @@ func TestNixFilesParse(t *testing.T) {
 	}
 }
 
-// TestNixModuleMakesSettings states, for configurations as users write them, what the module makes of
-// them besides units (which TestNixUnitsAreGolden compares).
+// TestNixModuleMakesSettings checks what the module makes of configurations as users write
+// them, except for the units, which TestNixUnitsAreGolden compares.
 func TestNixModuleMakesSettings(t *testing.T) {
 	type want struct {
 		refusal, warning, failure string // a phrase; "" is none
@@ -192,20 +170,20 @@ func TestNixModuleMakesSettings(t *testing.T) {
 			t.Run(name+"/"+c, func(t *testing.T) {
 				e, err := nixEvaluate(t, lib, c)
 				if want.failure != "" {
-					if err == nil || !strings.Contains(nixComplaint(err), want.failure) {
+					if err == nil || !strings.Contains(evaluationError(err), want.failure) {
 						t.Fatalf("evaluation should fail with %q: %v", want.failure, err)
 					}
 					return
 				}
 				if err != nil {
-					t.Fatal(nixComplaint(err))
+					t.Fatal(evaluationError(err))
 				}
-				nixPhrase(t, "refusals", e.Refusals, want.refusal)
-				nixPhrase(t, "warnings", e.Warnings, want.warning)
+				checkPhrase(t, "refusals", e.Refusals, want.refusal)
+				checkPhrase(t, "warnings", e.Warnings, want.warning)
 				if !slices.Equal(e.Docker.Mirrors, want.mirrors) {
 					t.Errorf("registry-mirrors %v, want %v", e.Docker.Mirrors, want.mirrors)
 				}
-				nixHosts(t, e)
+				checkHostsFile(t, e)
 				if !slices.Equal(e.Ports, want.ports) {
 					t.Errorf("open ports %v, want %v", e.Ports, want.ports)
 				}
@@ -217,10 +195,10 @@ func TestNixModuleMakesSettings(t *testing.T) {
 	}
 }
 
-// nixHosts checks that a loopback mirror is named in hosts.toml too, without which newer
-// daemons don't verify Docker Hub's certificate, and that no other is: the file makes
-// them ignore other mirrors.
-func nixHosts(t *testing.T, e nixEvaluation) {
+// checkHostsFile checks that hosts.toml names a loopback mirror too, since newer daemons do not
+// verify Docker Hub's certificate without it. It must name no other mirror, since the file
+// makes daemons ignore all mirrors that it does not name.
+func checkHostsFile(t *testing.T, e nixEvaluation) {
 	t.Helper()
 	loopback := len(e.Docker.Mirrors) > 0 && (strings.Contains(e.Docker.Mirrors[0], "//127.") || strings.Contains(e.Docker.Mirrors[0], "//[::1]"))
 	if named := loopback && strings.Contains(e.Hosts, `[host."`+e.Docker.Mirrors[0]+`"]`); named != loopback || !loopback && e.Hosts != "" {
@@ -228,8 +206,9 @@ func nixHosts(t *testing.T, e nixEvaluation) {
 	}
 }
 
-// nixPhrase checks that texts is one text with the phrase, or none for "".
-func nixPhrase(t *testing.T, what string, texts []string, phrase string) {
+// checkPhrase checks that texts is one text that contains the phrase, or is empty if the
+// phrase is.
+func checkPhrase(t *testing.T, what string, texts []string, phrase string) {
 	t.Helper()
 	if phrase == "" {
 		if len(texts) != 0 {
@@ -242,8 +221,8 @@ func nixPhrase(t *testing.T, what string, texts []string, phrase string) {
 	}
 }
 
-// TestNixExamplesHandTokenToSystemd checks that both examples hand the token to systemd, and that a new one
-// restarts the service in agenix's (sops-nix does it by restartUnits).
+// TestNixExamplesHandTokenToSystemd checks that both examples hand the token to systemd, and
+// that with agenix a new token restarts the service. (sops-nix has restartUnits for this.)
 func TestNixExamplesHandTokenToSystemd(t *testing.T) {
 	for name, want := range map[string][]string{
 		"sops":   {"LoadCredential=dockerhub-pat:/run/secrets/dockerhub-pat"},
@@ -258,10 +237,10 @@ func TestNixExamplesHandTokenToSystemd(t *testing.T) {
 	}
 }
 
-// TestNixBuildStopsAtWrongSetting runs what the module runs when a system is built: a wrong
-// setting stops the build with its name.
+// TestNixBuildStopsAtWrongSetting runs what the module runs when a system is built. A wrong
+// setting must stop the build, and the message must name it.
 func TestNixBuildStopsAtWrongSetting(t *testing.T) {
-	program := nixHubcache(t)
+	program := hubcacheProgram(t)
 	for name, complaint := range map[string]string{
 		"minimal": "", "full": "", "credential": "", "ownListen": "",
 		"unknownSetting": "max_stail",
@@ -279,8 +258,8 @@ func TestNixBuildStopsAtWrongSetting(t *testing.T) {
 	}
 }
 
-// nixCheckSettings runs the module's build step in a shell, with the real program and
-// the real settings in the places of the store paths that it names.
+// nixCheckSettings runs the module's build step in a shell, with the paths of the real program
+// and the real settings instead of store paths.
 func nixCheckSettings(t *testing.T, program string, e nixEvaluation) (string, error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
@@ -288,39 +267,28 @@ func nixCheckSettings(t *testing.T, program string, e nixEvaluation) (string, er
 		t.Fatal(err)
 	}
 	const stored = "/nix/store/00000000000000000000000000000000-hubcache-config.yaml"
-	if !strings.Contains(e.Check, stored) || !strings.Contains(e.Check, nixStubProgram) {
-		t.Fatalf("the build step checks something else:\n%s", e.Check)
+	if !strings.Contains(e.Check, stored) || !strings.Contains(e.Check, stubProgram) {
+		t.Fatalf("the build step does not check the settings with the program:\n%s", e.Check)
 	}
-	script := strings.NewReplacer(nixStubProgram, program, stored, file).Replace(e.Check)
+	script := strings.NewReplacer(stubProgram, program, stored, file).Replace(e.Check)
 	cmd := exec.Command("bash", "-euc", script)
 	cmd.Env = append(os.Environ(), "out="+file+".checked")
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
-// nixStubProgram is where testdata/nix/harness.nix says that hubcache is.
-const nixStubProgram = "/hubcache/bin/hubcache"
+// stubProgram is the path of hubcache in testdata/nix/harness.nix.
+const stubProgram = "/hubcache/bin/hubcache"
 
-// nixHubcache builds the program.
-func nixHubcache(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "hubcache")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/hubcache")
-	cmd.Dir = nixRoot
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	nixRun(t, cmd)
-	return path
-}
-
-// TestNixUnitsAreGolden compares the rendered units with testdata/nix/golden. After a change that
-// is meant: go test -tags integration ./integration -run TestNixUnitsAreGolden -nix.update
+// TestNixUnitsAreGolden compares the rendered units with testdata/nix/golden. To accept a
+// change: go test -tags integration ./integration -run TestNixUnitsAreGolden -nix.update
 func TestNixUnitsAreGolden(t *testing.T) {
 	for name, lib := range nixLibs() {
 		for _, c := range []string{"minimal", "full", "prune"} {
 			t.Run(name+"/"+c, func(t *testing.T) {
 				e, err := nixEvaluate(t, lib, c)
 				if err != nil {
-					t.Fatal(nixComplaint(err))
+					t.Fatal(evaluationError(err))
 				}
 				dir := filepath.Join("testdata/nix/golden", c)
 				if *nixUpdate && name == "stub" {
@@ -332,7 +300,7 @@ func TestNixUnitsAreGolden(t *testing.T) {
 	}
 }
 
-// nixWriteUnits makes dir hold the units and nothing else.
+// nixWriteUnits replaces the content of dir by the units.
 func nixWriteUnits(t *testing.T, dir string, units map[string]string) {
 	t.Helper()
 	if err := os.RemoveAll(dir); err != nil {
@@ -356,7 +324,7 @@ func nixCompareUnits(t *testing.T, dir string, units map[string]string) {
 	}
 	for _, entry := range entries {
 		if _, ok := units[entry.Name()]; !ok {
-			t.Errorf("%s is no longer rendered", filepath.Join(dir, entry.Name()))
+			t.Errorf("%s is not rendered any more", filepath.Join(dir, entry.Name()))
 		}
 	}
 	for name, text := range units {
@@ -364,24 +332,24 @@ func nixCompareUnits(t *testing.T, dir string, units map[string]string) {
 		if err != nil {
 			t.Errorf("%v", err)
 		} else if string(golden) != text {
-			t.Errorf("%s differs from what is rendered now:\n%s", filepath.Join(dir, name), text)
+			t.Errorf("%s differs from the rendered unit:\n%s", filepath.Join(dir, name), text)
 		}
 	}
 }
 
-// TestNixPackagingUnitsAreRendered fails when packaging/systemd is not what nix/units.nix says; then
-// run nix/render-units.
+// TestNixPackagingUnitsAreRendered fails when packaging/systemd differs from nix/units.nix. Run
+// nix/render-units then.
 func TestNixPackagingUnitsAreRendered(t *testing.T) {
 	var units map[string]string
-	out := nixRun(t, nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json", filepath.Join(nixRoot, "nix/packaging.nix")))
+	out := runCommand(t, nixCommand(t, "nix-instantiate", "--eval", "--strict", "--json", filepath.Join(repositoryRoot, "nix/packaging.nix")))
 	if err := json.Unmarshal([]byte(out), &units); err != nil {
 		t.Fatal(err)
 	}
-	nixCompareUnits(t, filepath.Join(nixRoot, "packaging/systemd"), units)
+	nixCompareUnits(t, filepath.Join(repositoryRoot, "packaging/systemd"), units)
 }
 
-// TestNixHoldIsForTheGroup checks that a member of the group can hold off a prune, that nobody else
-// can, and that no member can replace the lock that others wait for.
+// TestNixHoldIsForTheGroup checks that members of the group and no other users can hold off a
+// prune, and that no member can replace the lock that others wait for.
 func TestNixHoldIsForTheGroup(t *testing.T) {
 	e := mustNixEvaluate(t, "prune")
 	if !slices.Contains(e.Groups, "hubcache") {
@@ -395,14 +363,15 @@ func TestNixHoldIsForTheGroup(t *testing.T) {
 			}
 		}
 		if len(e.Tmpfiles["hubcache"][path]) != 1 {
-			t.Errorf("%s is not made", path)
+			t.Errorf("no rule creates %s", path)
 		}
 	}
 }
 
-// TestNixUnitsAreAcceptedBySystemd has systemd read the units, and grade the service's isolation.
+// TestNixUnitsAreAcceptedBySystemd runs systemd-analyze on the units, and checks its rating of
+// the service's isolation.
 func TestNixUnitsAreAcceptedBySystemd(t *testing.T) {
-	analyze := nixProgram(t, "systemd-analyze", "systemd")
+	analyze := program(t, "systemd-analyze", "systemd")
 	for _, c := range []string{"minimal", "full", "prune", "credential"} {
 		t.Run(c, func(t *testing.T) {
 			e := mustNixEvaluate(t, c)
@@ -410,8 +379,8 @@ func TestNixUnitsAreAcceptedBySystemd(t *testing.T) {
 			args := []string{"verify", "--man=no", "--recursive-errors=no"}
 			for name, text := range e.Units {
 				file := filepath.Join(dir, name)
-				// systemd wants the command to exist.
-				text = strings.ReplaceAll(text, nixStubProgram, "/bin/true")
+				// systemd-analyze verify checks that the command exists.
+				text = strings.ReplaceAll(text, stubProgram, "/bin/true")
 				if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -421,7 +390,7 @@ func TestNixUnitsAreAcceptedBySystemd(t *testing.T) {
 			if err != nil || len(out) > 0 {
 				t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 			}
-			// The threshold is in tenths.
+			// The threshold is in tenths: 1.5.
 			out, err = exec.Command(analyze, "security", "--offline=true", "--threshold=15", filepath.Join(dir, "hubcache.service")).CombinedOutput()
 			if err != nil {
 				t.Errorf("systemd-analyze security: %v\n%s", err, out)

@@ -24,54 +24,54 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// packagingVersion is the version that the tests build.
-const packagingVersion = "1.2.3"
+// distVersion is the version that TestPackagesAreReproducibleAndRun builds.
+const distVersion = "1.2.3"
 
-// TestPackagesAreReproducibleAndRun builds what `make dist` does, once, and looks at each part.
+// TestPackagesAreReproducibleAndRun builds what `make dist` builds and checks each file.
 func TestPackagesAreReproducibleAndRun(t *testing.T) {
-	for program, debianPackage := range map[string]string{
+	for name, debianPackage := range map[string]string{
 		"dpkg-deb": "dpkg", "jq": "jq", "git": "git", "tar": "tar", "xz": "xz-utils", "update-ca-certificates": "ca-certificates",
 	} {
-		nixProgram(t, program, debianPackage)
+		program(t, name, debianPackage)
 	}
 	dist := t.TempDir()
-	packagingDist(t, dist)
-	name := filepath.Join(dist, "hubcache_"+packagingVersion)
-	t.Run("reproducible", func(t *testing.T) { packagingAgain(t, dist) })
-	t.Run("deb", func(t *testing.T) { packagingDeb(t, name+"_"+runtime.GOARCH+".deb") })
-	t.Run("sbom", func(t *testing.T) { packagingSBOM(t, name+".cdx.json") })
-	t.Run("image", func(t *testing.T) { packagingImage(t, name+"_"+runtime.GOARCH+".image.tar") })
-	t.Run("boot", func(t *testing.T) { packagingBoot(t, name+"_"+runtime.GOARCH+".deb") })
+	runDist(t, dist)
+	name := filepath.Join(dist, "hubcache_"+distVersion)
+	t.Run("reproducible", func(t *testing.T) { checkReproducible(t, dist) })
+	t.Run("deb", func(t *testing.T) { checkDeb(t, name+"_"+runtime.GOARCH+".deb") })
+	t.Run("sbom", func(t *testing.T) { checkSBOM(t, name+".cdx.json") })
+	t.Run("image", func(t *testing.T) { checkImage(t, name+"_"+runtime.GOARCH+".image.tar") })
+	t.Run("boot", func(t *testing.T) { checkInstalledPackage(t, name+"_"+runtime.GOARCH+".deb") })
 }
 
-// packagingDist runs packaging/dist for this machine's architecture.
-func packagingDist(t *testing.T, dir string) {
+// runDist runs packaging/dist for this machine's architecture.
+func runDist(t *testing.T, dir string) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(nixRoot, "packaging/dist"), runtime.GOARCH)
-	cmd.Env = append(os.Environ(), "VERSION=v"+packagingVersion, "DIST="+dir)
-	nixRun(t, cmd)
+	cmd := exec.Command(filepath.Join(repositoryRoot, "packaging/dist"), runtime.GOARCH)
+	cmd.Env = append(os.Environ(), "VERSION=v"+distVersion, "DIST="+dir)
+	runCommand(t, cmd)
 }
 
-// packagingAgain checks that building again gives the same, and that there are checksums
-// of everything.
-func packagingAgain(t *testing.T, dist string) {
+// checkReproducible checks that a second build has the same bytes, and that all files have
+// checksums.
+func checkReproducible(t *testing.T, dist string) {
 	again := t.TempDir()
-	packagingDist(t, again)
+	runDist(t, again)
 	sums := exec.Command("sha256sum", "--check", "--strict", filepath.Join(dist, "SHA256SUMS"))
 	sums.Dir = again
 	out, err := sums.CombinedOutput()
 	if err != nil {
-		t.Errorf("a second build is not the first: %s", out)
+		t.Errorf("a second build differs from the first: %s", out)
 	}
 	if files := strings.Count(string(out), ": OK"); files != 4 {
 		t.Errorf("checksums of %d files, want archive, package, image and SBOM:\n%s", files, out)
 	}
 }
 
-// packagingDeb looks into the Debian package.
-func packagingDeb(t *testing.T, deb string) {
+// checkDeb checks the files of the Debian package.
+func checkDeb(t *testing.T, deb string) {
 	root := t.TempDir()
-	nixRun(t, exec.Command("dpkg-deb", "--raw-extract", deb, root))
+	runCommand(t, exec.Command("dpkg-deb", "--raw-extract", deb, root))
 	for _, file := range []string{
 		"usr/bin/hubcache", "etc/hubcache/config.yaml", "lib/systemd/system/hubcache.service", "lib/systemd/system/hubcache-pull.socket",
 		"lib/systemd/system/hubcache-docker-prune.timer", "usr/lib/sysusers.d/hubcache.conf", "usr/lib/tmpfiles.d/hubcache.conf",
@@ -82,7 +82,7 @@ func packagingDeb(t *testing.T, deb string) {
 		}
 	}
 	program := filepath.Join(root, "usr/bin/hubcache")
-	if out := nixRun(t, exec.Command(program, "version")); !strings.Contains(out, packagingVersion) {
+	if out := runCommand(t, exec.Command(program, "version")); !strings.Contains(out, distVersion) {
 		t.Errorf("the packaged program is version %q", out)
 	}
 	binary, err := elf.Open(program)
@@ -95,12 +95,12 @@ func packagingDeb(t *testing.T, deb string) {
 			t.Error("the packaged program is not static")
 		}
 	}
-	nixRun(t, exec.Command(program, "config", "check", "--config", filepath.Join(root, "etc/hubcache/config.yaml")))
+	runCommand(t, exec.Command(program, "config", "check", "--config", filepath.Join(root, "etc/hubcache/config.yaml")))
 }
 
-// packagingSBOM checks that the SBOM names, in the version that go.mod has, what is
-// linked in, and nothing that isn't.
-func packagingSBOM(t *testing.T, file string) {
+// checkSBOM checks that the SBOM names linked modules with their version in go.mod, and no
+// module that only tests use.
+func checkSBOM(t *testing.T, file string) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +115,7 @@ func packagingSBOM(t *testing.T, file string) {
 	if err := json.Unmarshal(b, &sbom); err != nil {
 		t.Fatal(err)
 	}
-	if sbom.BOMFormat != "CycloneDX" || !strings.Contains(sbom.Metadata.Component.Name, "hubcache") || sbom.Metadata.Component.Version != "v"+packagingVersion {
+	if sbom.BOMFormat != "CycloneDX" || !strings.Contains(sbom.Metadata.Component.Name, "hubcache") || sbom.Metadata.Component.Version != "v"+distVersion {
 		t.Errorf("%s of %+v", sbom.BOMFormat, sbom.Metadata.Component)
 	}
 	have := map[string]string{}
@@ -123,20 +123,21 @@ func packagingSBOM(t *testing.T, file string) {
 		have[c.Name] = c.Version
 	}
 	list := exec.Command("go", "list", "-m", "-f", "{{.Version}}", "go.etcd.io/bbolt")
-	list.Dir = nixRoot
-	if want := strings.TrimSpace(nixRun(t, list)); have["go.etcd.io/bbolt"] != want {
+	list.Dir = repositoryRoot
+	if want := strings.TrimSpace(runCommand(t, list)); have["go.etcd.io/bbolt"] != want {
 		t.Errorf("bbolt %q, want %s", have["go.etcd.io/bbolt"], want)
 	}
-	// A module of the tests.
+	// Only tests use this module.
 	if version, ok := have["github.com/rogpeppe/go-internal"]; ok {
-		t.Errorf("go-internal %s is named and not linked in", version)
+		t.Errorf("the SBOM names go-internal %s, which is not linked in", version)
 	}
 }
 
-// packagingImage loads the image into Docker and runs it as the compose file does: not
-// root, nothing writable but the cache, no capability; healthy, and serving.
-func packagingImage(t *testing.T, archive string) {
-	packagingLayer(t, archive)
+// checkImage loads the image into Docker and runs it as the compose file says: not as root,
+// with nothing writable but the cache, and without capabilities. It must be healthy and serve
+// pulls.
+func checkImage(t *testing.T, archive string) {
+	checkImageLayer(t, archive)
 	network := dockertest.NewNetwork(t)
 	listen := net.JoinHostPort(network.Addr.String(), "0")
 	hub := hubtest.New(hubtest.Options{RegistryAddr: listen, TokenAddr: listen, CDNAddr: listen})
@@ -148,11 +149,11 @@ func packagingImage(t *testing.T, archive string) {
 
 	d := dockertest.Start(t, dockertest.Options{Network: network})
 	d.Docker("load", "--quiet", "--input", archive)
-	service := packagingCompose(t)
+	service := composeService(t)
 	if user := d.Docker("image", "inspect", "--format", "{{.Config.User}}", service.Image); user != "65532:65532" {
 		t.Errorf("%s runs as %q", service.Image, user)
 	}
-	args := append(packagingRun(service), "--network", "host", "--health-interval", "1s", "--env", "HUBCACHE_UPSTREAM="+hub.RegistryURL())
+	args := append(dockerRunArgs(service), "--network", "host", "--health-interval", "1s", "--env", "HUBCACHE_UPSTREAM="+hub.RegistryURL())
 	d.Docker(append(args, service.Image)...)
 	var health string
 	for range 60 {
@@ -164,7 +165,7 @@ func packagingImage(t *testing.T, archive string) {
 	if health != "healthy" {
 		t.Fatalf("the container is %s\n%s", health, d.Docker("inspect", "--format", "{{json .State}}", "hubcache"))
 	}
-	// The compose file's budget has reached the program.
+	// The program has the compose file's budget.
 	if stats := d.Docker("exec", "hubcache", "hubcache", "stats", "--json"); !strings.Contains(stats, "21474836480") {
 		t.Errorf("stats do not show a budget of %s: %s", *service.Environment["HUBCACHE_BUDGET"], stats)
 	}
@@ -180,8 +181,8 @@ func packagingImage(t *testing.T, archive string) {
 	}
 }
 
-// packagingRun is the docker command that starts a service of a compose file.
-func packagingRun(service types.ServiceConfig) []string {
+// dockerRunArgs are the arguments of docker that start a service of a compose file.
+func dockerRunArgs(service types.ServiceConfig) []string {
 	args := []string{"run", "--detach", "--name", service.Name}
 	for _, v := range service.Volumes {
 		args = append(args, "--volume", v.Source+":"+v.Target)
@@ -201,13 +202,14 @@ func packagingRun(service types.ServiceConfig) []string {
 	return args
 }
 
-// packagingLayer looks into the image's one layer for what container engines and TLS need.
-func packagingLayer(t *testing.T, archive string) {
+// checkImageLayer checks that the image's one layer has the files that container engines and
+// TLS need.
+func checkImageLayer(t *testing.T, archive string) {
 	t.Helper()
-	layer := nixRun(t, exec.Command("tar", "--extract", "--to-stdout", "--wildcards", "--file", archive, "*.tar"))
+	layer := runCommand(t, exec.Command("tar", "--extract", "--to-stdout", "--wildcards", "--file", archive, "*.tar"))
 	list := exec.Command("tar", "--list", "--verbose")
 	list.Stdin = strings.NewReader(layer)
-	files := strings.Split(nixRun(t, list), "\n")
+	files := strings.Split(runCommand(t, list), "\n")
 	for _, file := range []string{"./etc/passwd", "./etc/group", "./etc/ssl/certs/ca-certificates.crt"} {
 		regular := func(line string) bool { return strings.HasPrefix(line, "-") && strings.HasSuffix(line, " "+file) }
 		if !slices.ContainsFunc(files, regular) {
@@ -216,10 +218,10 @@ func packagingLayer(t *testing.T, archive string) {
 	}
 }
 
-// packagingCompose is the one service of packaging/compose.yaml.
-func packagingCompose(t *testing.T) types.ServiceConfig {
+// composeService is the one service of packaging/compose.yaml.
+func composeService(t *testing.T) types.ServiceConfig {
 	t.Helper()
-	options, err := cli.NewProjectOptions([]string{filepath.Join(nixRoot, "packaging/compose.yaml")}, cli.WithName("hubcache"))
+	options, err := cli.NewProjectOptions([]string{filepath.Join(repositoryRoot, "packaging/compose.yaml")}, cli.WithName("hubcache"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,23 +236,23 @@ func packagingCompose(t *testing.T) types.ServiceConfig {
 	return service
 }
 
-// packagingBoot installs the Debian package on a booted host, upgrades it under a
-// pull, and purges it.
-func packagingBoot(t *testing.T, deb string) {
+// checkInstalledPackage installs the Debian package on a booted host, pulls, upgrades the
+// package and purges it.
+func checkInstalledPackage(t *testing.T, deb string) {
 	const token = "dckr_pat_of_the_test"
-	programs := nixPrograms(t)
-	if err := nixCopy(filepath.Join(programs, "hubcache.deb"), deb); err != nil {
+	programs := buildPrograms(t)
+	if err := copyProgram(filepath.Join(programs, "hubcache.deb"), deb); err != nil {
 		t.Fatal(err)
 	}
-	h := nixBoot(t, programs)
+	h := bootHost(t, programs)
 	h.serveHub(token, "3x4MiB")
-	h.run("dpkg", "--install", nixShare+"/hubcache.deb")
+	h.run("dpkg", "--install", hostPrograms+"/hubcache.deb")
 	h.run("systemctl", "is-active", "hubcache.service", "hubcache-pull.socket", "hubcache-admin.socket")
 	if out, err := h.try("systemctl", "is-enabled", "hubcache-docker-prune.timer"); err == nil {
-		t.Errorf("prune is on without having been asked for: %s", out)
+		t.Errorf("the prune timer is enabled by default: %s", out)
 	}
 
-	// As the comments in config.yaml say.
+	// The comments in config.yaml say to do this.
 	h.write("/etc/credstore/dockerhub-pat", "0600", token)
 	h.shell(`sed -i 's/^#\(upstream:\|  [a-z_]*:\)/\1/; s|^upstream:|&\n  url: http://127.0.0.1:5100|' /etc/hubcache/config.yaml`)
 	h.run("hubcache", "config", "check")
@@ -264,7 +266,7 @@ func packagingBoot(t *testing.T, deb string) {
 	h.pullThroughRestarts("big:1")
 
 	pid := h.mainPID()
-	h.run("dpkg", "--install", nixShare+"/hubcache.deb")
+	h.run("dpkg", "--install", hostPrograms+"/hubcache.deb")
 	if h.mainPID() == pid {
 		t.Error("an upgrade left the old program running")
 	}
@@ -274,9 +276,9 @@ func packagingBoot(t *testing.T, deb string) {
 	h.run("dpkg", "--purge", "hubcache")
 	left := h.shell("ls -d /etc/hubcache /var/lib/hubcache* /var/lib/private/hubcache* /etc/systemd/system/*/hubcache* 2>/dev/null || true")
 	if left != "" {
-		t.Errorf("purged, and left behind:\n%s", left)
+		t.Errorf("a purge leaves these files:\n%s", left)
 	}
 	if out, err := h.try("curl", "-sS", "http://127.0.0.1:5000/v2/"); err == nil {
-		t.Errorf("purged, and still answering: %s", out)
+		t.Errorf("after a purge the server still answers: %s", out)
 	}
 }

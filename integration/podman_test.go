@@ -9,7 +9,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestPodmanPullsFromHubOnce pulls and runs with podman, which has hubcache as a registries.conf mirror.
+// TestPodmanPullsFromHubOnce pulls and runs images with podman, which has hubcache as a mirror
+// in registries.conf.
 func TestPodmanPullsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
@@ -27,7 +28,7 @@ func TestPodmanPullsFromHubOnce(t *testing.T) {
 		img := runnableImage(t, hub, "library/app", kind.name, 2, 1<<20, kind.spec)
 		for by, name := range map[string]string{"tag": "docker.io/library/app:" + kind.name, "digest": "docker.io/library/app@" + img.Digest.String()} {
 			t.Run(kind.name+"/"+by, func(t *testing.T) {
-				// The other one's pull must not help.
+				// Otherwise the pull by tag would serve the pull by digest.
 				s.Empty()
 				checkPullsOnce(t, hub, s, img,
 					func(t *testing.T) { run(t, "pull", "--signature-policy", policy, name) },

@@ -13,8 +13,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestSkopeoCopiesFromHubOnce copies images with all that belongs to them, through a registries.conf
-// mirror, and compares what arrived.
+// TestSkopeoCopiesFromHubOnce copies whole images with skopeo, which has hubcache as a mirror in
+// registries.conf, and compares the copies with what the Hub has.
 func TestSkopeoCopiesFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
@@ -41,7 +41,7 @@ func TestSkopeoCopiesFromHubOnce(t *testing.T) {
 	}
 }
 
-// checkCopy compares a dir: copy with what the Hub has.
+// checkCopy compares a copy in skopeo's dir: format with what the Hub has.
 func checkCopy(t *testing.T, dir string, img *hubtest.Image) {
 	t.Helper()
 	check := func(name string, want digest.Digest) {
@@ -50,11 +50,11 @@ func checkCopy(t *testing.T, dir string, img *hubtest.Image) {
 			t.Fatal(err)
 		}
 		if digest.FromBytes(b) != want {
-			t.Errorf("%s is not upstream's", name)
+			t.Errorf("%s differs from upstream's", name)
 		}
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "manifest.json")); err != nil || !bytes.Equal(b, img.Bytes) {
-		t.Errorf("manifest.json is not upstream's: %v", err)
+		t.Errorf("manifest.json differs from upstream's: %v", err)
 	}
 	if img.IsIndex {
 		for _, m := range img.Manifests {

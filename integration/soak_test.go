@@ -30,12 +30,12 @@ import (
 
 const (
 	soakClients = 200
-	soakSlow    = 10 // of them read 10 KB/s
+	soakSlow    = 10 // of them, how many read 10 KB/s
 	soakBudget  = 64 << 20
-	soakMemory  = 128 << 20 // resident, at the peak
+	soakMemory  = 128 << 20 // limit for the resident set
 )
 
-// soakFor is how long the load lasts: 10 minutes with HUBCACHE_SOAK.
+// soakFor is how long the load lasts: a minute, or 10 with HUBCACHE_SOAK.
 func soakFor() time.Duration {
 	if os.Getenv("HUBCACHE_SOAK") != "" {
 		return 10 * time.Minute
@@ -43,7 +43,7 @@ func soakFor() time.Duration {
 	return time.Minute
 }
 
-// soak is the load and what came of it.
+// soak is the load and its results.
 type soak struct {
 	hub    *hubtest.Hub
 	s      *server
@@ -51,16 +51,18 @@ type soak struct {
 	rules  []*hubtest.Rule
 
 	pulls, requests, disconnects, ranges atomic.Int64
-	unverified                           atomic.Int64 // closed ranges of a bad body, before it was known
+	unverified                           atomic.Int64 // closed ranges with wrong bytes, before their blob was verified
 
-	mu        sync.Mutex // guards what follows
-	wrong     []string   // bytes that were delivered and are others
+	mu        sync.Mutex // guards all below
+	wrong     []string   // wrong bytes that were delivered
 	failures  map[string]int
-	manifests []time.Duration // until the whole answer
-	firsts    []time.Duration // until the first byte of a blob
+	manifests []time.Duration // of the whole answer
+	firsts    []time.Duration // of the first byte of a blob
 }
 
-// TestSoak: 200 clients, a catalogue ten times the budget, and everything that can happen.
+// TestSoak has 200 clients pull from a catalogue that is ten times as large as the budget, with
+// faults, moving tags, slow clients, ranges and disconnects. It checks all bytes, and that memory,
+// files and goroutines stay bounded.
 func TestSoak(t *testing.T) {
 	k := &soak{failures: map[string]int{}, hub: startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Latency: 20 * time.Millisecond, Bandwidth: 20 << 20})}
 	total := int64(0)
@@ -90,14 +92,14 @@ func TestSoak(t *testing.T) {
 
 	k.hub.ClearFaults()
 	waitIdle(t, k.s)
-	crashAccounted(t, k.s)
+	checkAccountedWithPartials(t, k.s)
 	stats := k.s.Stats()
 	if stats.Store.Bytes > soakBudget || stats.Store.ReservedBytes != 0 {
 		t.Errorf("over the budget: %+v", stats.Store)
 	}
-	k.hub.Close() // ends the idle connections to it
+	k.hub.Close() // closes the server's idle connections to it
 	after := k.settle(t, before)
-	crashIntact(t, k.s.Data)
+	checkBlobsIntact(t, k.s.Data)
 	peak := most()
 	peak.rss = max(peak.rss, k.highWater(t))
 	t.Log("\n" + k.report(took, total, stats, before, peak, after))
@@ -108,11 +110,11 @@ func TestSoak(t *testing.T) {
 		t.Errorf("%d MiB resident", peak.rss>>20)
 	}
 	if k.pulls.Load() < int64(took.Seconds())*10 {
-		t.Errorf("only %d pulls went through", k.pulls.Load())
+		t.Errorf("only %d pulls succeeded", k.pulls.Load())
 	}
 }
 
-// inject makes one in a hundred upstream requests fail, each kind of fault in its share.
+// inject makes about one in a hundred upstream requests fail, with all kinds of faults.
 func (k *soak) inject() {
 	on := func(face hubtest.Face, chance float64, faults ...hubtest.Fault) {
 		k.rules = append(k.rules, k.hub.Inject(hubtest.Match{Face: face, Chance: chance}, faults...))
@@ -130,11 +132,11 @@ func (k *soak) inject() {
 	on(hubtest.Registry, .001, hubtest.ExpiredURL())
 	on(hubtest.Registry, .001, hubtest.Hang())
 	on(hubtest.Registry, .002, hubtest.CutAfter(30))
-	on(hubtest.Registry, .0002, hubtest.TooManyRequests("Retry-After: 1")) // nothing at all is fetched for as long
+	on(hubtest.Registry, .0002, hubtest.TooManyRequests("Retry-After: 1")) // stops all downloads for a second
 	on(hubtest.Token, .01, hubtest.Reset())
 }
 
-// moveTags moves a tag every 200 ms, now and again that of a popular image.
+// moveTags moves a tag every 200 ms, more often that of a popular image.
 func (k *soak) moveTags(ctx context.Context) {
 	for ctx.Err() == nil {
 		img := k.images[int(float64(len(k.images))*rand.Float64()*rand.Float64())]
@@ -165,31 +167,33 @@ func (k *soak) client(ctx context.Context, i int) {
 	}
 }
 
-// failed sorts errors: wrong bytes never, broken connections and refusals are the faults'.
+// failed records an error. Wrong bytes must never happen; broken connections and error statuses
+// are consequences of the faults.
 func (k *soak) failed(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if wrong, ok := errors.AsType[soakWrong](err); ok {
+	if wrong, ok := errors.AsType[wrongBytes](err); ok {
 		k.wrong = append(k.wrong, string(wrong))
 		return
 	}
 	what := "connection broken"
-	if status, ok := errors.AsType[soakStatus](err); ok {
+	if status, ok := errors.AsType[statusError](err); ok {
 		what = fmt.Sprintf("status %d", int(status))
 	}
 	k.failures[what]++
 }
 
-type soakWrong string
+// wrongBytes is an error that says which bytes were wrong.
+type wrongBytes string
 
-func (w soakWrong) Error() string { return string(w) }
+func (w wrongBytes) Error() string { return string(w) }
 
-type soakStatus int
+// statusError is an unexpected status of 400 or more.
+type statusError int
 
-func (s soakStatus) Error() string { return http.StatusText(int(s)) }
+func (s statusError) Error() string { return http.StatusText(int(s)) }
 
-// pull pulls an image, half of the time by its moving tag, and sometimes leaves in the
-// middle.
+// pull pulls an image, half of the time by its moving tag.
 func (k *soak) pull(ctx context.Context, r *rand.Rand, img *hubtest.Image) error {
 	reference := img.Tag
 	if r.IntN(2) == 0 {
@@ -204,7 +208,7 @@ func (k *soak) pull(ctx context.Context, r *rand.Rand, img *hubtest.Image) error
 	k.manifests = append(k.manifests, time.Since(start))
 	k.mu.Unlock()
 	if d := h.Get("Docker-Content-Digest"); digest.FromBytes(body).String() != d {
-		return soakWrong(img.Repository + ":" + reference)
+		return wrongBytes(img.Repository + ":" + reference)
 	} else if d != img.Digest.String() {
 		for _, other := range k.images {
 			if other.Repository == img.Repository && other.Digest.String() == d {
@@ -212,7 +216,7 @@ func (k *soak) pull(ctx context.Context, r *rand.Rand, img *hubtest.Image) error
 			}
 		}
 		if d != img.Digest.String() {
-			return soakWrong(img.Repository + " is unknown as " + d)
+			return wrongBytes(img.Repository + " is unknown as " + d)
 		}
 	}
 	for _, b := range img.Blobs() {
@@ -228,12 +232,12 @@ func (k *soak) get(ctx context.Context, path string) ([]byte, http.Header, error
 	k.requests.Add(1)
 	a, err := request(ctx, http.MethodGet, k.s.URL+"/v2/"+path)
 	if err == nil && a.Status != http.StatusOK {
-		err = soakStatus(a.Status)
+		err = statusError(a.Status)
 	}
 	return a.Body, a.Header, err
 }
 
-// blob gets a blob, or a range of it, or a part before it hangs up, and compares.
+// blob gets a blob, or a range of it, or a part before it disconnects, and compares the bytes.
 func (k *soak) blob(ctx context.Context, r *rand.Rand, repository string, b ocispec.Descriptor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -275,9 +279,9 @@ func (k *soak) open(ctx context.Context, repository string, d digest.Digest, fro
 	if resp.StatusCode != want {
 		resp.Body.Close()
 		if resp.StatusCode < 400 {
-			return nil, soakWrong(fmt.Sprintf("%s: status %d", d, resp.StatusCode))
+			return nil, wrongBytes(fmt.Sprintf("%s: status %d", d, resp.StatusCode))
 		}
-		return nil, soakStatus(resp.StatusCode)
+		return nil, statusError(resp.StatusCode)
 	}
 	k.mu.Lock()
 	k.firsts = append(k.firsts, time.Since(start))
@@ -285,8 +289,8 @@ func (k *soak) open(ctx context.Context, repository string, d digest.Digest, fro
 	return resp, nil
 }
 
-// compare holds what comes against the Hub's bytes from one offset to another, and stops
-// after leave of them when that isn't negative.
+// compare reads a body that must have the blob's bytes between two offsets, and compares them
+// with the Hub's. If leave isn't negative, it stops at that offset.
 func (k *soak) compare(d digest.Digest, body io.Reader, from, to, leave int64) error {
 	b := k.hub.Blob(d)
 	got, want := make([]byte, 64<<10), make([]byte, 64<<10)
@@ -302,21 +306,21 @@ func (k *soak) compare(d digest.Digest, body io.Reader, from, to, leave int64) e
 		case leave >= 0 && at >= leave:
 			return nil
 		case err == io.EOF && at == to && wrong >= 0 && to < b.Size():
-			k.unverified.Add(1) // as docs/security.md says of closed ranges
+			k.unverified.Add(1) // docs/security.md describes this for closed ranges
 			return nil
 		case err == io.EOF && at == to && wrong >= 0:
-			return soakWrong(fmt.Sprintf("%s near %d, in a body that ended well", d, wrong))
+			return wrongBytes(fmt.Sprintf("%s near %d, in a body that ended without an error", d, wrong))
 		case err == io.EOF && at == to:
 			return nil
 		case err == io.EOF:
-			return soakWrong(fmt.Sprintf("%s ends at %d instead of %d", d, at, to))
+			return wrongBytes(fmt.Sprintf("%s ends at %d instead of %d", d, at, to))
 		case err != nil:
 			return err
 		}
 	}
 }
 
-// slow reads a layer at 10 KB/s for half a minute, and leaves.
+// slow reads a layer at 10 KB/s for half a minute, and disconnects.
 func (k *soak) slow(ctx context.Context, img *hubtest.Image) error {
 	if _, _, err := k.get(ctx, img.Repository+"/manifests/"+img.Tag); err != nil {
 		return err
@@ -330,20 +334,20 @@ func (k *soak) slow(ctx context.Context, img *hubtest.Image) error {
 		return err
 	}
 	defer resp.Body.Close()
-	err = k.compare(b.Digest, &soakTrickle{ctx, resp.Body}, 0, b.Size, -1)
+	err = k.compare(b.Digest, &slowReader{ctx, resp.Body}, 0, b.Size, -1)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
 	return err
 }
 
-// soakTrickle reads 10 KB a second.
-type soakTrickle struct {
+// slowReader reads 10 KB/s.
+type slowReader struct {
 	ctx context.Context
 	r   io.Reader
 }
 
-func (s *soakTrickle) Read(p []byte) (int, error) {
+func (s *slowReader) Read(p []byte) (int, error) {
 	select {
 	case <-s.ctx.Done():
 		return 0, context.DeadlineExceeded
@@ -352,13 +356,13 @@ func (s *soakTrickle) Read(p []byte) (int, error) {
 	}
 }
 
-// soakProcess is what the server's process holds.
-type soakProcess struct {
+// processState is what the server's process uses.
+type processState struct {
 	rss             int64 // bytes
 	fds, goroutines int
 }
 
-func (k *soak) process(t *testing.T) (p soakProcess) {
+func (k *soak) process(t *testing.T) (p processState) {
 	t.Helper()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", k.s.PID))
 	if err != nil {
@@ -392,9 +396,10 @@ func (k *soak) status(t *testing.T, field string) int64 {
 	return kib << 10
 }
 
-// watch samples the process until ctx ends; the result is the most of everything.
-func (k *soak) watch(ctx context.Context) func() soakProcess {
-	var most soakProcess
+// watch samples the process until ctx ends. The function that it returns waits for this and
+// returns the largest values.
+func (k *soak) watch(ctx context.Context) func() processState {
+	var most processState
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -404,13 +409,13 @@ func (k *soak) watch(ctx context.Context) func() soakProcess {
 			time.Sleep(250 * time.Millisecond)
 		}
 	}()
-	return func() soakProcess { <-done; return most }
+	return func() processState { <-done; return most }
 }
 
-// settle waits until file descriptors and goroutines are as many as before.
-func (k *soak) settle(t *testing.T, before soakProcess) (p soakProcess) {
+// settle waits until the process has no more file descriptors and goroutines than before.
+func (k *soak) settle(t *testing.T, before processState) (p processState) {
 	t.Helper()
-	// The index may have grown by a map, a pool by a helper: a handful is no leak of 200 clients.
+	// Some more are no leak, as each leak would count for 200 clients.
 	const slack = 8
 	for deadline := time.Now().Add(90 * time.Second); ; time.Sleep(500 * time.Millisecond) {
 		p = k.process(t)
@@ -418,13 +423,13 @@ func (k *soak) settle(t *testing.T, before soakProcess) (p soakProcess) {
 			return p
 		}
 		if time.Now().After(deadline) {
-			t.Errorf("left behind: %+v, it began with %+v", p, before)
+			t.Errorf("the process still has %+v; before the load it had %+v", p, before)
 			return p
 		}
 	}
 }
 
-func (k *soak) report(took time.Duration, catalogue int64, st admin.Stats, before, peak, after soakProcess) string {
+func (k *soak) report(took time.Duration, catalogue int64, st admin.Stats, before, peak, after processState) string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	faults := 0
@@ -444,13 +449,13 @@ func (k *soak) report(took time.Duration, catalogue int64, st admin.Stats, befor
 	line("whole pulls, requests", "%d, %d", k.pulls.Load(), k.requests.Load())
 	line("disconnects, ranges", "%d, %d", k.disconnects.Load(), k.ranges.Load())
 	line("upstream requests, faults injected", "%d, %d (%.1f %%)", upstream, faults, 100*float64(faults)/float64(max(upstream, 1)))
-	line("wrong bytes in what ended as a success", "%d", len(k.wrong))
+	line("wrong bytes in bodies that ended without an error", "%d", len(k.wrong))
 	line("closed ranges with a wrong byte, before their blob was verified", "%d", k.unverified.Load())
 	for _, what := range slices.Sorted(maps.Keys(k.failures)) {
 		line("failed with "+what, "%d", k.failures[what])
 	}
 	line("hit ratio of manifests", "%.1f %% (revalidated and stale included)", ratio(m.Hit+m.Revalidated+m.Stale, m.Miss+m.Shared+m.Bypass))
-	line("hit ratio of blobs", "%.1f %% (%.1f %% with what was shared)", ratio(b.Hit, b.Miss+b.Shared+b.Bypass), ratio(b.Hit+b.Shared, b.Miss+b.Bypass))
+	line("hit ratio of blobs", "%.1f %% (%.1f %% with shared downloads)", ratio(b.Hit, b.Miss+b.Shared+b.Bypass), ratio(b.Hit+b.Shared, b.Miss+b.Bypass))
 	line("bytes served, fetched", "%d MiB, %d MiB", st.Bytes.Served>>20, st.Bytes.Fetched>>20)
 	line("evictions", "%d of %d MiB", st.Store.Evictions, st.Store.EvictedBytes>>20)
 	line("manifest, p50 / p99", "%s / %s", soakQuantile(k.manifests, .5), soakQuantile(k.manifests, .99))

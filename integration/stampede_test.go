@@ -18,33 +18,33 @@ import (
 
 const (
 	stampedeSize  = 64 << 20
-	stampedeSpeed = 20 << 20 // of the whole CDN, bytes a second
-	stampedeFirst = 3 * time.Second
+	stampedeSpeed = 20 << 20        // bytes a second of the whole CDN
+	stampedeFirst = 3 * time.Second // limit for the first byte of a blob
 )
 
-// bigBlob is a blob of the Hub's in memory, as hashing fifty bodies would take the test
-// longer than serving them takes the server.
-type bigBlob struct {
+// memoryBlob is a blob of the Hub, held in memory. Tests compare bodies with it, since hashing
+// fifty of them would take the test longer than serving them takes the server.
+type memoryBlob struct {
 	url    string
 	digest string
 	bytes  []byte
 }
 
-func addBigBlob(t *testing.T, hub *hubtest.Hub, s *server, tag string) bigBlob {
+func addMemoryBlob(t *testing.T, hub *hubtest.Hub, s *server, tag string) memoryBlob {
 	t.Helper()
 	img := hub.AddImage("library/big", tag, hubtest.ImageSpec{Layers: hubtest.Layers(1, stampedeSize)})
 	get(t, s.URL+"/v2/library/big/manifests/"+tag)
 	layer := img.Manifests[0].Layers[0].Digest
-	b := bigBlob{url: s.URL + "/v2/library/big/blobs/" + layer.String(), digest: layer.String(), bytes: make([]byte, stampedeSize)}
+	b := memoryBlob{url: s.URL + "/v2/library/big/blobs/" + layer.String(), digest: layer.String(), bytes: make([]byte, stampedeSize)}
 	if _, err := io.ReadFull(hub.Blob(layer), b.bytes); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-// read gets the blob's first n bytes, compares them, and leaves. It returns when the first
-// byte came.
-func (b bigBlob) read(ctx context.Context, n int) (first time.Duration, err error) {
+// read gets the blob's first n bytes, compares them and closes the connection. It returns how
+// long the first byte took.
+func (b memoryBlob) read(ctx context.Context, n int) (first time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.url, nil)
@@ -80,9 +80,9 @@ func (b bigBlob) read(ctx context.Context, n int) (first time.Duration, err erro
 	return first, nil
 }
 
-// checkFetchedOnce compares what the CDN sent of the blob with its size: one download, or
-// several of ranges that are disjoint.
-func (b bigBlob) checkFetchedOnce(t *testing.T, hub *hubtest.Hub) {
+// checkFetchedOnce checks that the CDN has sent each byte of the blob once, in one request or in
+// several with different ranges.
+func (b memoryBlob) checkFetchedOnce(t *testing.T, hub *hubtest.Hub) {
 	t.Helper()
 	fetches := hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN && e.Reference == b.digest })
 	if got := fetches.BlobBytes(); got != stampedeSize {
@@ -94,15 +94,16 @@ func (b bigBlob) checkFetchedOnce(t *testing.T, hub *hubtest.Hub) {
 	}
 	slices.Sort(ranges)
 	if len(slices.Compact(ranges)) != len(fetches) {
-		t.Errorf("a range was asked for twice:\n%s", fetches)
+		t.Errorf("a range was requested twice:\n%s", fetches)
 	}
 }
 
-// TestFiftyClientsOneDownload lets fifty clients ask at once for a blob that is not cached.
+// TestFiftyClientsOneDownload has fifty clients request a blob that is not cached at the same
+// moment.
 func TestFiftyClientsOneDownload(t *testing.T) {
 	hub := startHub(t, hubtest.Options{TotalBandwidth: stampedeSpeed, Latency: 20 * time.Millisecond})
 	s := startServer(t, serverOptions{Hub: hub})
-	blob := addBigBlob(t, hub, s, "1")
+	blob := addMemoryBlob(t, hub, s, "1")
 	var clients sync.WaitGroup
 	var mu sync.Mutex
 	var firsts []time.Duration
@@ -133,16 +134,16 @@ func TestFiftyClientsOneDownload(t *testing.T) {
 	}
 }
 
-// TestDownloadGoesOnWithoutItsFirstClient has the client that began a download leave after a
-// tenth of it, and another one come when half is there.
+// TestDownloadGoesOnWithoutItsFirstClient has the client that began a download leave after a tenth
+// of the blob, and another one join when half of it has arrived.
 func TestDownloadGoesOnWithoutItsFirstClient(t *testing.T) {
 	hub := startHub(t, hubtest.Options{TotalBandwidth: stampedeSpeed})
 	s := startServer(t, serverOptions{Hub: hub})
-	blob := addBigBlob(t, hub, s, "1")
+	blob := addMemoryBlob(t, hub, s, "1")
 	if _, err := blob.read(t.Context(), stampedeSize/10); err != nil {
 		t.Fatal(err)
 	}
-	// The download goes on with nobody there.
+	// The download goes on without a client.
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		inflight := s.Stats().Inflight
 		if len(inflight) != 1 || time.Now().After(deadline) {
@@ -154,13 +155,13 @@ func TestDownloadGoesOnWithoutItsFirstClient(t *testing.T) {
 	}
 	first, err := blob.read(t.Context(), stampedeSize)
 	if err != nil {
-		t.Errorf("the one that joined: %v", err)
+		t.Errorf("the client that joined: %v", err)
 	}
 	if first > stampedeFirst {
-		t.Errorf("the one that joined waited %v for its first byte", first)
+		t.Errorf("the client that joined waited %v for its first byte", first)
 	}
 	if _, err := blob.read(t.Context(), stampedeSize); err != nil {
-		t.Errorf("the one that came after: %v", err)
+		t.Errorf("a client after the download: %v", err)
 	}
 	blob.checkFetchedOnce(t, hub)
 	if b := s.Stats().Requests.Blob; b.Miss != 1 || b.Shared+b.Hit != 2 {

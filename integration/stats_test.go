@@ -16,7 +16,7 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// Stats is what the server's admin listener says.
+// Stats returns the server's stats document.
 func (s *server) Stats() admin.Stats {
 	s.t.Helper()
 	var stats admin.Stats
@@ -26,8 +26,8 @@ func (s *server) Stats() admin.Stats {
 	return stats
 }
 
-// statsShape is the document of `hubcache stats --json` as other programs rely on it: each
-// key with the JSON type of its value.
+// statsShape is the document of `hubcache stats --json` that other programs rely on: each key
+// with the JSON type of its value.
 const statsShape = `
 bytes.fetched number
 bytes.read_ahead_unused number
@@ -75,7 +75,7 @@ uptime_seconds number
 version string
 `
 
-// jsonShape lists the leaves of a JSON value with their types.
+// jsonShape adds the leaves of a JSON value, with their types, to shape.
 func jsonShape(path string, v any, shape map[string]bool) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -93,8 +93,8 @@ func jsonShape(path string, v any, shape map[string]bool) {
 	}
 }
 
-// TestStatsDocumentIsStable looks at the document while a download is under way, so that no list
-// is empty and nothing null.
+// TestStatsDocumentIsStable checks the keys and types of the document. It does so during a
+// download, so that no list is empty and no value is null.
 func TestStatsDocumentIsStable(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub, Args: []string{"--budget", "3GiB"}})
@@ -106,7 +106,7 @@ func TestStatsDocumentIsStable(t *testing.T) {
 	go func() { done <- pullBlob(t.Context(), s.URL, "library/app", layer) }()
 	for deadline := time.Now().Add(10 * time.Second); len(s.Stats().Inflight) == 0 || rule.Hits() == 0; {
 		if time.Now().After(deadline) {
-			t.Fatal("the download is not seen")
+			t.Fatal("the document does not show the download")
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -133,8 +133,8 @@ func TestStatsDocumentIsStable(t *testing.T) {
 	}
 }
 
-// TestStatsAddUp makes requests of each kind and compares what the server counted with
-// what the clients did and what the Hub sent.
+// TestStatsAddUp makes requests of each kind, and compares the server's counters with the
+// requests and with what the Hub sent.
 func TestStatsAddUp(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
@@ -157,21 +157,21 @@ func TestStatsAddUp(t *testing.T) {
 		blobs += int64(len(pulled.Blobs()))
 		served += pulled.Size()
 	}
-	ask := func(method, path string, want int) {
+	expect := func(method, path string, want int) {
 		t.Helper()
 		if a, err := request(t.Context(), method, s.URL+"/v2/"+path); err != nil || a.Status != want {
 			t.Errorf("%s %s: %d, %v; want %d", method, path, a.Status, err, want)
 		}
 	}
 	layer := img.Manifests[0].Layers[0].Digest.String()
-	ask(http.MethodHead, "library/app/manifests/1", 200)
-	ask(http.MethodHead, "library/app/blobs/"+layer, 200)
-	ask(http.MethodGet, "library/app/manifests/none", 404)
-	ask(http.MethodGet, "library/none/manifests/1", 404)
-	ask(http.MethodGet, "library/app/blobs/sha256:"+strings.Repeat("0", 64), 404)
+	expect(http.MethodHead, "library/app/manifests/1", 200)
+	expect(http.MethodHead, "library/app/blobs/"+layer, 200)
+	expect(http.MethodGet, "library/app/manifests/none", 404)
+	expect(http.MethodGet, "library/none/manifests/1", 404)
+	expect(http.MethodGet, "library/app/blobs/sha256:"+strings.Repeat("0", 64), 404)
 	manifests, blobs = manifests+3, blobs+2
-	ask(http.MethodGet, "library/app/tags/list", 200) // neither
-	ask(http.MethodGet, "", 200)
+	expect(http.MethodGet, "library/app/tags/list", 200) // counts as neither manifest nor blob
+	expect(http.MethodGet, "", 200)
 
 	stats := s.Stats()
 	m, b := stats.Requests.Manifest, stats.Requests.Blob
@@ -185,13 +185,13 @@ func TestStatsAddUp(t *testing.T) {
 		t.Errorf("manifests %+v, blobs %+v", m, b)
 	}
 	if stats.Bytes.Served != served {
-		t.Errorf("bytes.served %d, the clients got %d", stats.Bytes.Served, served)
+		t.Errorf("bytes.served %d, the clients received %d", stats.Bytes.Served, served)
 	}
 	if sent := bodyBytes(hub); stats.Bytes.Fetched != sent {
 		t.Errorf("bytes.fetched %d, the Hub sent %d", stats.Bytes.Fetched, sent)
 	}
 	if onDisk := cacheSize(t, s.Data); stats.Store.Bytes != onDisk {
-		t.Errorf("store.bytes %d, on disk %d", stats.Store.Bytes, onDisk)
+		t.Errorf("store.bytes %d, and the files have %d bytes", stats.Store.Bytes, onDisk)
 	}
 	quota := stats.Upstreams[0].RateLimit
 	if quota == nil || quota.Limit != 200 || quota.Remaining != int64(200-hub.Used(labUser)) || quota.WindowSeconds != 6*3600 {
@@ -201,12 +201,12 @@ func TestStatsAddUp(t *testing.T) {
 	t.Logf("the table:\n%s", table)
 	for _, want := range []string{"hit ratio", "bytes saved", "budget", "quota", fmt.Sprintf("%d of 200", quota.Remaining)} {
 		if !strings.Contains(table, want) {
-			t.Errorf("the table does not say %q:\n%s", want, table)
+			t.Errorf("the table does not contain %q:\n%s", want, table)
 		}
 	}
 }
 
-// bodyBytes is what the Hub has sent of manifests and blobs, error bodies not counted.
+// bodyBytes returns how many bytes of manifests and blobs the Hub has sent, without error bodies.
 func bodyBytes(hub *hubtest.Hub) (n int64) {
 	for _, e := range hub.Ledger() {
 		if (e.Kind == "manifests" || e.Kind == "blobs") && (e.Status == http.StatusOK || e.Status == http.StatusPartialContent) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// busyboxRoot is the smallest root file system that runs a shell, as a tar archive.
+// busyboxRoot returns a root file system with a shell and a file with content, as a tar archive.
 func busyboxRoot(t testing.TB, content string) []byte {
 	t.Helper()
 	bin, err := os.ReadFile(program(t, "busybox"))

@@ -1,9 +1,9 @@
-// Package dockertest starts private Docker daemons for tests: each with its own data
-// root, socket, and process, mount and network namespaces, so that nothing of it
-// outlives the test and nothing of the host's own Docker is touched.
+// Package dockertest starts private Docker daemons for tests. Each has a data root and a socket
+// of its own, and process, mount and network namespaces of its own, so it leaves nothing behind
+// and does not touch the host's own Docker.
 //
-// It needs root, and the programs dockerd, containerd, runc, docker, ip, nsenter and
-// mount in PATH (or sbin); a missing one fails the test by its name.
+// It needs root, and the programs dockerd, containerd, runc, docker, ip, nsenter and mount in
+// PATH (or sbin). If one is missing, the test fails and names it.
 package dockertest
 
 import (
@@ -23,20 +23,20 @@ import (
 	"time"
 )
 
-// startTimeout is how long a daemon may take to answer its first ping; on two busy
-// cores dockerd needs two to six seconds.
+// startTimeout is how long a daemon may take until it answers. dockerd needs two to six seconds
+// on two busy cores.
 const startTimeout = 60 * time.Second
 
-// stopTimeout is how long a daemon may take to end on SIGTERM before it is killed.
-// It is told to give containers two seconds.
+// stopTimeout is how long a daemon may take to end after SIGTERM before it is killed. Its
+// --shutdown-timeout gives containers two seconds.
 const stopTimeout = 30 * time.Second
 
-// Options says how a daemon is started. The zero value is a daemon with no mirror, a
-// temporary data root and nothing but a loopback interface of its own.
+// Options says how to start a daemon. The zero value is a daemon without a mirror, with a
+// temporary data root and with no network but its own loopback interface.
 type Options struct {
 	// Mirrors become registry-mirrors in daemon.json.
 	Mirrors []string
-	// Config is merged into daemon.json over what this package writes.
+	// Config is merged into daemon.json and overrides what this package writes.
 	Config map[string]any
 	// ExtraArgs are appended to dockerd's command line.
 	ExtraArgs []string
@@ -44,14 +44,14 @@ type Options struct {
 	DataRoot string
 	// Env is appended to dockerd's environment.
 	Env []string
-	// Network is what the daemon is attached to; nil leaves it alone with its
-	// loopback interface: it reaches nothing, and nothing reaches it but by its socket.
+	// Network is the network that the daemon is attached to. With nil it has only its
+	// loopback interface, and can be reached only by its unix socket.
 	Network *Network
 	// Dockerd is the program to run; "" is dockerd from PATH or /usr/sbin.
 	Dockerd string
 }
 
-// Daemon is a running dockerd. Its methods are for the test's goroutine.
+// Daemon is a running dockerd. Its methods must be called from the test's goroutine.
 type Daemon struct {
 	// Socket is the path of the API's unix socket.
 	Socket string
@@ -66,18 +66,18 @@ type Daemon struct {
 	opts   Options
 	dir    string
 	cmd    *exec.Cmd
-	leash  io.Closer // closing it ends the daemon, as the end of the test process does
+	stdin  io.Closer // closing it ends the daemon, as the end of the test process does
 	exited chan struct{}
 }
 
-// Start starts a daemon and waits until it answers. It is stopped, and its files are
-// removed, when the test ends.
+// Start starts a daemon and waits until it answers. At the end of the test the daemon is
+// stopped and its files are removed.
 func Start(t testing.TB, opts Options) *Daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("dockertest: dockerd needs root")
 	}
-	// Unix socket paths are limited to 108 bytes: t.TempDir with a long test name isn't short enough.
+	// Paths of unix sockets are limited to 108 bytes, and t.TempDir may be longer.
 	dir, err := os.MkdirTemp("", "dockertest")
 	if err != nil {
 		t.Fatal(err)
@@ -108,17 +108,17 @@ func Start(t testing.TB, opts Options) *Daemon {
 	return d
 }
 
-// Host is the daemon's address as DOCKER_HOST and client libraries take it.
+// Host is the daemon's address in the form of DOCKER_HOST.
 func (d *Daemon) Host() string { return "unix://" + d.Socket }
 
-// Env is the test's environment with the docker client pointed at this daemon, and at
-// no configuration or credentials of the user's.
+// Env is the test's environment, changed so that the docker client uses this daemon and no
+// configuration or credentials of the user.
 func (d *Daemon) Env() []string {
 	return append(os.Environ(), "DOCKER_HOST="+d.Host(), "DOCKER_CONFIG="+filepath.Join(d.dir, "client"),
 		"DOCKER_CONTEXT=", "DOCKER_TLS_VERIFY=")
 }
 
-// Command is a docker client command that has not been started yet.
+// Command returns a docker client command that has not been started.
 func (d *Daemon) Command(args ...string) *exec.Cmd {
 	d.t.Helper()
 	cmd := exec.Command(program(d.t, "docker"), args...)
@@ -126,8 +126,8 @@ func (d *Daemon) Command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Docker runs the docker client and returns its standard output without surrounding
-// white space. A failure fails the test.
+// Docker runs the docker client and returns its standard output without surrounding white
+// space. If the client fails, the test fails.
 func (d *Daemon) Docker(args ...string) string {
 	d.t.Helper()
 	out, err := d.TryDocker(args...)
@@ -137,8 +137,8 @@ func (d *Daemon) Docker(args ...string) string {
 	return out
 }
 
-// TryDocker is Docker for commands that may fail; the error carries the client's
-// standard error.
+// TryDocker is Docker for commands that may fail. The error contains the client's standard
+// error.
 func (d *Daemon) TryDocker(args ...string) (string, error) {
 	d.t.Helper()
 	cmd := d.Command(args...)
@@ -161,9 +161,9 @@ func (d *Daemon) SwarmInit() {
 	d.Docker("swarm", "init", "--advertise-addr", addr, "--listen-addr", addr)
 }
 
-// ImportBusybox makes an image called ref of the static busybox binary, without any
-// registry: /bin/busybox and /bin/sh and one file with content, which makes it unlike
-// other images. It returns the image's ID.
+// ImportBusybox makes an image without a registry, tags it with ref if that is not empty, and
+// returns its ID. The image has /bin/busybox, /bin/sh and a file with content, by which it
+// differs from other images. The changes are Dockerfile instructions.
 func (d *Daemon) ImportBusybox(ref, content string, changes ...string) string {
 	d.t.Helper()
 	cmd := d.Command("import")
@@ -197,14 +197,14 @@ func (d *Daemon) Restart() {
 	d.start()
 }
 
-// Stop ends the daemon with SIGTERM, or SIGKILL if that takes too long. Its containers
-// end with it. Stopping a stopped daemon does nothing.
+// Stop ends the daemon and its containers with SIGTERM, and with SIGKILL if that takes too
+// long. Stopping a stopped daemon does nothing.
 func (d *Daemon) Stop() {
 	d.t.Helper()
 	if d.cmd == nil {
 		return
 	}
-	_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself: exited says so
+	_ = d.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended, and then exited is closed
 	select {
 	case <-d.exited:
 	case <-time.After(stopTimeout):
@@ -212,11 +212,11 @@ func (d *Daemon) Stop() {
 		_ = d.cmd.Process.Kill()
 		<-d.exited
 	}
-	_ = d.leash.Close()
+	_ = d.stdin.Close()
 	d.cmd = nil
 }
 
-// Log is what the daemon has written to its log so far.
+// Log returns what the daemon has logged so far.
 func (d *Daemon) Log() string {
 	b, err := os.ReadFile(d.logFile())
 	if err != nil {
@@ -245,9 +245,9 @@ func (d *Daemon) writeConfig() {
 	}
 }
 
-// wrapper becomes process 1 of the daemon's namespaces. It waits for a line (the
-// network is ready), puts a watch on its standard input so that the daemon ends when
-// the test process does, and turns into dockerd.
+// wrapper is process 1 of the daemon's namespaces. It waits for a line, which means that the
+// network is ready. Then it starts a process that ends the daemon at the end of standard input,
+// and so of the test process, and becomes dockerd.
 const wrapper = `
 mount --make-rprivate / && mount -t proc proc /proc && ip link set lo up || exit 1
 read -r go || exit 1
@@ -280,9 +280,9 @@ func (d *Daemon) start() {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
-		Setpgid:    true, // a Ctrl-C on the terminal is the test's business
+		Setpgid:    true, // so that Ctrl-C on the terminal reaches only the test
 	}
-	leash, err := cmd.StdinPipe()
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -291,11 +291,11 @@ func (d *Daemon) start() {
 	}
 	exited := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(exited) }() // its exit status is in the log
-	d.cmd, d.leash, d.exited = cmd, leash, exited
+	d.cmd, d.stdin, d.exited = cmd, stdin, exited
 	if d.opts.Network != nil {
 		d.opts.Network.attach(d.t, cmd.Process.Pid, d.Addr)
 	}
-	if _, err := io.WriteString(leash, "go\n"); err != nil {
+	if _, err := io.WriteString(stdin, "go\n"); err != nil {
 		d.t.Fatalf("dockertest: %v\n%s", err, tail(d.Log(), 20))
 	}
 	d.waitReady()
@@ -312,7 +312,7 @@ func (d *Daemon) waitReady() {
 		select {
 		case <-d.exited:
 			d.cmd = nil
-			d.t.Fatalf("dockertest: dockerd ended at once:\n%s", tail(d.Log(), 20))
+			d.t.Fatalf("dockertest: dockerd ended before it was ready:\n%s", tail(d.Log(), 20))
 		case <-time.After(100 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
@@ -324,7 +324,7 @@ func (d *Daemon) waitReady() {
 // searchPath is PATH with the sbin directories, which a user's PATH may lack.
 func searchPath() string { return os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin" }
 
-// program finds a program, or fails the test with its name.
+// program returns the path of a program. If it is missing, the test fails.
 func program(t testing.TB, name string) string {
 	t.Helper()
 	for _, dir := range filepath.SplitList(searchPath()) {
@@ -336,7 +336,7 @@ func program(t testing.TB, name string) string {
 	return ""
 }
 
-// run runs a program to its end, and fails the test when it fails.
+// run runs a program to its end. If the program fails, the test fails.
 func run(t testing.TB, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(program(t, name), args...).CombinedOutput(); err != nil {
@@ -344,7 +344,7 @@ func run(t testing.TB, name string, args ...string) {
 	}
 }
 
-// tail is the end of a log, without what its gRPC library says.
+// tail returns the end of a log without the messages of dockerd's gRPC library.
 func tail(s string, lines int) string {
 	all := slices.DeleteFunc(strings.Split(strings.TrimRight(s, "\n"), "\n"), func(line string) bool {
 		return strings.Contains(line, "module=grpc")

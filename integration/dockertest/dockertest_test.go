@@ -16,8 +16,8 @@ import (
 	"github.com/hubcache/hubcache/integration/dockertest"
 )
 
-// TestDaemonKeepsImagesAndLeavesNoFiles shows the whole harness at once: a daemon that runs containers, keeps its
-// images over a restart, and leaves nothing behind.
+// TestDaemonKeepsImagesAndLeavesNoFiles checks that a daemon runs containers, has its images after
+// a restart, and leaves no files.
 func TestDaemonKeepsImagesAndLeavesNoFiles(t *testing.T) {
 	var dir string
 	t.Run("life", func(t *testing.T) {
@@ -37,8 +37,8 @@ func TestDaemonKeepsImagesAndLeavesNoFiles(t *testing.T) {
 	}
 }
 
-// TestDaemonPullsFromItsMirrorAlone shows that a daemon on a Network asks a mirror that the test serves, and
-// that it can reach nothing else.
+// TestDaemonPullsFromItsMirrorAlone checks that a daemon on a Network requests images from a
+// mirror in the test, and that it can reach nothing else.
 func TestDaemonPullsFromItsMirrorAlone(t *testing.T) {
 	network := dockertest.NewNetwork(t)
 	var mu sync.Mutex
@@ -59,16 +59,16 @@ func TestDaemonPullsFromItsMirrorAlone(t *testing.T) {
 	defer server.Close()
 	d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{server.URL}})
 	if _, err := d.TryDocker("pull", "lab/absent:1"); err == nil {
-		t.Error("a pull of what isn't there succeeded")
+		t.Error("a pull of an image that does not exist succeeded")
 	}
 	mu.Lock()
 	defer mu.Unlock()
 	if all := strings.Join(paths, " "); !strings.Contains(all, "/v2/lab/absent/manifests/1") {
-		t.Errorf("the mirror was asked for %q", all)
+		t.Errorf("the mirror got requests for %q", all)
 	}
 }
 
-// TestDaemonsAreSeparateSwarms shows that two daemons of one test can each be a swarm and run a service.
+// TestDaemonsAreSeparateSwarms checks that each of two daemons can be a swarm and run a service.
 func TestDaemonsAreSeparateSwarms(t *testing.T) {
 	for range 2 {
 		d := dockertest.Start(t, dockertest.Options{})

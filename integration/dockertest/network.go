@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// Network is a bridge between the test and its daemons, with no way to anywhere else:
-// a daemon on it reaches what the test listens on at Addr, and the other daemons.
+// Network is a bridge between the test and its daemons. A daemon on it reaches listeners of the
+// test at Addr and the other daemons, and nothing else: it has no route to any other address.
 type Network struct {
-	// Addr is the test's own address on the network: listen here.
+	// Addr is the test's own address on the network, for its listeners.
 	Addr netip.Addr
 
 	bridge string
@@ -19,13 +19,13 @@ type Network struct {
 	next   netip.Addr
 }
 
-// networks counts the networks of this process, so that each has its own subnet.
+// networks counts the networks of this process, so that each gets a subnet of its own.
 var networks atomic.Uint32
 
-// NewNetwork makes a network that lasts as long as the test.
+// NewNetwork makes a network, which is removed at the end of the test.
 func NewNetwork(t testing.TB) *Network {
 	t.Helper()
-	// The process ID keeps test binaries that run at the same time apart.
+	// By the process ID, networks of test binaries that run at the same time differ.
 	n, pid := networks.Add(1), os.Getpid()
 	prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 128 + byte(n%64), byte(pid), 0}), 24)
 	w := &Network{
@@ -49,8 +49,8 @@ func (w *Network) take() netip.Addr {
 	return w.next
 }
 
-// attach gives the network namespace of the process pid an eth0 with that address.
-// The pair of interfaces vanishes with the namespace.
+// attach gives the network namespace of the process pid an interface eth0 with this address.
+// The kernel removes the pair of interfaces with the namespace.
 func (w *Network) attach(t testing.TB, pid int, a netip.Addr) {
 	t.Helper()
 	host := fmt.Sprintf("hcv%d", pid)

@@ -1,9 +1,9 @@
-// Evictsim replays synthetic traces of image pulls against eviction policies and prints
-// which share of the bytes each would have served from the cache.
+// Evictsim replays synthetic traces of image pulls against eviction policies. For each policy it
+// prints the share of the requested bytes that the cache would have served.
 //
 //	go run ./integration/evictsim
 //
-// docs/eviction.md has its table and what was made of it.
+// docs/design/eviction.md has its table and the decision that follows from it.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	seeds := flag.Int("seeds", 5, "traces for each kind of site; the figures are their means")
+	seeds := flag.Int("seeds", 5, "`number` of traces for each kind of site; the figures are their means")
 	flag.Parse()
 	report(os.Stdout, *seeds)
 }
@@ -37,10 +37,10 @@ var policies = []struct {
 	{"W-TinyLFU", newTinyLFU},
 }
 
-// budgets are shares of the bytes that the trace asks for in all.
+// budgets are shares of the size of all blobs in the trace.
 var budgets = []float64{0.05, 0.10, 0.25, 0.50}
 
-// sites are the kinds of places that pull images.
+// sites are the kinds of sites that pull images.
 var sites = []struct {
 	name string
 	traceOptions
@@ -100,8 +100,8 @@ func report(w io.Writer, seeds int) {
 // pruneEvery is how many pulls a host makes before its images are pruned.
 const pruneEvery = 150
 
-// replay returns the share of the bytes asked for that the cache had. The first tenth of
-// the trace only fills it.
+// replay returns the share of the requested bytes that the cache had. The first tenth of the
+// trace only fills the cache.
 func replay(trace []pull, hosts int, c policy) float64 {
 	has := make([]map[int]bool, hosts)
 	pulls := make([]int, hosts)

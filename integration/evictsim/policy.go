@@ -4,11 +4,11 @@ import "container/list"
 
 // policy is a cache of blobs within a budget of bytes.
 type policy interface {
-	// get asks for a blob and reports whether it is here. One that isn't comes in, if
-	// the policy wants it.
+	// get requests a blob and reports whether it is cached. If it is not, the policy may
+	// cache it.
 	get(b blob) bool
-	// touch says that an image was asked for that has the blob, which the client has
-	// already. It brings nothing in.
+	// touch says that a client has requested an image that has this blob. The client may
+	// have the blob already. touch caches nothing.
 	touch(b blob)
 }
 
@@ -18,10 +18,10 @@ type item struct {
 	in    *queue
 	at    *list.Element
 	freq  int
-	again bool // used since it came in
+	again bool // used again since it was cached
 }
 
-// queue is a list with the youngest in front, and its bytes.
+// queue is a list with the youngest item in front, and the size of its items.
 type queue struct {
 	list  list.List
 	bytes int64
@@ -46,7 +46,7 @@ func (q *queue) oldest() *item {
 	return nil
 }
 
-// lru evicts what was used the longest ago.
+// lru evicts the least recently used blob first.
 type lru struct {
 	max   int64
 	all   map[int]*item
@@ -75,7 +75,7 @@ func (c *lru) get(b blob) bool {
 
 func (c *lru) touch(blob) {}
 
-// imageLRU is lru, and a use of an image is one of all its blobs.
+// imageLRU is lru where a use of an image counts as a use of all its blobs.
 type imageLRU struct{ *lru }
 
 func newImageLRU(max int64) policy { return imageLRU{newLRU(max).(*lru)} }
@@ -86,11 +86,12 @@ func (c imageLRU) touch(b blob) {
 	}
 }
 
-// segmented is imageLRU in two parts: what was asked for once is on probation, and leaves
-// first while that part is larger than its share; a second use moves it to the rest.
+// segmented is imageLRU in two parts. A blob that was requested once is on probation; a second
+// use moves it to the protected part. Probation is evicted first while it is larger than its
+// share.
 type segmented struct {
 	max                  int64
-	share                float64 // of the budget that probation may hold before it gives
+	share                float64 // of the budget, above which probation is evicted first
 	all                  map[int]*item
 	probation, protected queue
 }
@@ -134,8 +135,8 @@ func (c *segmented) touch(b blob) {
 	}
 }
 
-// sieve is SIEVE (Zhang et al., NSDI 2024): first in, first out, but what was used since
-// the hand last came by is passed over.
+// sieve is SIEVE (Zhang et al., NSDI 2024): first in, first out, but the hand passes over blobs
+// that were used since it passed last.
 type sieve struct {
 	max   int64
 	all   map[int]*item
@@ -186,9 +187,9 @@ func (c *sieve) touch(b blob) {
 	}
 }
 
-// s3fifo is S3-FIFO (Yang et al., SOSP 2023): a small queue that new blobs have to get
-// out of by being used again, a main one that gives second chances, and a memory of what
-// left the small one.
+// s3fifo is S3-FIFO (Yang et al., SOSP 2023). New blobs enter a small queue, from which those
+// that are used again move to a main queue with second chances. A ghost queue remembers blobs
+// that were evicted from the small queue.
 type s3fifo struct {
 	max         int64
 	all         map[int]*item
@@ -246,7 +247,7 @@ func (c *s3fifo) evict() {
 
 func (c *s3fifo) touch(blob) {}
 
-// ghost remembers blobs that have left, as many bytes of them as the cache holds.
+// ghost remembers evicted blobs, up to as many bytes as the cache holds.
 type ghost struct {
 	max, bytes int64
 	list       list.List
@@ -273,15 +274,15 @@ func (g *ghost) take(b blob) bool {
 	return true
 }
 
-// tinyLFU is W-TinyLFU (Einziger et al., 2017): a small window, then only what is asked for
-// more often than what would have to leave. The counts are exact, not a sketch: its bytes
-// are not the question here.
+// tinyLFU is W-TinyLFU (Einziger et al., 2017): a small window, and a main part that admits only
+// blobs that are requested more often than those that would be evicted for them. The counts are
+// exact and not a sketch, since their memory does not matter here.
 type tinyLFU struct {
 	max                          int64
 	all                          map[int]*item
 	window, probation, protected queue
 	counts                       map[int]int
-	asked                        int
+	requests                     int
 }
 
 func newTinyLFU(max int64) policy {
@@ -290,8 +291,8 @@ func newTinyLFU(max int64) policy {
 
 func (c *tinyLFU) get(b blob) bool {
 	c.counts[b.id]++
-	if c.asked++; c.asked > 10*max(len(c.all), 1000) { // age
-		c.asked = 0
+	if c.requests++; c.requests > 10*max(len(c.all), 1000) { // halve the counts
+		c.requests = 0
 		for id, n := range c.counts {
 			if c.counts[id] = n / 2; n < 2 {
 				delete(c.counts, id)
@@ -328,8 +329,8 @@ func (c *tinyLFU) hit(it *item) {
 	}
 }
 
-// admit lets the candidate into the main part if it is asked for more often than each of
-// those that have to leave for it.
+// admit moves the candidate into the main part if it is requested more often than each blob
+// that must be evicted for it.
 func (c *tinyLFU) admit(it *item) {
 	c.window.remove(it)
 	room := c.max - c.max/100

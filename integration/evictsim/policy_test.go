@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// held is what a policy holds, counted one by one.
+// held returns the size of the blobs that a policy holds.
 func held(t *testing.T, p policy) (bytes int64) {
 	t.Helper()
 	var all map[int]*item
@@ -56,7 +56,7 @@ func TestPoliciesKeepTheBudget(t *testing.T) {
 	}
 }
 
-// survivors are the blobs of ids that are still there.
+// survivors counts which of the blobs are still cached.
 func survivors(c policy, ids ...int) (n int) {
 	for _, id := range ids {
 		if c.get(blob{id, 1}) {
@@ -66,7 +66,8 @@ func survivors(c policy, ids ...int) (n int) {
 	return n
 }
 
-// TestPopularBlobsSurviveScan: what was used twice outlives a scan of ten times the budget, but not with LRU.
+// TestPopularBlobsSurviveScan checks that blobs that were used several times survive a scan of ten
+// times the budget, except with LRU.
 func TestPopularBlobsSurviveScan(t *testing.T) {
 	want := map[string]int{"LRU by blob": 0, "image-aware LRU": 0}
 	for _, p := range policies {
@@ -81,7 +82,7 @@ func TestPopularBlobsSurviveScan(t *testing.T) {
 		if !known {
 			n = 5
 		}
-		// SIEVE's hand comes round for those that nobody uses any more.
+		// SIEVE's hand passes the blobs more than once during the scan, so it evicts them.
 		if s, ok := c.(*sieve); ok {
 			if len(s.all) != 100 {
 				t.Errorf("%s holds %d blobs", p.name, len(s.all))
@@ -94,7 +95,8 @@ func TestPopularBlobsSurviveScan(t *testing.T) {
 	}
 }
 
-// TestImageAwareKeepsSharedBase: a base that clients have already is kept by the images that need it.
+// TestImageAwareKeepsSharedBase checks that uses of images keep their base cached, though clients
+// have it and don't request it.
 func TestImageAwareKeepsSharedBase(t *testing.T) {
 	for _, p := range policies[:2] {
 		c := p.make(10)
@@ -104,30 +106,31 @@ func TestImageAwareKeepsSharedBase(t *testing.T) {
 			c.get(blob{100 + id, 1})
 		}
 		if got, want := survivors(c, 1) == 1, p.name != "LRU by blob"; got != want {
-			t.Errorf("%s: the base is there: %t", p.name, got)
+			t.Errorf("%s: the base is cached: %t", p.name, got)
 		}
 	}
 }
 
-// TestSievePassesOverUsedBlobs follows the hand.
+// TestSievePassesOverUsedBlobs checks which blob SIEVE evicts.
 func TestSievePassesOverUsedBlobs(t *testing.T) {
 	c := newSieve(false)(3)
 	survivors(c, 1, 2, 3, 1)
-	c.get(blob{4, 1}) // 1 is passed over, 2 leaves
+	c.get(blob{4, 1}) // the hand passes over 1 and evicts 2
 	s := c.(*sieve)
 	if s.all[1] == nil || s.all[2] != nil || s.all[3] == nil || s.all[4] == nil {
 		t.Errorf("%v is left", s.all)
 	}
 }
 
-// TestS3FIFOPromotesReturningBlobs: what comes back soon after it left S3-FIFO's small queue goes to the main one.
+// TestS3FIFOPromotesReturningBlobs checks that a blob that is requested again soon after it was
+// evicted from the small queue enters the main queue.
 func TestS3FIFOPromotesReturningBlobs(t *testing.T) {
 	c := newS3FIFO(10).(*s3fifo)
 	for id := range 11 {
 		c.get(blob{id, 1})
 	}
 	if c.all[0] != nil {
-		t.Fatal("the first did not leave")
+		t.Fatal("the first blob was not evicted")
 	}
 	c.get(blob{0, 1})
 	if it := c.all[0]; it == nil || it.in != &c.main {
@@ -140,7 +143,7 @@ func TestTracesAreReproducible(t *testing.T) {
 	o.days, o.seed = 3, 7
 	a, b := generate(o), generate(o)
 	if !reflect.DeepEqual(a, b) {
-		t.Error("the same options make another trace")
+		t.Error("the same options make different traces")
 	}
 	if o.seed = 8; reflect.DeepEqual(a, generate(o)) {
 		t.Error("another seed makes the same trace")
@@ -152,6 +155,6 @@ func TestTracesAreReproducible(t *testing.T) {
 		}
 	}
 	if len(a.trace) != 3*o.perDay || scans < 3*o.perDay/10 {
-		t.Errorf("%d pulls, %d of them by hosts that have nothing", len(a.trace), scans)
+		t.Errorf("%d pulls, %d of them by hosts without images", len(a.trace), scans)
 	}
 }

@@ -5,21 +5,21 @@ import (
 	"math/rand/v2"
 )
 
-// A blob is a layer or a config. Blobs are numbered.
+// blob is a layer or a config.
 type blob struct {
 	id   int
 	size int64
 }
 
-// image is what a pull asks for: base layers that other images share, and its own.
+// image has base layers, which it shares with other images, and layers of its own.
 type image struct {
 	id     int
 	layers []blob
 }
 
-// pull is one entry of the trace. A host asks for the manifest, and for the layers that it
-// has not from other images. -1 is one that has none and never comes back: a fresh runner,
-// or the mirror job.
+// pull is one entry of the trace. A host requests the manifest, and the layers that it does not
+// have from other images. Host -1 has no layers and keeps none: it is a fresh CI runner or the
+// mirror job.
 type pull struct {
 	image *image
 	host  int
@@ -34,19 +34,19 @@ type traceOptions struct {
 	hosts   int     // that pull: CI runners, swarm nodes
 	perDay  int     // pulls a day
 	zipf    float64 // exponent of the repositories' popularity
-	drift   float64 // share of the repositories that trade places every day
-	deploys int     // repositories of the site's own, rebuilt and deployed daily on several hosts
+	drift   float64 // share of the repositories that swap their popularity every day
+	deploys int     // the site's own repositories, rebuilt and deployed daily on several hosts
 	scan    float64 // share of the pulls that come from a mirror job: each image once, in bursts
 	cold    float64 // share of the other pulls whose host was wiped (a prune, a fresh runner)
 }
 
-// site is a trace and the catalogue behind it.
+// site is a trace and the size of its catalogue.
 type site struct {
 	trace     []pull
-	catalogue int64 // bytes of all blobs that were ever asked for
+	catalogue int64 // bytes of all blobs in the trace
 }
 
-// generate makes a trace; the same options make the same one.
+// generate makes a trace. The same options make the same trace.
 func generate(o traceOptions) site {
 	g := &generator{traceOptions: o, rnd: rand.New(rand.NewPCG(o.seed, 1)), seen: map[int]bool{}}
 	g.bases()
@@ -93,7 +93,7 @@ func (g *generator) size() int64 {
 	return int64(min(4e6*math.Exp(1.6*g.rnd.NormFloat64()), 1e9)) + 1000
 }
 
-func (g *generator) fresh() blob {
+func (g *generator) newBlob() blob {
 	g.blobs++
 	return blob{g.blobs, g.size()}
 }
@@ -102,13 +102,14 @@ func (g *generator) bases() {
 	g.base = make([][]blob, g.traceOptions.bases)
 	for i := range g.base {
 		for range 1 + g.rnd.IntN(3) {
-			g.base[i] = append(g.base[i], g.fresh())
+			g.base[i] = append(g.base[i], g.newBlob())
 		}
 		g.base[i][0].size += 25e6 // a distribution's root file system
 	}
 }
 
-// image is a new repository's: some base, popular ones more often, and layers of its own.
+// image makes the image of a new repository: a base, popular ones more often, and layers of its
+// own.
 func (g *generator) image() *image {
 	i := int(float64(len(g.base)) * math.Pow(g.rnd.Float64(), 3))
 	return g.make(g.base[i], 1+g.rnd.IntN(6))
@@ -118,22 +119,22 @@ func (g *generator) make(base []blob, own int) *image {
 	g.images++
 	img := &image{id: g.images, layers: append([]blob{}, base...)}
 	for range own {
-		img.layers = append(img.layers, g.fresh())
+		img.layers = append(img.layers, g.newBlob())
 	}
 	return img
 }
 
-// next is the next release: the last layers are new.
+// next makes the next release of an image: its last layers are new.
 func (g *generator) next(old *image) *image {
 	keep := len(old.layers) - 1 - g.rnd.IntN(2)
 	return g.make(old.layers[:max(keep, 1)], min(len(old.layers)-max(keep, 1), 2))
 }
 
-// day is a day's pulls, with the mirror job's as one burst.
+// day makes the pulls of a day. Those of the mirror job are one burst.
 func (g *generator) day(rank []int, current []*image) []pull {
 	scans := int(g.scan * float64(g.perDay))
 	var day []pull
-	for i := range g.deploys { // every deployment goes to some hosts at once
+	for i := range g.deploys { // each deployment goes to three hosts
 		at := g.rnd.IntN(g.hosts)
 		for h := range 3 {
 			day = append(day, pull{current[i], (at + h) % g.hosts})

@@ -17,9 +17,7 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-const faultyRepo = "library/faulty"
-
-// outcome is what a client makes of a blob under a fault.
+// outcome is the result of a request for a blob that has a fault.
 type outcome struct {
 	answer
 	err  error
@@ -27,7 +25,7 @@ type outcome struct {
 	took time.Duration
 }
 
-// faults is each kind of fault with what a plain client sees of it.
+// faults are the kinds of faults, each with a check of what a plain client receives.
 var faults = map[string]struct {
 	match  hubtest.Match
 	faults []hubtest.Fault
@@ -96,24 +94,24 @@ var faults = map[string]struct {
 		check: func(o outcome) bool { return o.err != nil && strings.Contains(o.err.Error(), "ftp") }},
 	"redirect with credentials": {match: hubtest.Match{Face: hubtest.Registry},
 		faults: one(hubtest.EditRedirect(func(u *url.URL) { u.User = url.UserPassword("u", "p") })),
-		// net/http makes Authorization of it, which the CDN refuses
+		// net/http sends them as Authorization, which the CDN refuses
 		check: func(o outcome) bool { return o.StatusCode == 400 }},
 }
 
 func one(f hubtest.Fault) []hubtest.Fault { return []hubtest.Fault{f} }
 
-// whole reports whether all of the blob came, with 200.
+// whole reports whether the whole blob arrived with status 200.
 func (o outcome) whole() bool {
 	return o.err == nil && o.answer.err == nil && o.StatusCode == 200 && bytes.Equal(o.body, o.want)
 }
 
-// broken reports whether n right bytes and then err came.
+// broken reports whether n right bytes arrived and then err.
 func (o outcome) broken(n int, err error) bool {
 	return o.err == nil && errors.Is(o.answer.err, err) && bytes.Equal(o.body, o.want[:n])
 }
 
-// TestFaultsAreAlikeOverSocketsAndInMemory plays every kind of fault to a plain client, once over sockets and once in
-// memory, and expects the same of both; the request after it goes well.
+// TestFaultsAreAlikeOverSocketsAndInMemory checks that every kind of fault has the same effect on
+// a plain client over sockets and in memory, and that the request after it succeeds.
 func TestFaultsAreAlikeOverSocketsAndInMemory(t *testing.T) {
 	for name, row := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -144,28 +142,15 @@ func TestFaultsAreAlikeOverSocketsAndInMemory(t *testing.T) {
 				}
 				rule.Remove()
 				if a := c.get("GET", faultyRepo, path); !bytes.Equal(a.body, want) {
-					t.Errorf("once the fault is gone: %d, %d bytes", a.StatusCode, len(a.body))
+					t.Errorf("after the fault was removed: %d, %d bytes", a.StatusCode, len(a.body))
 				}
 			})
 		})
 	}
 }
 
-// faulty makes a hub with one blob of 100,000 bytes and a client that has a token for it.
-func faulty(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) (c *client, path string, want []byte) {
-	img := hub.AddImage(faultyRepo, "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 100_000)})
-	layer := img.Manifests[0].Layers[0].Digest
-	want, err := io.ReadAll(hub.Blob(layer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c = newClient(t, hub.RegistryURL(), rt)
-	c.login(faultyRepo)
-	return c, "blobs/" + layer.String(), want
-}
-
-// TestHangAndStallEndWhenReleased checks the faults that last: until the client gives up, and until they
-// are released.
+// TestHangAndStallEndWhenReleased checks that a hanging or stalled request lasts until the client
+// gives up, or until the rule is released.
 func TestHangAndStallEndWhenReleased(t *testing.T) {
 	for name, fault := range map[string]hubtest.Fault{"hang": hubtest.Hang(), "stall": hubtest.StallAfter(50_000)} {
 		t.Run(name, func(t *testing.T) {
@@ -214,7 +199,7 @@ func TestCloseEndsHangs(t *testing.T) {
 	})
 }
 
-// TestRulesFireForTheirRequests checks which of several requests a rule fires for.
+// TestRulesFireForTheirRequests checks for which of several requests a rule fires.
 func TestRulesFireForTheirRequests(t *testing.T) {
 	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 		c, path, _ := faulty(t, hub, rt)
@@ -237,7 +222,8 @@ func TestRulesFireForTheirRequests(t *testing.T) {
 	})
 }
 
-// TestChanceIsReproducible checks that a rule fires for about its share, and the same ones on every run.
+// TestChanceIsReproducible checks that a rule fires for about its share of the requests, and for
+// the same ones on every run.
 func TestChanceIsReproducible(t *testing.T) {
 	hits := func() []int {
 		var statuses []int
@@ -262,18 +248,4 @@ func TestChanceIsReproducible(t *testing.T) {
 	if n < 15 || n > 45 || !slices.Equal(first, hits()) {
 		t.Errorf("%d of 100, %v", n, first)
 	}
-}
-
-// TestClockSkewChangesDatesOnly checks that the Hub's dates are off while its tokens work.
-func TestClockSkewChangesDatesOnly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := hubtest.New(hubtest.Options{ClockSkew: -time.Hour})
-		defer hub.Close()
-		c, path, want := faulty(t, hub, hub.Transport())
-		a := c.get("GET", faultyRepo, path)
-		date, err := http.ParseTime(a.Header.Get("Date"))
-		if err != nil || time.Since(date) != time.Hour || !bytes.Equal(a.body, want) {
-			t.Errorf("%v, %v old, status %d", err, time.Since(date), a.StatusCode)
-		}
-	})
 }

@@ -1,9 +1,9 @@
-// Fakehubd is a Docker Hub of one's own, to try hubcache without the real one.
+// Fakehubd is a fake Docker Hub, to try hubcache without the real one.
 //
 //	fakehubd --username alice --password-file pat --bandwidth 20MB --image library/big:1=4x64MiB
 //
-// It serves on three loopback ports (registry, token service, CDN), prints how to point
-// hubcache at it, and shows every request it got at GET /ledger of the registry port.
+// It serves on three loopback ports (registry, token service, CDN) and prints the command that
+// starts hubcache with it as upstream. GET /ledger on the registry's port shows all requests.
 package main
 
 import (
@@ -40,10 +40,10 @@ func main() {
 	}
 }
 
-// errUsage is a wrong command line, which the flag package has complained about already.
+// errUsage is a wrong command line. The message has been printed already.
 var errUsage = errors.New("wrong usage")
 
-// settings is what the flags say.
+// settings are the values of the flags.
 type settings struct {
 	hub          hubtest.Options
 	username     string
@@ -74,19 +74,19 @@ func parseFlags(args []string, stderr io.Writer) (settings, error) {
 	f.StringVar(&o.TokenName, "token-name", "", "host `name` of the token service")
 	f.StringVar(&o.CDNName, "cdn-name", "", "host `name` of the CDN")
 	f.BoolVar(&o.TLS, "tls", false, "serve https, with a certificate by an authority made for this run")
-	f.StringVar(&s.certFile, "tls-cert-file", "", "with --tls, this certificate `file` instead")
-	f.StringVar(&s.keyFile, "tls-key-file", "", "its key `file`")
-	f.StringVar(&s.caFile, "ca-file", "", "write that authority's certificate to this `file`")
-	f.StringVar(&s.username, "username", "", "the one account's `name`; without it, anonymous only")
-	f.StringVar(&s.passwordFile, "password-file", "", "`file` with that account's access token")
-	f.IntVar(&o.AnonymousLimit, "anonymous-limit", 100, "manifest GETs per window and address; -1: no limit")
+	f.StringVar(&s.certFile, "tls-cert-file", "", "with --tls, use the certificate in this `file`")
+	f.StringVar(&s.keyFile, "tls-key-file", "", "`file` with the key of --tls-cert-file")
+	f.StringVar(&s.caFile, "ca-file", "", "write the authority's certificate to this `file`")
+	f.StringVar(&s.username, "username", "", "`name` of the account; without it there is none")
+	f.StringVar(&s.passwordFile, "password-file", "", "`file` with the account's access token")
+	f.IntVar(&o.AnonymousLimit, "anonymous-limit", 100, "manifest GETs per window for each address; -1: no limit")
 	f.IntVar(&o.AccountLimit, "account-limit", 200, "manifest GETs per window of the account; -1: no limit")
 	f.DurationVar(&o.Window, "window", 6*time.Hour, "window of the limits")
-	f.DurationVar(&o.Latency, "latency", 0, "before every answer")
-	f.DurationVar(&o.ConnLatency, "conn-latency", 0, "before the first answer on a connection, on top")
+	f.DurationVar(&o.Latency, "latency", 0, "delay before every answer")
+	f.DurationVar(&o.ConnLatency, "conn-latency", 0, "delay before the first answer on a connection, in addition to --latency")
 	f.Func("bandwidth", "bytes a second per CDN connection, such as 20MB", size(&o.Bandwidth))
 	f.Func("total-bandwidth", "bytes a second of the whole CDN", size(&o.TotalBandwidth))
-	f.Uint64Var(&o.Seed, "seed", 0, "another number makes other layers")
+	f.Uint64Var(&o.Seed, "seed", 0, "`number` on which the bytes of layers depend")
 	f.Func("private", "`repository` that only the account may read (repeatable)", func(v string) error {
 		s.private = append(s.private, v)
 		return nil
@@ -103,29 +103,29 @@ func parseFlags(args []string, stderr io.Writer) (settings, error) {
 		return s, errUsage
 	}
 	if f.NArg() > 0 {
-		fmt.Fprintf(stderr, "fakehubd takes no arguments, and there is %q\n", f.Arg(0))
+		fmt.Fprintf(stderr, "fakehubd takes no arguments, but %q was given\n", f.Arg(0))
 		return s, errUsage
 	}
-	if complaint := s.complaint(); complaint != "" {
-		fmt.Fprintln(stderr, complaint)
+	if problem := s.problem(); problem != "" {
+		fmt.Fprintln(stderr, problem)
 		return s, errUsage
 	}
 	return s, nil
 }
 
-// complaint says which flags don't go together.
-func (s settings) complaint() string {
+// problem describes flags that can't be combined; it is empty if there are none.
+func (s settings) problem() string {
 	switch {
 	case (s.username == "") != (s.passwordFile == ""):
-		return "--username and --password-file go together"
+		return "--username and --password-file must be used together"
 	case (s.certFile == "") != (s.keyFile == ""):
-		return "--tls-cert-file and --tls-key-file go together"
+		return "--tls-cert-file and --tls-key-file must be used together"
 	case !s.hub.TLS && s.caFile+s.certFile != "":
 		return "--ca-file and --tls-cert-file need --tls"
 	case s.caFile != "" && s.certFile != "":
-		return "--ca-file is for the authority made when there is no --tls-cert-file"
+		return "--ca-file can't be used with --tls-cert-file, since no authority is made then"
 	case s.hub.AnonymousLimit == 0 || s.hub.AccountLimit == 0:
-		return "a limit is at least 1, or -1 for none"
+		return "a limit must be at least 1, or -1 for none"
 	}
 	return ""
 }
@@ -138,8 +138,8 @@ func size(to *int64) func(string) error {
 	}
 }
 
-// parseImage understands name:tag=layers x size, with or without the spaces. A name of one
-// component means library/name.
+// parseImage parses name:tag=layers x size, with or without the spaces. A name without a slash
+// means library/name.
 func parseImage(v string) (imageFlag, error) {
 	name, amount, ok := strings.Cut(v, "=")
 	repository, tag, tagged := strings.Cut(name, ":")
@@ -195,11 +195,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// addImages adds busybox, some samples of other shapes, and what --image asked for.
+// addImages adds busybox, a sample for several platforms, and the images of --image and --private.
 func addImages(hub *hubtest.Hub, s settings, stderr io.Writer) []*hubtest.Image {
 	base, err := hubtest.Busybox()
 	if err != nil {
-		fmt.Fprintf(stderr, "%v; library/busybox is synthetic and can't be run\n", err)
+		fmt.Fprintf(stderr, "%v; library/busybox has a synthetic layer and can't be run\n", err)
 		base = hubtest.Layer{Size: 1 << 20}
 	}
 	shell := ocispec.ImageConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}
@@ -224,6 +224,7 @@ func addImages(hub *hubtest.Hub, s settings, stderr io.Writer) []*hubtest.Image 
 	return images
 }
 
+// explain prints the addresses, the images and how to use them.
 func explain(w io.Writer, hub *hubtest.Hub, s settings, images []*hubtest.Image) {
 	fmt.Fprintf(w, "registry  %s\ntoken     %s/token\nCDN       %s\n\n", hub.RegistryURL(), hub.Network.URL(hubtest.Token), hub.Network.URL(hubtest.CDN))
 	for _, i := range images {
@@ -236,6 +237,6 @@ func explain(w io.Writer, hub *hubtest.Hub, s settings, images []*hubtest.Image)
 	if s.caFile != "" {
 		command += " --upstream-ca-file " + s.caFile
 	}
-	fmt.Fprintf(w, "\nPoint hubcache at it:\n  %s\nWhat it was asked:\n  curl %s/ledger    (?json for all, -X DELETE to start anew)\nStop with Ctrl-C.\n",
+	fmt.Fprintf(w, "\nStart hubcache with:\n  %s\nShow all requests:\n  curl %s/ledger    (?json for all fields, -X DELETE to empty it)\nStop with Ctrl-C.\n",
 		command, hub.RegistryURL())
 }

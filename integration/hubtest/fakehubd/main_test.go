@@ -14,7 +14,7 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestServesUntilStopped starts the program, asks it for a challenge and its ledger, and stops it.
+// TestServesUntilStopped starts the program, gets a challenge and the ledger, and stops it.
 func TestServesUntilStopped(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()

@@ -17,28 +17,28 @@ import (
 	"time"
 )
 
-// nixHost is a host of its own, booted by a real systemd in namespaces: this machine's
-// file system with all that is written kept in memory, a loopback interface, and Docker.
-// It stands in for the machines that the distribution's own tests would boot.
-type nixHost struct {
+// bootedHost is a host that a real systemd has booted in namespaces. It has this machine's file
+// system, with all changes kept in memory, a loopback interface and Docker. It takes the place
+// of the virtual machines that NixOS tests boot.
+type bootedHost struct {
 	t      *testing.T
 	leader string // process ID of its systemd
 	log    *bytes.Buffer
 }
 
-// nixShare is where the host sees the directory of programs that it was booted with.
-const nixShare = "/mnt/hubcache-test"
+// hostPrograms is the path, on the host, of the folder of programs that bootHost was given.
+const hostPrograms = "/mnt/hubcache-test"
 
-// nixBootScript runs as the first process of a PID namespace, which ends with it. It
-// ends with its standard input, so with the test, however that ends.
-const nixBootScript = `
+// bootScript runs as the first process of a PID namespace, so all processes of the host end
+// with it. It ends at the end of its standard input, so also when the test is killed.
+const bootScript = `
 set -e
 dir=$1 programs=$2
 mount -t tmpfs tmpfs "$dir"
 mkdir "$dir"/upper "$dir"/work "$dir"/root
 mount -t overlay overlay -o lowerdir=/,upperdir="$dir"/upper,workdir="$dir"/work "$dir"/root
 cd "$dir"/root
-# Nothing that this machine has enabled or been told.
+# Remove what is configured and enabled on this machine.
 rm -rf etc/systemd/system etc/docker etc/hubcache etc/machine-id usr/sbin/policy-rc.d
 mkdir -p etc/systemd/system etc/docker ."$3"
 touch etc/machine-id
@@ -47,21 +47,20 @@ systemd-nspawn --quiet --directory=. --boot --register=no --keep-unit --private-
 cat >/dev/null
 `
 
-// nixBoot boots a host that sees the directory programs at nixShare. It is gone when the
-// test ends.
-func nixBoot(t *testing.T, programs string) *nixHost {
+// bootHost boots a host that has the folder programs at hostPrograms. It ends with the test.
+func bootHost(t *testing.T, programs string) *bootedHost {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("booting a host needs root")
 	}
-	nixProgram(t, "systemd-nspawn", "systemd-container")
-	nixProgram(t, "dockerd", "docker.io")
-	nixProgram(t, "nsenter", "util-linux")
-	h := &nixHost{t: t, log: &bytes.Buffer{}}
-	cmd := exec.Command(nixProgram(t, "unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"bash", "-c", nixBootScript, "boot", t.TempDir(), programs, nixShare)
+	program(t, "systemd-nspawn", "systemd-container")
+	program(t, "dockerd", "docker.io")
+	program(t, "nsenter", "util-linux")
+	h := &bootedHost{t: t, log: &bytes.Buffer{}}
+	cmd := exec.Command(program(t, "unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"bash", "-c", bootScript, "boot", t.TempDir(), programs, hostPrograms)
 	cmd.Stdout, cmd.Stderr = h.log, h.log
-	leash, err := cmd.StdinPipe()
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,19 +72,19 @@ func nixBoot(t *testing.T, programs string) *nixHost {
 			out, _ := h.try("journalctl", "--no-pager", "--lines=60", "--unit=hubcache*")
 			t.Logf("the end of the host's journal:\n%s", out)
 		}
-		leash.Close()
-		_ = cmd.Wait() // killed
+		stdin.Close()
+		_ = cmd.Wait() // an error, since it is killed
 		if t.Failed() {
 			t.Logf("the host's console:\n%s", h.log)
 		}
 	})
-	h.leader = nixLeader(t, cmd.Process.Pid)
+	h.leader = waitForSystemd(t, cmd.Process.Pid)
 	h.eventually("systemctl", "is-system-running")
 	return h
 }
 
-// nixLeader waits for the systemd among a process's descendants.
-func nixLeader(t *testing.T, pid int) string {
+// waitForSystemd returns the process ID of the systemd among a process's descendants.
+func waitForSystemd(t *testing.T, pid int) string {
 	t.Helper()
 	for range 150 {
 		time.Sleep(200 * time.Millisecond)
@@ -94,7 +93,7 @@ func nixLeader(t *testing.T, pid int) string {
 		for _, file := range stats {
 			b, err := os.ReadFile(file)
 			if err != nil {
-				continue // has ended meanwhile
+				continue // it has ended meanwhile
 			}
 			// 4711 (comm) S 42 …
 			open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
@@ -114,21 +113,21 @@ func nixLeader(t *testing.T, pid int) string {
 }
 
 // command is a command on the host that has not been started yet.
-func (h *nixHost) command(args ...string) *exec.Cmd {
+func (h *bootedHost) command(args ...string) *exec.Cmd {
 	cmd := exec.Command("nsenter", append([]string{"--target", h.leader, "--mount", "--pid", "--net", "--uts", "--ipc"}, args...)...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" + nixShare, "HOME=/root", "LANG=C.UTF-8"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" + hostPrograms, "HOME=/root", "LANG=C.UTF-8"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
 
-// try runs a command on the host and returns all that it wrote.
-func (h *nixHost) try(args ...string) (string, error) {
+// try runs a command on the host and returns all its output.
+func (h *bootedHost) try(args ...string) (string, error) {
 	out, err := h.command(args...).CombinedOutput()
 	return string(out), err
 }
 
-// run is try for what must succeed.
-func (h *nixHost) run(args ...string) string {
+// run is try for a command that must succeed.
+func (h *bootedHost) run(args ...string) string {
 	h.t.Helper()
 	out, err := h.try(args...)
 	if err != nil {
@@ -138,13 +137,13 @@ func (h *nixHost) run(args ...string) string {
 }
 
 // shell runs a shell script that must succeed.
-func (h *nixHost) shell(script string) string {
+func (h *bootedHost) shell(script string) string {
 	h.t.Helper()
 	return h.run("bash", "-euo", "pipefail", "-c", script)
 }
 
 // eventually runs a command until it succeeds, for half a minute.
-func (h *nixHost) eventually(args ...string) {
+func (h *bootedHost) eventually(args ...string) {
 	h.t.Helper()
 	var out string
 	var err error
@@ -157,8 +156,8 @@ func (h *nixHost) eventually(args ...string) {
 	h.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
 }
 
-// write makes a file on the host.
-func (h *nixHost) write(path, mode, content string) {
+// write creates a file on the host.
+func (h *bootedHost) write(path, mode, content string) {
 	h.t.Helper()
 	cmd := h.command("install", "-D", "-m", mode, "/dev/stdin", path)
 	cmd.Stdin = strings.NewReader(content)
@@ -167,25 +166,26 @@ func (h *nixHost) write(path, mode, content string) {
 	}
 }
 
-// serveHub starts a fake Docker Hub on the host: account jane, image library/busybox,
-// library/big:1 of size (such as 4x16MiB), sent slowly, and a small library/big:2.
-func (h *nixHost) serveHub(token, size string) {
+// serveHub starts a fake Docker Hub on the host. It has the account jane and the images
+// library/busybox, library/big:1 of this size (such as 4x16MiB) and a small library/big:2, and
+// sends them slowly.
+func (h *bootedHost) serveHub(token, size string) {
 	h.t.Helper()
 	h.write("/run/hub-token", "0400", token)
-	h.run("systemd-run", "--unit=hub", "--quiet", nixShare+"/fakehubd", "--username", "jane", "--password-file", "/run/hub-token",
+	h.run("systemd-run", "--unit=hub", "--quiet", hostPrograms+"/fakehubd", "--username", "jane", "--password-file", "/run/hub-token",
 		"--bandwidth", "4MB", "--image", "library/big:1="+size, "--image", "library/big:2=1x1MiB")
 	h.eventually("curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:5100/ledger")
 }
 
-// ledger is what the fake Hub was asked.
-func (h *nixHost) ledger() string {
+// ledger is the fake Hub's ledger as JSON.
+func (h *bootedHost) ledger() string {
 	h.t.Helper()
 	return h.run("curl", "-fsS", "http://127.0.0.1:5100/ledger?json")
 }
 
-// pullThroughRestarts has Docker pull an image, remove it and pull it again, while the
-// service restarts all the time. Any pull that fails fails the test.
-func (h *nixHost) pullThroughRestarts(image string) {
+// pullThroughRestarts pulls and removes an image again and again while the service restarts
+// all the time. No pull may fail.
+func (h *bootedHost) pullThroughRestarts(image string) {
 	h.t.Helper()
 	const restarts, pulls = 5, 5
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -198,7 +198,7 @@ func (h *nixHost) pullThroughRestarts(image string) {
 				return
 			case <-time.After(200 * time.Millisecond):
 			}
-			// systemd counts these starts, too, and would refuse the sixth.
+			// systemd counts these starts too, and would refuse the sixth without reset-failed.
 			if out, err := h.try("bash", "-c", "systemctl reset-failed hubcache.service; systemctl restart hubcache.service"); err != nil {
 				h.t.Errorf("restart: %v\n%s", err, out)
 				return
@@ -217,30 +217,32 @@ func (h *nixHost) pullThroughRestarts(image string) {
 	}
 }
 
-// sub runs a subtest; what fails on the host within it fails the subtest.
-func (h *nixHost) sub(name string, f func(t *testing.T)) {
-	all := h.t
-	all.Run(name, func(t *testing.T) {
+// sub runs a subtest. A failure of a command on the host then fails the subtest.
+func (h *bootedHost) sub(name string, f func(t *testing.T)) {
+	whole := h.t
+	whole.Run(name, func(t *testing.T) {
 		h.t = t
-		defer func() { h.t = all }()
+		defer func() { h.t = whole }()
 		f(t)
 	})
 }
 
-// mainPID is the process ID of the service, as the host sees it.
-func (h *nixHost) mainPID() string {
+// mainPID is the service's process ID on the host.
+func (h *bootedHost) mainPID() string {
 	h.t.Helper()
 	return strings.TrimSpace(h.run("systemctl", "show", "--property=MainPID", "--value", "hubcache.service"))
 }
 
-// nixPrograms is a directory with hubcache and fakehubd.
-func nixPrograms(t *testing.T) string {
+// buildPrograms returns a folder with hubcache and fakehubd.
+func buildPrograms(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Dir(nixHubcache(t))
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "fakehubd"), "./hubtest/fakehubd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	nixRun(t, build)
-	// Other users than root run them.
+	dir := t.TempDir()
+	for _, path := range []string{"../cmd/hubcache", "./hubtest/fakehubd"} {
+		build := exec.Command("go", "build", "-o", filepath.Join(dir, filepath.Base(path)), path)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		runCommand(t, build)
+	}
+	// Users other than root run them, so they must be able to reach the folder.
 	for up := dir; up != "/" && up != os.TempDir(); up = filepath.Dir(up) {
 		if err := os.Chmod(up, 0o755); err != nil {
 			t.Fatal(err)
@@ -249,8 +251,8 @@ func nixPrograms(t *testing.T) string {
 	return dir
 }
 
-// nixCopy copies a program.
-func nixCopy(to, from string) error {
+// copyProgram copies an executable file.
+func copyProgram(to, from string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -265,7 +267,7 @@ func nixCopy(to, from string) error {
 		return err
 	}
 	if err := out.Close(); err != nil {
-		return fmt.Errorf("copy of %s: %w", from, err)
+		return fmt.Errorf("copying %s: %w", from, err)
 	}
 	return nil
 }

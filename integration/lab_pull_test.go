@@ -8,9 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -20,21 +18,22 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// manifestTypes is what clients accept.
+// manifestTypes are the media types that clients accept.
 var manifestTypes = []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, hubtest.DockerList, hubtest.DockerManifest}
 
-// labClient is for requests of the tests' own: no proxy, no limit on connections.
+// labClient is for requests that tests make themselves. It uses no proxy and has no limit on
+// connections.
 var labClient = &http.Client{Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
 
-// answer is a response read to its end.
+// answer is a response with its whole body.
 type answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
 }
 
-// request makes a request and reads the answer. An error is one of the connection; no
-// status is.
+// request makes a request and reads the whole answer. It returns an error if the connection
+// fails, but not for any status.
 func request(ctx context.Context, method, url string) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
@@ -50,7 +49,8 @@ func request(ctx context.Context, method, url string) (answer, error) {
 	return answer{resp.StatusCode, resp.Header, body}, err
 }
 
-// get is request for the test's goroutine, where anything but 200 fails the test.
+// get makes a GET request. Any status but 200 fails the test. It must be called from the
+// test's goroutine.
 func get(t testing.TB, url string) answer {
 	t.Helper()
 	a, err := request(t.Context(), http.MethodGet, url)
@@ -63,9 +63,9 @@ func get(t testing.TB, url string) answer {
 	return a
 }
 
-// pullImage pulls an image, every platform of it, from the registry at base, as a careful
-// client would: what is not byte for byte what the Hub has is an error. reference is a tag
-// or digest; "" is the image's own tag.
+// pullImage pulls all platforms of an image from the registry at base. It returns an error if
+// any byte differs from what the Hub has. reference is a tag or digest; "" is the image's own
+// tag.
 func pullImage(ctx context.Context, base string, img *hubtest.Image, reference string) error {
 	if reference == "" {
 		reference = img.Tag
@@ -93,12 +93,12 @@ func pullManifest(ctx context.Context, base, repository, reference, mediaType st
 	case a.Header.Get("Content-Type") != mediaType:
 		return fmt.Errorf("%s: Content-Type %q, upstream has %q", url, a.Header.Get("Content-Type"), mediaType)
 	case !bytes.Equal(a.Body, want):
-		return fmt.Errorf("%s: %d bytes that are not upstream's", url, len(a.Body))
+		return fmt.Errorf("%s: %d bytes that differ from upstream's", url, len(a.Body))
 	}
 	return nil
 }
 
-// pullBlob reads a blob without keeping it.
+// pullBlob reads a blob, checks its digest and discards it.
 func pullBlob(ctx context.Context, base, repository string, b ocispec.Descriptor) error {
 	url := base + "/v2/" + repository + "/blobs/" + b.Digest.String()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -124,37 +124,8 @@ func pullBlob(ctx context.Context, base, repository string, b ocispec.Descriptor
 	return nil
 }
 
-// cacheSize is what lies in a data directory's blobs and ingest, at full size even where
-// a file is sparse: what the budget counts.
-func cacheSize(t testing.TB, data string) int64 {
-	t.Helper()
-	var size int64
-	for _, dir := range []string{"blobs", "ingest"} {
-		err := filepath.WalkDir(filepath.Join(data, dir), func(_ string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil // files come and go
-			}
-			if err != nil || d.IsDir() {
-				return err
-			}
-			info, err := d.Info()
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err == nil {
-				size += info.Size()
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return size
-}
-
-// runnableImage adds an image that runs a shell, of layers layers of size bytes each over
-// busybox.
+// runnableImage adds an image that runs a shell: a layer with busybox, and this many synthetic
+// layers of size bytes each.
 func runnableImage(t testing.TB, hub *hubtest.Hub, repository, tag string, layers int, size int64, spec hubtest.ImageSpec) *hubtest.Image {
 	t.Helper()
 	base, err := hubtest.Busybox()
@@ -169,7 +140,8 @@ func runnableImage(t testing.TB, hub *hubtest.Hub, repository, tag string, layer
 	return hub.AddImage(repository, tag, spec)
 }
 
-// upstreamGETs are the requests that a second pull must not cause.
+// upstreamGETs returns the requests that a second pull must not cause: GETs of manifests and
+// blobs.
 func upstreamGETs(hub *hubtest.Hub) hubtest.Ledger {
 	return hub.Ledger().Filter(func(e hubtest.Entry) bool {
 		return e.Method == http.MethodGet && (e.Kind == "blobs" || e.Kind == "manifests")

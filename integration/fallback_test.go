@@ -10,9 +10,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// daemonFaults is what befalls every request that hubcache makes upstream; the limit is
-// how long dockerd may take longer for it.
-var daemonFaults = []struct {
+// upstreamFaults are faults that all matching requests of hubcache to its upstream have. limit is
+// how much longer a pull by dockerd may take.
+var upstreamFaults = []struct {
 	name   string
 	match  hubtest.Match
 	faults []hubtest.Fault
@@ -36,11 +36,12 @@ var daemonFaults = []struct {
 	{"bodies HTML", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.HTML()}, 45 * time.Second},
 }
 
-// daemonSlack is what a pull takes by itself on a busy machine.
-const daemonSlack = 15 * time.Second
+// pullTime is how long a pull without a fault may take on a busy machine.
+const pullTime = 15 * time.Second
 
-// TestDaemonFallsBackOnUpstreamFaults: a dockerd whose mirror is hubcache, and which reaches the real Hub
-// too. Whatever goes wrong between hubcache and its upstream, the pull succeeds, in time.
+// TestDaemonFallsBackOnUpstreamFaults pulls with a dockerd that has hubcache as its mirror and
+// can also reach Docker Hub itself. Whatever goes wrong between hubcache and its upstream, the
+// pull must succeed in time.
 func TestDaemonFallsBackOnUpstreamFaults(t *testing.T) {
 	accounts := hubtest.Options{AccountLimit: hubtest.Unlimited}
 	upstream := startHub(t, accounts)
@@ -48,9 +49,9 @@ func TestDaemonFallsBackOnUpstreamFaults(t *testing.T) {
 		RegistryName: "registry-1.docker.io", TokenName: "auth.docker.io", CDNName: "production.cloudflare.docker.com"})
 	network := dockertest.NewNetwork(t)
 	proxy := startProxy(t, hub, network.Addr.String())
-	for _, row := range daemonFaults {
+	for _, row := range upstreamFaults {
 		t.Run(row.name, func(t *testing.T) {
-			s := startServer(t, serverOptions{Hub: upstream, Host: network.Addr.String()}) // cool-downs are another row's
+			s := startServer(t, serverOptions{Hub: upstream, Host: network.Addr.String()}) // without cool-downs of the row before
 			d := dockertest.Start(t, dockertest.Options{Network: network, Mirrors: []string{s.URL}, Env: []string{
 				"HTTPS_PROXY=" + proxy.URL, "HTTP_PROXY=" + proxy.URL, "NO_PROXY=" + network.Addr.String(), "SSL_CERT_FILE=" + writeCA(t, hub)}})
 			tag := "t" + time.Now().Format("150405.000000")
@@ -67,13 +68,49 @@ func TestDaemonFallsBackOnUpstreamFaults(t *testing.T) {
 				t.Fatalf("after %s: %v\n%s", took, err, out)
 			}
 			t.Logf("%s", took.Round(100*time.Millisecond))
-			if took > row.limit+daemonSlack {
+			if took > row.limit+pullTime {
 				t.Errorf("the pull took %s", took)
 			}
 			if rule.Hits() == 0 {
-				t.Error("the fault never happened")
+				t.Error("no request had the fault")
 			}
 			checkRuns(t, d, "app:"+tag)
+		})
+	}
+}
+
+// TestDaemonFallsBackWhenHubcacheCannotPull pulls with a daemon that can also reach Docker Hub
+// itself, while hubcache can't pull or does not run. The pull must succeed within 15 s.
+func TestDaemonFallsBackWhenHubcacheCannotPull(t *testing.T) {
+	lab := newDeployLab(t, hubtest.Options{})
+	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Mirrors: []string{lab.cache.URL},
+		Env: []string{"HTTPS_PROXY=" + lab.proxy.URL, "SSL_CERT_FILE=" + lab.ca, "NO_PROXY=" + lab.network.Addr.String()}})
+	for name, breakCache := range map[string]func(){
+		"token-refused": func() {
+			lab.hub.Set(func(o *hubtest.Options) { o.Accounts = []hubtest.Account{{Username: labUser, PAT: "revoked"}} })
+			lab.cache.Start()
+		},
+		"account-has-no-pulls-left": func() {
+			lab.hub.Set(func(o *hubtest.Options) { o.Accounts = []hubtest.Account{{Username: labUser, PAT: labPAT, Limit: 1}} })
+			lab.hub.SetUsed(labUser, 1)
+			lab.cache.Start()
+		},
+		"stopped": func() {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runnableImage(t, lab.hub, "library/"+name, "1", 1, 1<<20, hubtest.ImageSpec{})
+			lab.cache.Stop()
+			breakCache()
+			lab.hub.ResetLedger()
+			start := time.Now()
+			d.Docker("pull", name+":1")
+			if took := time.Since(start); took > 15*time.Second {
+				t.Errorf("the pull took %v", took)
+			}
+			checkRuns(t, d, name+":1")
+			if direct := lab.hub.Used(""); direct == 0 {
+				t.Errorf("the daemon did not pull from Docker Hub itself:\n%s", lab.hub.Ledger())
+			}
 		})
 	}
 }

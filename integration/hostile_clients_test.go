@@ -18,9 +18,9 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// hostileRaw sends bytes as they are and returns what comes back until the connection ends
-// or the time is up.
-func hostileRaw(t *testing.T, addr, request string, within time.Duration) (answer string, ended bool) {
+// sendRaw sends these bytes and returns the answer until the connection ends or the time is up.
+// ended reports whether the server has closed the connection.
+func sendRaw(t *testing.T, addr, request string, within time.Duration) (answer string, ended bool) {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -36,8 +36,8 @@ func hostileRaw(t *testing.T, addr, request string, within time.Duration) (answe
 	return string(b), !timeout || !ne.Timeout()
 }
 
-// TestHostileRequestsAreRefused: names and digests that climb, headers without end, bodies that
-// nobody asked for. No answer is a 2xx or 5xx, nothing goes upstream.
+// TestHostileRequestsAreRefused sends names and digests with path traversal, endless headers and
+// unexpected methods. All answers must be 4xx or 301, and no request may go upstream.
 func TestHostileRequestsAreRefused(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
@@ -48,29 +48,30 @@ func TestHostileRequestsAreRefused(t *testing.T) {
 		"/v2/a%00b/manifests/1", "/v2/library/redis/blobs/SHA256:" + hex, "/v2/library/redis/blobs/md5:" + hex[:32], "/v2/library/redis/manifests/" + strings.Repeat("x", 5000),
 		"/v2/" + strings.Repeat("a/", 3000) + "b/manifests/1", "//v2//library//redis//manifests//1", "/index.db", "/v2/library/redis/blobs/uploads/", "/api/v1/stats", "/metrics",
 	} {
-		a, ended := hostileRaw(t, s.Addr, "GET "+path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 10*time.Second)
+		a, ended := sendRaw(t, s.Addr, "GET "+path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 10*time.Second)
 		if !ended || !strings.HasPrefix(a, "HTTP/1.1 4") && !strings.HasPrefix(a, "HTTP/1.1 301") {
 			t.Errorf("%.60q: %.80q, ended: %v", path, a, ended)
 		}
 	}
 	for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE", "FOO"} {
-		a, _ := hostileRaw(t, s.Addr, method+" /v2/library/redis/manifests/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 10*time.Second)
+		a, _ := sendRaw(t, s.Addr, method+" /v2/library/redis/manifests/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 10*time.Second)
 		if !strings.HasPrefix(a, "HTTP/1.1 4") {
 			t.Errorf("%s: %.80q", method, a)
 		}
 	}
-	a, ended := hostileRaw(t, s.Addr, "GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: "+strings.Repeat("y", 200<<10)+"\r\n\r\n", 10*time.Second)
+	a, ended := sendRaw(t, s.Addr, "GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: "+strings.Repeat("y", 200<<10)+"\r\n\r\n", 10*time.Second)
 	if !ended || a != "" && !strings.HasPrefix(a, "HTTP/1.1 431") {
 		t.Errorf("headers of 200 KiB: %.80q, ended: %v", a, ended)
 	}
-	asked := func(e hubtest.Entry) bool { return e.Kind != "ping" } // that is the server's own, at its start
-	if l := hub.Ledger().Filter(asked); len(l) > 0 {
-		t.Errorf("it went upstream:\n%s", l)
+	caused := func(e hubtest.Entry) bool { return e.Kind != "ping" } // the server itself pings at its start
+	if l := hub.Ledger().Filter(caused); len(l) > 0 {
+		t.Errorf("these requests went upstream:\n%s", l)
 	}
-	s.diskAlive()
+	s.checkAlive()
 }
 
-// TestHostileSlowRequestsAreEnded: headers and bodies that come a byte at a time, or not at all, end.
+// TestHostileSlowRequestsAreEnded checks that the server closes connections on which a request
+// does not arrive completely.
 func TestHostileSlowRequestsAreEnded(t *testing.T) {
 	t.Parallel()
 	hub := startHub(t, hubtest.Options{})
@@ -86,16 +87,17 @@ func TestHostileSlowRequestsAreEnded(t *testing.T) {
 	} {
 		wg.Go(func() {
 			start := time.Now()
-			if _, ended := hostileRaw(t, s.Addr, request, 30*time.Second); !ended {
+			if _, ended := sendRaw(t, s.Addr, request, 30*time.Second); !ended {
 				t.Errorf("%s: still open after %s", name, time.Since(start))
 			}
 		})
 	}
 	wg.Wait()
-	s.diskAlive()
+	s.checkAlive()
 }
 
-// TestHostileIdleConnectionsStopNoPull: 10,000 idle connections, and pulls go on.
+// TestHostileIdleConnectionsStopNoPull checks that pulls work and memory stays bounded beside
+// 10,000 idle connections.
 func TestHostileIdleConnectionsStopNoPull(t *testing.T) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -120,7 +122,7 @@ func TestHostileIdleConnectionsStopNoPull(t *testing.T) {
 			t.Fatalf("connection %d: %v", len(conns), err)
 		}
 		conns = append(conns, c)
-		if len(conns)%10 == 0 { // one in ten has asked for something, and keeps the connection
+		if len(conns)%10 == 0 { // one in ten has made a request before it is idle
 			fmt.Fprintf(c, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
 			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 			if err != nil || resp.StatusCode != http.StatusOK {
@@ -140,5 +142,5 @@ func TestHostileIdleConnectionsStopNoPull(t *testing.T) {
 	} else {
 		t.Logf("%d connections: %d MiB resident", len(conns), rss>>20)
 	}
-	s.diskAlive()
+	s.checkAlive()
 }

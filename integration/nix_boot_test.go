@@ -10,13 +10,13 @@ import (
 )
 
 // TestNixHostServesPulls boots a host with the units, configuration and files that the module
-// renders for the case "boot", and does with it what nix/nixos-test.nix does with the
-// machines that can't be booted without nixpkgs.
+// renders for the case "boot". It checks what nix/nixos-test.nix checks with virtual machines,
+// which can't be booted without nixpkgs.
 func TestNixHostServesPulls(t *testing.T) {
 	const token = "dckr_pat_of_the_test"
-	h := nixBoot(t, nixPrograms(t))
+	h := bootHost(t, buildPrograms(t))
 	h.serveHub(token, "3x4MiB")
-	nixDeploy(t, h, mustNixEvaluate(t, "boot"), token)
+	activate(t, h, mustNixEvaluate(t, "boot"), token)
 
 	h.run("systemctl", "start", "docker.service")
 	for _, unit := range []string{"hubcache.service", "hubcache-pull.socket", "hubcache-admin.socket", "hubcache-docker-watch.service"} {
@@ -39,11 +39,11 @@ func TestNixHostServesPulls(t *testing.T) {
 		h.run("docker", "image", "rm", "busybox:latest")
 		h.run("docker", "pull", "--quiet", "busybox:latest")
 	})
-	h.sub("a hold keeps prune away, and nothing else does", func(t *testing.T) {
+	h.sub("prune waits for a hold, and works without one", func(t *testing.T) {
 		h.run("docker", "pull", "--quiet", "big:1")
 		h.run("docker", "pull", "--quiet", "big:2")
 		h.run("useradd", "--groups=hubcache", "ci")
-		h.run("systemd-run", "--unit=hold", "--uid=ci", nixShare+"/hubcache", "docker", "hold", "--", "sleep", "infinity")
+		h.run("systemd-run", "--unit=hold", "--uid=ci", hostPrograms+"/hubcache", "docker", "hold", "--", "sleep", "infinity")
 		h.eventually("bash", "-c", "! flock -n /run/hubcache/hold/run true")
 		images := func() int { return strings.Count(h.run("docker", "image", "ls", "--quiet", "big"), "\n") }
 		h.run("systemctl", "start", "hubcache-docker-prune.service")
@@ -57,14 +57,14 @@ func TestNixHostServesPulls(t *testing.T) {
 			t.Errorf("%d images after a prune without a hold: %s%s", n, out, h.run("journalctl", "--no-pager", "--unit=hubcache-docker-prune.service"))
 		}
 	})
-	h.sub("the socket of the administration is for its group", func(t *testing.T) {
+	h.sub("the admin socket is for its group", func(t *testing.T) {
 		if out := h.run("stat", "-c", "%A %U %G", "/run/hubcache/admin.sock"); out != "srw-rw---- root hubcache\n" {
 			t.Errorf("admin socket: %s", out)
 		}
-		ask := []string{"curl", "-fsS", "-o", "/dev/null", "--unix-socket", "/run/hubcache/admin.sock", "http://localhost/api/v1/stats"}
-		h.run(append([]string{"setpriv", "--reuid=ci", "--regid=ci", "--init-groups"}, ask...)...)
-		if out, err := h.try(append([]string{"setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"}, ask...)...); err == nil {
-			t.Errorf("a stranger reached the admin socket: %s", out)
+		stats := []string{"curl", "-fsS", "-o", "/dev/null", "--unix-socket", "/run/hubcache/admin.sock", "http://localhost/api/v1/stats"}
+		h.run(append([]string{"setpriv", "--reuid=ci", "--regid=ci", "--init-groups"}, stats...)...)
+		if out, err := h.try(append([]string{"setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"}, stats...)...); err == nil {
+			t.Errorf("a user outside the group reached the admin socket: %s", out)
 		}
 	})
 	h.sub("the service has no more rights than it needs", func(t *testing.T) {
@@ -81,7 +81,7 @@ func TestNixHostServesPulls(t *testing.T) {
 			t.Errorf("another user reads the cache: %s", out)
 		}
 	})
-	h.sub("the sandbox hides nothing that the metrics need", func(t *testing.T) {
+	h.sub("the sandbox leaves the metrics of the process readable", func(t *testing.T) {
 		metrics := h.run("curl", "-fsS", "http://127.0.0.1:5001/metrics")
 		for _, name := range []string{"process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds", "go_goroutines"} {
 			if !strings.Contains(metrics, "\n"+name+" ") {
@@ -89,7 +89,7 @@ func TestNixHostServesPulls(t *testing.T) {
 			}
 		}
 	})
-	h.sub("the token reaches the service and nobody else", func(t *testing.T) {
+	h.sub("the token reaches the service and no other user", func(t *testing.T) {
 		where := "/run/credentials/hubcache.service/dockerhub-pat"
 		if got := h.run("cat", where); got != token {
 			t.Errorf("credential %q", got)
@@ -104,7 +104,7 @@ func TestNixHostServesPulls(t *testing.T) {
 			t.Error("the token is in the log")
 		}
 	})
-	h.sub("a reload takes new settings over and keeps the process", func(t *testing.T) {
+	h.sub("a reload applies new settings and keeps the process", func(t *testing.T) {
 		pid := h.mainPID()
 		h.run("sed", "-i", "s/1GiB/3GiB/", "/etc/hubcache/config.yaml")
 		h.run("systemctl", "reload", "hubcache.service")
@@ -118,7 +118,7 @@ func TestNixHostServesPulls(t *testing.T) {
 		h.run("systemctl", "daemon-reload")
 		h.run("systemctl", "restart", "hubcache.service")
 		pid := h.mainPID()
-		time.Sleep(7 * time.Second) // twice the limit: it does send its messages
+		time.Sleep(7 * time.Second) // twice the limit, to see that it sends its messages
 		if h.mainPID() != pid {
 			t.Fatal("the watchdog ended a healthy service")
 		}
@@ -126,7 +126,7 @@ func TestNixHostServesPulls(t *testing.T) {
 		h.eventually("bash", "-c", `new=$(systemctl show --property=MainPID --value hubcache.service); test "$new" != 0 && test "$new" != `+pid)
 		h.eventually("systemctl", "is-active", "hubcache.service")
 	})
-	h.sub("a changed port, in the order in which NixOS switches", func(t *testing.T) {
+	h.sub("the port changes, in the order in which NixOS switches", func(t *testing.T) {
 		h.run("systemctl", "stop", "hubcache-pull.socket")
 		h.run("sed", "-i", "s/127.0.0.1:5000/127.0.0.1:5005/", "/etc/systemd/system/hubcache-pull.socket", "/etc/hubcache/config.yaml")
 		h.run("systemctl", "daemon-reload")
@@ -136,11 +136,11 @@ func TestNixHostServesPulls(t *testing.T) {
 	})
 }
 
-// TestNixHostWithOwnFolderAndPort boots a host whose cache is in a directory of the owner's choice,
-// kept by a static user, and whose port is one that only root may open.
+// TestNixHostWithOwnFolderAndPort boots a host whose cache is in a configured folder, which
+// belongs to a static user, and whose port is one that only root may open.
 func TestNixHostWithOwnFolderAndPort(t *testing.T) {
-	h := nixBoot(t, nixPrograms(t))
-	nixDeploy(t, h, mustNixEvaluate(t, "bootElsewhere"), "unused")
+	h := bootHost(t, buildPrograms(t))
+	activate(t, h, mustNixEvaluate(t, "bootElsewhere"), "unused")
 	h.run("curl", "-fsS", "http://127.0.0.1/v2/")
 	if owner := h.run("stat", "-c", "%U %A", "/srv/cache/hubcache", "/srv/cache/hubcache/index.db"); owner != "hubcache drwx------\nhubcache -rw-------\n" {
 		t.Errorf("the cache belongs to %s", owner)
@@ -150,8 +150,8 @@ func TestNixHostWithOwnFolderAndPort(t *testing.T) {
 	}
 }
 
-// nixDeploy does what NixOS's activation would with an evaluated configuration.
-func nixDeploy(t *testing.T, h *nixHost, e nixEvaluation, token string) {
+// activate does with an evaluated configuration what NixOS's activation does.
+func activate(t *testing.T, h *bootedHost, e nixEvaluation, token string) {
 	t.Helper()
 	h.write("/etc/secrets/dockerhub-pat", "0400", token)
 	h.write("/etc/hubcache/config.yaml", "0644", string(e.Settings))
@@ -170,7 +170,7 @@ func nixDeploy(t *testing.T, h *nixHost, e nixEvaluation, token string) {
 	h.write("/etc/tmpfiles.d/hubcache.conf", "0644", rules.String())
 	h.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/hubcache.conf")
 
-	// Its own rules and bridge need modules and a network that this host hasn't.
+	// dockerd's iptables rules and bridge need kernel modules and a network that this host lacks.
 	daemon, err := json.Marshal(map[string]any{"registry-mirrors": e.Docker.Mirrors, "iptables": false, "bridge": "none"})
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func nixDeploy(t *testing.T, h *nixHost, e nixEvaluation, token string) {
 
 	enable := []string{"systemctl", "enable", "--now", "--quiet"}
 	for name, text := range e.Units {
-		h.write("/etc/systemd/system/"+name, "0644", strings.ReplaceAll(text, nixStubProgram, nixShare+"/hubcache"))
+		h.write("/etc/systemd/system/"+name, "0644", strings.ReplaceAll(text, stubProgram, hostPrograms+"/hubcache"))
 		if strings.Contains(text, "[Install]") {
 			enable = append(enable, name)
 		}

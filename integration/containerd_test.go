@@ -1,0 +1,107 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+)
+
+// TestContainerdPullsFromHubOnce pulls with Debian's containerd, which has hubcache in
+// hosts.toml and therefore adds ?ns=docker.io to each request.
+func TestContainerdPullsFromHubOnce(t *testing.T) {
+	hub := startHub(t, hubtest.Options{})
+	s := startServer(t, serverOptions{Hub: hub})
+	c := startContainerd(t, s)
+	for _, kind := range imageKinds {
+		img := runnableImage(t, hub, "library/app", kind.name, 2, 1<<20, kind.spec)
+		for by, name := range map[string]string{"tag": "docker.io/library/app:" + kind.name, "digest": "docker.io/library/app@" + img.Digest.String()} {
+			t.Run(kind.name+"/"+by, func(t *testing.T) {
+				s.Empty()
+				checkPullsOnce(t, hub, s, img,
+					func(t *testing.T) {
+						c.ctr(t, "images", "pull", "--snapshotter", "native", "--hosts-dir", c.hosts, name)
+					},
+					func(t *testing.T) {
+						got := c.ctr(t, "run", "--rm", "--snapshotter", "native", name, "box", "echo", "it", "runs")
+						if got != "it runs" {
+							t.Errorf("ctr run says %q", got)
+						}
+						c.ctr(t, "images", "rm", "--sync", name)
+						if left := c.ctr(t, "content", "ls", "-q"); left != "" {
+							t.Fatalf("containerd still has %s", left)
+						}
+					})
+			})
+		}
+	}
+}
+
+// containerd is a containerd of the test.
+type containerd struct {
+	socket, hosts string
+	env           []string
+}
+
+func startContainerd(t testing.TB, s *server) *containerd {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hubcache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &containerd{socket: filepath.Join(dir, "sock"), hosts: filepath.Join(dir, "certs.d"), env: append(os.Environ(), deadProxy(s)...)}
+	hosts := filepath.Join(c.hosts, "docker.io", "hosts.toml")
+	toml := fmt.Sprintf("server = %q\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", s.URL, s.URL)
+	if err := os.MkdirAll(filepath.Dir(hosts), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(hosts, []byte(toml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "config.toml")
+	toml = fmt.Sprintf("version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
+		filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, c.socket+".ttrpc")
+	if err := os.WriteFile(config, []byte(toml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program(t, "containerd", "containerd"), "--config", config)
+	var log strings.Builder
+	cmd.Stdout, cmd.Stderr, cmd.Env = &log, &log, c.env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Unshareflags: syscall.CLONE_NEWNS}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait() // the log has more than its status
+		if t.Failed() {
+			t.Logf("the end of containerd's log:\n%s", lastLines(log.String(), 30))
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if exec.Command(program(t, "ctr", "containerd"), "--address", c.socket, "version").Run() == nil {
+			return c
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("containerd does not answer")
+		}
+	}
+}
+
+func (c *containerd) ctr(t testing.TB, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(program(t, "ctr", "containerd"), append([]string{"--address", c.socket}, args...)...)
+	cmd.Env = c.env
+	return strings.TrimSpace(runCommand(t, cmd))
+}

@@ -1,0 +1,67 @@
+package hubtest_test
+
+import (
+	"bytes"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
+)
+
+// TestLatencyAndBandwidthAreExact checks latency and bandwidth on synctest's clock, which only
+// the Hub's waiting moves.
+func TestLatencyAndBandwidthAreExact(t *testing.T) {
+	took := func(t *testing.T, o hubtest.Options, clients int) time.Duration {
+		var d time.Duration
+		synctest.Test(t, func(t *testing.T) {
+			hub := hubtest.New(o)
+			defer hub.Close()
+			c, path, want := faulty(t, hub, hub.Transport())
+			start := time.Now()
+			var wg sync.WaitGroup
+			for range clients {
+				wg.Go(func() {
+					if a := c.get("GET", faultyRepo, path); len(a.body) != len(want) {
+						t.Errorf("%d, %d bytes, %v", a.StatusCode, len(a.body), a.err)
+					}
+				})
+			}
+			wg.Wait()
+			d = time.Since(start).Round(time.Millisecond)
+		})
+		return d
+	}
+	for name, row := range map[string]struct {
+		o       hubtest.Options
+		clients int
+		want    time.Duration
+	}{
+		"nothing":         {hubtest.Options{}, 3, 0},
+		"latency":         {hubtest.Options{Latency: time.Second}, 1, 2 * time.Second}, // registry and CDN
+		"connections":     {hubtest.Options{ConnLatency: time.Second}, 1, 2 * time.Second},
+		"first byte":      {hubtest.Options{FirstByte: time.Second}, 1, time.Second},
+		"bandwidth":       {hubtest.Options{Bandwidth: 10_000}, 3, 10 * time.Second},
+		"total bandwidth": {hubtest.Options{TotalBandwidth: 10_000}, 3, 30 * time.Second},
+	} {
+		if got := took(t, row.o, row.clients); got != row.want {
+			t.Errorf("%s: %v, want %v", name, got, row.want)
+		}
+	}
+}
+
+// TestClockSkewChangesDatesOnly checks that the Hub's dates are wrong while its tokens work.
+func TestClockSkewChangesDatesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := hubtest.New(hubtest.Options{ClockSkew: -time.Hour})
+		defer hub.Close()
+		c, path, want := faulty(t, hub, hub.Transport())
+		a := c.get("GET", faultyRepo, path)
+		date, err := http.ParseTime(a.Header.Get("Date"))
+		if err != nil || time.Since(date) != time.Hour || !bytes.Equal(a.body, want) {
+			t.Errorf("%v, %v old, status %d", err, time.Since(date), a.StatusCode)
+		}
+	})
+}
