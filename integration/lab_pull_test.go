@@ -8,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/hubcache/hubcache/integration/dockertest"
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
@@ -23,7 +26,16 @@ var manifestTypes = []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImage
 
 // labClient is for requests that tests make themselves. It uses no proxy and has no limit on
 // connections.
-var labClient = &http.Client{Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
+var labClient = &http.Client{Transport: &http.Transport{DialContext: labDial, DisableCompression: true, DisableKeepAlives: true}}
+
+// labDial connects to loopback addresses and to networks of dockertest, which are not connected
+// to any other network. It refuses all other addresses.
+func labDial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if a, err := netip.ParseAddrPort(addr); err == nil && dockertest.Subnets.Contains(a.Addr()) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+	return hubtest.Dial(ctx, network, addr)
+}
 
 // answer is a response with its whole body.
 type answer struct {

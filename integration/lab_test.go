@@ -28,7 +28,9 @@ const (
 // labDir is the folder of the built programs. TestMain removes it.
 var labDir string
 
+// TestMain makes the folder of programs, and keeps http.Get and the like inside the lab.
 func TestMain(m *testing.M) {
+	hubtest.LoopbackOnly(http.DefaultTransport.(*http.Transport)).DialContext = labDial
 	var err error
 	if labDir, err = os.MkdirTemp("", "hubcache-lab"); err != nil {
 		fmt.Fprintln(os.Stderr, err)

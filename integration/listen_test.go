@@ -37,7 +37,7 @@ func TestListensOnSeveralAddresses(t *testing.T) {
 
 	cert, key, roots := labCertificate(t)
 	secure := startServer(t, serverOptions{Hub: hub, Args: append(listen, "--tls-cert-file", cert, "--tls-key-file", key)})
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DialContext: labDial, TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
 	for _, addr := range []string{secure.Addr, six} { // the certificate does not name 127.0.0.2
 		url := fmt.Sprintf("https://%s/v2/library/app/manifests/1", addr)
 		req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, nil)

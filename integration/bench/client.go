@@ -139,17 +139,17 @@ func (c *client) blob(ctx context.Context, repository string, d ocispec.Descript
 	return c.drain(&firstByte{resp.Body, first}, d)
 }
 
-// firstByte calls tell when the first byte is read.
+// firstByte calls a function when the first byte is read.
 type firstByte struct {
 	io.Reader
-	tell func()
+	call func() // nil after the first byte
 }
 
 func (f *firstByte) Read(p []byte) (int, error) {
 	n, err := f.Reader.Read(p)
-	if n > 0 && f.tell != nil {
-		f.tell()
-		f.tell = nil
+	if n > 0 && f.call != nil {
+		f.call()
+		f.call = nil
 	}
 	return n, err
 }

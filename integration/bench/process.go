@@ -116,7 +116,7 @@ func (t *target) stop() {
 	os.RemoveAll(t.dir)
 }
 
-// freePort finds a port that nobody listens on.
+// freePort returns a port on which nothing listens.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

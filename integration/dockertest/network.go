@@ -19,6 +19,9 @@ type Network struct {
 	next   netip.Addr
 }
 
+// Subnets contains the addresses of all networks.
+var Subnets = netip.MustParsePrefix("10.128.0.0/10")
+
 // networks counts the networks of this process, so that each gets a subnet of its own.
 var networks atomic.Uint32
 

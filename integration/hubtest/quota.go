@@ -12,11 +12,11 @@ import (
 
 // pullLimitMessage is the error's message for an account, or for anonymous clients.
 func pullLimitMessage(account string) string {
-	who := ""
+	kind := ""
 	if account == "" {
-		who = "unauthenticated "
+		kind = "unauthenticated "
 	}
-	return "You have reached your " + who + "pull rate limit. https://www.docker.com/increase-rate-limit"
+	return "You have reached your " + kind + "pull rate limit. https://www.docker.com/increase-rate-limit"
 }
 
 // quota counts the pulls of each source.

@@ -86,7 +86,7 @@ func TestPrivateRepositoriesAreHidden(t *testing.T) {
 	})
 }
 
-// tokenStatus asks for a token and returns status and body.
+// tokenStatus requests a token and returns status and body.
 func tokenStatus(t *testing.T, hub *hubtest.Hub, user, pat, scope string) (int, string) {
 	c := newClient(t, "", hub.Transport())
 	auth := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+pat))

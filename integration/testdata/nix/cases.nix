@@ -1,8 +1,8 @@
-# The configurations that the module is evaluated for, as a user would write them.
+# The configurations that the module is evaluated with, as a user would write them.
 let
   docker = { virtualisation.docker.enable = true; };
   examples = ../../../nix/examples;
-  # The options of sops-nix and agenix that the examples set, and what they make of them.
+  # The options of sops-nix and agenix that the examples set, and what those modules derive.
   secrets = { lib, ... }: {
     options = {
       sops = lib.mkOption { type = lib.types.attrsOf lib.types.anything; apply = lib.mapAttrs (n: v: if n == "secrets" then lib.mapAttrs (name: s: s // { path = "/run/secrets/${name}"; }) v else v); };
@@ -60,13 +60,13 @@ in
   unknownSetting = { services.hubcache = { enable = true; settings.tags.max_stail = "1h"; }; };
   badBudget = { services.hubcache = { enable = true; budget = "plenty"; }; };
 
-  # What nixos_test.go boots: nix/nixos-test.nix's client, with Hub on the same host.
+  # nix_boot_test.go boots this: the client of nix/nixos-test.nix, with Hub on the same host.
   boot = docker // {
     services.hubcache = {
       enable = true;
       budget = "1GiB";
       credentials = { username = "jane"; passwordFile = "/etc/secrets/dockerhub-pat"; };
-      # The disk counts as full, and an image as old, at once; the timer keeps out.
+      # So that any disk counts as full and any image as old. The timer does not start a prune.
       dockerPrune = { enable = true; dates = "2100-01-01"; };
       settings = {
         upstream.url = "http://127.0.0.1:5100";
@@ -77,7 +77,7 @@ in
 
   bootElsewhere = { services.hubcache = { enable = true; dataDir = "/srv/cache/hubcache"; port = 80; }; };
 
-  # These do not evaluate at all.
+  # These must fail to evaluate.
   credentialInStore = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "${builtins.storeDir}/abc-pat"; }; }; };
   portTooHigh = { services.hubcache = { enable = true; port = 70000; }; };
   unknownOption = { services.hubcache = { enable = true; bugdet = "20GiB"; }; };

@@ -17,7 +17,7 @@ let
         modules = [ ./stub/nixos.nix (root + "/nix/modules/registry-cache.nix") module ];
         specialArgs = { inherit pkgs; };
       }).config;
-      # What NixOS adds to a unit so that a change of the value restarts or reloads it.
+      # NixOS writes these into the unit, so that a change of a value restarts or reloads it.
       triggers = u: lib.optionalAttrs (u ? restartTriggers) {
         X-Reload-Triggers = map toString u.reloadTriggers;
         X-Restart-Triggers = map toString u.restartTriggers;

@@ -3,8 +3,8 @@
 # It has only the functions that hubcache's module and flake use, and a module system of
 # a few rules: imports, options, mkIf, mkMerge, priorities, submodules with a freeform
 # type. It is strict where the real one is (unknown options, wrong types, two values
-# for one option) and has no opinion on anything else. What it accepts is not proof that
-# nixpkgs accepts it: set HUBCACHE_NIXPKGS_LIB to a checkout's lib/ for that.
+# for one option) and checks nothing else. nixpkgs may refuse what it accepts: to check that,
+# set HUBCACHE_NIXPKGS_LIB to the lib/ of a checkout.
 let
   inherit (builtins)
     all any attrNames attrValues concatLists concatMap concatStringsSep elem filter foldl' functionArgs
@@ -25,15 +25,15 @@ let
   mkMerge = contents: { _type = "merge"; inherit contents; };
   mkOverride = priority: content: { _type = "override"; inherit priority content; };
 
-  # pushDown turns one configuration into plain attribute sets, its conditions and
-  # priorities moved onto their values.
+  # pushDown turns one configuration into plain attribute sets, and moves conditions and
+  # priorities to the values.
   pushDown = c:
     if is "merge" c then concatMap pushDown c.contents
     else if is "if" c then map (mapAttrs (_: mkIf c.condition)) (pushDown c.content)
     else if is "override" c then map (mapAttrs (_: mkOverride c.priority)) (pushDown c.content)
     else [ c ];
 
-  # settle turns one definition into the values that are in force, with priorities.
+  # settle turns one definition into the values that apply, with their priorities.
   settle = v:
     if is "merge" v then concatMap settle v.contents
     else if is "if" v then (if v.condition then settle v.content else [ ])
@@ -62,8 +62,8 @@ let
     else
       type.merge loc values;
 
-  # evalTree evaluates option declarations against configurations. freeform, a type or
-  # null, takes what no option declares.
+  # evalTree evaluates option declarations with configurations. freeform is the type of values
+  # that no option declares, or null.
   evalTree = loc: freeform: trees: configs:
     let
       defs = concatMap pushDown configs;
@@ -83,7 +83,7 @@ let
     else if stray != [ ] then throw "The option `${show (loc ++ [ (head stray) ])}' does not exist."
     else declared;
 
-  # evalModules evaluates modules to their configuration and their declared options.
+  # evalModules returns the configuration and the declared options of modules.
   evalModules = { modules, specialArgs ? { }, prefix ? [ ] }:
     let
       args = specialArgs // { inherit config lib; };

@@ -1,5 +1,5 @@
-# A stub of NixOS: the options that hubcache's module sets or reads, with the types that
-# NixOS gives them, and nothing behind them.
+# A stub of NixOS: the options that hubcache's module sets or reads, with the types that they
+# have in NixOS, and without any effect.
 { lib, pkgs, ... }:
 let
   inherit (lib) mkOption types;

@@ -1,9 +1,9 @@
-# A stub of nixpkgs' package set: derivations that name themselves and are never built.
-# What the real functions would be given is kept on them (`args`), for tests to read.
+# A stub of nixpkgs' package set: derivations that have a name and are never built. Tests can
+# read the arguments of the functions that make them (`args`).
 {
   lib,
   system ? "x86_64-linux",
-  # What stands for a derivation. The flake's stub puts real, empty ones in this place.
+  # The stub of a derivation. The flake's stub replaces it by real, empty derivations.
   build ? name: {
     type = "derivation";
     inherit name system;
