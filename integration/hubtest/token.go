@@ -78,7 +78,8 @@ func parseScopes(values []string) []scope {
 	return scopes
 }
 
-// parseTokenRequest understands GET with Basic and the OAuth2 form. It reads the form.
+// parseTokenRequest parses GET with Basic credentials, and POST in the form of OAuth2. It calls
+// ParseForm.
 func parseTokenRequest(r *http.Request) (target, string) {
 	if r.URL.Path != "/token" {
 		return target{kind: "other"}, ""
@@ -97,6 +98,7 @@ func parseTokenRequest(r *http.Request) (target, string) {
 	return t, username
 }
 
+// tokenCredentials are empty for an anonymous request.
 func tokenCredentials(r *http.Request) (username, password string) {
 	if username, password, ok := r.BasicAuth(); ok {
 		return username, password
