@@ -306,7 +306,7 @@ func (k *soak) compare(d digest.Digest, body io.Reader, from, to, leave int64) e
 		case leave >= 0 && at >= leave:
 			return nil
 		case err == io.EOF && at == to && wrong >= 0 && to < b.Size():
-			k.unverified.Add(1) // docs/security.md describes this for closed ranges
+			k.unverified.Add(1) // docs/use/security.md describes this for closed ranges
 			return nil
 		case err == io.EOF && at == to && wrong >= 0:
 			return wrongBytes(fmt.Sprintf("%s near %d, in a body that ended without an error", d, wrong))
