@@ -61,7 +61,7 @@ vuln: ## known vulnerabilities, where their database can be reached
 
 .PHONY: demo
 demo: tools ## the mission in two minutes: a recipe deployed cold, warm, and without hubcache
-	$(GO) test -tags integration -count 1 -timeout 20m -run '^TestDemo$$' -v ./integration -args -demo $(if $(DOC),-demo.doc ../docs/speedup.md)
+	$(GO) test -tags integration -count 1 -timeout 20m -run '^TestDemo$$' -v ./integration -args -demo $(if $(DOC),-demo.doc ../docs/evidence/speedup.md)
 
 .PHONY: soak
 soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
@@ -69,7 +69,7 @@ soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
 	HUBCACHE_SOAK=1 $(GO) test -timeout 30m -run Crash -v ./storage/
 
 .PHONY: bench
-bench: build ## measure beside the peers and write docs/performance.md (QUICK=1: five minutes)
+bench: build ## measure beside the peers and write docs/evidence/performance.md (QUICK=1: five minutes)
 	@integration/install-tools bench
 	$(GO) run ./integration/bench $(if $(QUICK),-quick)
 

@@ -13,7 +13,7 @@ import (
 const module = "github.com/hubcache/hubcache/"
 
 // floors names, for each room of the house, the rooms it may look into.
-// Arrows point down (docs/design.md, "Floor plan"): a change that needs a new arrow
+// Arrows point down (docs/design/overview.md, "Floor plan"): a change that needs a new arrow
 // moves a wall first, in a commit of its own.
 var floors = map[string][]string{
 	"cooldown":     {},

@@ -7,7 +7,7 @@
 // The least recently used entry leaves first, in two segments: entries that came in and were
 // not used again leave before the others while they fill more than a share of the budget. So
 // a job that pulls a thousand images once does not evict those that are deployed daily
-// (docs/eviction.md has the figures).
+// (docs/design/eviction.md has the figures).
 //
 // The order of use is kept by hashicorp's simplelru; this package adds the budget.
 package lru

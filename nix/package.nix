@@ -34,7 +34,7 @@ buildGoModule (finalAttrs: {
       ../storage
       ../upstream
       # The tests of the settings compare these with the table.
-      ../docs/config.example.yaml
+      ../docs/use/config.example.yaml
       ../nix/restart-settings.json
     ];
   };

@@ -33,7 +33,7 @@ func (f *failure) Error() string {
 
 func (f *failure) Unwrap() error { return f.err }
 
-// answers is the one table of what a client gets for what upstream did (docs/design.md,
+// answers is the one table of what a client gets for what upstream did (docs/design/overview.md,
 // "Answers on failure"). A layer that can't be delivered is never 5xx: dockerd's older
 // store waits 75 s on it, and falls back to Hub at once on 429. Nothing is ever a 401:
 // dockerd would send its user's own password here.

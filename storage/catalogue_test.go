@@ -63,7 +63,7 @@ func TestRecordAndEntryAgree(t *testing.T) {
 	}
 }
 
-// TestLinksWithoutRoomAreWrittenAtOnce: docs/disk-format.md says that a link is written with the
+// TestLinksWithoutRoomAreWrittenAtOnce: docs/design/disk-format.md says that a link is written with the
 // synced transaction that follows at once. That holds when there is no room for the manifest too.
 func TestLinksWithoutRoomAreWrittenAtOnce(t *testing.T) {
 	s := open(t, t.TempDir(), 10)

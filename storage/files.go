@@ -202,7 +202,7 @@ func (f *files) walk(stop func() bool, visit func(digest.Digest, fs.FileInfo)) e
 	})
 }
 
-// layout knows where things are under the data directory (docs/disk-format.md).
+// layout knows where things are under the data directory (docs/design/disk-format.md).
 type layout string
 
 func (l layout) blobs() string  { return filepath.Join(string(l), "blobs") }

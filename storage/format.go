@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 )
 
-// The versions of the formats on disk. docs/disk-format.md has the rule by which they rise.
+// The versions of the formats on disk. docs/design/disk-format.md has the rule by which they rise.
 const (
 	indexVersion = 1 // in the name of the index
 	repoVersion  = 1 // "schema" in repos/*.json

@@ -1,7 +1,7 @@
 // Package storage keeps content-addressed blobs in a directory, within a byte budget.
 //
 // The files are the truth. The index knows sizes, last uses, tags and which repository has
-// which blob, and is rebuilt from the files when it is lost (docs/disk-format.md).
+// which blob, and is rebuilt from the files when it is lost (docs/design/disk-format.md).
 //
 // A blob comes in through an Ingest, which many readers can follow while it grows, and is
 // served from a Blob. An error for something that isn't there is fs.ErrNotExist.

@@ -19,7 +19,7 @@ func TestEverySettingHasAnEffect(t *testing.T) {
 	}
 }
 
-// TestExampleMarksWhatReloads: in docs/config.example.yaml the comment of a setting, or of
+// TestExampleMarksWhatReloads: in docs/use/config.example.yaml the comment of a setting, or of
 // its section, has [reload] where SIGHUP puts a change into effect, and nowhere else.
 func TestExampleMarksWhatReloads(t *testing.T) {
 	b, err := os.ReadFile(examplePath)

@@ -2,7 +2,7 @@
 // environment and a YAML file, checked and printed.
 //
 // A new setting is a field of Settings, a row in its table, and an entry in
-// docs/config.example.yaml; the tests say what is missing. Everything else follows from the
+// docs/use/config.example.yaml; the tests say what is missing. Everything else follows from the
 // row: the flag with its help, the environment variable, the faults with their lines, config
 // show, and when a change takes effect.
 package settings
@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// Settings are all settings, in the shape of the file; docs/config.example.yaml says what
+// Settings are all settings, in the shape of the file; docs/use/config.example.yaml says what
 // each is for. A flag is used before the environment, then the file, then the default. No
 // setting is a secret: there are only names of files with secrets.
 type Settings struct {

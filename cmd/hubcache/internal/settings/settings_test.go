@@ -33,9 +33,9 @@ func loadFile(t testing.TB, path string) *Loaded {
 	return s
 }
 
-const examplePath = "../../../../docs/config.example.yaml"
+const examplePath = "../../../../docs/use/config.example.yaml"
 
-// TestExampleHasEverySetting compares docs/config.example.yaml with the defaults: every
+// TestExampleHasEverySetting compares docs/use/config.example.yaml with the defaults: every
 // key is there once, with its flag and variable beside it, and changes nothing.
 func TestExampleHasEverySetting(t *testing.T) {
 	isolate(t)
