@@ -2,9 +2,8 @@
 
 SHELL := /bin/bash
 GO    ?= go
-# What the tools are pinned to; `go run` fetches them as modules.
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+# Runs a tool at the version that tools/go.mod names.
+TOOL  := $(GO) tool -modfile=tools/go.mod
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
@@ -32,7 +31,7 @@ tools: ## install the programs that the tests need, or say which are missing
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-clean:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet -tags integration ./...
-	$(GO) run $(STATICCHECK) -tags integration ./...
+	$(TOOL) staticcheck -tags integration ./...
 
 # As root, each unit test runs in a network namespace that has lo alone (integration/lo-only),
 # and tests in that folder check it. Only root may make a namespace: for others this is
@@ -54,7 +53,7 @@ integration: build ## real dockerd, swarm, skopeo, podman, containerd, nix, syst
 
 .PHONY: vuln
 vuln: ## known vulnerabilities, where their database can be reached
-	@out=$$($(GO) run $(GOVULNCHECK) ./... 2>&1) && echo "$$out" | tail -1 || { \
+	@out=$$($(TOOL) govulncheck ./... 2>&1) && echo "$$out" | tail -1 || { \
 	  if echo "$$out" | grep -qE 'fetching vulnerabilities|vuln.go.dev|dial tcp|no such host'; \
 	  then echo "govulncheck: its database can't be reached from here; not checked"; \
 	  else echo "$$out"; exit 1; fi; }
