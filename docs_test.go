@@ -2,57 +2,162 @@ package hubcache
 
 import (
 	"io/fs"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
-// TestDocumentsNameRealTests fails when a document names a test, or links to a file, that
-// isn't there.
-func TestDocumentsNameRealTests(t *testing.T) {
-	tests := map[string]bool{}
-	var documents []string
-	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`)
+// exampleConfig has every setting: a test of the settings compares it with the program.
+const exampleConfig = "docs/use/config.example.yaml"
+
+// TestDocuments fails when a document names a test, a command, a flag, a setting or a file
+// that doesn't exist, or has a link that leads nowhere.
+func TestDocuments(t *testing.T) {
+	files := repository(t)
+	pages := map[string]page{}
+	for _, path := range files {
+		switch {
+		case filepath.Ext(path) == ".md":
+			pages[path] = readMarkdown(path, read(t, path))
+		case path == exampleConfig:
+			pages[path] = readComments(path, read(t, path))
+		}
+	}
+	var known facts
+	known.tests = declaredTests(t, files)
+	known.settings = settingKeys(t, read(t, exampleConfig))
+	known.command = program(t)
+	known.files = files
+	known.anchors = map[string][]string{}
+	for path, p := range pages {
+		known.anchors[path] = p.anchors
+	}
+	for _, path := range slices.Sorted(maps.Keys(pages)) {
+		for _, fault := range known.faults(pages[path]) {
+			t.Errorf("%s: %s", path, fault)
+		}
+	}
+}
+
+// repository lists the files of the source tree, by their slash-separated paths.
+func repository(t *testing.T) (files []string) {
+	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && (d.Name() == ".git" || d.Name() == "dist"):
-			return filepath.SkipDir
-		case strings.HasSuffix(path, ".md"):
-			documents = append(documents, path)
-		case strings.HasSuffix(path, "_test.go"):
-			b, err := os.ReadFile(path)
-			if err != nil {
-				return err
+		case d.Name() == ".git", path == "dist", path == "bin":
+			if d.IsDir() {
+				return filepath.SkipDir
 			}
-			for _, m := range declared.FindAllSubmatch(b, -1) {
-				tests[string(m[1])] = true
-			}
+		case d.Type().IsRegular():
+			files = append(files, filepath.ToSlash(path))
 		}
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile("`((?:Test|Fuzz|Benchmark)\\w+)`")
-	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
-	for _, doc := range documents {
-		b, err := os.ReadFile(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range named.FindAllSubmatch(b, -1) {
-			if !tests[string(m[1])] {
-				t.Errorf("%s names %s, and there is no such test", doc, m[1])
-			}
-		}
-		for _, m := range link.FindAllSubmatch(b, -1) {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(doc), string(m[1]))); err != nil {
-				t.Errorf("%s links to %s, and there is no such file", doc, m[1])
+	return files
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+var testDeclaration = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)\w*)\(`)
+
+func declaredTests(t *testing.T, files []string) (names []string) {
+	t.Helper()
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			for _, m := range testDeclaration.FindAllStringSubmatch(read(t, path), -1) {
+				names = append(names, m[1])
 			}
 		}
 	}
+	return names
+}
+
+// settingKeys returns the dotted keys of a settings file, those of its sections included.
+func settingKeys(t *testing.T, text string) (keys []string) {
+	t.Helper()
+	var tree map[string]any
+	if err := yaml.Unmarshal([]byte(text), &tree); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(prefix string, m map[string]any)
+	walk = func(prefix string, m map[string]any) {
+		for k, v := range m {
+			keys = append(keys, prefix+k)
+			if section, ok := v.(map[string]any); ok {
+				walk(prefix+k+".", section)
+			}
+		}
+	}
+	walk("", tree)
+	return keys
+}
+
+// program builds hubcache and returns a function that asks its help for a command.
+func program(t *testing.T) func(path string) (command, bool) {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "hubcache")
+	// As `make build` does it, so that both share what is compiled.
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/hubcache")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	help := map[string]func() string{}
+	return func(path string) (command, bool) {
+		if help[path] == nil {
+			help[path] = sync.OnceValue(func() string {
+				out, err := exec.Command(binary, append(strings.Fields(path)[1:], "--help")...).Output()
+				if err != nil {
+					return "" // no such command
+				}
+				return string(out)
+			})
+		}
+		return readHelp(path, help[path]())
+	}
+}
+
+// command is what the program's help says of a command.
+type command struct {
+	subcommands bool
+	flags       []string // without the dashes
+}
+
+var (
+	helpUsage = regexp.MustCompile(`(?m)^Usage:\n  (hubcache.*)$`)
+	helpFlag  = regexp.MustCompile(`(?m)^ +(?:-\w, )?--([\w-]+)`)
+)
+
+// readHelp reads the help of a command. For a word that is no command the program shows
+// the help of the command before it.
+func readHelp(path, help string) (c command, ok bool) {
+	usage := helpUsage.FindStringSubmatch(help)
+	if usage == nil || !strings.HasPrefix(usage[1]+" ", path+" ") {
+		return command{}, false
+	}
+	c.subcommands = strings.Contains(help, "\nAvailable Commands:\n")
+	for _, m := range helpFlag.FindAllStringSubmatch(help, -1) {
+		c.flags = append(c.flags, m[1])
+	}
+	return c, true
 }
