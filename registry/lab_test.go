@@ -22,6 +22,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
@@ -54,6 +56,7 @@ type labOptions struct {
 	logger    *slog.Logger            // nil: everything is logged to lab.log
 	intercept interceptor             // nil: requests go to the Hub unchanged
 	options   func(*registry.Options) // changes the options, for other sources and more upstreams
+	index     func(*bbolt.DB)         // is given the database of the index
 }
 
 // The account with which the registry of a lab logs in.
@@ -97,7 +100,7 @@ func (l *lab) start() {
 		log = slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	var err error
-	if l.store, err = storage.Open(storage.Options{Dir: filepath.Join(l.dir, "data"), Budget: l.opts.budget, Log: log}); err != nil {
+	if l.store, err = storage.Open(storage.Options{Dir: filepath.Join(l.dir, "data"), Budget: l.opts.budget, Log: log, IndexOpened: l.opts.index}); err != nil {
 		l.t.Fatal(err)
 	}
 	if l.reg, err = registry.New(l.options(log)); err != nil {
