@@ -33,8 +33,8 @@ type Flight struct {
 }
 
 // Join returns the flight of the blob and counts the caller as one of its readers, who must
-// Leave. There may be none.
-// Errors: ErrEnded, ctx's cause.
+// Leave.
+// Errors: ErrNoFlight, ErrEnded, ctx's cause.
 func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
 	p.mu.Lock()
 	f := p.flights[d]
@@ -43,7 +43,7 @@ func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
 	}
 	p.mu.Unlock()
 	if f == nil {
-		return nil, ErrEnded
+		return nil, ErrNoFlight
 	}
 	return f.joined(ctx)
 }

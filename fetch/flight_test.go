@@ -122,7 +122,7 @@ func TestReadersOfAFlightShareItsDownload(t *testing.T) {
 		if n := firsts.Load(); n != 1 || m.opened != 1 {
 			t.Errorf("%d were first, and the source was asked %d times", n, m.opened)
 		}
-		if _, err := p.Join(t.Context(), b.Digest); !errors.Is(err, ErrEnded) {
+		if _, err := p.Join(t.Context(), b.Digest); !errors.Is(err, ErrNoFlight) {
 			t.Errorf("after the end: %v", err)
 		}
 		if _, ok := p.store.Has(b.Digest); !ok {

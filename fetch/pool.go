@@ -31,8 +31,11 @@ var (
 	// ErrBypass: the blob can't be kept, and each reader has to fetch it by itself.
 	ErrBypass = errors.New("the blob can't be kept")
 
-	// ErrEnded: there is no flight to read, or not any more. The blob may be in the store now,
-	// or a new flight may be started: look again.
+	// ErrNoFlight: the blob is not being downloaded.
+	ErrNoFlight = errors.New("no download is under way")
+
+	// ErrEnded: there was a flight, and it has ended, or none can be started any more. The
+	// blob may be in the store now, or a new flight may be started: look again.
 	ErrEnded = errors.New("the download has ended")
 
 	// ErrBusy: no slot came free in time.

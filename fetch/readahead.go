@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/storage"
 )
 
 // unusedAfter is how long a blob that was read ahead may wait for its client until it counts
@@ -13,10 +15,11 @@ const unusedAfter = 10 * time.Minute
 
 // ReadAhead fetches the blobs of an image in the background, since a client has asked for one
 // of them: as many at a time, of all images together, as Limits.Orphans, until all are in the
-// store, one fails, or down returns an error.
+// store, one fails, or down returns an error. origin says of each, when its fetch begins,
+// under which repository it comes in: a repository may have become private meanwhile.
 //
 // Images that lack more than half of the budget aren't read ahead: they would evict themselves.
-func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, down func() error) {
+func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, origin func() storage.Origin, down func() error) {
 	missing := int64(0)
 	for _, b := range image {
 		if _, ok := p.store.Has(b.Digest); !ok {
@@ -45,6 +48,7 @@ func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, down func() error) {
 				if slots.Acquire(p.closing, 1) != nil {
 					return
 				}
+				b.Origin = origin()
 				ok := p.fetchAhead(b, down)
 				slots.Release(1)
 				if !ok {

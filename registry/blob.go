@@ -110,7 +110,7 @@ func (q *blobRequest) serveFlight() result {
 	// Reading along needs nothing of the index, so that it goes on while the index is slow.
 	outcome := OutcomeShared
 	f, err := q.m.pool.Join(ctx, q.digest)
-	if errors.Is(err, fetch.ErrEnded) {
+	if errors.Is(err, fetch.ErrNoFlight) {
 		if err := q.m.pool.Failed(q.full, q.digest); err != nil {
 			return result{err: err}
 		}
@@ -120,13 +120,13 @@ func (q *blobRequest) serveFlight() result {
 		}
 		b := q.blob(q.digest, size)
 		b.Origin = q.origin()
-		q.readAhead(b.Origin)
+		q.readAhead()
 		var first bool
 		if f, first, err = q.m.pool.Start(ctx, b); first {
 			outcome = OutcomeMiss
 		}
 	} else if err == nil && q.req.Method == http.MethodGet {
-		q.readAhead(f.Origin())
+		q.readAhead()
 	}
 	if err != nil {
 		return result{err: err}
@@ -224,7 +224,7 @@ func (q *blobRequest) serveBypass(size int64) result {
 }
 
 // readAhead fetches the other layers of the image that the blob belongs to.
-func (q *blobRequest) readAhead(origin storage.Origin) {
+func (q *blobRequest) readAhead() {
 	if !q.policy.ReadAhead {
 		return
 	}
@@ -232,14 +232,14 @@ func (q *blobRequest) readAhead(origin storage.Origin) {
 	if len(layers) == 0 {
 		return
 	}
-	if origin.Repository != q.full {
-		origin = q.origin()
-	}
 	blobs := make([]fetch.Blob, 0, len(layers))
 	for _, l := range layers {
-		b := q.blob(l.Digest, l.Size)
-		b.Origin = origin
-		blobs = append(blobs, b)
+		blobs = append(blobs, q.blob(l.Digest, l.Size))
 	}
-	q.m.pool.ReadAhead(q.digest, blobs, q.m.client.Down)
+	origin := func() storage.Origin { // it goes on after the request, under the policy of its time
+		now := *q.repo
+		now.policy = q.m.policy.Load()
+		return now.origin()
+	}
+	q.m.pool.ReadAhead(q.digest, blobs, origin, q.m.client.Down)
 }

@@ -244,6 +244,55 @@ func TestClientThatJoinsACancelledDownloadIsServed(t *testing.T) {
 	})
 }
 
+// TestCancelledDownloadThatWasCompleteIsAHit: a download that nobody reads is cancelled when
+// all its bytes are here already, and is committed all the same. A client that comes
+// meanwhile gets it from the store, and upstream, which is down by then, is not asked.
+func TestCancelledDownloadThatWasCompleteIsAHit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true, policy: func(p *registry.Policy) { p.Limits.Orphans = 1 }})
+		img := l.hub.AddImage("library/two", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 2*mib)})
+		l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			resp, err := next.RoundTrip(req)
+			if err == nil && resp.ContentLength > mib {
+				resp.Body = bodySlowToClose{resp.Body}
+			}
+			return resp, err
+		})
+		l.get(manifestPath(img))
+		a, b := img.Manifests[0].Layers[0].Digest, img.Manifests[0].Layers[1].Digest
+		for _, d := range []digest.Digest{a, b} {
+			ctx, cancel := context.WithCancel(context.Background())
+			resp, err := l.ask(ctx, "GET", blobPath("library/two", d))
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.CopyN(io.Discard, resp.Body, 1000)
+			time.Sleep(100 * time.Millisecond) // all bytes have come
+			cancel()
+			resp.Body.Close()
+		}
+		time.Sleep(100 * time.Millisecond)
+		l.hub.Inject(hubtest.Match{}, hubtest.Drop())
+		l.hub.ResetLedger()
+		r := l.get(blobPath("library/two", b))
+		if r.status != 200 || r.header.Get("X-Hubcache") != "hit" || len(r.body) != 2*mib {
+			t.Errorf("%d %s, %d bytes, %v", r.status, r.header.Get("X-Hubcache"), len(r.body), r.err)
+		}
+		if asked := l.hub.Ledger(); len(asked) > 0 {
+			t.Errorf("upstream was asked:\n%s", asked)
+		}
+	})
+}
+
+// bodySlowToClose is a body that takes ten seconds to close.
+type bodySlowToClose struct{ io.ReadCloser }
+
+func (b bodySlowToClose) Close() error {
+	time.Sleep(10 * time.Second)
+	return b.ReadCloser.Close()
+}
+
 // bodySlowToCancel is a body that takes a second to notice that it is cancelled.
 type bodySlowToCancel struct{ io.ReadCloser }
 

@@ -44,6 +44,7 @@ type manifestRequest struct {
 	ref    string        // tag or digest
 	digest digest.Digest // ref, when it is one
 	head   bool          // the headers are enough
+	epoch  int           // of the hot manifests, from before the policy was read
 }
 
 // serveHot answers from memory, if the answer is there and upstream isn't known to be down:

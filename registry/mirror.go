@@ -3,7 +3,9 @@ package registry
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -47,12 +49,15 @@ type shared struct {
 }
 
 // newMirror returns the mirror of an upstream. It makes no request.
-// Errors: those of upstream.New.
+// Errors: those of upstream.New, a name with a slash.
 func newMirror(u Upstream, s *shared) (*mirror, error) {
 	u.Log = cmp.Or(u.Log, s.log)
 	client, err := upstream.New(u.Options)
 	if err != nil {
 		return nil, err
+	}
+	if strings.Contains(client.Name(), "/") { // one upstream's keys would be another's
+		return nil, fmt.Errorf("an upstream's name can't be %q", client.Name())
 	}
 	m := &mirror{name: client.Name(), client: client, source: registrySource{client}, shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead()}
 	if u.Source != nil {
@@ -92,6 +97,13 @@ type admission struct {
 	err     error
 }
 
+// Decisions that need no waiting.
+var (
+	admitted = &admission{}
+	refused  = &admission{err: notAllowed}
+	hidden   = &admission{err: privateRepository}
+)
+
 // open reports whether the decision may have to be waited for.
 func (a *admission) open() bool { return a.decided != nil }
 
@@ -117,10 +129,10 @@ func (a *admission) wait(ctx context.Context) error {
 // none can be had.
 func (m *mirror) admit(r *repo) *admission {
 	if !r.policy.allowed(r.name) {
-		return &admission{err: notAllowed}
+		return refused
 	}
 	if !m.client.HasCredential() || r.policy.private.match(r.name) {
-		return &admission{}
+		return admitted
 	}
 	v, err := m.store.Visibility(r.full)
 	if err != nil {
@@ -131,9 +143,9 @@ func (m *mirror) admit(r *repo) *admission {
 		m.tasks.background(func(ctx context.Context) { m.visibility(ctx, r) })
 	}
 	if !v.Public {
-		return &admission{err: privateRepository}
+		return hidden
 	}
-	return &admission{}
+	return admitted
 }
 
 // admitUnknown is admit for a repository whose visibility isn't known. The question goes on
@@ -147,9 +159,7 @@ func (m *mirror) admitUnknown(r *repo) *admission {
 	go func() {
 		defer leave()
 		defer close(a.decided)
-		ctx, cancel := m.tasks.detached(context.Background())
-		defer cancel()
-		v, err := m.visibility(ctx, r)
+		v, err := m.visibility(context.Background(), r) // it ends with the server
 		if err == nil && !v.Public {
 			err = privateRepository
 		}

@@ -61,6 +61,36 @@ func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
 	})
 }
 
+// TestLayersReadAheadAfterARepositoryBecamePrivateArePrivate: read-ahead goes on after the
+// request that began it. What it fetches after the repository was made private, and was named
+// in upstream.private, isn't served to another repository whose manifest names it.
+func TestLayersReadAheadAfterARepositoryBecamePrivateArePrivate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		readAhead := func(p *registry.Policy) { p.ReadAhead, p.Limits.Orphans = true, 1 }
+		l := newLab(t, labOptions{policy: readAhead, hub: hubtest.Options{Bandwidth: mib}})
+		img := l.hub.AddImage("corp/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(4, 2*mib)})
+		layers := img.Manifests[0].Layers
+		l.get(manifestPath(img))
+		first := make(chan struct{})
+		go func() { defer close(first); l.blob("corp/app", string(layers[0].Digest)) }()
+		time.Sleep(time.Second) // the first layer and the second are on their way
+		l.hub.SetPrivate("corp/app", true)
+		l.setPolicy(func(p *registry.Policy) { readAhead(p); p.Private = []string{"corp/*"} })
+		<-first
+		l.drain()
+		manifest := fmt.Appendf(nil, `{"schemaVersion":2,"layers":[{"digest":%q,"size":%d}]}`, layers[3].Digest, layers[3].Size)
+		evil := l.hub.AddManifest("evil/public", "1", "application/vnd.oci.image.manifest.v1+json", manifest)
+		l.get("/v2/evil/public/manifests/" + string(evil.Digest))
+		if _, ok := l.store.Has(layers[3].Digest); !ok {
+			t.Error("the last layer was not read ahead")
+		}
+		if r := l.get(blobPath("evil/public", layers[3].Digest)); r.status != 404 {
+			t.Errorf("a private layer was served to another repository: %d, %d bytes", r.status, len(r.body))
+		}
+	})
+}
+
 // TestNothingIsReadAheadWhenItIsOff: a layer causes one download, its own.
 func TestNothingIsReadAheadWhenItIsOff(t *testing.T) {
 	t.Parallel()

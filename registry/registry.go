@@ -182,7 +182,8 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) r
 		if res, ok := m.serveHot(w, req, q); ok {
 			return res
 		}
-		mq := &manifestRequest{repo: m.repository(q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead}
+		epoch := m.hot.epoch() // before the policy and the visibility: see hot.put
+		mq := &manifestRequest{repo: m.repository(q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead, epoch: epoch}
 		return mq.serve(w, req)
 	case blob:
 		bq := &blobRequest{repo: m.repository(q.name), digest: q.digest, w: w, req: req}

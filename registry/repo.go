@@ -20,13 +20,11 @@ type repo struct {
 	full      string // as the store has it: "docker.io/library/redis"
 	policy    *policy
 	admission *admission
-	epoch     int // of the hot manifests, from before the policy was read
 }
 
 // repository resolves the repository of a request.
 func (m *mirror) repository(name string) *repo {
-	epoch := m.hot.epoch() // before the policy and the visibility: see hot.put
-	r := &repo{m: m, name: name, full: m.name + "/" + name, policy: m.policy.Load(), epoch: epoch}
+	r := &repo{m: m, name: name, full: m.name + "/" + name, policy: m.policy.Load()}
 	r.admission = m.admit(r)
 	return r
 }

@@ -67,6 +67,8 @@ func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, m
 	}
 	u, failed := errors.AsType[*upstream.Error](err)
 	switch {
+	case ctx.Err() != nil: // no time is left to answer with anything else
+		return nil, err
 	case errors.Is(err, errSlow):
 	case failed && u.Cause == upstream.NotFound && q.policy.KeepGone:
 	case failed && u.Down() && mayBeStale:
