@@ -18,6 +18,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,16 +44,16 @@ type Index struct {
 	// mu guards what follows. It is never held during a transaction, and no other lock is
 	// taken while it is held.
 	mu      sync.RWMutex
-	pending map[string]change // by pendingKey; the newest change of a key
+	pending map[string]change // by pendingKey: the newest change of a key
 	sets    uint64            // number of changes so far, to number them
 	flushes uint64            // number of flushes that have taken changes out of pending
 	broken  error             // bbolt has found its file damaged: there are no more writes
 }
 
-// change is a value to be set, or, if it is nil, a key to be deleted.
+// change is a sealed value to be set, or, if it is nil, says that the key is to be deleted.
 type change struct {
-	bucket, key, value []byte
-	number             uint64
+	sealed []byte
+	number uint64 // unique
 }
 
 // Options says what Open does besides opening. All fields but Buckets may be zero.
@@ -184,14 +185,12 @@ func SetAside(path string) error {
 	return nil
 }
 
-func pendingKey(bucket, key []byte) string {
-	b := make([]byte, 0, len(bucket)+1+len(key))
-	b = append(append(append(b, bucket...), 0), key...)
-	return string(b)
-}
+// pendingKey is the key of a change: the name of the bucket, which contains no \0, a \0, and
+// the key.
+func pendingKey(bucket, key []byte) string { return string(bucket) + "\x00" + string(key) }
 
-// Set changes the value of key. The next Flush writes it. bucket, key and value belong to the
-// index from then on.
+// Set changes the value of key. The next Flush writes it. value belongs to the index from then
+// on.
 func (x *Index) Set(bucket, key, value []byte) {
 	sealed := seal(key, value)
 	x.mu.Lock()
@@ -209,23 +208,31 @@ func (x *Index) Delete(bucket, key []byte) {
 // put remembers a change. mu is held.
 func (x *Index) put(bucket, key, sealed []byte) {
 	x.sets++
-	x.pending[pendingKey(bucket, key)] = change{bucket, key, sealed, x.sets}
+	x.pending[pendingKey(bucket, key)] = change{sealed, x.sets}
+}
+
+// change returns the pending change of key, if there is one. mu is held.
+func (x *Index) change(bucket, key []byte) (c change, ok bool) {
+	if len(x.pending) == 0 {
+		return c, false
+	}
+	var space [256]byte // enough for most keys, so that looking one up allocates nothing
+	c, ok = x.pending[string(append(append(append(space[:0], bucket...), 0), key...))]
+	return c, ok
 }
 
 // Get returns the value of key, or nil when there is none. The value belongs to the caller
 // but must not be changed. Errors: ErrDamaged.
 func (x *Index) Get(bucket, key []byte) (value []byte, err error) {
 	x.mu.RLock()
-	if len(x.pending) > 0 {
-		if c, ok := x.pending[pendingKey(bucket, key)]; ok {
-			x.mu.RUnlock()
-			if c.value == nil {
-				return nil, nil
-			}
-			return unseal(key, c.value)
-		}
-	}
+	c, ok := x.change(bucket, key)
 	x.mu.RUnlock()
+	switch {
+	case ok && c.sealed == nil:
+		return nil, nil
+	case ok:
+		return unseal(key, c.sealed)
+	}
 	defer recoverDamage(&err)()
 	err = x.db.View(func(tx *bbolt.Tx) error {
 		sealed := tx.Bucket(bucket).Get(key)
@@ -272,7 +279,8 @@ type keyState struct{ pending, flushes uint64 }
 
 // state returns the state of key. mu is held.
 func (x *Index) state(bucket, key []byte) keyState {
-	return keyState{x.pending[pendingKey(bucket, key)].number, x.flushes}
+	c, _ := x.change(bucket, key)
+	return keyState{c.number, x.flushes}
 }
 
 func (x *Index) stateOf(bucket, key []byte) keyState {
@@ -325,13 +333,16 @@ func (x *Index) Flush() error {
 func (x *Index) write(batch map[string]change) (err error) {
 	defer recoverDamage(&err)()
 	return x.db.Update(func(tx *bbolt.Tx) error {
-		for _, c := range batch {
-			b := tx.Bucket(c.bucket)
-			if c.value == nil {
-				if err := b.Delete(c.key); err != nil {
+		var name []byte
+		for k, c := range batch {
+			name = append(name[:0], k...) // bbolt copies what it keeps of it
+			bucket, key, _ := bytes.Cut(name, []byte{0})
+			b := tx.Bucket(bucket)
+			if c.sealed == nil {
+				if err := b.Delete(key); err != nil {
 					return err
 				}
-			} else if err := b.Put(c.key, c.value); err != nil {
+			} else if err := b.Put(key, c.sealed); err != nil {
 				return err
 			}
 		}
@@ -369,8 +380,8 @@ func (x *Index) Each(bucket, prefix []byte, f func(key, value []byte) error) (er
 		for len(pending) > 0 && (k == nil || bytes.Compare(pending[0].key, k) < 0) {
 			c := pending[0]
 			pending = pending[1:]
-			if c.value != nil {
-				if err := visit(c.key, c.value); err != nil {
+			if c.sealed != nil {
+				if err := visit(c.key, c.sealed); err != nil {
 					return err
 				}
 			}
@@ -395,17 +406,21 @@ func (x *Index) Each(bucket, prefix []byte, f func(key, value []byte) error) (er
 }
 
 // unwritten returns the pending changes of keys that begin with prefix, in order.
-func (x *Index) unwritten(bucket, prefix []byte) (cs []change) {
+func (x *Index) unwritten(bucket, prefix []byte) (rows []row) {
+	start := pendingKey(bucket, prefix)
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	for _, c := range x.pending {
-		if bytes.Equal(c.bucket, bucket) && bytes.HasPrefix(c.key, prefix) {
-			cs = append(cs, c)
+	for k, c := range x.pending {
+		if strings.HasPrefix(k, start) {
+			rows = append(rows, row{[]byte(k[len(bucket)+1:]), c.sealed})
 		}
 	}
-	slices.SortFunc(cs, func(a, b change) int { return bytes.Compare(a.key, b.key) })
-	return cs
+	slices.SortFunc(rows, func(a, b row) int { return bytes.Compare(a.key, b.key) })
+	return rows
 }
+
+// row is a key and its sealed value; nil if it is to be deleted.
+type row struct{ key, sealed []byte }
 
 // Size returns the size of the file in bytes, 0 when it can't be told.
 func (x *Index) Size() int64 {
