@@ -144,10 +144,10 @@ func BenchmarkEvict(b *testing.B) {
 	for _, n := range []int{10_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			s := opened(b, indexOf(b, n), int64(n)<<20)
-			r := reservation{room: &s.room}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {
+				r := reservation{room: &s.room}
 				if err := r.grow(1 << 20); err != nil {
 					b.Fatal(err)
 				}

@@ -86,7 +86,7 @@ func (f *files) openFile(e *entry, was info) (file *os.File, why string, err err
 }
 
 // checkFile hashes a file that was found without a record, or with the record of another one,
-// and books it as right.
+// and notes that it is right.
 func (f *files) checkFile(e *entry, file *os.File, id fileID) (why string, err error) {
 	fi, err := file.Stat()
 	if err != nil {

@@ -30,7 +30,8 @@ type files struct {
 	ingests map[digest.Digest]*Ingest
 }
 
-// claim makes in the one ingest of its digest. Errors: ErrBusy; fs.ErrExist.
+// claim makes in the only ingest of its digest, until unclaim. It waits while an older file of
+// that digest is unlinked. Errors: ErrBusy; fs.ErrExist.
 func (f *files) claim(in *Ingest) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -70,8 +71,8 @@ func (f *files) state(d digest.Digest) (s state, coming bool) {
 	return s, f.ingests[d] != nil || s.partial
 }
 
-// adopt books the file of d, which the index doesn't know. Its digest is checked when it is
-// first read. A file that is coming in or leaving is left alone.
+// adopt adds an entry and a record for the file of d, which the index doesn't know. Its digest is
+// checked when it is first read. A file that is coming in or leaving is left alone.
 func (f *files) adopt(d digest.Digest, fi fs.FileInfo) {
 	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
 	f.mu.Lock()
@@ -123,7 +124,7 @@ func (f *files) commit(in *Ingest) error {
 	return nil
 }
 
-// admit books a committed ingest as an entry, in the room and in the catalogue.
+// admit turns a committed ingest into an entry in the room and a record in the catalogue.
 func (f *files) admit(in *Ingest, id fileID) {
 	r := record{fileID: id, private: in.from.Private}
 	if in.manifest != nil {
@@ -159,7 +160,7 @@ func place(from, to string, synced bool) error {
 	}
 	// Some file systems can't sync a folder, and don't need it.
 	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		os.Remove(to) // it isn't booked
+		os.Remove(to) // there is no entry of it yet
 		return err
 	}
 	return nil

@@ -256,7 +256,7 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 	if size >= 0 && end > size {
 		return 0, fmt.Errorf("more than the %d bytes that were announced", size)
 	}
-	if more := end - in.room.bytes(); more > 0 { // only of unknown size, and then one caller writes
+	if more := end - in.room.bytes(); size < 0 && more > 0 { // then only one caller writes
 		if err := in.room.grow(max(growStep, more)); err != nil {
 			return 0, err
 		}

@@ -168,7 +168,7 @@ func (h *housekeeping) loadEntries(entries []lastUse) {
 	runtime.KeepAlive(sum)
 }
 
-// loadPartials books the unfinished downloads that can be resumed, and removes the others.
+// loadPartials adds the unfinished downloads that can be resumed, and removes the others.
 func (h *housekeeping) loadPartials() {
 	dir := h.files.layout.ingest()
 	files, err := os.ReadDir(dir)

@@ -12,7 +12,7 @@ import (
 func TestPutManifestMakesAManifestOfABlob(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
 	body := []byte(`{"schemaVersion":2}`)
-	d := put(t, s, body) // as adopt books it after a crash: a blob
+	d := put(t, s, body) // as a blob, which is all that is known of a file without a record
 	if err := s.PutManifest(Origin{Repository: repo}, d, "application/vnd.oci.image.manifest.v1+json", body); err != nil {
 		t.Fatal(err)
 	}

@@ -54,8 +54,8 @@ func (r *room) claim(in *Ingest) (unlinked chan struct{}, err error) {
 // reserve adds n bytes to held, for which room is made when it can be had at once.
 // Errors: ErrNoRoom.
 func (r *room) reserve(held *reservation, n int64) error {
-	if n > r.budget() {
-		return ErrNoRoom // so sums of what upstream claims don't overflow
+	if held.ended.Load() || n > r.budget() { // so sums of what upstream claims don't overflow
+		return ErrNoRoom
 	}
 	if r.shortOfSpace(n) <= 0 && r.reserveNow(held, n) {
 		return nil
@@ -86,7 +86,7 @@ func (r *room) reserve(held *reservation, n int64) error {
 func (r *room) reserveNow(held *reservation, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.lru.Reserve(n) {
+	if held.ended.Load() || !r.lru.Reserve(n) {
 		return false
 	}
 	held.held.Add(n)
@@ -138,7 +138,7 @@ func (r *room) shrink() {
 	r.unlink(victims)
 }
 
-// pick books entries as victims of eviction. mu is held.
+// pick counts entries as evicted, and prepares their unlinking. mu is held.
 func (r *room) pick(victims []*entry) []*entry {
 	for _, e := range victims {
 		r.evictions++
@@ -148,7 +148,7 @@ func (r *room) pick(victims []*entry) []*entry {
 	return victims
 }
 
-// leave books that e is out of the lru and about to be unlinked. mu is held.
+// leave notes that e is out of the lru and about to be unlinked. mu is held.
 func (r *room) leave(e *entry) {
 	if e.Value.has(isManifest) {
 		r.manifests--
@@ -250,7 +250,7 @@ func (r *room) isPrivate(e *entry) bool {
 	return e.Value.has(isPrivate)
 }
 
-// verified books that the file of e has been hashed and is right. It reports false when e has
+// verified notes that the file of e has been hashed and is right. It reports false when e has
 // left meanwhile: then what was hashed may have been the file of another entry.
 func (r *room) verified(e *entry, id fileID, private bool) bool {
 	r.mu.Lock()
@@ -266,7 +266,7 @@ func (r *room) verified(e *entry, id fileID, private bool) bool {
 	return true
 }
 
-// makeManifest books that blob d is a manifest. If hashed is set, its bytes have been hashed
+// makeManifest notes that blob d is a manifest. If hashed is set, its bytes have been hashed
 // and are right. It returns a copy of the entry, empty when d isn't cached, and whether it has
 // become a manifest by this.
 func (r *room) makeManifest(d digest.Digest, hashed bool) (e entry, changed bool) {
@@ -305,7 +305,7 @@ func (r *room) adopt(e *entry) bool {
 	return true
 }
 
-// found books that the walk of reconcile has found the file of d, and reports whether there is
+// found notes that the walk of reconcile has found the file of d, and reports whether there is
 // an entry of it.
 func (r *room) found(d digest.Digest) bool {
 	r.mu.Lock()
@@ -391,18 +391,20 @@ func (r *room) stats() Stats {
 }
 
 // reservation is the part of the budget that one ingest holds. It owns the number: only its
-// methods and room.reserve change it. It ends with commit, park, discard or giveBack, and
-// holds nothing then. Its methods are safe for concurrent use, but only one caller may end it.
+// methods and room.reserve change it. It ends with commit, park, discard or giveBack; then it
+// holds nothing and can't grow again. Its methods are safe for concurrent use, but only one
+// caller may end it.
 type reservation struct {
 	room   *room
 	held   atomic.Int64 // bytes; changed only while room.mu is held
 	inFile atomic.Int64 // bytes of held that the file has already
+	ended  atomic.Bool  // changed only while room.mu is held
 }
 
 // bytes returns how many bytes are held.
 func (v *reservation) bytes() int64 { return v.held.Load() }
 
-// grow reserves n more bytes, for which room is made. Errors: ErrNoRoom.
+// grow reserves n more bytes, for which room is made. Errors: ErrNoRoom, also when it has ended.
 func (v *reservation) grow(n int64) error { return v.room.reserve(v, n) }
 
 // resize reserves more bytes, or gives some back, so that n are held. Errors: ErrNoRoom.
@@ -461,6 +463,7 @@ func (v *reservation) giveBack() { v.room.lru.Unreserve(v.end()) }
 // end empties it and returns what it held. room.mu is held.
 func (v *reservation) end() int64 {
 	delete(v.room.reservations, v)
+	v.ended.Store(true)
 	v.inFile.Store(0)
 	return v.held.Swap(0)
 }

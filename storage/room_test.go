@@ -330,3 +330,35 @@ func TestTouchDuringReconcile(t *testing.T) {
 	})
 	wg.Wait()
 }
+
+// TestEndedReservationCannotGrow: a write that comes after the end of its ingest reserves nothing,
+// since nobody would give it back.
+func TestEndedReservationCannotGrow(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	in, err := s.Begin(Origin{Repository: repo}, digest.FromString("x"), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Abort(io.ErrUnexpectedEOF)
+	if err := in.room.grow(1 << 20); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("grow = %v", err)
+	}
+	if err := in.room.resize(1 << 20); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("resize = %v", err)
+	}
+	balanced(t, s)
+}
+
+// TestHotPathsAllocateNothing: every hit asks for these.
+func TestHotPathsAllocateNothing(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	d := put(t, s, noise(1, 1000))
+	for name, call := range map[string]func(){
+		"Has":   func() { s.Has(d) },
+		"Touch": func() { s.Touch(d) }, // within the same second
+	} {
+		if n := testing.AllocsPerRun(1000, call); n > 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}

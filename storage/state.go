@@ -79,9 +79,7 @@ func (in *Ingest) resume() bool {
 		}
 	}
 	files.removePartial(in.digest)
-	in.room.room.mu.Lock()
-	in.room.giveBack()
-	in.room.room.mu.Unlock()
+	in.room.resize(0) // giving back can't fail
 	return false
 }
 
