@@ -39,7 +39,7 @@ func (in *Ingest) writeState() error {
 		Size:       in.size,
 		Repository: in.from.Repository,
 		Private:    in.from.Private,
-		Ranges:     slices.Clone(in.have),
+		Ranges:     append(spans{}, in.have...), // not nil, which JSON would call null
 		Boot:       bootID(),
 	}
 	in.stateAt, in.stateBytes = time.Now(), in.have.bytes()
