@@ -281,6 +281,18 @@ func (f facts) wrongLinks(p page) (faults []string) {
 	return faults
 }
 
+var documentPath = regexp.MustCompile(`\bdocs/[\w/.-]+\.(?:md|yaml|svg)\b`)
+
+// wrongDocuments finds names of pages that don't exist in a text of any kind.
+func wrongDocuments(text string, files []string) (faults []string) {
+	for _, name := range documentPath.FindAllString(text, -1) {
+		if !slices.Contains(files, name) {
+			faults = append(faults, fmt.Sprintf("there is no page %s", name))
+		}
+	}
+	return faults
+}
+
 // TestDocumentChecksCanFail shows each check a fault and, beside it, what is right.
 func TestDocumentChecksCanFail(t *testing.T) {
 	help := map[string]string{
@@ -337,5 +349,8 @@ func TestDocumentChecksCanFail(t *testing.T) {
 	comments := readComments(exampleConfig, "# See `hubcache\n# purge`.\nbudget: 1 # `no_such`\n")
 	if got := known.faults(comments); len(got) != 2 {
 		t.Errorf("comments of a settings file: %q", got)
+	}
+	if got := wrongDocuments("// docs/use/a.md and docs/c.md", known.files); len(got) != 1 {
+		t.Errorf("pages that sources name: %q", got)
 	}
 }

@@ -47,6 +47,20 @@ func TestDocuments(t *testing.T) {
 	}
 }
 
+// TestSourcesNameRealDocuments fails when a comment, a message or a script names a page
+// that isn't there.
+func TestSourcesNameRealDocuments(t *testing.T) {
+	files := repository(t)
+	for _, path := range files {
+		if filepath.Ext(path) == ".md" || strings.HasPrefix(path, "docs_") {
+			continue
+		}
+		for _, fault := range wrongDocuments(read(t, path), files) {
+			t.Errorf("%s: %s", path, fault)
+		}
+	}
+}
+
 // repository lists the files of the source tree, by their slash-separated paths.
 func repository(t *testing.T) (files []string) {
 	t.Helper()
