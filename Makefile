@@ -33,9 +33,10 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet -tags integration ./...
 	$(TOOL) staticcheck -tags integration ./...
 
-# As root, each unit test runs in a network namespace that has lo alone (integration/lo-only),
-# and tests in that folder check it. Only root may make a namespace: for others this is
-# skipped, with a message. LO_ONLY= switches it off for a root without CAP_SYS_ADMIN.
+# As root, unit tests run in a network namespace that has the loopback interface alone
+# (integration/lo-only); tests in that folder check it. Only root can make a namespace, so other
+# users run the tests without it, and get a message. LO_ONLY= does the same for a root without
+# CAP_SYS_ADMIN.
 LO_ONLY ?= $(if $(filter 0,$(shell id -u)),1)
 
 .PHONY: unit
@@ -43,7 +44,7 @@ unit: ## the tests that need no foreign program, with the race detector
 ifneq ($(LO_ONLY),)
 	$(GO) build -o bin/lo-only ./integration/lo-only
 else
-	@echo "unit: not in a network namespace of their own, as LO_ONLY is empty or this is not root"
+	@echo "unit: the tests run without a network namespace, as this is not root or LO_ONLY is empty"
 endif
 	CGO_ENABLED=1 LO_ONLY=$(LO_ONLY) $(GO) test -race -timeout 10m $(if $(LO_ONLY),-exec '"$(CURDIR)/bin/lo-only"') ./...
 
