@@ -163,14 +163,12 @@ func TestOnlyConnectionOfABlobKeepsItsSlot(t *testing.T) {
 func TestDownloadCancelledWithoutASlotStartsAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const rate, size = 800e6, 512 * mib
-		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: rate, Latency: 30 * time.Millisecond},
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: mib, Latency: 30 * time.Millisecond},
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 1; p.Limits.Orphans = 1 }})
-		second := l.zeroImage("library/b", 7*mib)
-		l.wrapBodies(second, func(b io.ReadCloser) io.ReadCloser { return throttledBody{b, 128 << 10} }) // 6 s
-		first := l.zeroImage("library/a", size)
+		const size = 4 * mib // 4 s
+		first, second := l.zeroImage("library/a", size), l.zeroImage("library/b", size+1)
 		l.get("/v2/library/b/manifests/1")
-		read := func(repository string, d digest.Digest) func() {
+		read := func(repository string, d digest.Digest) (leave func()) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
 			go func() {
@@ -181,21 +179,22 @@ func TestDownloadCancelledWithoutASlotStartsAgain(t *testing.T) {
 					resp.Body.Close()
 				}
 			}()
+			time.Sleep(200 * time.Millisecond)
 			return func() { cancel(); <-done; synctest.Wait() }
 		}
 		leaveA := read("library/a", first)
-		time.Sleep(200 * time.Millisecond)
-		leaveB := read("library/b", second)
-		time.Sleep(2 * time.Second)
-		leaveB()
-		leaveA() // two downloads without readers where one may be: that of a is cancelled
-		time.Sleep(8 * time.Second)
-		resp, err := l.ask(t.Context(), "GET", blobPath("library/a", first))
+		leaveB := read("library/b", second) // waits for the slot
+		leaveA()
+		leaveB() // two downloads without readers where one may be: that of b is cancelled
+		if n := len(l.reg.Stats().Inflight); n != 1 {
+			t.Errorf("%d downloads go on", n)
+		}
+		resp, err := l.ask(t.Context(), "GET", blobPath("library/b", second))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		if n, err := io.Copy(io.Discard, resp.Body); resp.StatusCode != 200 || n != size {
+		if n, err := io.Copy(io.Discard, resp.Body); resp.StatusCode != 200 || n != size+1 {
 			t.Errorf("%s, %d bytes, %v\n%s", resp.Status, n, err, l.log)
 		}
 		l.drain()
