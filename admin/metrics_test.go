@@ -36,7 +36,7 @@ func ownSeries(body string) []string {
 }
 
 // Dashboards rely on the name of every series.
-func TestMetrics(t *testing.T) {
+func TestNamesOfMetricsStay(t *testing.T) {
 	o := busy()
 	o.LastReload = func() LastReload { return LastReload{Time: time.Unix(1700000000, 0), OK: true} }
 	got := strings.Join(ownSeries(scrape(t, o)), "\n") + "\n"

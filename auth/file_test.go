@@ -56,7 +56,7 @@ func TestFileAcceptsOnlyUsableSecrets(t *testing.T) {
 	}
 }
 
-func TestFileChanges(t *testing.T) {
+func TestReplacedFileIsReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, path := secretFile(t, "one")
 		has := func(secret string, version uint64) {

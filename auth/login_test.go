@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestRefusedCredential(t *testing.T) {
+func TestRefusedCredentialIsNotTriedAgainSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		up := newFakeUpstream()
 		up.tokens = func(r *http.Request) *http.Response {

@@ -85,7 +85,7 @@ func TestDeniedScopeIsTheRegistrys401(t *testing.T) {
 	})
 }
 
-func TestRealms(t *testing.T) {
+func TestCredentialGoesOnlyToRealmsOfTheRegistry(t *testing.T) {
 	for _, c := range []struct {
 		registry, realm string
 		sees            string // "credential", "anonymous" or "nothing"

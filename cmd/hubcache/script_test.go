@@ -13,10 +13,14 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// TestMain makes the test binary behave as the program when it is called "hubcache".
+// TestMain makes the test binary behave as the program when it is called "hubcache", and lets
+// the tests' own requests reach loopback addresses only.
 func TestMain(m *testing.M) {
+	hubtest.LoopbackOnly(http.DefaultTransport.(*http.Transport))
 	testscript.Main(m, map[string]func(){"hubcache": main})
 }
 
