@@ -12,9 +12,9 @@ import (
 
 const module = "github.com/hubcache/hubcache/"
 
-// floors names, for each room of the house, the rooms it may look into.
-// Arrows point down (docs/design/overview.md, "Floor plan"): a change that needs a new arrow
-// moves a wall first, in a commit of its own.
+// floors names, for each package, the packages that it may import. Imports point down
+// (docs/design/overview.md, "Floor plan"): a change that needs a new import moves code first,
+// in a commit of its own.
 var floors = map[string][]string{
 	"cooldown":     {},
 	"name":         {},
@@ -38,10 +38,10 @@ var floors = map[string][]string{
 }
 
 // below returns the packages that a package may reach through others.
-func below(room string) []string {
-	all := slices.Clone(floors[room])
-	for _, r := range floors[room] {
-		all = append(all, below(r)...)
+func below(pkg string) []string {
+	all := slices.Clone(floors[pkg])
+	for _, p := range floors[pkg] {
+		all = append(all, below(p)...)
 	}
 	return all
 }
@@ -60,13 +60,13 @@ func TestFloorPlan(t *testing.T) {
 		if !strings.HasSuffix(path, ".go") || filepath.Dir(path) == "." {
 			return nil
 		}
-		room := filepath.ToSlash(filepath.Dir(path))
-		known, ok := floors[room]
+		pkg := filepath.ToSlash(filepath.Dir(path))
+		known, ok := floors[pkg]
 		if !ok {
-			t.Errorf("%s: package %q is not on the floor plan", path, room)
+			t.Errorf("%s: package %q is not on the floor plan", path, pkg)
 			return nil
 		}
-		seen[room] = true
+		seen[pkg] = true
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
 		if err != nil {
 			return err
@@ -74,22 +74,22 @@ func TestFloorPlan(t *testing.T) {
 		for _, spec := range file.Imports {
 			name := strings.Trim(spec.Path.Value, `"`)
 			other, ours := strings.CutPrefix(name, module)
-			if !ours || other == room || slices.Contains(known, other) {
+			if !ours || other == pkg || slices.Contains(known, other) {
 				continue
 			}
-			if strings.HasSuffix(path, "_test.go") && (strings.HasPrefix(other, "integration/") || slices.Contains(below(room), other)) {
+			if strings.HasSuffix(path, "_test.go") && (strings.HasPrefix(other, "integration/") || slices.Contains(below(pkg), other)) {
 				continue
 			}
-			t.Errorf("%s imports %s; %s may import only %v", path, other, room, known)
+			t.Errorf("%s imports %s; %s may import only %v", path, other, pkg, known)
 		}
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for room := range floors {
-		if !seen[room] {
-			t.Errorf("the floor plan names %q, and there is no such package", room)
+	for pkg := range floors {
+		if !seen[pkg] {
+			t.Errorf("the floor plan names %q, and there is no such package", pkg)
 		}
 	}
 }

@@ -7,6 +7,8 @@
 // answered from memory (hot.go), the store or upstream (manifest.go, tag.go); blobs from the
 // store, from a flight of package fetch that is filling it, or past it (blob.go); lists pass
 // through (list.go). What clients get for failures is in errors.go.
+//
+// No mutex of this package is held while another lock is taken, or during I/O.
 package registry
 
 import (

@@ -3,7 +3,8 @@
 // that break, keeps to rate limits, and stops asking a registry that can't be reached.
 //
 // It keeps no content and knows nothing of the clients that are served. Every failure is an
-// *Error, whose Cause says what it means.
+// *Error, whose Cause says what it means. No mutex of this package is held while another
+// lock is taken, or during I/O.
 package upstream
 
 import (
