@@ -13,12 +13,12 @@ import (
 
 // Blob is a committed blob, open for reading. Close it.
 type Blob struct {
-	*os.File // for sendfile; its offset belongs to the caller
-	Digest   digest.Digest
-	Size     int64 // bytes
-	Private  bool  // came through a repository that isn't public
-	room     *room
-	e        *entry
+	File    *os.File // for reading and sendfile; its offset belongs to the caller
+	Digest  digest.Digest
+	Size    int64 // bytes
+	Private bool  // came through a repository that isn't public
+	room    *room
+	e       *entry
 }
 
 // Close ends the reading. Errors: those of os.File.Close.

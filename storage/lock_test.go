@@ -117,7 +117,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			got, err := io.ReadAll(b)
+			got, err := io.ReadAll(b.File)
 			if err == nil && !bytes.Equal(got, blob) {
 				err = errors.New("other bytes")
 			}

@@ -86,7 +86,7 @@ func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
 		return nil, missing{"a blob, not a manifest"}
 	}
 	body := make([]byte, b.Size)
-	if _, err := io.ReadFull(b, body); err != nil {
+	if _, err := io.ReadFull(b.File, body); err != nil {
 		return nil, err
 	}
 	if d.Algorithm().FromBytes(body) != d { // its file wasn't synced, and a wrong one spoils a whole image
