@@ -222,7 +222,8 @@ func HAP429() Fault {
 		"Connection: close\nContent-Type: text/plain\nToo Many Requests (HAP429).\n\n")
 }
 
-// Raw writes these bytes on the connection and closes it. The status is for the ledger.
+// Raw writes these bytes on the connection and closes it. The status is for the ledger, in
+// which the response has no body bytes.
 func Raw(status int, response string) Fault {
 	return func(e *effects) { e.raw, e.rawStatus = response, status }
 }

@@ -30,7 +30,7 @@ type Entry struct {
 	Header     http.Header `json:"header,omitempty"`  // of the request, without Authorization
 	Fault      bool        `json:"fault,omitempty"`   // a rule of Inject fired for it
 	Status     int         `json:"status"`            // 0: none was sent (yet)
-	BodyBytes  int64       `json:"body_bytes"`        // response body bytes that the connection took
+	BodyBytes  int64       `json:"body_bytes"`        // response body bytes that the connection took; 0 with Raw
 	Started    time.Time   `json:"started"`
 	Ended      time.Time   `json:"ended"` // zero while it goes on
 }

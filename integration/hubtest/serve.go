@@ -309,6 +309,7 @@ func (x *exchange) sendRaw(raw string) {
 		panic(http.ErrAbortHandler)
 	}
 	defer conn.Close()
+	x.ledger.end(x.entry) // before the client can notice
 	io.WriteString(conn, raw)
 }
 

@@ -65,3 +65,30 @@ func TestClockSkewChangesDatesOnly(t *testing.T) {
 		}
 	})
 }
+
+// TestLedgerIsCompleteForFaultsInTheHeader checks the ledger right after responses that end with
+// their header or are not written by net/http.
+func TestLedgerIsCompleteForFaultsInTheHeader(t *testing.T) {
+	for name, row := range map[string]struct {
+		o      hubtest.Options
+		method string
+		fault  hubtest.Fault
+	}{
+		"raw": {hubtest.Options{}, "GET", hubtest.Raw(503, "HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, row.o, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+				c, path, _ := faulty(t, hub, rt)
+				hub.Inject(hubtest.Match{Face: hubtest.CDN}, row.fault)
+				for i := range 1000 {
+					hub.ResetLedger()
+					a := c.get(row.method, faultyRepo, path)
+					l := hub.Ledger()
+					if last := l[len(l)-1]; last.Ended.IsZero() || last.Status != a.StatusCode {
+						t.Fatalf("request %d, status %d: %+v", i, a.StatusCode, last)
+					}
+				}
+			})
+		})
+	}
+}
