@@ -301,7 +301,9 @@ func (x *exchange) flush() {
 	}
 }
 
-// sendRaw writes bytes that net/http would not write, and closes the connection.
+// sendRaw writes bytes that net/http would not write, and closes the connection. It closes
+// the connection early when the Hub is closed, because http.Server.Close doesn't close a
+// hijacked connection, and the client may have stopped reading.
 func (x *exchange) sendRaw(raw string) {
 	x.ledger.update(func() { x.entry.Status = x.request.effects.rawStatus })
 	conn, _, err := http.NewResponseController(x.w).Hijack()
@@ -309,6 +311,15 @@ func (x *exchange) sendRaw(raw string) {
 		panic(http.ErrAbortHandler)
 	}
 	defer conn.Close()
+	written := make(chan struct{})
+	defer close(written)
+	go func() {
+		select {
+		case <-x.closed:
+			conn.Close()
+		case <-written:
+		}
+	}()
 	x.ledger.end(x.entry) // before the client can notice
 	io.WriteString(conn, raw)
 }

@@ -2,7 +2,9 @@ package hubtest_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -87,6 +89,41 @@ func TestLedgerIsCompleteForFaultsInTheHeader(t *testing.T) {
 					if last := l[len(l)-1]; last.Ended.IsZero() || last.Status != a.StatusCode {
 						t.Fatalf("request %d, status %d: %+v", i, a.StatusCode, last)
 					}
+				}
+			})
+		})
+	}
+}
+
+// TestCloseEndsRawResponses checks that Close doesn't wait for a client that reads nothing more
+// of a raw response.
+func TestCloseEndsRawResponses(t *testing.T) {
+	const size = 64 << 20 // more than the kernel's buffers hold
+	raw := "HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n" + strings.Repeat("x", size)
+	for name, https := range map[string]bool{"http": false, "https": true} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, hubtest.Options{TLS: https}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+				hub.Inject(hubtest.Match{}, hubtest.Raw(200, raw))
+				if https {
+					_, pool := hub.Network.CA()
+					rt.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
+				}
+				resp, err := newClient(t, "", rt).http.Get(hub.RegistryURL() + "/v2/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				closed := make(chan struct{})
+				go func() {
+					hub.Close()
+					close(closed)
+				}()
+				select {
+				case <-closed:
+				case <-time.After(5 * time.Second):
+					t.Error("Close waits for the client")
+					resp.Body.Close()
+					<-closed
 				}
 			})
 		})
