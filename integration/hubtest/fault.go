@@ -248,7 +248,7 @@ func Shorter(n int64) Fault { return func(e *effects) { e.grow = -n } }
 // Longer adds n bytes to the body and to the length it announces.
 func Longer(n int64) Fault { return func(e *effects) { e.grow = n } }
 
-// Chunked leaves Content-Length out.
+// Chunked leaves Content-Length out, also one that Status was given.
 func Chunked() Fault { return func(e *effects) { e.chunked = true } }
 
 // IgnoreRange answers 200 with the whole blob.

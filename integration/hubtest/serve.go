@@ -208,14 +208,15 @@ func (x *exchange) sendHeader(rep *reply) {
 		header[name] = values
 	}
 	header.Set("Date", x.request.opts.now().UTC().Format(http.TimeFormat))
-	if !chunked && header.Get("Content-Length") == "" {
-		header.Set("Content-Length", strconv.FormatInt(rep.size, 10))
-	}
-	x.ledger.update(func() { x.entry.Status = rep.status })
-	x.w.WriteHeader(rep.status)
 	if chunked {
 		header.Del("Content-Length")
-		x.flush()
+	} else if header.Get("Content-Length") == "" { // Status may have set another one
+		header.Set("Content-Length", strconv.FormatInt(rep.size, 10))
+	}
+	x.ledger.update(func() { x.entry.Status = rep.status }) // before the client can see it
+	x.w.WriteHeader(rep.status)
+	if chunked && x.request.r.Method != http.MethodHead {
+		x.flush() // before any body: net/http gives a short one a length of its own otherwise
 	}
 }
 
@@ -224,6 +225,9 @@ func (x *exchange) sendHeader(rep *reply) {
 const lastPiece = 1 << 10
 
 func (x *exchange) sendBody(rep *reply) {
+	if rep.size == 0 {
+		return // a flush would send the whole response before the ledger is complete
+	}
 	limits := x.limits()
 	if x.request.face == CDN && x.request.opts.FirstByte > 0 {
 		x.flush()

@@ -76,7 +76,9 @@ func TestLedgerIsCompleteForFaultsInTheHeader(t *testing.T) {
 		method string
 		fault  hubtest.Fault
 	}{
-		"raw": {hubtest.Options{}, "GET", hubtest.Raw(503, "HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno")},
+		"raw":                   {hubtest.Options{}, "GET", hubtest.Raw(503, "HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno")},
+		"HEAD without a length": {hubtest.Options{}, "HEAD", hubtest.Chunked()},
+		"empty body":            {hubtest.Options{FirstByte: time.Microsecond}, "GET", hubtest.Status(404, "")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			onBoth(t, row.o, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
@@ -128,4 +130,18 @@ func TestCloseEndsRawResponses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestChunkedHasNoLength checks that Chunked leaves out the length that Status was given too.
+func TestChunkedHasNoLength(t *testing.T) {
+	onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+		c, path, _ := faulty(t, hub, rt)
+		hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Status(200, "hello", "Content-Length: 5"), hubtest.Chunked())
+		if a := c.get("GET", faultyRepo, path); a.ContentLength != -1 || string(a.body) != "hello" || a.err != nil {
+			t.Errorf("length %d, body %q, %v", a.ContentLength, a.body, a.err)
+		}
+		if a := c.get("HEAD", faultyRepo, path); a.ContentLength != -1 || a.StatusCode != 200 {
+			t.Errorf("HEAD: length %d, status %d", a.ContentLength, a.StatusCode)
+		}
+	})
 }
