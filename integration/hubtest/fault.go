@@ -245,7 +245,8 @@ func FlipByte(n int64) Fault { return func(e *effects) { e.flipAt = &n } }
 // the body ends early but without an error. With Chunked nothing is announced.
 func Shorter(n int64) Fault { return func(e *effects) { e.grow = -n } }
 
-// Longer adds n bytes to the body and to the length it announces.
+// Longer adds n bytes to the body and to the length it announces: in a range the next bytes of
+// the blob, and dots where the blob or another body has ended.
 func Longer(n int64) Fault { return func(e *effects) { e.grow = n } }
 
 // Chunked leaves Content-Length out, also one that Status was given.

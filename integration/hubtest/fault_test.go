@@ -80,6 +80,12 @@ var faults = map[string]struct {
 		check: func(o outcome) bool {
 			return o.answer.err == nil && o.ContentLength == 100_010 && bytes.Equal(o.body[:100_000], o.want)
 		}},
+	"longer range": {faults: one(hubtest.Longer(10)), header: "Range: bytes=0-9",
+		check: func(o outcome) bool { return o.ContentLength == 20 && bytes.Equal(o.body, o.want[:20]) }},
+	"longer range at the end": {faults: one(hubtest.Longer(10)), header: "Range: bytes=99995-",
+		check: func(o outcome) bool {
+			return o.ContentLength == 15 && string(o.body) == string(o.want[99_995:])+".........."
+		}},
 	"no length": {faults: one(hubtest.Chunked()),
 		check: func(o outcome) bool { return o.ContentLength == -1 && o.whole() }},
 	"range ignored": {faults: one(hubtest.IgnoreRange()), header: "Range: bytes=5-",

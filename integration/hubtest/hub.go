@@ -262,7 +262,7 @@ func (h *Hub) AddBlob(repository, mediaType string, b []byte) ocispec.Descriptor
 }
 
 // AddBlobAt puts a blob into a repository that is read from r whenever it is requested. It
-// has the digest given, which may be wrong.
+// has the digest given, which may be wrong. Where r fails, the connection is closed.
 func (h *Hub) AddBlobAt(repository, mediaType string, d digest.Digest, r io.ReaderAt, size int64) ocispec.Descriptor {
 	return h.content.addBlob(repository, mediaType, d, r, size)
 }

@@ -287,10 +287,15 @@ func (x *exchange) next(rep *reply, sent, most int64) int64 {
 	return n
 }
 
-// fill reads the bytes from sent on into p. After the end of the body come dots, for Longer.
+// fill reads len(p) bytes of the body into p, from position sent of the reply. What the fault
+// Longer adds is the next bytes of the blob, and dots where the blob has ended. It also
+// applies FlipByte.
 func (x *exchange) fill(rep *reply, p []byte, sent int64) {
 	at := rep.offset + sent
-	n, _ := rep.body.ReadAt(p, at)
+	n, err := rep.body.ReadAt(p, at)
+	if err != nil && err != io.EOF {
+		panic(http.ErrAbortHandler)
+	}
 	for i := n; i < len(p); i++ {
 		p[i] = '.'
 	}

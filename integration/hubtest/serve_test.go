@@ -3,12 +3,16 @@ package hubtest_test
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
@@ -142,6 +146,32 @@ func TestChunkedHasNoLength(t *testing.T) {
 		}
 		if a := c.get("HEAD", faultyRepo, path); a.ContentLength != -1 || a.StatusCode != 200 {
 			t.Errorf("HEAD: length %d, status %d", a.ContentLength, a.StatusCode)
+		}
+	})
+}
+
+// failingReader is a blob that can't be read from byte 50,000 on.
+type failingReader struct{}
+
+func (failingReader) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > 50_000 {
+		return 0, errors.New("the disk is broken")
+	}
+	return len(p), nil
+}
+
+// TestReadErrorsEndTheBody checks that a blob that can't be read arrives as a body that is too
+// short, and not as wrong bytes.
+func TestReadErrorsEndTheBody(t *testing.T) {
+	onBoth(t, hubtest.Options{Bandwidth: 100 << 20}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+		c, _, _ := faulty(t, hub, rt)
+		blob := hub.AddBlobAt(faultyRepo, "", digest.FromString("unreadable"), failingReader{}, 100_000)
+		a, err := c.tryGet("GET", faultyRepo, "blobs/"+blob.Digest.String())
+		if err == nil {
+			err = a.err
+		}
+		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || len(a.body) > 50_000 {
+			t.Errorf("%v after %d bytes", err, len(a.body))
 		}
 	})
 }
