@@ -228,14 +228,17 @@ func Raw(status int, response string) Fault {
 	return func(e *effects) { e.raw, e.rawStatus = response, status }
 }
 
-// CutAfter closes the connection after n body bytes, all of which arrive.
+// CutAfter closes the connection after n body bytes, all of which arrive. A body of n bytes or
+// fewer isn't cut, though the rule fires. A negative n is 0.
 func CutAfter(n int64) Fault { return func(e *effects) { e.cutAt, e.cutHow = &n, closing } }
 
 // ResetAfter resets the connection (RST) after n body bytes. On a socket the last of them
-// may be lost, because the kernel discards what it has not sent yet.
+// may be lost, because the kernel discards what it has not sent yet. A body of n bytes or fewer
+// isn't reset, though the rule fires. A negative n is 0.
 func ResetAfter(n int64) Fault { return func(e *effects) { e.cutAt, e.cutHow = &n, resetting } }
 
-// StallAfter sends n body bytes and then nothing until the rule is released.
+// StallAfter sends n body bytes and then nothing until the rule is released. A body of n bytes
+// or fewer isn't stalled, though the rule fires. A negative n is 0.
 func StallAfter(n int64) Fault { return func(e *effects) { e.stallAt = &n } }
 
 // FlipByte sends a wrong byte at offset n of the blob or manifest.

@@ -54,6 +54,12 @@ var faults = map[string]struct {
 		check: func(o outcome) bool { return o.broken(50_000, io.ErrUnexpectedEOF) }},
 	"cut at nothing": {faults: one(hubtest.CutAfter(0)),
 		check: func(o outcome) bool { return o.broken(0, io.ErrUnexpectedEOF) }},
+	"cut before nothing": {faults: one(hubtest.CutAfter(-1)),
+		check: func(o outcome) bool { return o.broken(0, io.ErrUnexpectedEOF) }},
+	"cut at the end": {faults: one(hubtest.CutAfter(100_000)),
+		check: func(o outcome) bool { return o.whole() }},
+	"stall at the end": {faults: one(hubtest.StallAfter(100_000)),
+		check: func(o outcome) bool { return o.whole() }},
 	"cut without length": {faults: []hubtest.Fault{hubtest.Chunked(), hubtest.CutAfter(50_000)},
 		check: func(o outcome) bool { return o.ContentLength == -1 && o.broken(50_000, io.ErrUnexpectedEOF) }},
 	"reset in the body": {faults: one(hubtest.ResetAfter(50_000)),
@@ -158,11 +164,19 @@ func TestFaultsAreAlikeOverSocketsAndInMemory(t *testing.T) {
 // TestHangAndStallEndWhenReleased checks that a hanging or stalled request lasts until the client
 // gives up, or until the rule is released.
 func TestHangAndStallEndWhenReleased(t *testing.T) {
-	for name, fault := range map[string]hubtest.Fault{"hang": hubtest.Hang(), "stall": hubtest.StallAfter(50_000)} {
+	for name, row := range map[string]struct {
+		fault hubtest.Fault
+		bytes int // that arrive before it is released
+	}{
+		"hang":                 {hubtest.Hang(), 0},
+		"stall":                {hubtest.StallAfter(50_000), 50_000},
+		"stall at nothing":     {hubtest.StallAfter(0), 0},
+		"stall before nothing": {hubtest.StallAfter(-1), 0},
+	} {
 		t.Run(name, func(t *testing.T) {
 			onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
 				c, path, want := faulty(t, hub, rt)
-				rule := hub.Inject(hubtest.Match{Face: hubtest.CDN}, fault)
+				rule := hub.Inject(hubtest.Match{Face: hubtest.CDN}, row.fault)
 
 				c.http.Timeout = 100 * time.Millisecond
 				start := time.Now()
@@ -170,7 +184,7 @@ func TestHangAndStallEndWhenReleased(t *testing.T) {
 				if err == nil {
 					err = a.err
 				}
-				if !errors.Is(err, context.DeadlineExceeded) || name == "stall" && !bytes.Equal(a.body, want[:50_000]) {
+				if !errors.Is(err, context.DeadlineExceeded) || !bytes.Equal(a.body, want[:row.bytes]) {
 					t.Errorf("%v and %d bytes after %v", err, len(a.body), time.Since(start))
 				}
 				if err := hub.Wait(t.Context()); err != nil {

@@ -274,7 +274,7 @@ func (x *exchange) next(rep *reply, sent, most int64) int64 {
 		n = min(n, *c-sent)
 	}
 	if s := e.stallAt; s != nil && *s < rep.size {
-		if sent == *s {
+		if sent >= *s {
 			x.flush()
 			if !x.awaitRelease() {
 				panic(http.ErrAbortHandler)
