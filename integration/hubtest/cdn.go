@@ -59,27 +59,27 @@ func parseCDNRequest(r *http.Request) (target, string) {
 
 func (c *cdn) identify(q *request) { q.target, q.account = parseCDNRequest(q.r) }
 
-func (c *cdn) answer(q *request) *reply {
+func (c *cdn) respond(q *request) *response {
 	switch {
 	case q.r.Header.Get("Authorization") != "":
 		c.ledger.violation("%s %s: Authorization at the CDN", q.r.Method, q.r.URL.Path)
-		return xmlReply(http.StatusBadRequest, "InvalidArgument", "Only one auth mechanism allowed")
+		return xmlResponse(http.StatusBadRequest, "InvalidArgument", "Only one auth mechanism allowed")
 	case q.target.kind == "other":
-		return xmlReply(http.StatusNotFound, "NoSuchKey", "The specified key does not exist.")
+		return xmlResponse(http.StatusNotFound, "NoSuchKey", "The specified key does not exist.")
 	case q.r.Method != http.MethodGet && q.r.Method != http.MethodHead:
-		return xmlReply(http.StatusMethodNotAllowed, "MethodNotAllowed", "Use GET or HEAD.")
+		return xmlResponse(http.StatusMethodNotAllowed, "MethodNotAllowed", "Use GET or HEAD.")
 	case !c.signed(q):
-		return xmlReply(http.StatusForbidden, "AccessDenied", "Request has expired or its signature is wrong")
+		return xmlResponse(http.StatusForbidden, "AccessDenied", "Request has expired or its signature is wrong")
 	}
 	b := c.content.blob(digest.Digest(q.target.reference))
 	if b == nil {
-		return xmlReply(http.StatusNotFound, "NoSuchKey", "The specified key does not exist.")
+		return xmlResponse(http.StatusNotFound, "NoSuchKey", "The specified key does not exist.")
 	}
-	return blobReply(q, b)
+	return blobResponse(q, b)
 }
 
-func xmlReply(status int, code, message string) *reply {
-	return textReply(status, "application/xml", fmt.Sprintf(
+func xmlResponse(status int, code, message string) *response {
+	return textResponse(status, "application/xml", fmt.Sprintf(
 		`<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>%s</Message></Error>`, code, message))
 }
 
@@ -93,9 +93,9 @@ func (c *cdn) signed(q *request) bool {
 		q.opts.now().UnixNano() < nanos
 }
 
-// blobReply is the blob, or the single range of it that was requested.
-func blobReply(q *request, b *io.SectionReader) *reply {
-	rep := &reply{status: http.StatusOK, body: b, size: b.Size(), header: http.Header{
+// blobResponse is the blob, or the single range of it that was requested.
+func blobResponse(q *request, b *io.SectionReader) *response {
+	resp := &response{status: http.StatusOK, body: b, size: b.Size(), header: http.Header{
 		"Content-Type":  {"application/octet-stream"},
 		"Accept-Ranges": {"bytes"},
 		"Etag":          {`"` + q.target.reference + `"`},
@@ -104,13 +104,13 @@ func blobReply(q *request, b *io.SectionReader) *reply {
 	switch {
 	case !ok || q.opts.IgnoreRange || q.effects.ignoreRange:
 	case first > last:
-		rep = textReply(http.StatusRequestedRangeNotSatisfiable, "text/plain", "")
-		rep.header.Set("Content-Range", fmt.Sprintf("bytes */%d", b.Size()))
+		resp = textResponse(http.StatusRequestedRangeNotSatisfiable, "text/plain", "")
+		resp.header.Set("Content-Range", fmt.Sprintf("bytes */%d", b.Size()))
 	default:
-		rep.status, rep.offset, rep.size = http.StatusPartialContent, first, last-first+1
-		rep.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, b.Size()))
+		resp.status, resp.offset, resp.size = http.StatusPartialContent, first, last-first+1
+		resp.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, b.Size()))
 	}
-	return rep
+	return resp
 }
 
 // parseRange parses a Range header with one range of bytes (RFC 9110 §14.1.2). It returns

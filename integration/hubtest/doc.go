@@ -56,7 +56,7 @@
 //	...
 //	rule.Release()
 //
-// Before the headers: [Delay], [Hang], [Reset], [Drop]. Instead of the answer: [Status],
+// Before the headers: [Delay], [Hang], [Reset], [Drop]. Instead of the response: [Status],
 // [TooManyRequests], [HAP429], [HTML], [Raw], [RedirectTo], [RedirectLoop]. In the headers:
 // [Chunked], [IgnoreRange], [ExpiredURL], [EditRedirect]. In the body: [CutAfter],
 // [ResetAfter], [StallAfter], [FlipByte], [Shorter], [Longer]. To test with an upstream that

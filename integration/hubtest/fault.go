@@ -36,7 +36,7 @@ type effects struct {
 	drop        *ending
 	raw         string
 	rawStatus   int
-	reply       func(*request) *reply // instead of the real one
+	response    func(*request) *response // instead of the real one
 	location    func(http.Header)
 	cutAt       *int64
 	cutHow      ending
@@ -176,7 +176,7 @@ func globMatch(glob, s string) bool {
 // Delay waits before the headers.
 func Delay(d time.Duration) Fault { return func(e *effects) { e.delay = d } }
 
-// Hang sends no headers until the rule is released; then the answer is the usual one.
+// Hang sends no headers until the rule is released; then the response is the usual one.
 func Hang() Fault { return func(e *effects) { e.hang = true } }
 
 // Reset resets the connection (RST) before the headers.
@@ -189,13 +189,13 @@ func Drop() Fault { return func(e *effects) { e.drop = new(closing) } }
 // Without a Content-Type among the headers the body is plain text.
 func Status(status int, body string, headers ...string) Fault {
 	return func(e *effects) {
-		e.reply = func(*request) *reply {
-			rep := textReply(status, "text/plain; charset=utf-8", body)
+		e.response = func(*request) *response {
+			resp := textResponse(status, "text/plain; charset=utf-8", body)
 			for _, line := range headers {
 				name, value, _ := strings.Cut(line, ":")
-				rep.header.Set(name, strings.TrimSpace(value))
+				resp.header.Set(name, strings.TrimSpace(value))
 			}
-			return rep
+			return resp
 		}
 	}
 }
@@ -214,7 +214,7 @@ func HTML() Fault {
 		"Content-Type: text/html")
 }
 
-// HAP429 is the answer of Docker Hub's abuse limit as it has been observed: line ends are
+// HAP429 is the response of Docker Hub's abuse limit as it has been observed: line ends are
 // bare \n and the body stands where a header should be. Go reports a malformed MIME header
 // and not a 429. For a well-formed one use Status(429, "Too Many Requests (HAP429).\n", "Retry-After: 60").
 func HAP429() Fault {
@@ -270,10 +270,10 @@ func RedirectTo(location string) Fault {
 // RedirectLoop answers 307 with the URL that was requested.
 func RedirectLoop() Fault {
 	return func(e *effects) {
-		e.reply = func(q *request) *reply {
-			rep := textReply(http.StatusTemporaryRedirect, "text/plain", "")
-			rep.header.Set("Location", q.base+q.r.URL.RequestURI())
-			return rep
+		e.response = func(q *request) *response {
+			resp := textResponse(http.StatusTemporaryRedirect, "text/plain", "")
+			resp.header.Set("Location", q.base+q.r.URL.RequestURI())
+			return resp
 		}
 	}
 }

@@ -66,7 +66,7 @@ type Options struct {
 	Window         time.Duration // of the pull limit; 0 is 6 h
 
 	TokenLifetime time.Duration // 0 is 300 s (60 s with OmitExpiresIn, which is what its absence means)
-	OmitExpiresIn bool          // leave expires_in out of token replies
+	OmitExpiresIn bool          // leave expires_in out of token responses
 	OpaqueTokens  bool          // tokens that are not JWTs
 	OmitAccess    bool          // leave the access claim out where it would be empty
 	Realm         string        // token realm of challenges; "" is /token at the token service
@@ -78,8 +78,8 @@ type Options struct {
 	NoReferrers bool          // answer requests for referrers with 404
 	Gzip        bool          // compress manifests for clients whose Accept-Encoding names gzip
 
-	Latency        time.Duration // before every answer
-	ConnLatency    time.Duration // before the first answer on a connection, in addition to Latency
+	Latency        time.Duration // before every response
+	ConnLatency    time.Duration // before the first response on a connection, in addition to Latency
 	FirstByte      time.Duration // between the headers and the first body byte of the CDN
 	Bandwidth      int64         // body bytes a second on one CDN connection; 0 is no limit
 	TotalBandwidth int64         // body bytes a second on all CDN connections together; 0 is no limit

@@ -165,7 +165,7 @@ func (l *ledger) start(e *Entry) {
 	l.inFlight++
 }
 
-// end records when the answer ended. Only the first call counts.
+// end records when the response ended. Only the first call counts.
 func (l *ledger) end(e *Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -48,21 +48,21 @@ func (g *registry) identify(q *request) {
 	q.account = q.grant.account
 }
 
-func (g *registry) answer(q *request) *reply {
-	rep := g.reply(q)
-	rep.header.Set("Docker-Distribution-Api-Version", "registry/2.0")
-	return rep
+func (g *registry) respond(q *request) *response {
+	resp := g.response(q)
+	resp.header.Set("Docker-Distribution-Api-Version", "registry/2.0")
+	return resp
 }
 
-func (g *registry) reply(q *request) *reply {
+func (g *registry) response(q *request) *response {
 	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
-		return errorReply(http.StatusMethodNotAllowed, "UNSUPPORTED", "The operation is unsupported.", nil)
+		return errorResponse(http.StatusMethodNotAllowed, "UNSUPPORTED", "The operation is unsupported.", nil)
 	}
 	if q.target.kind == "other" {
-		return textReply(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
+		return textResponse(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
 	}
-	if rep := g.authorize(q); rep != nil {
-		return rep
+	if resp := g.authorize(q); resp != nil {
+		return resp
 	}
 	switch q.target.kind {
 	case "manifests":
@@ -74,11 +74,11 @@ func (g *registry) reply(q *request) *reply {
 	case "referrers":
 		return g.referrers(q)
 	}
-	return jsonReply(http.StatusOK, struct{}{})
+	return jsonResponse(http.StatusOK, struct{}{})
 }
 
 // authorize returns the 401 for a request without a good token, else nil.
-func (g *registry) authorize(q *request) *reply {
+func (g *registry) authorize(q *request) *response {
 	if auth := q.r.Header.Get("Authorization"); auth != "" && !strings.HasPrefix(auth, "Bearer ") {
 		g.ledger.violation("%s %s: credentials other than a bearer token at the registry", q.r.Method, q.r.URL.Path)
 	}
@@ -94,7 +94,7 @@ func (g *registry) authorize(q *request) *reply {
 	return nil
 }
 
-func (g *registry) challenge(q *request, problem string) *reply {
+func (g *registry) challenge(q *request, problem string) *response {
 	realm := q.opts.Realm
 	if realm == "" {
 		realm = g.network.URL(Token) + "/token"
@@ -108,20 +108,20 @@ func (g *registry) challenge(q *request, problem string) *reply {
 	if problem != "" {
 		value += fmt.Sprintf(`,error="%s"`, problem)
 	}
-	rep := errorReply(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required", detail)
-	rep.header.Set("Www-Authenticate", value)
-	rep.header.Set("Docker-Ratelimit-Source", sourceOf(q.account, q.remote).public())
-	return rep
+	resp := errorResponse(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required", detail)
+	resp.header.Set("Www-Authenticate", value)
+	resp.header.Set("Docker-Ratelimit-Source", sourceOf(q.account, q.remote).public())
+	return resp
 }
 
-func (g *registry) manifest(q *request) *reply {
+func (g *registry) manifest(q *request) *response {
 	limit, ok := g.quota.spend(q, 0)
 	if !ok {
 		return g.overLimit(q, limit)
 	}
 	d, m, found := g.content.manifest(q.target.repository, q.target.reference)
 	if !found {
-		return errorReply(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown",
+		return errorResponse(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown",
 			map[string]string{"unknown": q.target.reference})
 	}
 	if q.r.Method == http.MethodGet {
@@ -129,61 +129,61 @@ func (g *registry) manifest(q *request) *reply {
 			return g.overLimit(q, limit)
 		}
 	}
-	rep := textReply(http.StatusOK, m.mediaType, string(m.bytes))
-	rep.header.Set("Docker-Content-Digest", d.String())
-	rep.header.Set("Etag", `"`+d.String()+`"`)
-	limit.set(rep.header)
+	resp := textResponse(http.StatusOK, m.mediaType, string(m.bytes))
+	resp.header.Set("Docker-Content-Digest", d.String())
+	resp.header.Set("Etag", `"`+d.String()+`"`)
+	limit.set(resp.header)
 	if q.opts.Gzip && strings.Contains(q.r.Header.Get("Accept-Encoding"), "gzip") {
-		compress(rep, m.bytes)
+		compress(resp, m.bytes)
 	}
-	return rep
+	return resp
 }
 
-func (g *registry) overLimit(q *request, limit rateLimit) *reply {
-	rep := errorReply(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimitMessage(q.account), nil)
-	limit.set(rep.header)
-	return rep
+func (g *registry) overLimit(q *request, limit rateLimit) *response {
+	resp := errorResponse(http.StatusTooManyRequests, "TOOMANYREQUESTS", pullLimitMessage(q.account), nil)
+	limit.set(resp.header)
+	return resp
 }
 
-func compress(rep *reply, b []byte) {
+func compress(resp *response, b []byte) {
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
 	w.Write(b)
 	w.Close()
-	rep.header.Set("Content-Encoding", "gzip")
-	rep.body, rep.size = bytes.NewReader(buf.Bytes()), int64(buf.Len())
+	resp.header.Set("Content-Encoding", "gzip")
+	resp.body, resp.size = bytes.NewReader(buf.Bytes()), int64(buf.Len())
 }
 
-func (g *registry) blob(q *request) *reply {
-	if rep := badDigest(q.target.reference); rep != nil {
-		return rep
+func (g *registry) blob(q *request) *response {
+	if resp := badDigest(q.target.reference); resp != nil {
+		return resp
 	}
 	b := g.content.blobIn(q.target.repository, digest.Digest(q.target.reference))
 	if b == nil {
-		return errorReply(http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown to registry",
+		return errorResponse(http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown to registry",
 			map[string]string{"digest": q.target.reference})
 	}
 	if q.r.Method == http.MethodHead && q.opts.HeadBlobOK || b.Size() <= q.opts.InlineBlobs {
-		rep := blobReply(q, b)
-		rep.header.Set("Docker-Content-Digest", q.target.reference)
-		return rep
+		resp := blobResponse(q, b)
+		resp.header.Set("Docker-Content-Digest", q.target.reference)
+		return resp
 	}
 	to := g.cdn.signedURL(q)
 	// As distribution does, which leaves it to http.Redirect.
-	rep := textReply(http.StatusTemporaryRedirect, "text/html; charset=utf-8", `<a href="`+html.EscapeString(to)+`">Temporary Redirect</a>.`+"\n\n")
-	rep.header.Set("Location", to)
-	return rep
+	resp := textResponse(http.StatusTemporaryRedirect, "text/html; charset=utf-8", `<a href="`+html.EscapeString(to)+`">Temporary Redirect</a>.`+"\n\n")
+	resp.header.Set("Location", to)
+	return resp
 }
 
-func badDigest(s string) *reply {
+func badDigest(s string) *response {
 	if _, err := digest.Parse(s); err != nil {
-		return errorReply(http.StatusBadRequest, "DIGEST_INVALID", "provided digest did not match uploaded content", nil)
+		return errorResponse(http.StatusBadRequest, "DIGEST_INVALID", "provided digest did not match uploaded content", nil)
 	}
 	return nil
 }
 
 // tagList pages by n and last, with a Link to the rest.
-func (g *registry) tagList(q *request) *reply {
+func (g *registry) tagList(q *request) *response {
 	tags := g.content.tags(q.target.repository)
 	slices.Sort(tags)
 	query := q.r.URL.Query()
@@ -202,24 +202,24 @@ func (g *registry) tagList(q *request) *reply {
 			link = fmt.Sprintf(`<%s?%s>; rel="next"`, q.r.URL.Path, next.Encode())
 		}
 	}
-	rep := jsonReply(http.StatusOK, map[string]any{"name": q.target.repository, "tags": tags})
+	resp := jsonResponse(http.StatusOK, map[string]any{"name": q.target.repository, "tags": tags})
 	if link != "" {
-		rep.header.Set("Link", link)
+		resp.header.Set("Link", link)
 	}
-	return rep
+	return resp
 }
 
-func (g *registry) referrers(q *request) *reply {
+func (g *registry) referrers(q *request) *response {
 	if q.opts.NoReferrers {
-		return textReply(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
+		return textResponse(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
 	}
-	if rep := badDigest(q.target.reference); rep != nil {
-		return rep
+	if resp := badDigest(q.target.reference); resp != nil {
+		return resp
 	}
 	index := ocispec.Index{
 		MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: g.content.referrers(q.target.repository, q.target.reference),
 	}
 	index.SchemaVersion = 2
-	return textReply(http.StatusOK, ocispec.MediaTypeImageIndex, string(mustJSON(index, "")))
+	return textResponse(http.StatusOK, ocispec.MediaTypeImageIndex, string(mustJSON(index, "")))
 }

@@ -13,12 +13,14 @@ import (
 	"time"
 )
 
-// service answers the requests to one of the faces.
+// service answers the requests to one Face: the registry, the token service or the CDN. Both
+// methods are called concurrently.
 type service interface {
 	// identify fills in what the request is about and who makes it.
 	identify(*request)
-	// answer makes the reply, without the faults of the body.
-	answer(*request) *reply
+	// respond makes the response. Of the faults it obeys only IgnoreRange and ExpiredURL;
+	// exchange applies the others.
+	respond(*request) *response
 }
 
 // request is what a service must know to answer.
@@ -41,17 +43,17 @@ type target struct {
 	kind, repository, reference string // as in Entry
 }
 
-// reply is a response that has not been sent. Faults may still change it.
-type reply struct {
+// response is one that has not been sent. Faults may still change it.
+type response struct {
 	status int
 	header http.Header
-	body   io.ReaderAt // nil: no body
-	offset int64       // of the first byte to send, in body
-	size   int64       // how many bytes to send
+	body   io.ReaderAt
+	offset int64 // of the first byte to send, in body
+	size   int64 // how many bytes to send
 }
 
-func textReply(status int, contentType, body string) *reply {
-	return &reply{
+func textResponse(status int, contentType, body string) *response {
+	return &response{
 		status: status,
 		header: http.Header{"Content-Type": {contentType}},
 		body:   bytes.NewReader([]byte(body)),
@@ -59,17 +61,17 @@ func textReply(status int, contentType, body string) *reply {
 	}
 }
 
-func jsonReply(status int, v any) *reply {
+func jsonResponse(status int, v any) *response {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(err)
 	}
-	return textReply(status, "application/json", string(b))
+	return textResponse(status, "application/json", string(b))
 }
 
-// errorReply has the registry API's error body.
-func errorReply(status int, code, message string, detail any) *reply {
-	return jsonReply(status, map[string]any{
+// errorResponse has the registry API's error body.
+func errorResponse(status int, code, message string, detail any) *response {
+	return jsonResponse(status, map[string]any{
 		"errors": []any{map[string]any{"code": code, "message": message, "detail": detail}},
 	})
 }
@@ -144,10 +146,10 @@ func (x *exchange) run(s service) {
 		x.cut(*e.drop)
 	case e.raw != "":
 		x.sendRaw(e.raw)
-	case e.reply != nil:
-		x.send(e.reply(x.request))
+	case e.response != nil:
+		x.send(e.response(x.request))
 	default:
-		x.send(s.answer(x.request))
+		x.send(s.respond(x.request))
 	}
 }
 
@@ -190,31 +192,31 @@ func (x *exchange) awaitRelease() bool {
 	return false
 }
 
-// send sends the reply, changed by the faults.
-func (x *exchange) send(rep *reply) {
+// send sends the response, changed by the faults.
+func (x *exchange) send(resp *response) {
 	if e := x.request.effects; e.location != nil {
-		e.location(rep.header)
+		e.location(resp.header)
 	}
-	rep.size = max(0, rep.size+x.request.effects.grow)
-	x.sendHeader(rep)
+	resp.size = max(0, resp.size+x.request.effects.grow)
+	x.sendHeader(resp)
 	if x.request.r.Method != http.MethodHead {
-		x.sendBody(rep)
+		x.sendBody(resp)
 	}
 }
 
-func (x *exchange) sendHeader(rep *reply) {
+func (x *exchange) sendHeader(resp *response) {
 	header, chunked := x.w.Header(), x.request.effects.chunked
-	for name, values := range rep.header {
+	for name, values := range resp.header {
 		header[name] = values
 	}
 	header.Set("Date", x.request.opts.now().UTC().Format(http.TimeFormat))
 	if chunked {
 		header.Del("Content-Length")
 	} else if header.Get("Content-Length") == "" { // Status may have set another one
-		header.Set("Content-Length", strconv.FormatInt(rep.size, 10))
+		header.Set("Content-Length", strconv.FormatInt(resp.size, 10))
 	}
-	x.ledger.update(func() { x.entry.Status = rep.status }) // before the client can see it
-	x.w.WriteHeader(rep.status)
+	x.ledger.update(func() { x.entry.Status = resp.status }) // before the client can see it
+	x.w.WriteHeader(resp.status)
 	if chunked && x.request.r.Method != http.MethodHead {
 		x.flush() // before any body: net/http gives a short one a length of its own otherwise
 	}
@@ -224,8 +226,8 @@ func (x *exchange) sendHeader(rep *reply) {
 // so these bytes leave only when the handler has returned, after the ledger was written.
 const lastPiece = 1 << 10
 
-func (x *exchange) sendBody(rep *reply) {
-	if rep.size == 0 {
+func (x *exchange) sendBody(resp *response) {
+	if resp.size == 0 {
 		return // a flush would send the whole response before the ledger is complete
 	}
 	limits := x.limits()
@@ -236,12 +238,12 @@ func (x *exchange) sendBody(rep *reply) {
 		}
 	}
 	buf := make([]byte, pieceSize(limits))
-	for sent := int64(0); sent < rep.size; {
-		n := x.next(rep, sent, int64(len(buf)))
+	for sent := int64(0); sent < resp.size; {
+		n := x.next(resp, sent, int64(len(buf)))
 		if n == 0 {
 			continue // a stall that was released
 		}
-		x.fill(rep, buf[:n], sent)
+		x.fill(resp, buf[:n], sent)
 		if len(limits) > 0 {
 			x.flush() // send the piece before this one now, when its time has come
 		}
@@ -259,21 +261,21 @@ func (x *exchange) sendBody(rep *reply) {
 
 // next returns how many bytes to send next. It cuts or stalls the body when it has come to
 // the place; after a stall it returns 0.
-func (x *exchange) next(rep *reply, sent, most int64) int64 {
-	n := rep.size - sent
+func (x *exchange) next(resp *response, sent, most int64) int64 {
+	n := resp.size - sent
 	if n > lastPiece {
 		n -= lastPiece
 	}
 	n = min(n, most)
 	e := &x.request.effects
-	if c := e.cutAt; c != nil && *c < rep.size {
+	if c := e.cutAt; c != nil && *c < resp.size {
 		if sent >= *c {
 			x.flush()
 			x.cut(e.cutHow)
 		}
 		n = min(n, *c-sent)
 	}
-	if s := e.stallAt; s != nil && *s < rep.size {
+	if s := e.stallAt; s != nil && *s < resp.size {
 		if sent >= *s {
 			x.flush()
 			if !x.awaitRelease() {
@@ -287,12 +289,12 @@ func (x *exchange) next(rep *reply, sent, most int64) int64 {
 	return n
 }
 
-// fill reads len(p) bytes of the body into p, from position sent of the reply. What the fault
+// fill reads len(p) bytes of the body into p, from position sent of the response. What the fault
 // Longer adds is the next bytes of the blob, and dots where the blob has ended. It also
 // applies FlipByte.
-func (x *exchange) fill(rep *reply, p []byte, sent int64) {
-	at := rep.offset + sent
-	n, err := rep.body.ReadAt(p, at)
+func (x *exchange) fill(resp *response, p []byte, sent int64) {
+	at := resp.offset + sent
+	n, err := resp.body.ReadAt(p, at)
 	if err != nil && err != io.EOF {
 		panic(http.ErrAbortHandler)
 	}

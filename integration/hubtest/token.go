@@ -109,27 +109,27 @@ func tokenCredentials(r *http.Request) (username, password string) {
 	return "", ""
 }
 
-func (s *tokenService) answer(q *request) *reply {
+func (s *tokenService) respond(q *request) *response {
 	if q.target.kind != "token" {
-		return textReply(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
+		return textResponse(http.StatusNotFound, "text/plain; charset=utf-8", "404 page not found\n")
 	}
 	if q.r.Method == http.MethodPost && q.r.PostForm.Get("grant_type") != "password" {
-		return jsonReply(http.StatusBadRequest, map[string]string{"details": "unsupported grant_type"})
+		return jsonResponse(http.StatusBadRequest, map[string]string{"details": "unsupported grant_type"})
 	}
 	if q.r.Form.Get("service") != serviceName {
-		return jsonReply(http.StatusBadRequest, map[string]string{"details": "unknown service"})
+		return jsonResponse(http.StatusBadRequest, map[string]string{"details": "unknown service"})
 	}
 	username, password := tokenCredentials(q.r)
 	if username != "" || password != "" {
 		a, known := q.opts.account(username)
 		if !known || a.PAT != password {
-			return jsonReply(http.StatusUnauthorized, map[string]string{"details": "incorrect username or password"})
+			return jsonResponse(http.StatusUnauthorized, map[string]string{"details": "incorrect username or password"})
 		}
 	}
 	g := grant{account: username}
 	for _, scope := range parseScopes(q.r.Form["scope"]) {
 		if username != "" && slices.ContainsFunc(scope.actions, func(a string) bool { return a != "pull" }) {
-			return jsonReply(http.StatusUnauthorized, map[string]string{"details": "access token has insufficient scopes"})
+			return jsonResponse(http.StatusUnauthorized, map[string]string{"details": "access token has insufficient scopes"})
 		}
 		if slices.Contains(scope.actions, "pull") && s.content.visible(q.opts, username, scope.repository) {
 			g.pull = append(g.pull, scope.repository)
@@ -139,7 +139,7 @@ func (s *tokenService) answer(q *request) *reply {
 }
 
 // issue makes a token that stands for the grant, and remembers it.
-func (s *tokenService) issue(o Options, g grant) *reply {
+func (s *tokenService) issue(o Options, g grant) *response {
 	lifetime := 300 * time.Second
 	if o.OmitExpiresIn {
 		lifetime = 60 * time.Second
@@ -162,7 +162,7 @@ func (s *tokenService) issue(o Options, g grant) *reply {
 	if !o.OmitExpiresIn {
 		body["expires_in"] = int(lifetime.Seconds())
 	}
-	return jsonReply(http.StatusOK, body)
+	return jsonResponse(http.StatusOK, body)
 }
 
 // jwt makes a signed token in the shape of Docker's.
