@@ -44,7 +44,7 @@ type registry struct {
 
 func (g *registry) identify(q *request) {
 	q.target = parseRegistryPath(q.r.URL.Path)
-	q.grant, q.granted = g.tokens.grantOf(q.r)
+	q.grant, q.knownToken = g.tokens.grantOf(q.r)
 	q.account = q.grant.account
 }
 
@@ -85,7 +85,7 @@ func (g *registry) authorize(q *request) *response {
 	switch {
 	case q.r.Header.Get("Authorization") == "":
 		return g.challenge(q, "")
-	case !q.granted || q.opts.now().After(q.grant.expires):
+	case !q.knownToken || q.opts.now().After(q.grant.expires):
 		return g.challenge(q, "invalid_token")
 	case q.target.kind != "ping" && !slices.Contains(q.grant.pull, q.target.repository),
 		q.target.kind != "ping" && !g.content.visible(q.opts, q.account, q.target.repository):

@@ -34,8 +34,10 @@ type request struct {
 
 	target  target
 	account string // "" is anonymous
-	grant   grant  // of the bearer token; zero without one of ours
-	granted bool   // the bearer token is one of ours
+
+	// Only the registry sets these.
+	knownToken bool  // the bearer token was issued by this Hub; it may have expired
+	grant      grant // of the bearer token; zero unless knownToken
 }
 
 // target is what a request is about.
@@ -230,7 +232,7 @@ func (x *exchange) sendBody(resp *response) {
 	if resp.size == 0 {
 		return // a flush would send the whole response before the ledger is complete
 	}
-	limits := x.limits()
+	limits := x.newLimits()
 	if x.request.face == CDN && x.request.opts.FirstByte > 0 {
 		x.flush()
 		if !x.sleep(x.request.opts.FirstByte) {
@@ -239,7 +241,7 @@ func (x *exchange) sendBody(resp *response) {
 	}
 	buf := make([]byte, pieceSize(limits))
 	for sent := int64(0); sent < resp.size; {
-		n := x.next(resp, sent, int64(len(buf)))
+		n := x.nextPiece(resp, sent, int64(len(buf)))
 		if n == 0 {
 			continue // a stall that was released
 		}
@@ -247,7 +249,7 @@ func (x *exchange) sendBody(resp *response) {
 		if len(limits) > 0 {
 			x.flush() // send the piece before this one now, when its time has come
 		}
-		if !x.sleep(delay(limits, n)) {
+		if !x.sleep(reserveAll(limits, n)) {
 			panic(http.ErrAbortHandler)
 		}
 		wrote, err := x.w.Write(buf[:n])
@@ -259,12 +261,12 @@ func (x *exchange) sendBody(resp *response) {
 	}
 }
 
-// next returns how many bytes to send next. It cuts or stalls the body when it has come to
-// the place; after a stall it returns 0.
-func (x *exchange) next(resp *response, sent, most int64) int64 {
+// nextPiece returns how many bytes to send next. Where a fault cuts the body at this position,
+// it doesn't return. Where one stalls it, it waits for the release and returns 0.
+func (x *exchange) nextPiece(resp *response, sent, most int64) int64 {
 	n := resp.size - sent
 	if n > lastPiece {
-		n -= lastPiece
+		n -= lastPiece // keep lastPiece for the end
 	}
 	n = min(n, most)
 	e := &x.request.effects
@@ -376,7 +378,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 
 func connOf(r *http.Request) *connState { return r.Context().Value(connKey{}).(*connState) }
 
-// pacer delays bytes so that no more than a given rate pass.
+// pacer reserves time for bytes at a given rate. The zero value is ready for use.
 type pacer struct {
 	mu   sync.Mutex // guards next
 	next time.Time  // when the bytes reserved so far have passed
@@ -386,7 +388,8 @@ type pacer struct {
 // that fire a millisecond late every ten would turn a limit of 20 MB/s into 15.
 const maxLag = 50 * time.Millisecond
 
-// reserve returns how long to wait until n more bytes have passed at rate bytes a second.
+// reserve returns how long to wait until n more bytes have passed at rate bytes a second. The
+// result may be negative: don't wait.
 func (p *pacer) reserve(n, rate int64) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -406,8 +409,9 @@ type limit struct {
 	rate  int64 // bytes a second
 }
 
-// limits are those that apply to the body of this exchange.
-func (x *exchange) limits() []limit {
+// newLimits returns the limits for the body of this exchange. Call it once per body: the limit
+// of one connection starts anew. Only the CDN has limits, because only it sends large bodies.
+func (x *exchange) newLimits() []limit {
 	if x.request.face != CDN {
 		return nil
 	}
@@ -431,8 +435,9 @@ func pieceSize(limits []limit) int64 {
 	return n
 }
 
-// delay is how long n bytes must wait to keep within all limits.
-func delay(limits []limit, n int64) time.Duration {
+// reserveAll reserves time for n bytes in every pacer, and returns how long to wait to keep
+// within all limits. Call it once per piece.
+func reserveAll(limits []limit, n int64) time.Duration {
 	var d time.Duration
 	for _, l := range limits {
 		d = max(d, l.pacer.reserve(n, l.rate))
