@@ -269,3 +269,34 @@ func TestChanceIsReproducible(t *testing.T) {
 		t.Errorf("%d of 100, %v", n, first)
 	}
 }
+
+// TestFaultsOfOneRuleHaveAnOrder checks which of several faults in a rule counts, in either order,
+// and that no quota is spent where the real service isn't asked.
+func TestFaultsOfOneRuleHaveAnOrder(t *testing.T) {
+	drop, raw, status := hubtest.Drop(), hubtest.Raw(501, "HTTP/1.1 501 Raw\r\n\r\n"), hubtest.Status(502, "")
+	for name, row := range map[string]struct {
+		first, second hubtest.Fault
+		status        int // 0: no response
+	}{
+		"drop and raw":    {drop, raw, 0},
+		"drop and status": {drop, status, 0},
+		"raw and status":  {raw, status, 501},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, hubtest.Options{}, func(t *testing.T, hub *hubtest.Hub, rt http.RoundTripper) {
+				c, _, _ := faulty(t, hub, rt)
+				for _, list := range [][]hubtest.Fault{{row.first, row.second}, {row.second, row.first}} {
+					rule := hub.Inject(hubtest.Match{Kind: "manifests"}, list...)
+					a, err := c.tryGet("GET", faultyRepo, "manifests/1")
+					if (err != nil) != (row.status == 0) || err == nil && a.StatusCode != row.status {
+						t.Errorf("%v, %v", a.Response, err)
+					}
+					rule.Remove()
+				}
+				if n := hub.Used(""); n != 0 {
+					t.Errorf("%d pulls of the quota are spent", n)
+				}
+			})
+		})
+	}
+}

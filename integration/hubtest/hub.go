@@ -289,6 +289,13 @@ func (h *Hub) Untag(repository, reference string) { h.content.untag(repository, 
 // Inject makes the faults happen to the requests that match. Where several rules match a
 // request, the one that was injected first fires; a rule that has fired its Times is passed
 // over.
+//
+// The faults of one rule happen in this order, however they are given: Delay, then Hang; then
+// the first of Reset or Drop, Raw or HAP429, and Status or another fault that is a response;
+// where there is none of these, the real service responds. So with these faults no quota is
+// spent. The faults of the headers and the body apply to the responses of Status and of the
+// real service, IgnoreRange and ExpiredURL only to the latter. Of two faults of the same kind,
+// the last one counts.
 func (h *Hub) Inject(m Match, faults ...Fault) *Rule { return h.faults.inject(m, faults) }
 
 // ClearFaults removes and releases all rules.

@@ -19,7 +19,7 @@ type Entry struct {
 	Face       Face        `json:"face"`
 	Method     string      `json:"method"`
 	Path       string      `json:"path"`
-	Query      string      `json:"query,omitempty"`      // with the CDN: without the signature
+	Query      string      `json:"query,omitempty"`      // empty at the CDN, where it has the signature, a secret
 	Kind       string      `json:"kind"`                 // ping, manifests, blobs, tags, referrers, token or other
 	Repository string      `json:"repository,omitempty"` // of a token request: of its scopes, separated by commas
 	Reference  string      `json:"reference,omitempty"`  // tag or digest; of a token request: the actions

@@ -104,7 +104,7 @@ func (d *dispatcher) serve(face Face, w http.ResponseWriter, r *http.Request) {
 	x := &exchange{request: q, w: w, entry: newEntry(q), ledger: d.ledger, total: &d.total, closed: d.closed}
 	d.ledger.start(x.entry)
 	defer d.ledger.finish()
-	defer d.ledger.end(x.entry)
+	defer d.ledger.end(x.entry) // before finish, after which Wait returns
 	if x.rule = d.faults.fire(x.entry); x.rule != nil {
 		q.effects = x.rule.effects
 		d.ledger.update(func() { x.entry.Fault = true })
@@ -117,7 +117,7 @@ func newEntry(q *request) *Entry {
 	header.Del("Authorization")
 	query := q.r.URL.RawQuery
 	if q.face == CDN {
-		query = ""
+		query = "" // it has the signature, a secret
 	}
 	return &Entry{
 		Face: q.face, Method: q.r.Method, Path: q.r.URL.Path, Query: query,
@@ -143,7 +143,7 @@ func (x *exchange) run(s service) {
 	if !x.wait() {
 		panic(http.ErrAbortHandler) // the client has left, or the Hub is being closed
 	}
-	switch e := x.request.effects; {
+	switch e := x.request.effects; { // in the order that Inject promises
 	case e.drop != nil:
 		x.cut(*e.drop)
 	case e.raw != "":
@@ -155,8 +155,8 @@ func (x *exchange) run(s service) {
 	}
 }
 
-// wait spends the latencies and the faults that come before the headers. It reports false
-// when the client leaves or the Hub is closed.
+// wait waits for Latency, ConnLatency (first request of a connection), Delay and Hang. It
+// reports false when the client leaves or the Hub is closed.
 func (x *exchange) wait() bool {
 	d := x.request.opts.Latency + x.request.effects.delay
 	connOf(x.request.r).first.Do(func() { d += x.request.opts.ConnLatency })
@@ -224,8 +224,9 @@ func (x *exchange) sendHeader(resp *response) {
 	}
 }
 
-// lastPiece is the size of the last write of a body. It is smaller than net/http's buffer,
-// so these bytes leave only when the handler has returned, after the ledger was written.
+// lastPiece is the most that the last write of a body has. It is less than net/http's 2 KiB
+// buffer, so the body's last byte stays there until the handler has returned, and by then the
+// ledger is complete.
 const lastPiece = 1 << 10
 
 func (x *exchange) sendBody(resp *response) {
@@ -247,7 +248,10 @@ func (x *exchange) sendBody(resp *response) {
 		}
 		x.fill(resp, buf[:n], sent)
 		if len(limits) > 0 {
-			x.flush() // send the piece before this one now, when its time has come
+			// The piece written last has waited its time: send it. This one stays in net/http's
+			// buffer until the next round, and the last one until the handler has returned
+			// (see lastPiece).
+			x.flush()
 		}
 		if !x.sleep(reserveAll(limits, n)) {
 			panic(http.ErrAbortHandler)
@@ -345,7 +349,8 @@ const (
 	resetting               // RST
 )
 
-// cut closes the connection without telling net/http.
+// cut closes the TCP connection or pipe itself, below TLS, so that no close_notify and no end
+// of the body is sent; then it aborts the handler. It doesn't return.
 func (x *exchange) cut(how ending) {
 	conn := connOf(x.request.r).Conn
 	if t, ok := conn.(*tls.Conn); ok {
@@ -364,7 +369,7 @@ func (x *exchange) cut(how ending) {
 	panic(http.ErrAbortHandler)
 }
 
-// connState is what a request knows of its connection.
+// connState is a connection and whether it has had its first response.
 type connState struct {
 	net.Conn
 	first sync.Once // for Options.ConnLatency
@@ -376,6 +381,7 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, &connState{Conn: c})
 }
 
+// connOf panics for a request of a server without withConn.
 func connOf(r *http.Request) *connState { return r.Context().Value(connKey{}).(*connState) }
 
 // pacer reserves time for bytes at a given rate. The zero value is ready for use.
@@ -384,8 +390,10 @@ type pacer struct {
 	next time.Time  // when the bytes reserved so far have passed
 }
 
-// maxLag is how far behind its rate a body may fall and still catch up. Without it, timers
-// that fire a millisecond late every ten would turn a limit of 20 MB/s into 15.
+// maxLag is how much lost time a pacer makes up for. Timers fire late; if that time were lost,
+// every 10 ms piece would take longer and the rate would be too low. After a pause, up to
+// maxLag's worth of bytes passes at once. 50 ms is more than the delay of a timer on a busy
+// machine, and too little for a test of bandwidth to notice.
 const maxLag = 50 * time.Millisecond
 
 // reserve returns how long to wait until n more bytes have passed at rate bytes a second. The
@@ -426,7 +434,8 @@ func (x *exchange) newLimits() []limit {
 }
 
 // pieceSize is how many bytes are written at once: what passes in 10 ms where there is a
-// limit.
+// limit. Without one it is 64 KiB, a compromise between the number of calls for a large body
+// and the memory for many connections.
 func pieceSize(limits []limit) int64 {
 	n := int64(64 << 10)
 	for _, l := range limits {
