@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +23,13 @@ type Value interface {
 	encoding.TextMarshaler
 	// Kind says in the help of a flag what belongs there: "duration".
 	Kind() string
+}
+
+// nodeValue is a Value that may be more than a scalar in the file.
+type nodeValue interface {
+	Value
+	// decode sets it from a node that is not null. key is the whole key, for faults.
+	decode(d *decoder, n *yaml.Node, key string)
 }
 
 // textOf is the value as config show prints it.
@@ -102,6 +110,25 @@ func (l List) MarshalText() ([]byte, error) { return []byte(strings.Join(l, ",")
 
 // Kind implements Value.
 func (List) Kind() string { return kindList }
+
+// decode reads a list, or a scalar with commas.
+func (l *List) decode(d *decoder, n *yaml.Node, key string) {
+	if n.Kind != yaml.SequenceNode {
+		d.scalar(n, key, l)
+		return
+	}
+	*l = nil
+	for _, item := range n.Content {
+		if item = resolved(item); item.Kind != yaml.ScalarNode || item.Value == "" {
+			d.fault(item, key, "every item is a single value")
+			continue
+		}
+		*l = append(*l, item.Value)
+	}
+}
+
+// document is the list as the file has it: an item may hold a comma.
+func (l List) document() any { return []string(l) }
 
 // Duration is a time.Duration that isn't negative. Its text has Go's units, and d and w.
 type Duration time.Duration

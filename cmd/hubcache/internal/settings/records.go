@@ -1,0 +1,128 @@
+package settings
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// record is a pointer to a struct that has a table of its own.
+type record[T any] interface {
+	*T
+	table() []row
+	// check finds what is wrong with the record as a whole.
+	check() error
+}
+
+// newRecord returns a record with its defaults.
+func newRecord[T any, P record[T]]() P {
+	r := P(new(T))
+	setInitial(r.table())
+	return r
+}
+
+// documentOf is what differs between a record and one with its defaults.
+func documentOf[T any, P record[T]](r P) map[string]any {
+	return document(r.table(), newRecord[T, P]().table())
+}
+
+// errFileOnly refuses a flag or variable for what has more than one value.
+var errFileOnly = errors.New("can be set in the file only")
+
+// Records is a list of records, such as tags.rules. Only the file can set it.
+type Records[T any, P record[T]] []T
+
+// UnmarshalText always fails.
+func (l *Records[T, P]) UnmarshalText([]byte) error { return errFileOnly }
+
+// MarshalText returns the list as the file may have it.
+func (l Records[T, P]) MarshalText() ([]byte, error) { return json.Marshal(l.document()) }
+
+// Kind implements Value.
+func (Records[T, P]) Kind() string { return "value" }
+
+func (l Records[T, P]) document() any {
+	docs := []any{}
+	for i := range l {
+		docs = append(docs, documentOf(P(&l[i])))
+	}
+	return docs
+}
+
+// decode reads a list of sections. For config show the whole list is one setting, so only
+// its line is noted.
+func (l *Records[T, P]) decode(d *decoder, n *yaml.Node, key string) {
+	*l = nil
+	if n.Kind != yaml.SequenceNode {
+		d.fault(n, key, "a list belongs here, whose items are sections with the keys %s", strings.Join(keysOf(P(new(T)).table()), ", "))
+		return
+	}
+	for _, item := range n.Content {
+		r := newRecord[T, P]()
+		part := &decoder{path: d.path, lines: map[string]int{}}
+		part.section(item, key, r.table())
+		if err := r.check(); err != nil {
+			part.fault(item, key, "%w", err)
+		}
+		d.faults = append(d.faults, part.faults...)
+		*l = append(*l, *r)
+	}
+}
+
+func keysOf(table []row) (keys []string) {
+	for _, r := range table {
+		keys = append(keys, r.key)
+	}
+	return keys
+}
+
+// Map is records by name, such as registries. Only the file can set it. A record's
+// settings have keys of their own: registries.ghcr.io.url.
+type Map[T any, P record[T]] map[string]P
+
+// UnmarshalText always fails.
+func (m *Map[T, P]) UnmarshalText([]byte) error { return errFileOnly }
+
+// MarshalText returns the records as the file may have them; nothing when there are none.
+func (m Map[T, P]) MarshalText() ([]byte, error) {
+	if len(m) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(m.document())
+}
+
+// Kind implements Value.
+func (Map[T, P]) Kind() string { return "value" }
+
+func (m Map[T, P]) document() any {
+	doc := map[string]any{}
+	for name, r := range m {
+		doc[name] = documentOf(r)
+	}
+	return doc
+}
+
+// sections is a section for each record, by name.
+func (m Map[T, P]) sections() (table []row) {
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		table = append(table, row{key: name, rows: m[name].table()})
+	}
+	return table
+}
+
+// decode reads a section for each name; null is a record with its defaults.
+func (m *Map[T, P]) decode(d *decoder, n *yaml.Node, key string) {
+	*m = Map[T, P]{}
+	d.mapping(n, key, func(name string, k, v *yaml.Node, key string) {
+		r := newRecord[T, P]()
+		d.section(v, key, r.table())
+		if err := r.check(); err != nil {
+			d.fault(k, key, "%w", err)
+		}
+		(*m)[name] = r
+	})
+}
