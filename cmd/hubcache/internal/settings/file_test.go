@@ -32,7 +32,7 @@ func FuzzFile(f *testing.F) {
 			}
 			return
 		}
-		again, err := yaml.Marshal(document(one.table(), Default().table()))
+		again, err := yaml.Marshal(changed(one.table(), Default().table()))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,13 +21,13 @@ type record[T any] interface {
 // newRecord returns a record with its defaults.
 func newRecord[T any, P record[T]]() P {
 	r := P(new(T))
-	setInitial(r.table())
+	setDefaults(r.table())
 	return r
 }
 
-// documentOf is what differs between a record and one with its defaults.
-func documentOf[T any, P record[T]](r P) map[string]any {
-	return document(r.table(), newRecord[T, P]().table())
+// changedOf returns the settings of a record that have not their defaults, nested like the file.
+func changedOf[T any, P record[T]](r P) map[string]any {
+	return changed(r.table(), newRecord[T, P]().table())
 }
 
 // errFileOnly refuses a flag or variable for what has more than one value.
@@ -48,7 +48,7 @@ func (Records[T, P]) Kind() string { return "value" }
 func (l Records[T, P]) document() any {
 	docs := []any{}
 	for i := range l {
-		docs = append(docs, documentOf(P(&l[i])))
+		docs = append(docs, changedOf(P(&l[i])))
 	}
 	return docs
 }
@@ -101,7 +101,7 @@ func (Map[T, P]) Kind() string { return "value" }
 func (m Map[T, P]) document() any {
 	doc := map[string]any{}
 	for name, r := range m {
-		doc[name] = documentOf(r)
+		doc[name] = changedOf(r)
 	}
 	return doc
 }

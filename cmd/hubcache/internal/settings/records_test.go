@@ -21,7 +21,7 @@ type site struct {
 
 func (s *site) table() []row {
 	return []row{
-		{key: "title", value: &s.Title, initial: "untitled"},
+		{key: "title", value: &s.Title, defValue: "untitled"},
 		{key: "hosts", value: &s.Hosts, effect: onReload},
 		{key: "policy", effect: onRestart, rows: []row{{key: "rules", value: &s.Rules}}},
 	}
@@ -36,7 +36,7 @@ type host struct {
 
 func (h *host) table() []row {
 	return []row{
-		{key: "url", value: &h.URL, initial: "https://localhost", effect: onRestart},
+		{key: "url", value: &h.URL, defValue: "https://localhost", effect: onRestart},
 		{key: "tls", rows: []row{{key: "ca_file", value: &h.TLS.CAFile}}},
 		{key: "deny", value: &h.Deny},
 		{key: "tags", value: &h.Tags},
@@ -57,7 +57,7 @@ type rule struct {
 }
 
 func (r *rule) table() []row {
-	return []row{{key: "match", value: &r.Match}, {key: "keep", value: &r.Keep, initial: "10m"}, {key: "limit", value: &r.Limit}}
+	return []row{{key: "match", value: &r.Match}, {key: "keep", value: &r.Keep, defValue: "10m"}, {key: "limit", value: &r.Limit}}
 }
 
 func (r *rule) check() error {
@@ -69,7 +69,7 @@ func (r *rule) check() error {
 
 type limit struct{ Readers Count }
 
-func (l *limit) table() []row { return []row{{key: "readers", value: &l.Readers, initial: "3"}} }
+func (l *limit) table() []row { return []row{{key: "readers", value: &l.Readers, defValue: "3"}} }
 func (l *limit) check() error { return nil }
 
 const siteFile = `title: Two hosts
@@ -90,7 +90,7 @@ policy:
 func newSite(t *testing.T, file string) (s *site, lines map[string]int) {
 	t.Helper()
 	s = &site{}
-	setInitial(s.table())
+	setDefaults(s.table())
 	lines, err := decodeFile("site.yaml", []byte(file), s.table())
 	if err != nil {
 		t.Fatal(err)
@@ -147,15 +147,15 @@ func TestTableOfRecords(t *testing.T) {
 // table, and holds only what differs from the defaults.
 func TestTableIsPrintedAndReadAgain(t *testing.T) {
 	empty := &site{}
-	setInitial(empty.table())
+	setDefaults(empty.table())
 	if got := shownSite(empty); !maps.Equal(got, map[string]string{"title": "untitled", "hosts": "", "policy.rules": "[]"}) {
 		t.Errorf("an empty site is %v", got)
 	}
-	if doc := document(empty.table(), empty.table()); len(doc) != 0 {
+	if doc := changed(empty.table(), empty.table()); len(doc) != 0 {
 		t.Errorf("of defaults %v is printed", doc)
 	}
 	s, _ := newSite(t, siteFile)
-	file, err := yaml.Marshal(document(s.table(), empty.table()))
+	file, err := yaml.Marshal(changed(s.table(), empty.table()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ site.yaml:7: policy.rules: a list belongs here, whose items are sections with th
 site.yaml:7: policy.password: unknown setting; a secret is never part of this file: name a file with it in upstream.password_file
 site.yaml:8: title: a single value belongs here`
 	s := &site{}
-	setInitial(s.table())
+	setDefaults(s.table())
 	_, err := decodeFile("site.yaml", []byte(file), s.table())
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)

@@ -7,13 +7,13 @@ import (
 
 // row is one key of a table: a setting, or a section with a table of its own.
 type row struct {
-	key     string // within its section
-	rows    []row  // of a section; nil for a setting
-	value   Value  // of a setting; nil for a section
-	initial string // the default, as text; "" is the zero value
-	flag    string // "" when there is none; the environment variable's name follows from it
-	help    string // of the flag
-	effect  effect // when a change of it takes effect
+	key      string // within its section
+	rows     []row  // of a section; nil for a setting
+	value    Value  // of a setting; nil for a section
+	defValue string // the default, as text; "" is the zero value
+	flag     string // "" when there is none; the environment variable's name follows from it
+	help     string // of the flag
+	effect   effect // when a change of it takes effect
 }
 
 // effect says when a change of a setting takes effect.
@@ -64,35 +64,38 @@ func visit(table []row, prefix string, section effect, yield func(string, row) b
 	return true
 }
 
-// setInitial sets every setting of a table to its default. A default that can't be read is
-// a mistake in the table.
-func setInitial(table []row) {
+// setDefaults sets every setting of a new table to its default. It panics if a default can't
+// be read, which is a mistake in the table.
+func setDefaults(table []row) {
 	for key, r := range leaves(table) {
-		if r.initial == "" {
+		if r.defValue == "" {
 			continue
 		}
-		if err := r.value.UnmarshalText([]byte(r.initial)); err != nil {
+		if err := r.value.UnmarshalText([]byte(r.defValue)); err != nil {
 			panic("settings: the default of " + key + ": " + err.Error())
 		}
 	}
 }
 
-// document is what differs between a table and the same table with its defaults, in the
-// shape of the file.
-func document(table, initial []row) map[string]any {
+// changed returns the settings of table whose value is not that of defaults, nested like the
+// file. Both are tables of the same type.
+func changed(table, defaults []row) map[string]any {
 	doc := map[string]any{}
 	for i, r := range table {
 		if r.rows != nil {
-			if section := document(r.rows, initial[i].rows); len(section) > 0 {
+			if section := changed(r.rows, defaults[i].rows); len(section) > 0 {
 				doc[r.key] = section
 			}
 			continue
 		}
-		if text := textOf(r.value); text != textOf(initial[i].value) {
+		text := textOf(r.value)
+		if text == textOf(defaults[i].value) {
+			continue
+		}
+		if d, ok := r.value.(interface{ document() any }); ok { // more than a scalar in the file
+			doc[r.key] = d.document()
+		} else {
 			doc[r.key] = text
-			if d, ok := r.value.(interface{ document() any }); ok {
-				doc[r.key] = d.document()
-			}
 		}
 	}
 	return doc

@@ -110,7 +110,7 @@ func (r *TagRule) check() error {
 // Default returns the settings before anybody has set one.
 func Default() *Settings {
 	s := &Settings{}
-	setInitial(s.table())
+	setDefaults(s.table())
 	return s
 }
 
@@ -132,7 +132,7 @@ func defaultDataDir() string {
 // table is the table of all settings.
 func (s *Settings) table() []row {
 	return []row{
-		{key: "listen", effect: onRestart, value: &s.Listen, initial: "127.0.0.1:5000", flag: "listen",
+		{key: "listen", effect: onRestart, value: &s.Listen, defValue: "127.0.0.1:5000", flag: "listen",
 			help: "`address` of the pull API: host:port or unix:/path (repeatable)"},
 		{key: "listen_allow", effect: onReload, value: &s.ListenAllow, flag: "listen-allow",
 			help: "`network` of clients that may connect, like 10.0.0.0/8 (repeatable) (default everyone; unix sockets always)"},
@@ -143,33 +143,33 @@ func (s *Settings) table() []row {
 				help: "`file` with the certificate's key"},
 		}},
 		{key: "admin", effect: onRestart, rows: []row{
-			{key: "listen", value: &s.Admin.Listen, initial: "127.0.0.1:5001", flag: "admin-listen",
+			{key: "listen", value: &s.Admin.Listen, defValue: "127.0.0.1:5001", flag: "admin-listen",
 				help: "`address` of stats, metrics and health: host:port or unix:/path (repeatable)"},
 			{key: "hosts", value: &s.Admin.Hosts},
 		}},
-		{key: "data_dir", effect: onRestart, value: &s.DataDir, initial: defaultDataDir(), flag: "data-dir",
+		{key: "data_dir", effect: onRestart, value: &s.DataDir, defValue: defaultDataDir(), flag: "data-dir",
 			help: "`folder` of the cache (default /var/lib/hubcache as a service or root, else $XDG_CACHE_HOME/hubcache)"},
-		{key: "budget", effect: onReload, value: &s.Budget, initial: "20GiB", flag: "budget",
+		{key: "budget", effect: onReload, value: &s.Budget, defValue: "20GiB", flag: "budget",
 			help: "bytes that the cache may hold, like 50GiB, or 30% of its file system"},
-		{key: "min_free", effect: onReload, value: &s.MinFree, initial: "1GiB", flag: "min-free",
+		{key: "min_free", effect: onReload, value: &s.MinFree, defValue: "1GiB", flag: "min-free",
 			help: "free space below which the cache evicts whatever its budget"},
 		{key: "upstream", effect: onRestart, rows: s.upstreamTable()},
 		{key: "tags", effect: onReload, rows: s.tagsTable()},
 		{key: "allow", effect: onReload, value: &s.Allow},
 		{key: "deny", effect: onReload, value: &s.Deny},
 		{key: "quota", effect: onReload, rows: []row{
-			{key: "reserve", value: &s.Quota.Reserve, initial: "10%"},
+			{key: "reserve", value: &s.Quota.Reserve, defValue: "10%"},
 		}},
 		{key: "limits", effect: onReload, rows: []row{
-			{key: "transfers", value: &s.Limits.Transfers, initial: "32"},
-			{key: "orphans", value: &s.Limits.Orphans, initial: "8"},
-			{key: "ranges", value: &s.Limits.Ranges, initial: "6"},
-			{key: "bypass", value: &s.Limits.Bypass, initial: "16"},
+			{key: "transfers", value: &s.Limits.Transfers, defValue: "32"},
+			{key: "orphans", value: &s.Limits.Orphans, defValue: "8"},
+			{key: "ranges", value: &s.Limits.Ranges, defValue: "6"},
+			{key: "bypass", value: &s.Limits.Bypass, defValue: "16"},
 		}},
-		{key: "read_ahead", effect: onReload, value: &s.ReadAhead, initial: "true"},
+		{key: "read_ahead", effect: onReload, value: &s.ReadAhead, defValue: "true"},
 		{key: "docker", effect: onRun, rows: s.dockerTable()},
 		{key: "log", rows: []row{
-			{key: "level", effect: onReload, value: &s.Log.Level, initial: "info", flag: "log-level",
+			{key: "level", effect: onReload, value: &s.Log.Level, defValue: "info", flag: "log-level",
 				help: "`level`: debug, info, warn or error"},
 			{key: "format", effect: onRestart, value: &s.Log.Format, flag: "log-format",
 				help: "`format`: text or json (default text on a terminal, else json)"},
@@ -180,7 +180,7 @@ func (s *Settings) table() []row {
 func (s *Settings) upstreamTable() []row {
 	u := &s.Upstream
 	return []row{
-		{key: "url", value: &u.URL, initial: "https://registry-1.docker.io", flag: "upstream",
+		{key: "url", value: &u.URL, defValue: "https://registry-1.docker.io", flag: "upstream",
 			help: "`URL` of the registry that is cached"},
 		{key: "username", value: &u.Username, flag: "username",
 			help: "Docker ID or organisation, the `name` that the access token belongs to (default anonymous)"},
@@ -198,10 +198,10 @@ func (s *Settings) tagsTable() []row {
 	return []row{
 		{key: "ttl", value: &t.TTL, flag: "tag-ttl",
 			help: "how long a tag is answered without asking; 0 asks on every pull (default 60s for library/*, else 0)"},
-		{key: "max_stale", value: &t.MaxStale, initial: "168h", flag: "tag-max-stale",
+		{key: "max_stale", value: &t.MaxStale, defValue: "168h", flag: "tag-max-stale",
 			help: "how long a tag is served while upstream fails"},
-		{key: "negative_ttl", value: &t.NegativeTTL, initial: "10s"},
-		{key: "on_gone", value: &t.OnGone, initial: string(AnswerGone)},
+		{key: "negative_ttl", value: &t.NegativeTTL, defValue: "10s"},
+		{key: "on_gone", value: &t.OnGone, defValue: string(AnswerGone)},
 		{key: "rules", value: &t.Rules},
 	}
 }
@@ -210,20 +210,20 @@ func (s *Settings) dockerTable() []row {
 	d := &s.Docker
 	p := &d.Prune
 	return []row{
-		{key: "host", value: &d.Host, initial: "unix:///var/run/docker.sock"},
+		{key: "host", value: &d.Host, defValue: "unix:///var/run/docker.sock"},
 		{key: "admin", value: &d.Admin},
-		{key: "hold_dir", value: &d.HoldDir, initial: "/run/hubcache/hold"},
-		{key: "state", value: &d.State, initial: "/var/lib/hubcache-docker/uses.db"},
+		{key: "hold_dir", value: &d.HoldDir, defValue: "/run/hubcache/hold"},
+		{key: "state", value: &d.State, defValue: "/var/lib/hubcache-docker/uses.db"},
 		{key: "prune", rows: []row{
-			{key: "high_watermark", value: &p.High, initial: "85%"},
-			{key: "low_watermark", value: &p.Low, initial: "75%"},
-			{key: "critical_watermark", value: &p.Critical, initial: "95%"},
-			{key: "min_age", value: &p.MinAge, initial: "72h"},
-			{key: "quiet", value: &p.Quiet, initial: "10m"},
+			{key: "high_watermark", value: &p.High, defValue: "85%"},
+			{key: "low_watermark", value: &p.Low, defValue: "75%"},
+			{key: "critical_watermark", value: &p.Critical, defValue: "95%"},
+			{key: "min_age", value: &p.MinAge, defValue: "72h"},
+			{key: "quiet", value: &p.Quiet, defValue: "10m"},
 			{key: "tagged", value: &p.Tagged},
 			{key: "keep", value: &p.Keep},
 			{key: "keep_files", value: &p.KeepFiles},
-			{key: "max_wait", value: &p.MaxWait, initial: "30m"},
+			{key: "max_wait", value: &p.MaxWait, defValue: "30m"},
 		}},
 	}
 }

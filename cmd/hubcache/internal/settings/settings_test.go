@@ -147,9 +147,9 @@ func otherwise(t *testing.T, key string, v Value) (written any, shown string) {
 	if key == "tags.rules" {
 		return []map[string]string{{"match": "a:*", "ttl": "14m"}}, `[{"match":"a:*","ttl":"14m"}]`
 	}
-	initial := textOf(v)
+	before := textOf(v)
 	for _, text := range []string{"/" + key, "77m", "77%", "77GiB", "77", "true", "false", "keep", "debug", "json"} {
-		if v.UnmarshalText([]byte(text)) == nil && textOf(v) != initial {
+		if v.UnmarshalText([]byte(text)) == nil && textOf(v) != before {
 			return text, textOf(v)
 		}
 	}
