@@ -87,13 +87,8 @@ type Map[T any, P record[T]] map[string]P
 // UnmarshalText always fails.
 func (m *Map[T, P]) UnmarshalText([]byte) error { return errFileOnly }
 
-// MarshalText returns the records as the file may have them; nothing when there are none.
-func (m Map[T, P]) MarshalText() ([]byte, error) {
-	if len(m) == 0 {
-		return nil, nil
-	}
-	return json.Marshal(m.document())
-}
+// MarshalText returns the records as the file may have them.
+func (m Map[T, P]) MarshalText() ([]byte, error) { return json.Marshal(m.document()) }
 
 // Kind implements Value.
 func (Map[T, P]) Kind() string { return "value" }

@@ -148,7 +148,7 @@ func TestTableOfRecords(t *testing.T) {
 func TestTableIsPrintedAndReadAgain(t *testing.T) {
 	empty := &site{}
 	setDefaults(empty.table())
-	if got := shownSite(empty); !maps.Equal(got, map[string]string{"title": "untitled", "hosts": "", "policy.rules": "[]"}) {
+	if got := shownSite(empty); !maps.Equal(got, map[string]string{"title": "untitled", "hosts": "{}", "policy.rules": "[]"}) {
 		t.Errorf("an empty site is %v", got)
 	}
 	if doc := changed(empty.table(), empty.table()); len(doc) != 0 {
