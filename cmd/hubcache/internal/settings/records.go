@@ -25,7 +25,7 @@ func newRecord[T any, P record[T]]() P {
 	return r
 }
 
-// changedOf returns the settings of a record that have not their defaults, nested like the file.
+// changedOf returns the settings of a record that differ from its defaults, nested like the file.
 func changedOf[T any, P record[T]](r P) map[string]any {
 	return changed(r.table(), newRecord[T, P]().table())
 }
@@ -36,7 +36,7 @@ var errFileOnly = errors.New("can be set in the file only")
 // Records is a list of records, such as tags.rules. Only the file can set it.
 type Records[T any, P record[T]] []T
 
-// UnmarshalText always fails.
+// UnmarshalText always fails. It is there for Value only; the file is read by decode.
 func (l *Records[T, P]) UnmarshalText([]byte) error { return errFileOnly }
 
 // MarshalText returns the list as the file may have it.
@@ -53,8 +53,8 @@ func (l Records[T, P]) document() any {
 	return docs
 }
 
-// decode reads a list of sections. For config show the whole list is one setting, so only
-// its line is noted.
+// decode reads a list of sections. The part that reads one of them has lines of its own, which
+// are thrown away: for config show the whole list is one setting with one line.
 func (l *Records[T, P]) decode(d *decoder, n *yaml.Node, key string) {
 	*l = nil
 	if n.Kind != yaml.SequenceNode {
@@ -80,11 +80,12 @@ func keysOf(table []row) (keys []string) {
 	return keys
 }
 
-// Map is records by name, such as registries. Only the file can set it. A record's
-// settings have keys of their own: registries.ghcr.io.url.
+// Map is a section for each of several named records. No setting is one yet. Only the file can
+// set it. The settings of a record have keys of their own: in a Map with the key mirrors, the
+// record home has mirrors.home.url.
 type Map[T any, P record[T]] map[string]P
 
-// UnmarshalText always fails.
+// UnmarshalText always fails. It is there for Value only; the file is read by decode.
 func (m *Map[T, P]) UnmarshalText([]byte) error { return errFileOnly }
 
 // MarshalText returns the records as the file may have them.

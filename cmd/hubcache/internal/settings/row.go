@@ -12,7 +12,7 @@ type row struct {
 	value    Value  // of a setting; nil for a section
 	defValue string // the default, as text; "" is the zero value
 	flag     string // "" when there is none; the environment variable's name follows from it
-	help     string // of the flag
+	help     string // of the flag; the word in backquotes is the placeholder, and "(default …)" replaces the computed default
 	effect   effect // when a change of it takes effect
 }
 
@@ -20,10 +20,12 @@ type row struct {
 type effect int
 
 const (
-	asSection effect = iota // as the section says
-	onReload                // when the server gets SIGHUP
-	onRestart               // when the server is started again
-	onRun                   // when the command that uses it is run again; the server doesn't use it
+	// asSection is as the section says. On a top-level setting it is a mistake, which a test
+	// finds.
+	asSection effect = iota
+	onReload         // when the server gets SIGHUP
+	onRestart        // when the server is started again
+	onRun            // when the command that uses it is run again; the server doesn't use it
 )
 
 // env is the environment variable of a setting, "" when there is none: --tag-ttl is
@@ -36,8 +38,8 @@ func (r row) env() string {
 }
 
 // leaves are the settings of a table in its order, each with its whole key and its own
-// effect. A map of records counts as a section with a section for each name; an empty one
-// as a setting.
+// effect. A Map with records counts as a section that has a section for each name; an empty
+// Map counts as a setting.
 func leaves(table []row) iter.Seq2[string, row] {
 	return func(yield func(string, row) bool) { visit(table, "", asSection, yield) }
 }

@@ -16,8 +16,9 @@ import (
 )
 
 // Value is what one setting holds. UnmarshalText takes what a flag, a variable or a
-// scalar of the file says; MarshalText is what config show prints, and reading it again
-// gives the same value. MarshalText never fails.
+// scalar of the file says; for Records and Map, which only the file can set, it always fails.
+// MarshalText is what config show prints; a file with it gives the same value, unless an item
+// of a List has a comma. MarshalText never fails.
 type Value interface {
 	encoding.TextUnmarshaler
 	encoding.TextMarshaler
