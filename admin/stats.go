@@ -34,7 +34,7 @@ type Store struct {
 	Tags          int64      `json:"tags"`
 	Evictions     int64      `json:"evictions"` // of blobs and manifests
 	EvictedBytes  int64      `json:"evicted_bytes"`
-	OldestUse     *time.Time `json:"oldest_use"` // last use of what is evicted next; null while the store is empty
+	OldestUse     *time.Time `json:"oldest_use"` // the oldest last use among what may be evicted next; null while the store is empty
 }
 
 // Requests counts every GET and HEAD for a manifest or blob once, under its result.

@@ -135,7 +135,7 @@ func (f *files) admit(in *Ingest, id fileID) {
 	f.catalogue.setUse(in.digest, now)
 	e := r.entry(in.digest, now.UnixNano())
 	f.unclaim(in, func() {
-		in.room.commit(e)
+		in.reservation.commit(e)
 		in.become(e)
 	})
 	f.catalogue.linkCommitted(in.from.Repository, in.digest, id.size)

@@ -64,10 +64,10 @@ type Ingest struct {
 	from   Origin
 	f      *os.File
 
-	manifest *Manifest // nil: not a manifest
-	resumed  bool      // some of its bytes came in with an earlier ingest
-	parked   bool      // an earlier ingest has left a partial, and its room is reserved again
-	room     reservation
+	manifest    *Manifest // nil: not a manifest
+	resumed     bool      // some of its bytes came in with an earlier ingest
+	parked      bool      // an earlier ingest has left a partial, and its room is reserved again
+	reservation reservation
 
 	// mu guards what follows. It is never held during I/O, and taken after room.mu.
 	mu       sync.Mutex
@@ -119,7 +119,7 @@ func (s *Store) begin(in *Ingest) (*Ingest, error) {
 	if err := in.digest.Validate(); err != nil {
 		return nil, err
 	}
-	in.s, in.room.room, in.hasher = s, &s.room, in.digest.Algorithm().Hash()
+	in.s, in.reservation.room, in.hasher = s, &s.room, in.digest.Algorithm().Hash()
 	s.house.adoptUnknown(in.digest)
 	if err := s.files.claim(in); err != nil {
 		return nil, err
@@ -129,7 +129,7 @@ func (s *Store) begin(in *Ingest) (*Ingest, error) {
 			in.f.Close()
 			s.files.removePartial(in.digest)
 		}
-		s.files.unclaim(in, in.room.giveBack)
+		s.files.unclaim(in, in.reservation.giveBack)
 		if !errors.Is(err, ErrNoRoom) {
 			err = s.files.faults.diskError(err)
 		}
@@ -149,7 +149,7 @@ func (in *Ingest) open() error {
 	if want < 0 {
 		want = growStep
 	}
-	if err := in.room.resize(want); err != nil {
+	if err := in.reservation.resize(want); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(in.s.files.layout.partial(in.digest), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -162,7 +162,7 @@ func (in *Ingest) open() error {
 		if err := allocate(f, in.size); err != nil {
 			return err
 		}
-		in.room.filled(in.size)
+		in.reservation.filled(in.size)
 	}
 	return in.writeState()
 }
@@ -219,7 +219,7 @@ func (in *Ingest) SetSize(size int64) error {
 	if n := len(have); n > 0 && have[n-1].To > size {
 		return fmt.Errorf("%d bytes have arrived of a blob of %d", have[n-1].To, size)
 	}
-	if err := in.room.resize(size); err != nil {
+	if err := in.reservation.resize(size); err != nil {
 		return err
 	}
 	var err error
@@ -231,7 +231,7 @@ func (in *Ingest) SetSize(size int64) error {
 	if err != nil {
 		return in.s.files.faults.diskError(err)
 	}
-	in.room.filled(size)
+	in.reservation.filled(size)
 	in.mu.Lock()
 	in.size = size
 	in.progress()
@@ -256,8 +256,8 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 	if size >= 0 && end > size {
 		return 0, fmt.Errorf("more than the %d bytes that were announced", size)
 	}
-	if more := end - in.room.bytes(); size < 0 && more > 0 { // then only one caller writes
-		if err := in.room.grow(max(growStep, more)); err != nil {
+	if more := end - in.reservation.bytes(); size < 0 && more > 0 { // then only one caller writes
+		if err := in.reservation.grow(max(growStep, more)); err != nil {
 			return 0, err
 		}
 	}
@@ -271,7 +271,7 @@ func (in *Ingest) WriteAt(p []byte, off int64) (int, error) {
 			return int(s.From-off) + n, in.s.files.faults.diskError(err)
 		}
 	}
-	in.room.filled(end)
+	in.reservation.filled(end)
 	in.mu.Lock()
 	for _, s := range parts {
 		in.have = in.have.add(s)
@@ -424,9 +424,9 @@ func (in *Ingest) Abort(err error) {
 	}
 	in.s.files.unclaim(in, func() {
 		if keep {
-			in.room.park(e)
+			in.reservation.park(e)
 		} else {
-			in.room.discard(e)
+			in.reservation.discard(e)
 		}
 		in.become(e)
 	})

@@ -275,7 +275,7 @@ func (h *housekeeping) restoreManifest(repository string, d digest.Digest, media
 	if err != nil || d.Algorithm().FromBytes(body) != d {
 		return // gone or damaged: files.open will find out
 	}
-	e, _ := h.room.makeManifest(d, true)
+	e, _ := h.room.markManifest(d, true)
 	if e.Key == "" {
 		return // not cached
 	}

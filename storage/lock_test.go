@@ -86,7 +86,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 		func() { s.Manifest(md) },
 		func() { s.room.touch(md, time.Now().Add(time.Hour).UnixNano(), 0) },
 		func() { s.PutManifest(from, digest.FromString("{}"), "x", []byte("{}")) },
-		func() { s.makeManifest(other, &Manifest{}) },
+		func() { s.markManifest(other, &Manifest{}) },
 		func() { s.house.sweep(time.Now()) },
 		func() { s.house.writeRepo(repo) },
 		func() { s.house.flush() },

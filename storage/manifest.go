@@ -40,7 +40,7 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	defer linkChildren() // again, since a sweep may have removed the links before the manifest was there
 	in, err := s.begin(&Ingest{digest: d, from: from, size: int64(len(body)), manifest: m})
 	if errors.Is(err, fs.ErrExist) {
-		s.makeManifest(d, m)
+		s.markManifest(d, m)
 		s.catalogue.link(from.Repository, d, Link{true, int64(len(body))})
 		s.house.flushSoon()
 		s.house.repoChanged(from.Repository)
@@ -60,10 +60,10 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	return nil
 }
 
-// makeManifest says that a cached blob is a manifest: it was found on disk without a record,
+// markManifest says that a cached blob is a manifest: it was found on disk without a record,
 // or fetched as a blob.
-func (s *Store) makeManifest(d digest.Digest, m *Manifest) {
-	if _, changed := s.room.makeManifest(d, false); changed {
+func (s *Store) markManifest(d digest.Digest, m *Manifest) {
+	if _, changed := s.room.markManifest(d, false); changed {
 		s.catalogue.amend(d, func(r *record) { r.setManifest(m) })
 	}
 }

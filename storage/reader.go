@@ -15,8 +15,8 @@ type Reader struct{ in *Ingest }
 // still be used after Commit, Abort and eviction. Close it. ok is false when the ingest has
 // ended and its last reader has left.
 func (in *Ingest) Reader() (r *Reader, ok bool) {
-	in.room.room.mu.Lock() // so that the entry can't go before it is held
-	defer in.room.room.mu.Unlock()
+	in.reservation.room.mu.Lock() // so that the entry can't go before it is held
+	defer in.reservation.room.mu.Unlock()
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.closed && in.readers == 0 {
@@ -24,7 +24,7 @@ func (in *Ingest) Reader() (r *Reader, ok bool) {
 	}
 	in.readers++
 	if in.entry != nil {
-		in.room.room.lru.Hold(in.entry)
+		in.reservation.room.lru.Hold(in.entry)
 	}
 	return &Reader{in}, true
 }
@@ -153,7 +153,7 @@ func (r *Reader) Close() error {
 		err = in.f.Close()
 	}
 	if e != nil {
-		in.room.room.release(e) // an unlinked file takes room until it is closed
+		in.reservation.room.release(e) // an unlinked file takes room until it is closed
 	}
 	return err
 }
@@ -161,11 +161,11 @@ func (r *Reader) Close() error {
 // become makes the owner and the readers of the ingest holders of e, which it has turned into:
 // a committed blob, a parked partial, or an unlinked file. It is called once, with room.mu held.
 func (in *Ingest) become(e *entry) {
-	in.room.room.lru.Hold(e) // until finish
+	in.reservation.room.lru.Hold(e) // until finish
 	in.mu.Lock()
 	in.entry = e
 	for range in.readers {
-		in.room.room.lru.Hold(e)
+		in.reservation.room.lru.Hold(e)
 	}
 	in.mu.Unlock()
 }
@@ -179,5 +179,5 @@ func (in *Ingest) finish() {
 	if last {
 		in.f.Close()
 	}
-	in.room.room.release(e)
+	in.reservation.room.release(e)
 }

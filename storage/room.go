@@ -20,24 +20,28 @@ type room struct {
 	minFree atomic.Int64 // bytes of the file system that are left free
 	space   freeSpace
 
-	// evicting queues those who make room, so that each sees the room that the one before has
+	// evicting queues those who evict, so that each sees the room that the one before has
 	// left. It is held while files are unlinked, and taken before all other locks.
 	evicting sync.Mutex
 
 	// mu guards what follows, and the Value of each entry. It is taken after files.mu and
 	// before Ingest.mu, and never held during I/O.
+	//
+	// A digest is at most one of these: a whole entry, a parked partial, a reservation, or in
+	// unlinking.
 	mu           sync.Mutex
 	lru          *lru.Cache[digest.Digest, info]
 	reservations map[*reservation]struct{}       // those that hold something
 	unlinking    map[digest.Digest]chan struct{} // closed when the old file is unlinked
 	manifests    int64                           // number among the entries
 	evictions    int64
-	evicted      int64 // bytes
+	evictedBytes int64
 }
 
-// claim prepares the room of an ingest: a parked partial becomes its reservation, at once, or
-// it might be chosen as a victim. If an old file of that name is about to be unlinked, it
-// returns a channel that is closed when that is done. Errors: fs.ErrExist.
+// claim checks that in may begin, and takes over a parked partial of its digest in the same
+// step, so that it can't be evicted in between. If an older file of the digest is being
+// unlinked, nothing is claimed: wait for the channel and call again. files.mu is held.
+// Errors: fs.ErrExist when the blob is committed.
 func (r *room) claim(in *Ingest) (unlinked chan struct{}, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -47,31 +51,32 @@ func (r *room) claim(in *Ingest) (unlinked chan struct{}, err error) {
 	if r.lru.Peek(in.digest) != nil {
 		return nil, fs.ErrExist
 	}
-	in.parked = in.room.unpark(in.digest)
+	in.parked = in.reservation.unpark(in.digest)
 	return nil, nil
 }
 
-// reserve adds n bytes to held, for which room is made when it can be had at once.
+// reserve adds n bytes to v, and evicts for them what can be evicted at once.
 // Errors: ErrNoRoom.
-func (r *room) reserve(held *reservation, n int64) error {
-	if held.ended.Load() || n > r.budget() { // so sums of what upstream claims don't overflow
+func (r *room) reserve(v *reservation, n int64) error {
+	// A size that upstream claims may be huge: refuse it before anything is added to it.
+	if v.ended.Load() || n > r.budget() {
 		return ErrNoRoom
 	}
-	if r.shortOfSpace(n) <= 0 && r.reserveNow(held, n) {
+	if r.shortOfSpace(n) <= 0 && r.reserveNow(v, n) {
 		return nil
 	}
 	r.evicting.Lock()
 	defer r.evicting.Unlock()
 	// Measured once: some file systems count freed room only later.
 	for short := r.shortOfSpace(n); ; {
-		if short <= 0 && r.reserveNow(held, n) {
+		if short <= 0 && r.reserveNow(v, n) {
 			return nil
 		}
 		r.mu.Lock()
-		victims := r.pick(r.lru.Victims(n, short))
+		victims := r.evict(r.lru.Victims(n, short))
 		r.mu.Unlock()
 		if len(victims) == 0 {
-			if short <= 0 && r.reserveNow(held, n) { // somebody has given room back meanwhile
+			if short <= 0 && r.reserveNow(v, n) { // somebody has given room back meanwhile
 				return nil
 			}
 			return ErrNoRoom
@@ -83,30 +88,32 @@ func (r *room) reserve(held *reservation, n int64) error {
 	}
 }
 
-func (r *room) reserveNow(held *reservation, n int64) bool {
+// reserveNow is reserve without evicting. It reports whether there was room.
+func (r *room) reserveNow(v *reservation, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if held.ended.Load() || !r.lru.Reserve(n) {
+	if v.ended.Load() || !r.lru.Reserve(n) {
 		return false
 	}
-	held.held.Add(n)
-	r.reservations[held] = struct{}{}
+	v.reserved.Add(n)
+	r.reservations[v] = struct{}{}
 	return true
 }
 
 // shortOfSpace returns how many bytes have to leave the file system so that n more fit and
-// the free space to keep is kept; 0 or less when none.
+// the free space to keep is kept; 0 or less when none. It also books n with freeSpace.
+// Booking twice is harmless: the space is measured again when it gets tight.
 func (r *room) shortOfSpace(n int64) int64 {
 	r.mu.Lock()
-	promised := max(0, r.lru.Usage().Reserved-r.reservedInFiles())
+	notYetWritten := max(0, r.lru.Usage().Reserved-r.reservedInFiles())
 	r.mu.Unlock()
-	return r.space.short(n, r.minFree.Load()+promised)
+	return r.space.short(n, r.minFree.Load()+notYetWritten)
 }
 
 // reservedInFiles returns how many reserved bytes the files have already. mu is held.
 func (r *room) reservedInFiles() (n int64) {
-	for held := range r.reservations {
-		n += held.inFile.Load()
+	for v := range r.reservations {
+		n += v.inFile.Load()
 	}
 	return n
 }
@@ -133,31 +140,34 @@ func (r *room) shrink() {
 	defer r.evicting.Unlock()
 	short := r.shortOfSpace(0)
 	r.mu.Lock()
-	victims := r.pick(r.lru.Shed(short))
+	victims := r.evict(r.lru.Shed(short))
 	r.mu.Unlock()
 	r.unlink(victims)
 }
 
-// pick counts entries as evicted, and prepares their unlinking. mu is held.
-func (r *room) pick(victims []*entry) []*entry {
+// evict counts victims, which are out of the lru, as evicted, and prepares their unlinking. mu
+// is held.
+func (r *room) evict(victims []*entry) []*entry {
 	for _, e := range victims {
 		r.evictions++
-		r.evicted += e.Size
-		r.leave(e)
+		r.evictedBytes += e.Size
+		r.beginUnlink(e)
 	}
 	return victims
 }
 
-// leave notes that e is out of the lru and about to be unlinked. mu is held.
-func (r *room) leave(e *entry) {
+// beginUnlink notes that e is out of the lru and about to be unlinked. mu is held.
+func (r *room) beginUnlink(e *entry) {
 	if e.Value.has(isManifest) {
 		r.manifests--
 	}
 	r.unlinking[e.Key] = make(chan struct{})
-	r.lru.Hold(e) // until its file is unlinked, so that a reader who leaves before is not the last
+	// One holder for unlink itself: else the last reader to close would free the bytes while
+	// the file is still there.
+	r.lru.Hold(e)
 }
 
-// unlink removes the files of entries that leave. evicting is held, mu is not.
+// unlink removes the files of victims. evicting is held, mu is not.
 func (r *room) unlink(victims []*entry) {
 	for _, e := range victims {
 		r.mu.Lock()
@@ -172,13 +182,13 @@ func (r *room) unlink(victims []*entry) {
 		r.mu.Lock()
 		close(r.unlinking[e.Key])
 		delete(r.unlinking, e.Key)
-		r.drop(e)
+		r.releaseLocked(e)
 		r.mu.Unlock()
 	}
 }
 
-// remove drops what there is of d, whole or unfinished; its readers can read on. If only isn't
-// nil, it drops that entry and no successor of it.
+// remove removes what there is of d, whole or unfinished, without counting an eviction; its
+// readers can read on. If only isn't nil, it removes that entry and no successor of it.
 func (r *room) remove(d digest.Digest, only *entry) (removed bool) {
 	r.evicting.Lock()
 	defer r.evicting.Unlock()
@@ -188,7 +198,7 @@ func (r *room) remove(d digest.Digest, only *entry) (removed bool) {
 		e = r.lru.Remove(d)
 	}
 	if e != nil {
-		r.leave(e)
+		r.beginUnlink(e)
 	}
 	r.mu.Unlock()
 	if e == nil {
@@ -198,8 +208,8 @@ func (r *room) remove(d digest.Digest, only *entry) (removed bool) {
 	return true
 }
 
-// hold returns the entry of d, which cannot go away until release, and what is known of it; nil
-// when there is none.
+// hold returns the entry of d and a copy of its info; nil when there is none. The entry can
+// still be evicted, but its bytes count until release.
 func (r *room) hold(d digest.Digest) (*entry, info) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -211,16 +221,15 @@ func (r *room) hold(d digest.Digest) (*entry, info) {
 	return e, e.Value
 }
 
-// release ends one hold.
+// release ends one hold. The last release of an evicted entry frees its bytes.
 func (r *room) release(e *entry) {
 	r.mu.Lock()
-	r.drop(e)
+	r.releaseLocked(e)
 	r.mu.Unlock()
 }
 
-// drop ends one hold, after which the room of an entry that has left is free if it was the
-// last one. mu is held.
-func (r *room) drop(e *entry) {
+// releaseLocked is release with mu held.
+func (r *room) releaseLocked(e *entry) {
 	if r.lru.Release(e) {
 		r.lru.Removed(e)
 	}
@@ -231,9 +240,10 @@ type state struct {
 	size     int64 // bytes
 	cached   bool
 	manifest bool // it is cached, and a manifest
-	partial  bool // there is an unfinished one that nobody works on
+	partial  bool // there is a parked partial: an unfinished one that nobody works on
 }
 
+// state returns what the room knows of d. The zero value is an unknown blob.
 func (r *room) state(d digest.Digest) state {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -251,7 +261,8 @@ func (r *room) isPrivate(e *entry) bool {
 }
 
 // verified notes that the file of e has been hashed and is right. It reports false when e has
-// left meanwhile: then what was hashed may have been the file of another entry.
+// been removed meanwhile: then what was hashed may have been the file of another entry. A
+// blob that once came through a private repository stays private.
 func (r *room) verified(e *entry, id fileID, private bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -266,10 +277,10 @@ func (r *room) verified(e *entry, id fileID, private bool) bool {
 	return true
 }
 
-// makeManifest notes that blob d is a manifest. If hashed is set, its bytes have been hashed
+// markManifest notes that blob d is a manifest. If hashed is set, its bytes have been hashed
 // and are right. It returns a copy of the entry, empty when d isn't cached, and whether it has
 // become a manifest by this.
-func (r *room) makeManifest(d digest.Digest, hashed bool) (e entry, changed bool) {
+func (r *room) markManifest(d digest.Digest, hashed bool) (e entry, changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.lru.Peek(d)
@@ -286,9 +297,10 @@ func (r *room) makeManifest(d digest.Digest, hashed bool) (e entry, changed bool
 	return *now, changed
 }
 
-// load adds an entry that is on disk. mu is held, or nobody else is there yet.
+// load adds an entry that is on disk, as the most recently used one. mu is held, or nobody
+// else is there yet.
 func (r *room) load(e *entry) {
-	r.lru.Load(e, e.Value.again(e.Value.used))
+	r.lru.Load(e, e.Value.again(e.Value.used)) // proven if its last use wasn't the first
 	if e.Value.has(isManifest) {
 		r.manifests++
 	}
@@ -317,8 +329,8 @@ func (r *room) found(d digest.Digest) bool {
 	return e != nil
 }
 
-// notFound returns the blobs that the walk of reconcile has not found. They are lost, or came
-// in during the walk.
+// notFound returns the blobs that the walk of reconcile has not found, and clears the marks of
+// the walk. They are lost, or came in during the walk.
 func (r *room) notFound() (ds []digest.Digest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -331,12 +343,11 @@ func (r *room) notFound() (ds []digest.Digest) {
 	return ds
 }
 
-// maxDepth ends the descent into indexes that name indexes, or themselves: real ones are two
-// deep.
+// maxDepth is how many levels of image indexes touch follows; real images have two.
 const maxDepth = 4
 
-// touch says that d is used at that time, in Unix nanoseconds, and with a manifest all that is
-// cached of what it names.
+// touch says that d is used at the time now, in Unix nanoseconds, and with a manifest all that
+// is cached of what it names. Uses of the same second count once. Callers pass depth 0.
 func (r *room) touch(d digest.Digest, now int64, depth int) {
 	r.mu.Lock()
 	e := r.lru.Peek(d)
@@ -348,6 +359,7 @@ func (r *room) touch(d digest.Digest, now int64, depth int) {
 	recent := now >= e.Value.used && now-e.Value.used < int64(time.Second)
 	if !recent {
 		e.Value.used = now
+		// With mu held, so that unlink's forget comes after it.
 		r.catalogue.setUse(d, time.Unix(0, now))
 	}
 	manifest := e.Value.has(isManifest)
@@ -376,7 +388,7 @@ func (r *room) stats() Stats {
 		Manifests:     r.manifests,
 		Blobs:         int64(u.Entries) - r.manifests,
 		Evictions:     r.evictions,
-		EvictedBytes:  r.evicted,
+		EvictedBytes:  r.evictedBytes,
 	}
 	fresh, proven := r.lru.Oldest()
 	for _, e := range []*entry{fresh, proven} {
@@ -390,24 +402,24 @@ func (r *room) stats() Stats {
 	return st
 }
 
-// reservation is the part of the budget that one ingest holds. It owns the number: only its
-// methods and room.reserve change it. It ends with commit, park, discard or giveBack; then it
-// holds nothing and can't grow again. Its methods are safe for concurrent use, but only one
-// caller may end it.
+// reservation is the part of the budget that one ingest has reserved. It owns the number: only
+// its methods and room.reserveNow change it. It ends with commit, park, discard or giveBack;
+// then it is empty and can't grow again. Its methods are safe for concurrent use, but only one
+// caller, the ingest's owner, may resize or end it.
 type reservation struct {
-	room   *room
-	held   atomic.Int64 // bytes; changed only while room.mu is held
-	inFile atomic.Int64 // bytes of held that the file has already
-	ended  atomic.Bool  // changed only while room.mu is held
+	room     *room
+	reserved atomic.Int64 // bytes; changed only while room.mu is held
+	inFile   atomic.Int64 // bytes of reserved by which the file has grown; on disk only where fallocate works
+	ended    atomic.Bool  // changed only while room.mu is held
 }
 
-// bytes returns how many bytes are held.
-func (v *reservation) bytes() int64 { return v.held.Load() }
+// bytes returns how many bytes are reserved.
+func (v *reservation) bytes() int64 { return v.reserved.Load() }
 
 // grow reserves n more bytes, for which room is made. Errors: ErrNoRoom, also when it has ended.
 func (v *reservation) grow(n int64) error { return v.room.reserve(v, n) }
 
-// resize reserves more bytes, or gives some back, so that n are held. Errors: ErrNoRoom.
+// resize reserves more bytes, or gives some back, so that n are reserved. Errors: ErrNoRoom.
 func (v *reservation) resize(n int64) error {
 	more := n - v.bytes()
 	if more > 0 {
@@ -416,7 +428,7 @@ func (v *reservation) resize(n int64) error {
 	v.room.mu.Lock()
 	defer v.room.mu.Unlock()
 	v.room.lru.Unreserve(-more)
-	v.held.Add(more)
+	v.reserved.Add(more)
 	v.inFile.Store(min(v.inFile.Load(), n)) // the file is cut to this
 	return nil
 }
@@ -437,7 +449,7 @@ func (v *reservation) unpark(d digest.Digest) bool {
 	if e == nil {
 		return false
 	}
-	v.held.Store(e.Size)
+	v.reserved.Store(e.Size)
 	v.inFile.Store(e.Size)
 	v.room.reservations[v] = struct{}{}
 	return true
@@ -457,7 +469,7 @@ func (v *reservation) park(e *entry) { v.room.lru.Park(v.end(), e) }
 // discard turns it into e, whose file is unlinked and may still be read. room.mu is held.
 func (v *reservation) discard(e *entry) { v.room.lru.Discard(v.end(), e) }
 
-// giveBack returns all of it. room.mu is held.
+// giveBack gives all of it back. room.mu is held.
 func (v *reservation) giveBack() { v.room.lru.Unreserve(v.end()) }
 
 // end empties it and returns what it held. room.mu is held.
@@ -465,5 +477,5 @@ func (v *reservation) end() int64 {
 	delete(v.room.reservations, v)
 	v.ended.Store(true)
 	v.inFile.Store(0)
-	return v.held.Swap(0)
+	return v.reserved.Swap(0)
 }

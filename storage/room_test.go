@@ -163,7 +163,7 @@ func TestVictimIsGivenBackOnce(t *testing.T) {
 	s.room.evicting.Lock()
 	s.room.mu.Lock()
 	e := s.room.lru.Remove(d)
-	s.room.leave(e)
+	s.room.beginUnlink(e)
 	s.room.mu.Unlock()
 	b.Close()
 	if st := s.Stats(); st.Bytes != 3<<20 {
@@ -206,14 +206,14 @@ func TestPartialThatIsResumedIsNoVictim(t *testing.T) {
 	begun(t, s, Origin{Repository: repo}, b).Abort(io.ErrUnexpectedEOF)
 
 	// Begin claims the digest.
-	in := &Ingest{s: s, room: reservation{room: &s.room}, digest: d, from: Origin{Repository: repo}, size: int64(len(b)), hasher: d.Algorithm().Hash()}
+	in := &Ingest{s: s, reservation: reservation{room: &s.room}, digest: d, from: Origin{Repository: repo}, size: int64(len(b)), hasher: d.Algorithm().Hash()}
 	if err := s.files.claim(in); err != nil {
 		t.Fatal(err)
 	}
 	// Somebody else picks victims to make room.
 	s.room.evicting.Lock()
 	s.room.mu.Lock()
-	victims := s.room.pick(s.room.lru.Victims(7<<20, 0))
+	victims := s.room.evict(s.room.lru.Victims(7<<20, 0))
 	s.room.mu.Unlock()
 	// Begin opens the file.
 	if err := in.open(); err != nil {
@@ -340,10 +340,10 @@ func TestEndedReservationCannotGrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	in.Abort(io.ErrUnexpectedEOF)
-	if err := in.room.grow(1 << 20); !errors.Is(err, ErrNoRoom) {
+	if err := in.reservation.grow(1 << 20); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("grow = %v", err)
 	}
-	if err := in.room.resize(1 << 20); !errors.Is(err, ErrNoRoom) {
+	if err := in.reservation.resize(1 << 20); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("resize = %v", err)
 	}
 	balanced(t, s)

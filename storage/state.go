@@ -67,7 +67,7 @@ func (in *Ingest) resume() bool {
 	if !in.parked {
 		return false
 	}
-	parked := in.room.bytes()
+	parked := in.reservation.bytes()
 	st, ok := readState(files.layout.partialState(in.digest))
 	if ok && st.Size == parked && (in.size < 0 || in.size == st.Size) {
 		if f, err := openSized(files.layout.partial(in.digest), st.Size); err == nil {
@@ -79,7 +79,7 @@ func (in *Ingest) resume() bool {
 		}
 	}
 	files.removePartial(in.digest)
-	in.room.resize(0) // giving back can't fail
+	in.reservation.resize(0) // giving back can't fail
 	return false
 }
 

@@ -225,7 +225,7 @@ type Stats struct {
 	EvictedBytes int64
 	Corrupt      int64     // blobs dropped because their bytes had changed on disk
 	WriteErrors  int64     // disk errors; the clients were served all the same
-	OldestUse    time.Time // last use of the next victim; zero when the store is empty
+	OldestUse    time.Time // the oldest last use among the next victims of both segments of the lru; zero when the store is empty
 }
 
 // Stats returns a snapshot.
