@@ -15,25 +15,28 @@ import (
 // A blob of parallelFrom bytes or more is fetched by several closed ranges at once, since
 // a CDN limits the speed of each connection. Where one connection brings all that this
 // machine can take in, there is one: several would only bring the bytes out of order.
+//
+// A gap is a span of missing bytes; a chunk is what one request asks for; a piece is
+// storage.Piece, the unit of writing.
 const (
 	parallelFrom = 2 * minChunk
 
-	// A chunk is what a connection asks for at a time: at least so much that a round trip
-	// does not count, at most what may be left to a connection that has become slow, and in
-	// between what it brings in chunkTime.
+	// A chunk is what a connection brings in chunkTime: at least minChunk, so that a round
+	// trip does not count, and at most maxChunk, so that a connection that becomes slow
+	// doesn't hold up too much of the blob.
 	minChunk  = 4 << 20
 	maxChunk  = 128 << 20
 	chunkTime = 500 * time.Millisecond
 
-	// maxFirstChunk is the same for the first chunk, before anything is known.
+	// maxFirstChunk takes the place of maxChunk for the first chunk, when no speed is known.
 	maxFirstChunk = 32 << 20
 
 	// enough is how many bytes a second, over all downloads, make more connections useless:
-	// a third of what a CPU hashes, 4 Gbit/s.
+	// 512 MiB/s (about 4 Gbit/s), a third of what one CPU hashes.
 	enough = 512 << 20
 
-	// measureFirst is how long the first connection may show its speed; measureEvery is how
-	// often the speed is measured after that.
+	// measureFirst is the time after which the speed is first measured, and the shortest flow
+	// of bytes that gives a usable speed. measureEvery is how often it is measured after that.
 	measureFirst = 20 * time.Millisecond
 	measureEvery = 100 * time.Millisecond
 
@@ -53,24 +56,24 @@ type download struct {
 	f      *Flight
 	pool   *Pool
 	slots  *slots
-	ranges int // connections at once, at most
+	ranges int // connections at once, at most. Like slots it is the one from the start, so that a slot goes back to where it came from
 
-	ctx    context.Context // of the flight, and ended by the first failure
+	ctx    context.Context // child of the flight's; cancelled by the first failure
 	cancel context.CancelCauseFunc
-	more   context.Context // of ctx, and ended when nothing is left to claim
+	more   context.Context // child of ctx; cancelled when todo is empty
 	done   context.CancelFunc
 	others sync.WaitGroup // the workers but the first, and measure
 
-	// mu guards what follows. It is taken before no other lock.
+	// mu guards what follows. No other lock of this project is taken while it is held.
 	mu      sync.Mutex
-	todo    []storage.Span // that nobody has claimed yet, in order
-	workers int            // connections that there are or will be
-	running int            // the part of them that have a slot
-	open    int            // the part of them to which bytes come
-	marked  time.Time      // when open last changed, or the speed was last measured
-	flowed  time.Duration  // how long open has been more than 0 since the last measurement
-	pace    int64          // bytes a second of each of them; 0: not known yet
-	fast    bool           // more of them would not help
+	todo    []storage.Span // bytes that no worker has claimed yet, in order
+	workers int            // workers, including those that wait for a slot
+	running int            // workers that have a slot
+	copying int            // bodies that are being copied now
+	marked  time.Time      // when copying last changed, or the speed was last measured
+	flowed  time.Duration  // how long copying has been more than 0 since the last measurement
+	pace    int64          // bytes a second of one connection; 0: not known yet
+	fast    bool           // all downloads together reach enough
 	err     error          // the first; ends all
 }
 
@@ -87,7 +90,8 @@ func firstChunk(size int64, ranges int) int64 {
 	return min(max(wholePieces(size/int64(2*ranges)), minChunk), maxFirstChunk)
 }
 
-// wholePieces rounds n up, so that no two connections write into one piece of the file.
+// wholePieces rounds n up to whole pieces, so that no two connections write into one piece of
+// the file. Chunks of a resumed blob may still meet inside a piece; that costs only speed.
 func wholePieces(n int64) int64 { return (n + storage.Piece - 1) / storage.Piece * storage.Piece }
 
 // run fetches all that is missing. The flight's ingest is set when the source has answered.
@@ -114,8 +118,9 @@ func (d *download) run() error {
 	return d.err
 }
 
-// firstSlot waits for the flight's first slot. What is only read ahead takes none that isn't
-// free: a client that comes for it starts anew.
+// firstSlot waits for the flight's first slot. A download that is only read ahead doesn't
+// wait: it takes a slot only if another one stays free for a client, and otherwise ends with
+// ErrEnded. A client that has joined meanwhile starts a new flight.
 func (d *download) firstSlot() error {
 	if !d.f.isWanted() {
 		if !d.slots.tryAcquire(1) {
@@ -146,21 +151,23 @@ func (d *download) first() error {
 		return err
 	}
 	defer body.Close()
-	if err := d.begin(body); err != nil {
+	if err := d.openIngest(body); err != nil {
 		return err
 	}
 	f.announce(nil)
-	if body.Ranged && d.ranges > 1 && len(d.todo) > 0 {
+	if body.Ranged && d.ranges > 1 && len(d.todo) > 0 { // no other worker changes todo yet
 		d.others.Go(d.measure)
 	}
 	d.copy(body)
-	body.Close()
+	body.Close() // now: work may last long, and the connection can be used again
 	d.work(true, func() bool { return true })
 	return nil
 }
 
-// begin opens the ingest for what the first answer says.
-func (d *download) begin(first *Body) error {
+// openIngest opens the ingest with the size that the first body tells, and puts into todo what
+// that body doesn't bring.
+// Errors: ErrEnded when the store has the blob already; ErrBypass with the reason otherwise.
+func (d *download) openIngest(first *Body) error {
 	f := d.f
 	in, err := d.pool.store.Begin(f.blob.Origin, f.blob.Digest, first.Size)
 	switch {
@@ -205,7 +212,7 @@ func (d *download) measure() {
 		case <-timer.C:
 		}
 		all2, own2 := d.pool.received.Load(), d.f.in.Received()
-		if d.measured(all2-all, own2-own) {
+		if d.adjust(all2-all, own2-own) {
 			all, own = all2, own2
 			timer.Reset(measureEvery)
 		} else {
@@ -214,10 +221,11 @@ func (d *download) measure() {
 	}
 }
 
-// measured takes note of how many bytes have come since the last call that took note: of all
-// blobs and of this one. It reports false while too little has flowed to tell a speed.
-func (d *download) measured(all, own int64) bool {
-	urgent := d.f.urgent()
+// adjust computes the speed from the bytes since the last call that reported true (all: of all
+// blobs; own: of this one), and adds workers while more would help. It reports false, and
+// changes nothing, while bytes have flowed for less than measureFirst.
+func (d *download) adjust(all, own int64) bool {
+	urgent := d.f.urgent() // it takes the pool's lock, which must not be taken under mu
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mark(0)
@@ -226,7 +234,7 @@ func (d *download) measured(all, own int64) bool {
 	}
 	second := func(n int64) int64 { return int64(float64(n) / d.flowed.Seconds()) }
 	d.fast = second(all) >= enough
-	d.pace = max(second(own)/int64(max(d.open, 1)), 1)
+	d.pace = max(second(own)/int64(max(d.copying, 1)), 1)
 	d.flowed = 0
 	left := int64(0)
 	for _, s := range d.todo {
@@ -238,30 +246,31 @@ func (d *download) measured(all, own int64) bool {
 	return true
 }
 
-// mark takes note that bytes come to n more connections. mu is held.
+// mark counts n more bodies that are being copied. mu is held.
 func (d *download) mark(n int) {
 	now := time.Now()
-	if d.open > 0 {
+	if d.copying > 0 {
 		d.flowed += now.Sub(d.marked)
 	}
-	d.open, d.marked = d.open+n, now
+	d.copying, d.marked = d.copying+n, now
 }
 
-// add adds a worker, which waits for a slot. mu is held; the caller is a worker, or measure.
+// add adds a worker, which waits for a slot. mu is held; the caller is a worker or measure, so
+// that others.Wait can't have returned yet.
 func (d *download) add() {
 	d.workers++
 	d.others.Go(func() {
 		if d.slots.acquire(d.more, toHasten) != nil {
 			return
 		}
-		d.resume()
+		d.gotSlot()
 		held := true
 		d.work(false, func() bool {
-			if !d.pausable() {
+			if !d.tryPause() {
 				return true
 			}
 			if held = d.slots.yield(d.more, toHasten); held {
-				d.resume()
+				d.gotSlot()
 			}
 			return held
 		})
@@ -271,16 +280,16 @@ func (d *download) add() {
 	})
 }
 
-// resume counts a worker that has a slot.
-func (d *download) resume() {
+// gotSlot counts the caller among the workers that have a slot.
+func (d *download) gotSlot() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running++
 }
 
-// pausable reports whether a worker may be without its slot for a while, and then counts it
-// as one without: the last one must not, or the blob's clients would wait for those of others.
-func (d *download) pausable() bool {
+// tryPause takes the caller out of running and reports true, unless it is the last one that
+// runs: then this blob would stand still until other downloads give back a slot.
+func (d *download) tryPause() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.running == 1 {
@@ -290,15 +299,16 @@ func (d *download) pausable() bool {
 	return true
 }
 
-// work claims and fetches chunks until there are none, or the others are enough. before says
-// that the worker has fetched one already. between is asked after each whether to go on.
-func (d *download) work(before bool, between func() bool) {
+// work claims and fetches chunks until there are none, or the other workers are enough.
+// fetched says that the worker has fetched a chunk before. between is asked after each chunk
+// whether to go on.
+func (d *download) work(fetched bool, between func() bool) {
 	for more := true; more; more = between() {
-		span, ok := d.claim(before)
+		span, ok := d.claim(fetched)
 		if !ok {
 			return
 		}
-		before = true
+		fetched = true
 		body, err := d.pool.open(d.ctx, d.f.blob.Source, Part{From: span.From, To: span.To, Size: d.f.in.Size()})
 		if err != nil {
 			d.fail(err)
@@ -312,19 +322,20 @@ func (d *download) work(before bool, between func() bool) {
 // bytesIn is what a connection brings in that time. mu is held.
 func (d *download) bytesIn(t time.Duration) int64 { return int64(float64(d.pace) * t.Seconds()) }
 
-// claim takes the next chunk, in the order of the blob, in which its readers need it. again
-// is for a worker that has brought one.
-func (d *download) claim(again bool) (s storage.Span, ok bool) {
+// claim takes the next chunk, in the order of the blob, in which its readers need it. ok is
+// false when the worker must end; then it is no longer counted. A worker that has fetched a
+// chunk before ends when the other workers are enough.
+func (d *download) claim(fetched bool) (s storage.Span, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.err != nil || len(d.todo) == 0 || again && d.fast && d.running > 1 {
+	if d.err != nil || len(d.todo) == 0 || fetched && d.fast && d.running > 1 {
 		d.workers--
 		d.running--
 		return s, false
 	}
 	s = d.todo[0]
 	chunk := min(max(wholePieces(d.bytesIn(chunkTime)), minChunk), maxChunk)
-	if !d.fast { // and there is something for all
+	if !d.fast { // leave something for the other connections
 		chunk = min(chunk, max(wholePieces((s.To-s.From)/int64(d.ranges)), minChunk))
 	}
 	if d.ranges > 1 && s.To-s.From > chunk+minChunk/2 { // no round trip for a small rest
@@ -339,8 +350,8 @@ func (d *download) claim(again bool) (s storage.Span, ok bool) {
 	return s, true
 }
 
-// copy moves what a body brings into the ingest, in whole pieces where they come fast: for
-// the kernel these are half the work of what a socket happens to hold.
+// copy moves what a body brings into the ingest, in whole pieces when they come fast: that
+// costs half the CPU time of writing each read of a socket by itself (see storage.Piece).
 func (d *download) copy(body *Body) {
 	flows := func(n int) {
 		d.mu.Lock()
@@ -353,6 +364,7 @@ func (d *download) copy(body *Body) {
 	defer pieces.Put(buf)
 	at := body.From
 	for overlapped, first := false, true; ; first = false {
+		// A write ends at a multiple of Piece.
 		n, err := readPiece(body, buf[:storage.Piece-at%storage.Piece], first)
 		if n > 0 {
 			if _, werr := d.f.in.WriteAt(buf[:n], at); werr != nil {

@@ -23,17 +23,19 @@ type Flight struct {
 
 	ready chan struct{} // closed when the source has answered, or has failed
 	done  chan struct{} // closed when the flight is over
-	once  sync.Once
-	in    *storage.Ingest // set before ready is closed, unless err is
-	err   error           // why there is nothing to read
+
+	// in and err are written before ready is closed, and never after.
+	announced sync.Once
+	in        *storage.Ingest // nil if err isn't
+	err       error           // why the flight failed before there was anything to read; later errors reach the readers of in
 
 	// Guarded by the pool's mu.
 	readers int
 	wanted  bool // somebody has asked for it; false: it is read ahead
 }
 
-// Join returns the flight of the blob and counts the caller as one of its readers, who must
-// Leave.
+// Join returns the flight of the blob and counts the caller as one of its readers. On success
+// the caller must call Leave exactly once. Join waits while a cancelled flight ends.
 // Errors: ErrNoFlight, ErrEnded, ctx's cause.
 func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
 	p.mu.Lock()
@@ -48,8 +50,9 @@ func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
 	return f.joined(ctx)
 }
 
-// Start is Join, and starts a flight when there is none; first says so. The flight that is
-// there may be under another repository: whether it may be read is the caller's to find out.
+// Start joins the flight of the blob, or starts one; first reports whether it did. A flight
+// that exists may belong to another repository (see Origin): the caller must check whether its
+// client may read it. Only a new flight uses more of b than its digest.
 // Errors: ErrEnded, also when the pool is closed; ctx's cause.
 func (p *Pool) Start(ctx context.Context, b Blob) (f *Flight, first bool, err error) {
 	p.mu.Lock()
@@ -80,16 +83,17 @@ func (p *Pool) start(b Blob) *Flight {
 	return f
 }
 
-// enter counts a reader. mu is held.
+// enter counts a reader, and marks the flight as asked for by a client. mu is held.
 func (f *Flight) enter() {
 	if f.readers == 0 {
-		f.pool.read++
+		f.pool.withReaders++
 	}
 	f.readers++
 	f.wanted = true
 }
 
-// joined returns f, or leaves it when it was cancelled before the caller came.
+// joined returns f. If f has been cancelled or is ending, it waits for the end, so that the
+// caller can look again.
 func (f *Flight) joined(ctx context.Context) (*Flight, error) {
 	if f.ctx.Err() == nil {
 		return f, nil
@@ -103,8 +107,9 @@ func (f *Flight) joined(ctx context.Context) (*Flight, error) {
 	}
 }
 
-// Leave ends what Join or Start began. A flight without readers goes on, unless there are
-// more of that kind than Limits.Orphans.
+// Leave says that the caller reads no more. If nobody reads the flight then, it goes on,
+// unless more than Limits.Orphans flights have no readers: then this one is cancelled, and
+// what has arrived is kept for a later start.
 func (f *Flight) Leave() {
 	p := f.pool
 	p.mu.Lock()
@@ -113,8 +118,8 @@ func (f *Flight) Leave() {
 	if f.readers > 0 || p.flights[f.blob.Digest] != f {
 		return
 	}
-	p.read--
-	if len(p.flights)-p.read > p.bounds.Load().Orphans {
+	p.withReaders--
+	if len(p.flights)-p.withReaders > p.bounds.Load().Orphans {
 		f.cancel(errOrphan)
 	}
 }
@@ -123,7 +128,7 @@ func (f *Flight) Leave() {
 func (f *Flight) run() {
 	err := newDownload(f).run()
 	if f.in != nil && err == nil {
-		err = f.in.Commit()
+		err = f.in.Commit() // it has called Abort when it fails
 		if errors.Is(err, storage.ErrDigest) {
 			f.pool.mismatches.Add(1)
 		}
@@ -133,7 +138,9 @@ func (f *Flight) run() {
 	f.finish(err)
 }
 
-// finish removes the flight from the pool, and remembers a failure for a moment.
+// finish ends the flight: it remembers and logs a failure, reports success, and wakes
+// everybody who waits. The failure is remembered before the flight leaves the pool, so that no
+// client can start another one in between.
 func (f *Flight) finish(err error) {
 	p := f.pool
 	if err != nil && !slices.ContainsFunc(notFailure, func(e error) bool { return errors.Is(err, e) }) {
@@ -147,7 +154,7 @@ func (f *Flight) finish(err error) {
 	p.mu.Lock()
 	delete(p.flights, f.blob.Digest)
 	if f.readers > 0 {
-		p.read--
+		p.withReaders--
 	}
 	wanted := f.wanted
 	p.mu.Unlock()
@@ -164,7 +171,7 @@ func (f *Flight) finish(err error) {
 
 // announce tells those who wait for the source that it has answered, or why not.
 func (f *Flight) announce(err error) {
-	f.once.Do(func() {
+	f.announced.Do(func() {
 		f.err = err
 		close(f.ready)
 	})
@@ -177,20 +184,22 @@ func (f *Flight) isWanted() bool {
 	return f.wanted
 }
 
-// urgent reports whether somebody reads the blob, or nobody reads any: what is only read
-// ahead must not take bandwidth from what clients wait for.
+// urgent reports whether the flight may add connections: it has a reader, or no flight has
+// one. Read-ahead and flights whose clients have left give way to what clients wait for.
 func (f *Flight) urgent() bool {
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()
-	return f.readers > 0 || f.pool.read == 0
+	return f.readers > 0 || f.pool.withReaders == 0
 }
 
 // Origin returns the repository under which the blob is fetched.
 func (f *Flight) Origin() storage.Origin { return f.blob.Origin }
 
-// Reader waits until there is something to read, and returns a reader of it. A small blob is
-// verified by then, so that a bad one still gets an honest answer.
-// Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, those of the Source and of the storage, ctx's cause.
+// Reader waits until there is something to read, and returns a reader of it. Close it. A blob
+// of known size up to storage.VerifyFirst has been verified by then, so that its client gets an
+// error status and not a broken body.
+// Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, that the pool is closed, those of the
+// Source and of the storage, ctx's cause.
 func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
 	select {
 	case <-f.ready:
@@ -214,17 +223,19 @@ func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
 	return rd, nil
 }
 
-// Size returns the size of the blob in bytes, -1 while it is unknown. Call it after Reader.
+// Size returns the size of the blob in bytes, -1 while it is unknown. It panics unless Reader
+// has succeeded.
 func (f *Flight) Size() int64 { return f.in.Size() }
 
-// Verified waits until the blob is verified. Call it after Reader.
+// Verified waits until the blob is verified. It panics unless Reader has succeeded.
 // Errors: why it will not be, ctx's cause.
 func (f *Flight) Verified(ctx context.Context) error { return f.in.Wait(ctx) }
 
-// Continue sends n bytes of the blob from off on to a reader of a flight whose disk has
-// failed: what the file still has, and then from the source, with the digest of what went
-// before. n is -1 for all that come.
-// Errors: as PassThrough.
+// Continue sends n bytes of the blob, beginning at off, to a client of a flight that the store
+// could not keep. The client must have the bytes before off. All bytes that are sent come from
+// the source; the hash goes on from that of the file, so that what the file has is not fetched
+// again. n is -1 for everything to the end. It panics unless Reader has succeeded.
+// Errors: ErrBusy, storage.ErrDigest, those of the Source and of the connection, ctx's cause.
 func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, off, n int64) (int64, error) {
 	from, ok := f.in.Fallback()
 	if !ok || off < from.At { // what the file has can't be used: read all of it again

@@ -187,8 +187,8 @@ func TestReadersAreCountedRight(t *testing.T) {
 					read++
 				}
 			}
-			if read != p.read || len(p.flights)-read > orphans {
-				t.Errorf("step %d: %d of %d flights have readers, counted are %d", step, read, len(p.flights), p.read)
+			if read != p.withReaders || len(p.flights)-read > orphans {
+				t.Errorf("step %d: %d of %d flights have readers, counted are %d", step, read, len(p.flights), p.withReaders)
 			}
 			p.mu.Unlock()
 		}

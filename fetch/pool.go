@@ -121,11 +121,11 @@ type Pool struct {
 
 	// mu guards what follows, and the readers and wanted of the flights. Nothing is called
 	// while it is held that takes another lock or does I/O.
-	mu      sync.Mutex
-	flights map[digest.Digest]*Flight
-	read    int // the number of flights that have readers
-	closed  bool
-	running sync.WaitGroup // flights and read-ahead; added to with mu held and closed false
+	mu          sync.Mutex
+	flights     map[digest.Digest]*Flight
+	withReaders int // the number of flights that have readers
+	closed      bool
+	running     sync.WaitGroup // flights and read-ahead; added to with mu held and closed false
 }
 
 // bounds are the limits in force, and the slots that enforce them.

@@ -53,7 +53,8 @@ type Manifest struct {
 // BlobSource is where the bytes of one blob come from.
 type BlobSource interface {
 	// Open asks for a part of the blob and returns when the headers of the answer have
-	// come. Its body resumes by itself what breaks. ctx ends the request and all reading.
+	// come. Its body resumes by itself what breaks. ctx ends the request and all reading; the
+	// error then wraps context.Cause(ctx), so that a cancelled download isn't taken for a failure.
 	Open(ctx context.Context, p Part) (*Body, error)
 }
 
@@ -65,7 +66,7 @@ type Part struct {
 }
 
 // Body is a part of a blob on its way. Read returns io.EOF at To, or, where To is -1, at the
-// end of the blob. Not safe for concurrent use; close it.
+// end of the blob. Not safe for concurrent use; close it. It may be closed twice.
 type Body struct {
 	io.ReadCloser
 	From, To int64 // To is exclusive; -1 while nobody knows where the blob ends
