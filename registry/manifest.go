@@ -97,7 +97,7 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 // repository is asked for, upstream is asked for visibility and tag at the same time; nothing
 // of the tag is given away before the visibility is known.
 func (q *manifestRequest) find(ctx context.Context) (*found, error) {
-	if q.digest != "" || !q.admission.open() {
+	if q.digest != "" || !q.admission.mayBlock() {
 		if err := q.admission.wait(ctx); err != nil {
 			return nil, err
 		}

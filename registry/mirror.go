@@ -18,21 +18,21 @@ import (
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// mirror is the cache of one upstream registry. What there is one of for each upstream is
-// here, so that no key of one can be taken for a key of another; what there is one of for
-// the process, the mirrors share. All methods are safe for concurrent use.
+// mirror is the cache of one upstream registry. Whatever exists once per upstream is a field
+// here, so that no key of one can be taken for a key of another; whatever exists once per
+// process is in shared. All methods are safe for concurrent use.
 type mirror struct {
 	name   string           // "docker.io": in the keys of the store, and in answers
 	client *upstream.Client // health, quota, visibility and lists
 	source fetch.Source     // tags, manifests and blobs
 	policy atomic.Pointer[policy]
 
-	hot     *hot
-	lists   *lists
-	ahead   *readAhead
-	missing cooldown.Memory    // tags that the upstream has not, by reference
+	hot     *hot               // manifests that are answered from memory
+	lists   *lists             // tag lists and referrers
+	ahead   *readAhead         // which layers to fetch ahead of a client
+	missing cooldown.Memory    // tags that the upstream has not, by "repository:tag"
 	renewed cooldown.Memory    // repositories whose visibility has just been asked for again
-	calls   singleflight.Group // visibilities, confirmations, manifests, lists
+	calls   singleflight.Group // visibilities, confirmations, heads, manifests, lists
 	slow    atomic.Bool        // the upstream has just let the check of a tag wait in vain
 
 	*shared
@@ -86,14 +86,17 @@ const (
 	visibilityAge = 24 * time.Hour
 
 	// privateAge is the same for a private repository: a token service in trouble may have
-	// refused for a moment what is public, and a repository may just have been made so.
+	// refused for a moment what is public, and a repository may just have been made public.
 	privateAge = time.Minute
+
+	// renewPause is how long after a question the next one is asked, whatever came of it.
+	renewPause = time.Minute
 )
 
 // admission is the decision whether a repository may be served to a request. It may have to
 // wait for the upstream.
 type admission struct {
-	decided chan struct{} // closed when err is set for good; nil: it is from the start
+	decided chan struct{} // closed once err is final; nil: err is final already
 	err     error
 }
 
@@ -104,8 +107,8 @@ var (
 	hidden   = &admission{err: privateRepository}
 )
 
-// open reports whether the decision may have to be waited for.
-func (a *admission) open() bool { return a.decided != nil }
+// mayBlock reports whether wait may have to wait for the upstream.
+func (a *admission) mayBlock() bool { return a.decided != nil }
 
 // wait returns nil if the repository may be served.
 // Errors: *failure, *upstream.Error when nobody can tell, ctx's cause.
@@ -139,7 +142,7 @@ func (m *mirror) admit(r *repo) *admission {
 		return m.admitUnknown(r)
 	}
 	if age := time.Since(v.At); (age < 0 || age > visibilityAge || !v.Public && age > privateAge) && !m.renewed.Has(r.name) {
-		m.renewed.Add(r.name, privateAge, nil) // whether it succeeds or not
+		m.renewed.Add(r.name, renewPause, nil)
 		m.tasks.background(func(ctx context.Context) { m.visibility(ctx, r) })
 	}
 	if !v.Public {
@@ -148,8 +151,8 @@ func (m *mirror) admit(r *repo) *admission {
 	return admitted
 }
 
-// admitUnknown is admit for a repository whose visibility isn't known. The question goes on
-// when the request ends: others may wait for the same answer.
+// admitUnknown is admit for a repository whose visibility isn't known. It asks in the
+// background, so that the caller can ask for the tag meanwhile.
 func (m *mirror) admitUnknown(r *repo) *admission {
 	leave, ok := m.tasks.enter()
 	if !ok {
@@ -159,7 +162,7 @@ func (m *mirror) admitUnknown(r *repo) *admission {
 	go func() {
 		defer leave()
 		defer close(a.decided)
-		v, err := m.visibility(context.Background(), r) // it ends with the server
+		v, err := m.visibility(context.Background(), r) // share ends it with the server
 		if err == nil && !v.Public {
 			err = privateRepository
 		}
@@ -182,14 +185,15 @@ func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, e
 		old, err := m.store.Visibility(r.full)
 		m.store.SetVisibility(r.full, v)
 		if err == nil && old.Public != v.Public {
-			m.hot.clear()
+			m.hot.clear() // these answers were given under the old visibility
 		}
 		return v, nil
 	})
 }
 
-// registrySource is the fetch.Source that is an upstream registry. It is here because
-// fetch and upstream don't know each other. Errors are *upstream.Error.
+// registrySource is the fetch.Source that is an upstream registry. It is here because fetch and
+// upstream don't know each other; the values of their Kinds are the same, the folders of the
+// API. Errors are *upstream.Error.
 type registrySource struct{ client *upstream.Client }
 
 func (s registrySource) Resolve(ctx context.Context, repository string, k fetch.Kind, reference string) (fetch.Descriptor, error) {

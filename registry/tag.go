@@ -10,8 +10,10 @@ import (
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// staleAfter is how long a cached tag waits for an upstream that is merely slow.
-const staleAfter = 1500 * time.Millisecond
+// checkPatience is how long a request waits for the check of a cached tag before it gets the
+// stale one: many times what a working upstream takes, and little of the 5 s after which a
+// client should have its answer.
+const checkPatience = 1500 * time.Millisecond
 
 // byTag answers with what the tag names: unasked inside its TTL, else after one HEAD,
 // which costs no quota. While upstream fails or is slow, what is cached is served stale.
@@ -25,7 +27,7 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 		}
 	}
 	age := time.Since(t.Checked)
-	fresh := age >= 0 && age < s.ttl
+	fresh := age >= 0 && age < s.ttl // less than 0: the clock was set back
 	if m != nil && fresh {
 		return q.freshTag(ctx, m, t, s)
 	}
@@ -41,37 +43,38 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 	return q.revalidate(ctx, m, age <= s.maxStale)
 }
 
-// freshTag answers with a cached manifest whose tag is inside its TTL.
+// freshTag answers with a cached manifest whose tag is inside its TTL, and starts a check in the
+// background when the tag is due for one.
 func (q *manifestRequest) freshTag(ctx context.Context, m *storage.Manifest, t storage.Tag, s tagSettings) (*found, error) {
 	age := time.Since(t.Checked)
 	if s.refresh && age >= s.refreshAt() && !q.m.client.Scarce(q.policy.QuotaReserve) {
 		refresh := *q
-		refresh.head = false
+		refresh.head = false // a new manifest is fetched, too
 		q.m.tasks.background(func(ctx context.Context) { refresh.check(ctx) })
 	}
 	f, err := q.stored(ctx, m)
 	if err == nil {
 		f.expires = t.Checked.Add(s.ttl)
 		if s.refresh && age < s.refreshAt() {
-			f.expires = t.Checked.Add(s.refreshAt())
+			f.expires = t.Checked.Add(s.refreshAt()) // the hot manifests let one request through then
 		}
 	}
 	return f, err
 }
 
-// revalidate asks upstream about a tag whose manifest m is cached, and falls back to it.
+// revalidate asks upstream about a tag whose manifest m is cached, and falls back to m.
 func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, mayBeStale bool) (*found, error) {
-	f, err := q.checkPatiently(ctx, mayBeStale)
+	f, err := q.checkBriefly(ctx, mayBeStale)
 	if err == nil {
 		return f, nil
 	}
-	u, failed := errors.AsType[*upstream.Error](err)
+	u, isUpstream := errors.AsType[*upstream.Error](err)
 	switch {
 	case ctx.Err() != nil: // no time is left to answer with anything else
 		return nil, err
 	case errors.Is(err, errSlow):
-	case failed && u.Cause == upstream.NotFound && q.policy.KeepGone:
-	case failed && u.Down() && mayBeStale:
+	case isUpstream && u.Cause == upstream.NotFound && q.policy.KeepGone: // however old it is
+	case isUpstream && u.Down() && mayBeStale:
 	default:
 		return nil, err
 	}
@@ -87,10 +90,11 @@ func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, m
 // errSlow says that a cached tag need not wait for upstream any longer.
 var errSlow = errors.New("upstream is slow")
 
-// checkPatiently is check. If the tag may be stale it waits no longer than staleAfter for
-// it, and not at all while another check has just waited in vain; the check goes on.
-// Errors: errSlow, those of check, ctx's cause.
-func (q *manifestRequest) checkPatiently(ctx context.Context, mayBeStale bool) (*found, error) {
+// checkBriefly is check. If the tag may be stale it waits at most checkPatience, and not at all
+// from when one request has waited in vain until any check of this mirror ends. The check
+// itself goes on.
+// Errors: errSlow, errStopping, those of check, ctx's cause.
+func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*found, error) {
 	type checked struct {
 		f   *found
 		err error
@@ -108,22 +112,22 @@ func (q *manifestRequest) checkPatiently(ctx context.Context, mayBeStale bool) (
 		q.m.slow.Store(false)
 		done <- checked{f, err}
 	}()
-	var slow <-chan time.Time // never, if the tag must not be stale
+	var enough <-chan time.Time // never, if the tag must not be stale
 	if mayBeStale {
-		patience := staleAfter
+		patience := checkPatience
 		if q.m.slow.Load() {
 			patience = 0
 		}
 		wait := time.NewTimer(patience)
 		defer wait.Stop()
-		slow = wait.C
+		enough = wait.C
 	}
 	select {
 	case c := <-done:
 		return c.f, c.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	case <-slow:
+	case <-enough:
 		q.m.slow.Store(true)
 		return nil, errSlow
 	}
@@ -139,7 +143,7 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 		}
 		return nil, err
 	}
-	if err := q.admission.wait(ctx); err != nil { // as in get
+	if err := q.admission.wait(ctx); err != nil { // nothing is kept before the visibility is known
 		return nil, err
 	}
 	m, err := q.m.store.Manifest(f.digest)

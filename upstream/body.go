@@ -17,11 +17,12 @@ import (
 	"github.com/hubcache/hubcache/auth"
 )
 
-// maxBreaks is how many times in a row a body may break without having brought a byte.
+// maxBreaks is how many failures in a row are followed by a retry. A failure is a break of the
+// body or an attempt to connect; a byte sets the count back.
 const maxBreaks = 2
 
-// retryPauses are the pauses before a broken body is asked for again: at first almost none.
-var retryPauses = [maxBreaks + 1]time.Duration{0, 100 * time.Millisecond, time.Second}
+// retryPauses are the pauses before a retry, by the number of failures in a row, from 1.
+var retryPauses = [maxBreaks + 1]time.Duration{1: 100 * time.Millisecond, 2: time.Second}
 
 // locationAge is how long a signed CDN URL is used for the ranges of one blob. Such URLs
 // are good for minutes; after a break the registry is asked for a new one anyway.
@@ -35,8 +36,8 @@ type Blob struct {
 	digest     digest.Digest
 
 	mu       sync.Mutex // guards what follows
-	location *url.URL   // that answered last; nil: ask the registry. Never stored or logged.
-	until    time.Time  // how long location is used
+	location *url.URL   // the URL that answered last; nil: ask the registry. Kept in memory only, never logged
+	until    time.Time  // location is not used after this
 }
 
 // Blob returns a blob of the repository. It makes no request.
@@ -63,18 +64,19 @@ func (b *Blob) found(at *url.URL) {
 	}
 }
 
-// lost has the next request ask the registry.
+// lost forgets location, so that the next request asks the registry.
 func (b *Blob) lost() {
 	b.mu.Lock()
 	b.location = nil
 	b.mu.Unlock()
 }
 
-// Part is which bytes of a blob to read. The zero value but for Size and To -1 is all of it.
+// Part says which bytes of a blob to read. For the whole blob set To and Size to -1; the zero
+// value is of no use. A To behind the blob's end means its end.
 type Part struct {
 	From, To int64 // To is exclusive; -1: to the blob's end, wherever that is
 	Size     int64 // of the blob; -1: unknown
-	Whole    bool  // where the upstream knows no ranges, read on to the blob's end
+	Whole    bool  // if the upstream ignores ranges, don't stop at To: the other bytes come anyway
 }
 
 // Body reads a part of a blob. A body that breaks or stalls is continued by Range.
@@ -84,7 +86,7 @@ type Body struct {
 	ctx     context.Context
 	at, end int64 // what is left to read; end is -1 while nobody knows where the blob ends
 	size    int64 // of the blob; -1 until known
-	ranged  bool  // the upstream honours ranges
+	ranged  bool  // the last answer was a 206
 	whole   bool  // as in Part
 
 	body    io.ReadCloser
@@ -95,11 +97,12 @@ type Body struct {
 	failure error                   // final
 }
 
+// errStalled wraps DeadlineExceeded, so that classify makes it a Timeout.
 var errStalled = fmt.Errorf("no byte for %s: %w", stallDeadline, context.DeadlineExceeded)
 
 // Open asks for a part of the blob, again if need be, and returns when the upstream has
 // answered. ctx ends the request and all reading.
-// Errors: *Error, ctx's cause.
+// Errors: *Error, which wraps ctx's cause if ctx has ended, or ctx's cause.
 func (b *Blob) Open(ctx context.Context, p Part) (*Body, error) {
 	body := &Body{blob: b, ctx: ctx, at: p.From, end: p.To, size: p.Size, whole: p.Whole}
 	if err := body.connect(); err != nil {
@@ -119,11 +122,12 @@ func (b *Body) Size() int64 { return b.size }
 // Ranged reports whether the upstream has answered with a range.
 func (b *Body) Ranged() bool { return b.ranged }
 
-// connect opens the body, trying again as often as a break allows, until openDeadline.
+// connect opens the body, and tries again as often as a break allows. No attempt begins after
+// openDeadline.
 func (b *Body) connect() error {
 	start := time.Now()
 	for {
-		err := b.open()
+		err := b.request()
 		if err == nil {
 			return nil
 		}
@@ -146,7 +150,7 @@ func (b *Body) pause() error {
 	}
 }
 
-// final reports whether asking again can't help.
+// final reports whether asking again now can't help.
 func (b *Body) final(err error) bool {
 	if b.ctx.Err() != nil {
 		return true
@@ -155,8 +159,8 @@ func (b *Body) final(err error) bool {
 	return ok && (u.Cause == NotFound || u.Cause == Denied || u.Cause == Throttled || u.Cause == Refused)
 }
 
-// open sends one request for what is left and checks the headers of the answer.
-func (b *Body) open() error {
+// request sends one request for what is left and checks the headers of the answer.
+func (b *Body) request() error {
 	ctx, cancel := context.WithCancelCause(auth.WithScope(b.ctx, b.blob.repository))
 	slow := time.AfterFunc(headersDeadline, func() { cancel(context.DeadlineExceeded) })
 	header := http.Header{}
@@ -198,7 +202,8 @@ func rangeField(at, end int64) string {
 	return s
 }
 
-// accept checks what an answer says of itself against what is known of the blob.
+// accept checks what an answer says of itself against what is known of the blob, and takes over
+// its size and end.
 func (b *Body) accept(resp *http.Response, at *url.URL) error {
 	bad := func(format string, args ...any) error {
 		return &Error{Cause: Broken, Host: at.Host, Status: resp.StatusCode, Err: fmt.Errorf(format, args...)}
@@ -247,7 +252,7 @@ func (b *Body) skip(status int) error {
 }
 
 // parseContentRange reads "bytes 0-99/1000" (RFC 9110 §14.4); to is exclusive. A size of *
-// isn't accepted: the upstream knows it.
+// isn't accepted: a registry or CDN that has the blob knows its size.
 func parseContentRange(s string) (from, to, size int64, ok bool) {
 	spec, found := strings.CutPrefix(s, "bytes ")
 	span, total, found2 := strings.Cut(spec, "/")
@@ -262,7 +267,7 @@ func parseContentRange(s string) (from, to, size int64, ok bool) {
 	return from, to + 1, size, ok && from <= to && to < size
 }
 
-// broke closes a body that failed, and returns why.
+// broke closes a body that failed, and returns err.
 func (b *Body) broke(err error) error {
 	if b.stall != nil {
 		b.stall.Stop()

@@ -121,7 +121,7 @@ func (c *Client) Public(ctx context.Context, repository string) (bool, error) {
 
 // Down returns why blobs can't be fetched now, as far as is known without asking, or nil.
 // Errors: *Error.
-func (c *Client) Down() error { return c.health.down() }
+func (c *Client) Down() error { return c.health.blobsBlocked() }
 
 // Scarce reports whether less than a share (0…1) of the pull quota is left. Then nothing
 // should be asked that no client waits for.
@@ -138,7 +138,7 @@ func (c *Client) url(path string) *url.URL {
 // get sends a request, unless a cool-down forbids it, and follows no redirect.
 // Errors are *Error, whatever the status: only 2xx, 3xx and 416 are responses.
 func (c *Client) get(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
-	if err := c.health.check(l, c.version()); err != nil {
+	if err := c.health.admit(l, c.version()); err != nil {
 		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
@@ -179,7 +179,7 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 		return e // the caller ended it, not the upstream
 	}
 	if e.Cause == Refused {
-		c.health.refuse(time.Now().Add(max(e.RetryAfter, refusedFor)))
+		c.health.credentialRefused(time.Now().Add(max(e.RetryAfter, refusedFor)))
 	}
 	if l != cdn && (e.Cause == Timeout || e.Cause == Unreachable) {
 		c.health.failed(e, sent)

@@ -9,38 +9,43 @@ import (
 	"github.com/hubcache/hubcache/cooldown"
 )
 
-// limit says which limits a request counts against.
+// limit is what a request may run into.
 type limit uint8
 
 const (
-	plain limit = iota // a blob, a list: the abuse limit only
-	pulls              // a manifest: the pull limit too
-	cdn                // another host: a 429 there is the abuse limit, and silence isn't the registry's
-	abuse              // the limit that holds for every host
+	plain limit = iota // a request to the registry for a blob or a list: only the abuse limit counts
+	pulls              // one for a manifest: the pull limit counts too
+	// cdn is a request to a host that the registry redirected to. A 429 there is taken for the
+	// abuse limit, which holds for all hosts of Docker Hub; no answer says nothing about the
+	// registry.
+	cdn
+	abuse // no request: the limit that holds for every host
 )
 
-// health remembers what the upstream asked us not to ask, so that it isn't asked again.
-// The limits are separate: the pull limit stops manifests, for the credential that met it;
-// the abuse limit stops everything. (The token service's limit is in package auth.) Beside
-// them is the circuit breaker: when the registry can't be reached at all, it lets one
-// request through in a while. All methods are safe for concurrent use.
+// health decides whether a request may be sent to the upstream. It has the pause of the pull
+// limit (manifests, for one credential), the pause of the abuse limit (Docker Hub's limit on
+// requests of any kind), the circuit breaker, which a request without an answer opens, and
+// which then lets one request through per pause, and until when our credential isn't tried,
+// which package auth enforces and is only reported here. The token service's own pauses are in
+// package auth, too. All methods are safe for concurrent use.
 type health struct {
-	host string // as errors name it
+	title string // the upstream's name for people, as Error.Host
 
-	mu      sync.Mutex // guards what follows
-	pull    cooldown.Pause
-	version uint64 // of the credential that met the pull limit
-	all     cooldown.Pause
+	mu          sync.Mutex // guards what follows
+	pullPause   cooldown.Pause
+	pullVersion uint64 // of the credential that met the pull limit
+	abusePause  cooldown.Pause
 
-	refused time.Time // until when our credential is not tried again
+	refused time.Time // until when our credential isn't tried
 
-	heard   time.Time // when the registry last answered anything
-	open    *Error    // why the breaker is open; nil: it is closed
-	probeAt time.Time // when the open breaker lets the next request through
-	pause   time.Duration
+	heard      time.Time     // when the registry last answered anything
+	breaker    *Error        // why the breaker is open; nil: it is closed
+	probeAt    time.Time     // from when the open breaker lets the next request through
+	probePause time.Duration // the breaker's current pause; 0: none yet
 }
 
 const (
+	// The pauses after a 429 that names none; a named one may be longer.
 	throttleFirst = time.Minute
 	throttleMost  = 15 * time.Minute
 
@@ -50,56 +55,58 @@ const (
 )
 
 // newHealth returns the health of a host of which nothing bad is known yet.
-func newHealth(host string) health {
+func newHealth(title string) health {
 	p := cooldown.Pause{First: throttleFirst, Most: throttleMost}
-	return health{host: host, pull: p, all: p}
+	return health{title: title, pullPause: p, abusePause: p}
 }
 
-// throttle begins the pause of a limit and returns its length.
+// throttle begins the pause of a limit after a 429 and returns how long to wait. wait is what
+// the upstream named, 0 when it named nothing; version counts with pulls only.
 func (h *health) throttle(l limit, wait time.Duration, version uint64) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if l == pulls {
-		h.version = version
-		return h.pull.Begin(wait, time.Now())
+		h.pullVersion = version
+		return h.pullPause.Begin(wait, time.Now())
 	}
-	return h.all.Begin(wait, time.Now())
+	return h.abusePause.Begin(wait, time.Now())
 }
 
 // passed takes note of a request that met no limit: the next 429 begins with the first pause.
 func (h *health) passed(l limit) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.all.Reset()
+	h.abusePause.Reset()
 	if l == pulls {
-		h.pull.Reset()
+		h.pullPause.Reset()
 	}
 }
 
-// check returns why a request must not be sent, or nil. While the breaker is open it lets
-// one request through each time a pause has passed.
-func (h *health) check(l limit, version uint64) error {
+// admit returns why a request must not be sent, or nil. While the breaker is open, a nil makes
+// the request a probe: no other is let through until a pause has passed. Requests to a CDN
+// ignore the breaker.
+func (h *health) admit(l limit, version uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	if left := h.all.Left(now); left > 0 {
+	if left := h.abusePause.Left(now); left > 0 {
 		return h.cooling(left, "its abuse limit was met")
 	}
-	if left := h.pull.Left(now); l == pulls && h.version == version && left > 0 {
+	if left := h.pullPause.Left(now); l == pulls && h.pullVersion == version && left > 0 {
 		return h.cooling(left, "the pull limit was met")
 	}
-	if h.open == nil || l == cdn {
+	if h.breaker == nil || l == cdn {
 		return nil
 	}
 	if now.Before(h.probeAt) {
-		return h.open
+		return h.breaker
 	}
-	h.probeAt = now.Add(h.pause)
+	h.probeAt = now.Add(h.probePause)
 	return nil
 }
 
 func (h *health) cooling(left time.Duration, why string) error {
-	return &Error{Cause: Throttled, Host: h.host, Status: http.StatusTooManyRequests, RetryAfter: left, Err: errors.New(why + "; not asked again yet")}
+	return &Error{Cause: Throttled, Host: h.title, Status: http.StatusTooManyRequests, RetryAfter: left, Err: errors.New(why + "; not asked again yet")}
 }
 
 // failed opens the breaker, or keeps it open for longer, because a request failed. If the
@@ -110,55 +117,56 @@ func (h *health) failed(e *Error, sent time.Time) {
 	if h.heard.After(sent) {
 		return
 	}
-	h.pause = cooldown.Double(h.pause, probeFirst, probeMost)
-	h.open, h.probeAt = e, time.Now().Add(h.pause)
+	h.probePause = cooldown.Double(h.probePause, probeFirst, probeMost)
+	h.breaker, h.probeAt = e, time.Now().Add(h.probePause)
 }
 
-// answered closes the breaker.
+// answered takes note of an answer of the registry, of any status: it can be reached.
 func (h *health) answered() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.heard = time.Now()
-	h.open, h.pause, h.refused = nil, 0, time.Time{}
+	h.breaker, h.probePause, h.refused = nil, 0, time.Time{}
 }
 
-// refuse takes note that the credential isn't accepted, and until when it isn't tried again.
-func (h *health) refuse(until time.Time) {
+// credentialRefused takes note that our credential isn't accepted, and until when package auth
+// doesn't try it again. It is for blobsBlocked and state.
+func (h *health) credentialRefused(until time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.refused = until
 }
 
-// down returns why blobs can't be fetched now, as far as is known, or nil.
-func (h *health) down() error {
+// blobsBlocked returns why a blob can't be fetched now, as far as is known, or nil. Unlike
+// admit it uses no probe up. The pull limit doesn't count for blobs.
+func (h *health) blobsBlocked() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	if left := h.all.Left(now); left > 0 {
+	if left := h.abusePause.Left(now); left > 0 {
 		return h.cooling(left, "its abuse limit was met")
 	}
-	// Once a probe is due nothing is known any more, and the next request finds out: a
-	// client that is refused here would never send it.
-	if h.open != nil && now.Before(h.probeAt) {
-		return h.open
+	// If a probe is due, the caller must send its request, because that request is the probe.
+	if h.breaker != nil && now.Before(h.probeAt) {
+		return h.breaker
 	}
 	if now.Before(h.refused) {
-		return &Error{Cause: Refused, Host: h.host}
+		return &Error{Cause: Refused, Host: h.title}
 	}
 	return nil
 }
 
-// state is one word for people.
+// state is one word for people: ok, cooling, denied or down, as Stats.State explains.
 func (h *health) state(version uint64) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
 	switch {
-	case h.open != nil:
+	case h.breaker != nil:
 		return "down"
 	case now.Before(h.refused):
 		return "denied"
-	case h.all.Left(now) > 0, h.version == version && h.pull.Left(now) > 0:
+	case h.abusePause.Left(now) > 0, h.pullVersion == version && h.pullPause.Left(now) > 0:
 		return "cooling"
 	}
 	return "ok"
