@@ -227,14 +227,7 @@ func TestClientThatJoinsACancelledDownloadIsServed(t *testing.T) {
 		l.get(manifestPath(img))
 		a, b := img.Manifests[0].Layers[0].Digest, img.Manifests[0].Layers[1].Digest
 		for _, d := range []digest.Digest{a, b} {
-			ctx, cancel := context.WithCancel(context.Background())
-			resp, err := l.ask(ctx, "GET", blobPath("library/two", d))
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.CopyN(io.Discard, resp.Body, 1000)
-			cancel()
-			resp.Body.Close()
+			l.leaveEarly("library/two", d, 0)
 			time.Sleep(200 * time.Millisecond)
 		}
 		r := l.get(blobPath("library/two", b))
@@ -262,15 +255,7 @@ func TestCancelledDownloadThatWasCompleteIsAHit(t *testing.T) {
 		l.get(manifestPath(img))
 		a, b := img.Manifests[0].Layers[0].Digest, img.Manifests[0].Layers[1].Digest
 		for _, d := range []digest.Digest{a, b} {
-			ctx, cancel := context.WithCancel(context.Background())
-			resp, err := l.ask(ctx, "GET", blobPath("library/two", d))
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.CopyN(io.Discard, resp.Body, 1000)
-			time.Sleep(100 * time.Millisecond) // all bytes have come
-			cancel()
-			resp.Body.Close()
+			l.leaveEarly("library/two", d, 100*time.Millisecond) // all bytes have come
 		}
 		time.Sleep(100 * time.Millisecond)
 		l.hub.Inject(hubtest.Match{}, hubtest.Drop())
@@ -283,6 +268,21 @@ func TestCancelledDownloadThatWasCompleteIsAHit(t *testing.T) {
 			t.Errorf("upstream was asked:\n%s", asked)
 		}
 	})
+}
+
+// leaveEarly asks for a blob, reads some bytes, and leaves after a while.
+func (l *lab) leaveEarly(repository string, d digest.Digest, after time.Duration) {
+	l.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	resp, err := l.ask(ctx, "GET", blobPath(repository, d))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	io.CopyN(io.Discard, resp.Body, 1000)
+	time.Sleep(after)
+	cancel()
+	resp.Body.Close()
 }
 
 // bodySlowToClose is a body that takes ten seconds to close.
