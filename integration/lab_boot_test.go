@@ -38,8 +38,10 @@ mount -t tmpfs tmpfs "$dir"
 mkdir "$dir"/upper "$dir"/work "$dir"/root
 mount -t overlay overlay -o lowerdir=/,upperdir="$dir"/upper,workdir="$dir"/work "$dir"/root
 cd "$dir"/root
-# Remove what is configured and enabled on this machine.
+# Remove what is configured and enabled on this machine, and what a server that ran here as root
+# has left: systemd moves such a folder to var/lib/private, which an overlay can't do.
 rm -rf etc/systemd/system etc/docker etc/hubcache etc/machine-id usr/sbin/policy-rc.d
+rm -rf var/lib/hubcache* var/lib/private/hubcache* run/hubcache*
 mkdir -p etc/systemd/system etc/docker ."$3"
 touch etc/machine-id
 systemd-nspawn --quiet --directory=. --boot --register=no --keep-unit --private-network --console=pipe \
