@@ -41,23 +41,24 @@ func (srv *server) adopt() error {
 	if err != nil {
 		return err
 	}
-	old := srv.settings
-	budget, err := next.Budget.In(string(old.DataDir))
+	// What waits for the next start has no part in anything below: its folder need not exist.
+	now, later := settings.Reloaded(srv.settings, next)
+	budget, err := now.Budget.In(string(now.DataDir))
 	if err != nil {
 		return err
 	}
-	nets, err := next.AllowedClients()
+	nets, err := now.AllowedClients()
 	if err != nil {
 		return err
 	}
-	if err := srv.registry.SetPolicy(policy(next.Settings)); err != nil {
+	if err := srv.registry.SetPolicy(policy(now.Settings)); err != nil {
 		return err
 	}
-	srv.settings = next
+	srv.settings = now
 	srv.setLevel()
-	srv.store.SetLimits(budget, next.MinFree.Bytes)
+	srv.store.SetLimits(budget, now.MinFree.Bytes)
 	srv.gate.set(nets)
-	for _, key := range settings.NeedRestart(old.Settings, next.Settings) {
+	for _, key := range later {
 		srv.log.Warn("this setting changes with the next start only", "setting", key)
 	}
 	return nil

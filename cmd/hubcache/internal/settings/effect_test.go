@@ -2,6 +2,7 @@ package settings
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -82,23 +83,43 @@ func TestNixRestartsForWhatNeedsIt(t *testing.T) {
 	}
 }
 
-// TestNeedRestart: of what changes, exactly the settings that need it are named.
-func TestNeedRestart(t *testing.T) {
+// TestReloadedKeepsWhatNeedsARestart: after a reload exactly the settings that can change have
+// changed, with their sources, and a second reload is compared with what still runs.
+func TestReloadedKeepsWhatNeedsARestart(t *testing.T) {
 	isolate(t)
-	var want []string
-	next := Default()
+	running := &Loaded{Settings: Default(), source: map[string]string{}}
+	if _, later := Reloaded(running, running); len(later) != 0 {
+		t.Errorf("nothing changed, and %v need a restart", later)
+	}
+	next := &Loaded{Settings: Default(), File: "/etc/new.yaml", source: map[string]string{}}
 	for key, r := range leaves(next.table()) {
-		if key != "tags.rules" { // which only the file can set
+		next.source[key] = "file"
+		if key == "tags.rules" {
+			next.Tags.Rules = append(next.Tags.Rules, TagRule{Match: "a:*"})
+		} else {
 			otherwise(t, key, r.value)
 		}
-		if r.effect == onRestart {
-			want = append(want, key)
+	}
+	wanted := texts(next.Settings)
+	for range 2 {
+		now, later := Reloaded(running, next)
+		var restart []string
+		for key, r := range leaves(now.table()) {
+			want, source := wanted[key], "file"
+			if r.effect == onRestart {
+				want, source = texts(Default())[key], ""
+				restart = append(restart, key)
+			}
+			if got := textOf(r.value); got != want || now.source[key] != source {
+				t.Errorf("%s is %q from %q, want %q from %q", key, got, now.source[key], want, source)
+			}
 		}
-	}
-	if got := NeedRestart(Default(), next); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	if got := NeedRestart(next, next); len(got) != 0 {
-		t.Errorf("nothing changed, and %v need a restart", got)
+		if !slices.Equal(later, restart) {
+			t.Errorf("%v wait for a restart, want %v", later, restart)
+		}
+		if got := texts(next.Settings); !maps.Equal(got, wanted) {
+			t.Error("the new settings themselves were changed")
+		}
+		running = now
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -228,12 +229,43 @@ func (s *Settings) dockerTable() []row {
 	}
 }
 
-// NeedRestart returns the keys of the settings that differ between what a server runs with
-// and what it is to run with, and that take effect only when it is started again.
-func NeedRestart(running, next *Settings) (keys []string) {
-	return needRestart(running.table(), next.table())
+// Reloaded returns what a server runs with after a reload: the values of next where a change
+// takes effect then, and those of running, with their sources, for the rest. later are the keys
+// of the settings whose values in next take effect only when the server is started again.
+// Neither argument is changed, so running may come from an earlier Reloaded.
+func Reloaded(running, next *Loaded) (now *Loaded, later []string) {
+	s := *next.Settings
+	now = &Loaded{Settings: &s, File: next.File, source: maps.Clone(next.source)}
+	keepRunning(running.table(), s.table(), asSection)
+	for key, r := range leaves(s.table()) {
+		if source, ok := running.source[key]; r.effect != onRestart {
+			continue
+		} else if ok {
+			now.source[key] = source
+		} else {
+			delete(now.source, key)
+		}
+	}
+	return now, needRestart(running.table(), next.table())
 }
 
+// keepRunning sets what needs a restart in now to what it is in running. Both are tables of the
+// same type, in a section with that effect. A Map is kept or replaced as a whole.
+func keepRunning(running, now []row, section effect) {
+	for i, r := range now {
+		if r.effect == asSection {
+			r.effect = section
+		}
+		if r.rows != nil {
+			keepRunning(running[i].rows, r.rows, r.effect)
+		} else if r.effect == onRestart {
+			reflect.ValueOf(r.value).Elem().Set(reflect.ValueOf(running[i].value).Elem())
+		}
+	}
+}
+
+// needRestart returns the keys of the settings that differ between two tables and that take
+// effect only at a start.
 func needRestart(running, next []row) (keys []string) {
 	before := map[string]string{}
 	for key, r := range leaves(running) {
