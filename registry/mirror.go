@@ -33,7 +33,7 @@ type mirror struct {
 	missing cooldown.Memory    // tags that the upstream has not, by "repository:tag"
 	renewed cooldown.Memory    // repositories whose visibility has just been asked for again
 	calls   singleflight.Group // visibilities, confirmations, heads, manifests, lists
-	slow    atomic.Bool        // the upstream has just let the check of a tag wait in vain
+	checks  tagChecks          // checks of cached tags that are under way
 
 	*shared
 }
@@ -59,7 +59,7 @@ func newMirror(u Upstream, s *shared) (*mirror, error) {
 	if strings.Contains(client.Name(), "/") { // one upstream's keys would be another's
 		return nil, fmt.Errorf("an upstream's name can't be %q", client.Name())
 	}
-	m := &mirror{name: client.Name(), client: client, source: registrySource{client}, shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead()}
+	m := &mirror{name: client.Name(), client: client, source: registrySource{client}, shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}}}
 	if u.Source != nil {
 		m.source = u.Source(m.source)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/hubcache/hubcache/storage"
@@ -90,9 +91,59 @@ func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, m
 // errSlow says that a cached tag need not wait for upstream any longer.
 var errSlow = errors.New("upstream is slow")
 
+// tagChecks are the checks of cached tags that are under way. All methods are safe for
+// concurrent use.
+type tagChecks struct {
+	mu      sync.Mutex           // guards what follows
+	running map[string]*tagCheck // by "repository:tag"
+}
+
+type tagCheck struct {
+	requests int  // that are checking the tag; they share what they ask upstream
+	slow     bool // one of them has waited in vain
+}
+
+// begin counts a request that checks the tag.
+func (t *tagChecks) begin(tag string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running[tag] == nil {
+		t.running[tag] = &tagCheck{}
+	}
+	t.running[tag].requests++
+}
+
+// end takes back begin. The upstream has answered for the tag, or has failed.
+func (t *tagChecks) end(tag string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.running[tag]
+	c.slow = false
+	if c.requests--; c.requests == 0 {
+		delete(t.running, tag)
+	}
+}
+
+// isSlow reports whether a request has waited in vain for the check that is under way. It is
+// kept for each tag, because it says nothing of others: a packet may have been lost.
+func (t *tagChecks) isSlow(tag string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.running[tag] != nil && t.running[tag].slow
+}
+
+// waitedInVain marks the check as slow, unless it has just ended.
+func (t *tagChecks) waitedInVain(tag string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.running[tag]; c != nil {
+		c.slow = true
+	}
+}
+
 // checkBriefly is check. If the tag may be stale it waits at most checkPatience, and not at all
-// from when one request has waited in vain until any check of this mirror ends. The check
-// itself goes on.
+// from when one request has waited in vain until a check of this tag ends. The check itself
+// goes on.
 // Errors: errSlow, errStopping, those of check, ctx's cause.
 func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*found, error) {
 	type checked struct {
@@ -104,20 +155,21 @@ func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*f
 	if !ok {
 		return nil, errStopping
 	}
+	tag, patience := q.name+":"+q.ref, checkPatience
+	if q.m.checks.isSlow(tag) {
+		patience = 0
+	}
+	q.m.checks.begin(tag)
 	go func() {
 		defer leave()
 		ctx, cancel := q.m.tasks.detached(ctx)
 		defer cancel()
 		f, err := q.check(ctx)
-		q.m.slow.Store(false)
+		q.m.checks.end(tag)
 		done <- checked{f, err}
 	}()
 	var enough <-chan time.Time // never, if the tag must not be stale
 	if mayBeStale {
-		patience := checkPatience
-		if q.m.slow.Load() {
-			patience = 0
-		}
 		wait := time.NewTimer(patience)
 		defer wait.Stop()
 		enough = wait.C
@@ -128,7 +180,7 @@ func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*f
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-enough:
-		q.m.slow.Store(true)
+		q.m.checks.waitedInVain(tag)
 		return nil, errSlow
 	}
 }

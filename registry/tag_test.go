@@ -132,6 +132,42 @@ func TestSlowUpstreamDelaysACachedTagOnlyOnce(t *testing.T) {
 	})
 }
 
+// TestSlowTagMakesNoOtherTagStale: upstream takes 3 s for one tag and 30 ms for all others.
+// While a request has waited for the slow one in vain, another repository's tag, and another
+// tag of the same repository, are still checked, and a moved one is answered with what it
+// names now.
+func TestSlowTagMakesNoOtherTagStale(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{hub: hubtest.Options{Latency: 30 * time.Millisecond}})
+		slow := l.smallImage("coop/slow", "1")
+		l.pull(slow)
+		for _, img := range []*hubtest.Image{l.smallImage("coop/other", "1"), l.smallImage("coop/slow", "2"), l.smallImage("library/official", "1")} {
+			l.pull(img)
+		}
+		l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "manifests", Repository: "coop/slow", Reference: "1"}, hubtest.Delay(3*time.Second))
+		time.Sleep(2 * time.Minute)
+		for round := range 3 {
+			if r := l.get(manifestPath(slow)); r.status != 200 || r.header.Get("X-Hubcache") != "stale" {
+				t.Fatalf("the slow tag: %d %s", r.status, r.header.Get("X-Hubcache"))
+			}
+			for i, name := range []string{"coop/other:1", "coop/slow:2", "library/official:1"} {
+				repository, tag, _ := strings.Cut(name, ":")
+				moved := l.hub.AddImage(repository, tag, hubtest.ImageSpec{Layers: hubtest.Layers(1, int64(5000+10*round+i))})
+				start := time.Now()
+				r := l.get(manifestPath(moved))
+				if r.status != 200 || r.header.Get("X-Hubcache") == "stale" || !bytes.Equal(r.body, moved.Bytes) {
+					t.Errorf("%s: %d %s, the manifest is the new one: %v", name, r.status, r.header.Get("X-Hubcache"), bytes.Equal(r.body, moved.Bytes))
+				}
+				if took := time.Since(start); took > time.Second {
+					t.Errorf("%s took %s", name, took)
+				}
+			}
+			time.Sleep(2 * time.Minute)
+		}
+	})
+}
+
 // TestStaleTagIsNotServedAfterMaxStale: a cached tag is served while upstream fails, but
 // not longer than max_stale after its last check.
 func TestStaleTagIsNotServedAfterMaxStale(t *testing.T) {
