@@ -1,10 +1,13 @@
 package server
 
 import (
+	"crypto/tls"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 )
 
@@ -13,9 +16,62 @@ import (
 type gate struct {
 	log  *slog.Logger
 	nets atomic.Pointer[[]netip.Prefix]
+
+	mu    sync.Mutex // guards conns; no other lock is taken under it
+	conns map[net.Conn]struct{}
 }
 
-func (g *gate) set(nets []netip.Prefix) { g.nets.Store(&nets) }
+// set replaces the networks, and closes the open connections of clients that may no longer
+// connect, even in the middle of an answer.
+func (g *gate) set(nets []netip.Prefix) {
+	g.nets.Store(&nets)
+	var closing []net.Conn
+	g.mu.Lock()
+	for c := range g.conns {
+		if !g.open(c.RemoteAddr()) {
+			closing = append(closing, c)
+		}
+	}
+	g.mu.Unlock()
+	for _, c := range closing {
+		cut(c)
+	}
+	if len(closing) > 0 {
+		g.log.Info("connections closed: their clients are no longer in listen_allow", "connections", len(closing))
+	}
+}
+
+// track is for http.Server.ConnState: it knows which connections are open. A connection that
+// set can't have seen yet is closed here.
+func (g *gate) track(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		g.mu.Lock()
+		if g.conns == nil {
+			g.conns = map[net.Conn]struct{}{}
+		}
+		g.conns[c] = struct{}{}
+		g.mu.Unlock()
+		if !g.open(c.RemoteAddr()) { // set was called since it was accepted
+			cut(c)
+		}
+	case http.StateClosed, http.StateHijacked:
+		g.mu.Lock()
+		delete(g.conns, c)
+		g.mu.Unlock()
+	}
+}
+
+// cut closes a connection at once. Bytes that the kernel has not sent yet are dropped.
+func cut(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn() // tls.Conn.Close would wait for a client that doesn't read
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
+	c.Close()
+}
 
 // open reports whether a client at that address may connect.
 func (g *gate) open(addr net.Addr) bool {

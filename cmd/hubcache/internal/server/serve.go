@@ -46,6 +46,7 @@ func (srv *server) serveAll(ls []listener) {
 		if l.admin {
 			srv.admins = append(srv.admins, s)
 		} else {
+			s.ConnState = srv.gate.track
 			srv.pulls = append(srv.pulls, s)
 		}
 		go func() {

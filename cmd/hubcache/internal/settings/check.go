@@ -84,19 +84,41 @@ func CheckAddress(addr string) error {
 	return nil
 }
 
-// AllowedClients returns the networks of listen_allow, which may be single addresses. It
-// fails when one is neither a network nor an address; Load has checked that.
+// AllowedClients returns the networks of listen_allow, which may be single addresses. IPv4
+// networks are plain, however they are written. It fails when one is neither a network nor an
+// address; Load has checked that.
 func (s *Settings) AllowedClients() (nets []netip.Prefix, err error) {
 	for _, cidr := range s.ListenAllow {
-		p, err := netip.ParsePrefix(cidr)
+		p, err := parseNetwork(cidr)
 		if err != nil {
-			a, aerr := netip.ParseAddr(cidr)
-			if aerr != nil {
-				return nil, fmt.Errorf("listen_allow: %q is neither an address nor a network like 10.0.0.0/8", cidr)
-			}
-			p = netip.PrefixFrom(a, a.BitLen())
+			return nil, fmt.Errorf("listen_allow: %w", err)
 		}
-		nets = append(nets, p.Masked())
+		nets = append(nets, p)
 	}
 	return nets, nil
+}
+
+// mappedBits is how many bits of an IPv4-mapped IPv6 address stand before the IPv4 address.
+const mappedBits = 96
+
+// parseNetwork reads a network like 10.0.0.0/8, or a single address.
+func parseNetwork(cidr string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(cidr)
+	if err != nil {
+		a, err := netip.ParseAddr(cidr)
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a network like 10.0.0.0/8", cidr)
+		}
+		if a.Zone() != "" { // a Prefix has no zone, and would let in more than is written
+			return netip.Prefix{}, fmt.Errorf("%q: leave out the zone, which can't be told apart here", cidr)
+		}
+		p = netip.PrefixFrom(a, a.BitLen())
+	}
+	if a := p.Addr(); a.Is4In6() {
+		if p.Bits() < mappedBits {
+			return netip.Prefix{}, fmt.Errorf("%q holds IPv4 and IPv6 addresses: write a network of each kind, like 10.0.0.0/8 and fd00::/8", cidr)
+		}
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-mappedBits)
+	}
+	return p.Masked(), nil
 }
