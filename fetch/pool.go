@@ -41,12 +41,16 @@ var (
 	// ErrBusy: no slot came free in time.
 	ErrBusy = errors.New("too many downloads are under way (limits.transfers, limits.bypass)")
 
+	// ErrAbsent: the Source hasn't got the blob, or refuses it. A Source whose errors wrap it
+	// remembers by itself what it hasn't got.
+	ErrAbsent = errors.New("the source hasn't got it")
+
 	// ErrTimeout: a small blob, which is sent only when it has been verified, took too long.
 	ErrTimeout = fmt.Errorf("not all of the blob arrived in %s: %w", verifyDeadline, context.DeadlineExceeded)
 
 	errOrphan  = errors.New("nobody reads it, and there are too many such downloads")
 	errClosed  = errors.New("the server is stopping")
-	notFailure = []error{ErrBypass, ErrEnded, ErrBusy, errOrphan, errClosed, storage.ErrNoRoom, storage.ErrDisk} // they say nothing of the source
+	notFailure = []error{ErrAbsent, ErrBypass, ErrEnded, ErrBusy, errOrphan, errClosed, storage.ErrNoRoom, storage.ErrDisk} // they say nothing of the source
 )
 
 const (

@@ -40,6 +40,10 @@ func redirectTo(edit func(*url.URL)) func(fetchMode) []hubtest.Fault {
 // result: until a resume succeeds, or three times, or once if asking again can't help.
 func (row *blobFault) requests(got result) int {
 	switch {
+	case got == wholeOrRefused: // the second client asks again, since a manifest names the blob
+		return 2
+	case row.once == wholeOrRefused: // and so do all five
+		return 5
 	case row.harmless, row.once != whole:
 		return 1
 	case got == whole, row.name == "silence at the cdn": // 4 s each: there is no time for a third
@@ -122,8 +126,8 @@ func blobFaults() []blobFault {
 		blobFault{name: "403 at the CDN", face: hubtest.CDN, faults: fixed(hubtest.Status(403, "<Error/>")), once: whole, always: refusedOrBroken},
 		blobFault{name: "404 at the CDN", face: hubtest.CDN, faults: fixed(hubtest.Status(404, "<Error/>")), once: whole, always: refusedOrBroken},
 		blobFault{name: "401 at the CDN", face: hubtest.CDN, faults: fixed(hubtest.Status(401, "<Error/>")), once: whole, always: refusedOrBroken},
-		blobFault{name: "403 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(403, "{}")), once: refusedOrBroken, always: refusedOrBroken},
-		blobFault{name: "404 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(404, "{}")), once: refusedOrBroken, always: refusedOrBroken},
+		blobFault{name: "403 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(403, "{}")), once: wholeOrRefused, always: refusedOrBroken},
+		blobFault{name: "404 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(404, "{}")), once: wholeOrRefused, always: refusedOrBroken},
 	)
 }
 

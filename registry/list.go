@@ -26,13 +26,17 @@ const (
 	listKept  = 256 << 10
 )
 
+// listLife is how long a list is kept at least, also where tags are asked for every time:
+// tools page through lists, and Docker asks for the referrers of an image at each pull.
+const listLife = 5 * time.Second
+
 // list is an answer to tags/list or referrers.
 type list struct {
 	upstream.List
 	at time.Time // when the upstream gave it
 }
 
-// lists are the answers that are kept, each for the TTL of its repository's tags.
+// lists are the answers that are kept, each for the TTL of its repository's tags, or listLife.
 type lists struct {
 	mu  sync.Mutex // guards lru
 	lru *simplelru.LRU[string, *list]
@@ -71,7 +75,7 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 	}
 	s := r.policy.tag(r.name, "")
 	kept := r.m.lists.get(listKey(r.name, path, query))
-	if kept != nil && time.Since(kept.at) < s.ttl {
+	if kept != nil && time.Since(kept.at) < max(s.ttl, listLife) {
 		return kept.write(w, req, OutcomeHit)
 	}
 	l, err := r.list(ctx, path, query)
@@ -104,7 +108,11 @@ func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, 
 		defer cancel()
 		l := &list{}
 		var err error
-		if l.List, err = r.m.client.List(ctx, r.name, path, query); err != nil {
+		if err = r.m.absent.get(listKind, r.name, path); err == nil {
+			l.List, err = r.m.client.List(ctx, r.name, path, query)
+			r.m.absent.note(listKind, r.name, path, err)
+		}
+		if err != nil {
 			u, ok := errors.AsType[*upstream.Error](err)
 			if !ok || u.Cause != upstream.NotFound || !strings.HasPrefix(path, "referrers/") {
 				return nil, err

@@ -30,7 +30,7 @@ type mirror struct {
 	hot     *hot               // manifests that are answered from memory
 	lists   *lists             // tag lists and referrers
 	ahead   *readAhead         // which layers to fetch ahead of a client
-	missing cooldown.Memory    // tags that the upstream has not, by "repository:tag"
+	absent  *absent            // what the upstream has just said that it hasn't got
 	renewed cooldown.Memory    // repositories whose visibility has just been asked for again
 	calls   singleflight.Group // visibilities, confirmations, heads, manifests, lists
 	checks  tagChecks          // checks of cached tags that are under way
@@ -63,6 +63,8 @@ func newMirror(u Upstream, s *shared) (*mirror, error) {
 	if u.Source != nil {
 		m.source = u.Source(m.source)
 	}
+	m.absent = &absent{m: m}
+	m.source = absentSource{m.source, m.absent}
 	return m, nil
 }
 

@@ -81,7 +81,6 @@ func (r *repo) confirm(ctx context.Context, k fetch.Kind, d digest.Digest, size 
 
 // setTag keeps what a tag names, as upstream has just said.
 func (r *repo) setTag(tag string, f *found) {
-	r.m.missing.Forget(r.name + ":" + tag)
 	r.m.store.SetTag(r.full, tag, storage.Tag{Digest: f.digest, MediaType: f.mediaType, Size: f.size, Checked: time.Now()})
 }
 
@@ -93,5 +92,4 @@ func (r *repo) forgetTag(tag string) {
 		return
 	}
 	r.m.store.DeleteTag(r.full, tag)
-	r.m.missing.Add(r.name+":"+tag, r.policy.NegativeTTL, nil)
 }

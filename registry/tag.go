@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"errors"
-	"net/http"
 	"sync"
 	"time"
 
@@ -31,9 +30,6 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 	fresh := age >= 0 && age < s.ttl // less than 0: the clock was set back
 	if m != nil && fresh {
 		return q.freshTag(ctx, m, t, s)
-	}
-	if q.m.missing.Has(q.name + ":" + q.ref) {
-		return nil, &upstream.Error{Cause: upstream.NotFound, Host: q.m.client.Host(), Status: http.StatusNotFound, Err: errors.New("remembered")}
 	}
 	if m == nil {
 		if t.Digest != "" && fresh && !q.head {
