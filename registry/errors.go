@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -14,21 +15,27 @@ import (
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// failure is an answer to a client that isn't what it asked for.
+// failure is an answer to a client that isn't what it asked for. Clients get all but err: the
+// texts of errors name files, addresses of the network inside and the account.
 type failure struct {
 	status     int
 	code       errcode.ErrorCode
-	detail     string
+	detail     string // for clients
 	retryAfter time.Duration
-	err        error // for the log
+	err        error // for the log; nil: detail says all
 }
 
+// Error is the text for the log.
 func (f *failure) Error() string {
-	s := f.code.Message()
-	if f.detail != "" {
-		s += ": " + f.detail
+	s := f.detail
+	if f.err != nil {
+		if text := f.err.Error(); strings.HasPrefix(text, s) {
+			s = text
+		} else {
+			s += " (" + text + ")"
+		}
 	}
-	return s
+	return f.code.Message() + ": " + s
 }
 
 func (f *failure) Unwrap() error { return f.err }
@@ -63,14 +70,17 @@ func fail(k kind, err error) *failure {
 		return f
 	}
 	u, ok := errors.AsType[*upstream.Error](err)
-	if !ok {
-		u = ownError(err)
+	detail := ""
+	if ok {
+		detail = u.Summary()
+	} else {
+		u, detail = ownError(err)
 	}
 	a := answers[u.Cause].manifest
 	if k == blob {
 		a = answers[u.Cause].blob
 	}
-	f := &failure{status: a.status, code: a.code, detail: u.Error(), err: u}
+	f := &failure{status: a.status, code: a.code, detail: detail, err: err}
 	if a.status == http.StatusTooManyRequests || u.Cause == upstream.Refused {
 		f.retryAfter = u.RetryAfter
 		if f.retryAfter <= 0 {
@@ -80,17 +90,16 @@ func fail(k kind, err error) *failure {
 	return f
 }
 
-// ownError is an error of ours as though an upstream had failed: the disk can't be read,
-// say. The client may have more luck at Docker Hub.
-func ownError(err error) *upstream.Error {
-	u := &upstream.Error{Cause: upstream.Broken, Host: "hubcache", Err: err}
+// ownError is an error of ours as though an upstream had failed, since the client may have
+// more luck at Docker Hub: the disk can't be read, say. detail is for the client.
+func ownError(err error) (u *upstream.Error, detail string) {
 	switch {
 	case errors.Is(err, fetch.ErrBusy):
-		u.Cause, u.RetryAfter = upstream.Throttled, retrySoon
+		return &upstream.Error{Cause: upstream.Throttled, RetryAfter: retrySoon}, "this cache is too busy"
 	case errors.Is(err, context.DeadlineExceeded):
-		u.Cause = upstream.Timeout
+		return &upstream.Error{Cause: upstream.Timeout}, "this cache does not answer in time"
 	}
-	return u
+	return &upstream.Error{Cause: upstream.Broken}, "this cache fails; its log says why"
 }
 
 // Failures that depend on nothing but the policy.

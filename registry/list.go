@@ -89,9 +89,9 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 	case ok && u.Down() && q.kind == referrers:
 		return emptyIndex().write(w, req, OutcomeStale)
 	case ok && u.Cause == upstream.NotFound:
-		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: u.Error(), err: u}}
+		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: u.Summary(), err: err}}
 	case ok && u.Down():
-		return result{err: &failure{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: u.Error(), err: u}}
+		return result{err: &failure{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: u.Summary(), err: err}}
 	}
 	return result{err: err}
 }

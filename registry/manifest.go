@@ -155,7 +155,7 @@ func (q *manifestRequest) deliverable(m *storage.Manifest) error {
 	for _, c := range m.Children {
 		if _, ok := q.m.store.Has(c.Digest); !ok && c.Role != image.RoleManifest {
 			return &failure{status: http.StatusServiceUnavailable, code: errcode.ErrorCodeUnavailable, err: down,
-				detail: fmt.Sprintf("blob %s of this image is not cached, and %v", c.Digest, down)}
+				detail: "blob " + string(c.Digest) + " of this image is not cached, and " + fail(manifest, down).detail}
 		}
 	}
 	return nil

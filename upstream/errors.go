@@ -27,7 +27,8 @@ const (
 )
 
 // Error is a failure of an upstream. Its text names the host and what it said, and never
-// contains a URL, which may be signed.
+// contains a URL, which may be signed. The text of Err may name the account, the password file
+// and addresses of the network inside: it is for the log, and Summary is for clients.
 type Error struct {
 	Cause      Cause
 	Host       string
@@ -36,7 +37,17 @@ type Error struct {
 	Err        error         // may be nil
 }
 
+// Error implements error. The text begins with the Summary.
 func (e *Error) Error() string {
+	s := e.Summary()
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Summary says which host failed, how, and with which status. It says nothing of Err.
+func (e *Error) Summary() string {
 	what := map[Cause]string{
 		NotFound: "has no such thing", Denied: "denies access", Refused: "refuses our credential", Throttled: "limits requests",
 		Broken: "fails", Timeout: "does not answer in time", Unreachable: "can't be reached", NoVisibility: "does not tell whether the repository is public",
@@ -44,9 +55,6 @@ func (e *Error) Error() string {
 	s := "upstream " + e.Host + " " + what
 	if e.Status != 0 {
 		s += fmt.Sprintf(" (HTTP %d)", e.Status)
-	}
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
 	}
 	return s
 }
