@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -21,8 +22,12 @@ type Flight struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
+	doubtful bool // the last body of the blob broke: headers wait until this one is verified
+
 	ready chan struct{} // closed when the source has answered, or has failed
 	done  chan struct{} // closed when the flight is over
+
+	again bool // it has failed, and nothing is remembered of it. Written before done is closed
 
 	// in and err are written before ready is closed, and never after.
 	announced sync.Once
@@ -55,9 +60,10 @@ func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
 // client may read it. Only a new flight uses more of b than its digest.
 // Errors: ErrEnded, also when the pool is closed; ctx's cause.
 func (p *Pool) Start(ctx context.Context, b Blob) (f *Flight, first bool, err error) {
+	doubtful := p.failed.Failed(b.key())
 	p.mu.Lock()
 	if f = p.flights[b.Digest]; f == nil {
-		f = p.start(b)
+		f = p.start(b, doubtful)
 		first = f != nil
 	}
 	if f != nil {
@@ -72,11 +78,11 @@ func (p *Pool) Start(ctx context.Context, b Blob) (f *Flight, first bool, err er
 }
 
 // start starts a flight, or returns nil when the pool is closed. mu is held.
-func (p *Pool) start(b Blob) *Flight {
+func (p *Pool) start(b Blob, doubtful bool) *Flight {
 	if p.closed {
 		return nil
 	}
-	f := &Flight{pool: p, blob: b, ready: make(chan struct{}), done: make(chan struct{})}
+	f := &Flight{pool: p, blob: b, doubtful: doubtful, ready: make(chan struct{}), done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	p.flights[b.Digest] = f
 	p.running.Go(f.run)
@@ -143,12 +149,13 @@ func (f *Flight) run() {
 // client can start another one in between.
 func (f *Flight) finish(err error) {
 	p := f.pool
-	if err != nil && !slices.ContainsFunc(notFailure, func(e error) bool { return errors.Is(err, e) }) {
-		remember := FailedFor
-		if f.in != nil {
-			remember = brokenFor
+	switch {
+	case err == nil:
+		p.failed.Forget(f.blob.key())
+	case !slices.ContainsFunc(notFailure, func(e error) bool { return errors.Is(err, e) }):
+		if !errors.Is(err, ErrLater) {
+			f.again = p.failed.Add(f.blob.key(), err, f.in == nil) == 0
 		}
-		p.failed.Add(f.blob.key(), remember, err)
 		p.log.Warn("fetching a blob failed", "repository", f.blob.Origin.Repository, "digest", f.blob.Digest, "error", err)
 	}
 	p.mu.Lock()
@@ -197,7 +204,7 @@ func (f *Flight) Origin() storage.Origin { return f.blob.Origin }
 
 // Reader waits until there is something to read, and returns a reader of it. Close it. A blob
 // of known size up to storage.VerifyFirst has been verified by then, so that its client gets an
-// error status and not a broken body.
+// error status and not a broken body. So has one whose last body broke, unless that takes long.
 // Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, that the pool is closed, those of the
 // Source and of the storage, ctx's cause.
 func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
@@ -209,18 +216,46 @@ func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
+	var err error
 	if size := f.in.Size(); size >= 0 && size <= storage.VerifyFirst {
-		wait, cancel := context.WithTimeoutCause(ctx, verifyDeadline, ErrTimeout)
-		defer cancel()
-		if err := f.in.Wait(wait); err != nil {
-			return nil, err
+		err = f.verifiedWithin(ctx, verifyDeadline)
+	} else if f.doubtful {
+		if err = f.verifiedWithin(ctx, silentDeadline); errors.Is(err, ErrTimeout) && f.in.Received() > 0 {
+			err = f.verifiedWithin(ctx, doubtDeadline-silentDeadline)
+			if errors.Is(err, ErrTimeout) {
+				err = nil
+			}
 		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	rd, ok := f.in.Reader()
 	if !ok {
 		return nil, ErrEnded
 	}
 	return rd, nil
+}
+
+// verifiedWithin waits until the blob is verified, of which its client has got nothing yet.
+// Errors: ErrTimeout; ErrEnded when it has failed and the next flight may begin at once; why the
+// flight has failed; ctx's cause.
+func (f *Flight) verifiedWithin(ctx context.Context, patience time.Duration) error {
+	wait, cancel := context.WithTimeoutCause(ctx, patience, ErrTimeout)
+	defer cancel()
+	err := f.in.Wait(wait)
+	if err == nil || wait.Err() != nil || NotKept(err) {
+		return err
+	}
+	select {
+	case <-f.done:
+	case <-wait.Done():
+		return err
+	}
+	if f.again {
+		return ErrEnded
+	}
+	return err
 }
 
 // Size returns the size of the blob in bytes, -1 while it is unknown. It panics unless Reader

@@ -201,34 +201,85 @@ func TestReadersAreCountedRight(t *testing.T) {
 	})
 }
 
-// TestFailureIsRemembered: for a moment, and only for the repository that it was met under.
-func TestFailureIsRemembered(t *testing.T) {
+// TestFailureIsRememberedFromTheSecondInARowOn: and only for the repository that it was met
+// under. Readers who have got nothing of the first one are told to look again.
+func TestFailureIsRememberedFromTheSecondInARowOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPool(t, 1<<30, Limits{})
 		m := &memory{}
 		b := blobOf(m, 1000, "other bytes ")
 		b.Digest = digest.FromString("what was asked for")
-		f, _, err := p.Start(t.Context(), b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Reader(t.Context()); !errors.Is(err, storage.ErrDigest) {
-			t.Errorf("a blob with the wrong bytes: %v", err)
-		}
-		f.Leave()
-		synctest.Wait()
-		if err := p.Failed(b.Origin.Repository, b.Digest); !errors.Is(err, storage.ErrDigest) {
-			t.Errorf("it is remembered as %v", err)
+		for i, want := range []error{ErrEnded, storage.ErrDigest} {
+			f, _, err := p.Start(t.Context(), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Reader(t.Context()); !errors.Is(err, want) {
+				t.Errorf("a blob with the wrong bytes, time %d: %v", i, err)
+			}
+			f.Leave()
+			synctest.Wait()
+			if err := p.Failed(b.Origin.Repository, b.Digest); (err != nil) != (i > 0) || i > 0 && !errors.Is(err, storage.ErrDigest) {
+				t.Errorf("time %d is remembered as %v", i, err)
+			}
 		}
 		if err := p.Failed("docker.io/library/b", b.Digest); err != nil {
 			t.Errorf("another repository is told %v", err)
 		}
-		if n := p.Stats().DigestMismatches; n != 1 {
+		if n := p.Stats().DigestMismatches; n != 2 {
 			t.Errorf("%d mismatches are counted", n)
 		}
-		time.Sleep(brokenFor + 1)
+		time.Sleep(failedFirst)
 		if err := p.Failed(b.Origin.Repository, b.Digest); err != nil {
-			t.Errorf("much later: %v", err)
+			t.Errorf("later: %v", err)
+		}
+	})
+}
+
+// TestBlobThatBrokeIsVerifiedFirst: the headers of a blob whose last body broke wait until it is
+// verified, for 10 s at most while bytes come, and fail after 4 s when none do.
+func TestBlobThatBrokeIsVerifiedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			last byte
+			hold bool
+			want error
+			took time.Duration
+		}{
+			{'x', false, storage.ErrDigest, 0},
+			{0, false, nil, 0},
+			{0, true, ErrTimeout, 4 * time.Second},
+		} {
+			p := newPool(t, 1<<30, Limits{})
+			m := &memory{}
+			b := blobOf(m, 2<<20, "large ")
+			good := m.blob
+			for i, last := range []byte{'y', c.last} {
+				m.blob = bytes.Clone(good)
+				if last > 0 {
+					m.blob[len(good)-1] = last
+				}
+				if m.hold = nil; i > 0 && c.hold {
+					m.hold = make(chan struct{})
+				}
+				began := time.Now()
+				f, _, err := p.Start(t.Context(), b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				rd, err := f.Reader(t.Context())
+				if took := time.Since(began); i > 0 && (!errors.Is(err, c.want) || took != c.took) {
+					t.Errorf("%+v: %v after %s", c, err, took)
+				}
+				if rd != nil {
+					rd.Close()
+				}
+				f.Leave()
+				if m.hold != nil {
+					close(m.hold)
+				}
+				synctest.Wait()
+			}
 		}
 	})
 }

@@ -45,6 +45,10 @@ var (
 	// remembers by itself what it hasn't got.
 	ErrAbsent = errors.New("the source hasn't got it")
 
+	// ErrLater: the Source can't be asked now, for this blob or any other. A Source whose errors
+	// wrap it remembers by itself until when, and answers at once until then.
+	ErrLater = errors.New("the source can't be asked now")
+
 	// ErrTimeout: a small blob, which is sent only when it has been verified, took too long.
 	ErrTimeout = fmt.Errorf("not all of the blob arrived in %s: %w", verifyDeadline, context.DeadlineExceeded)
 
@@ -54,14 +58,19 @@ var (
 )
 
 const (
-	// FailedFor is how long a failure is remembered, so that a client that asks five times
-	// at once is answered four times from memory.
-	FailedFor = 10 * time.Second
+	// failedFirst and failedMost are how long other failures are remembered: for the first
+	// time, and at most. A body that broke, or was wrong, is remembered from the second in a
+	// row on (cooldown.Failures). A failure before the headers is remembered at once, since
+	// the source had tried several times.
+	failedFirst = time.Second
+	failedMost  = 20 * time.Second
 
-	// brokenFor is the same for a body that broke for good after clients had its headers.
-	// dockerd's older store asks for the rest of it 5 s later, and, refused, for all of it
-	// after 10 s more; refused again it falls back to Hub, and otherwise only after 75 s.
-	brokenFor = 20 * time.Second
+	// A blob whose last body broke is sent only when it has been verified, for at most
+	// doubtDeadline, and is given up when no byte has come in silentDeadline. dockerd's older
+	// store asks for the rest of a broken body after 5 s, and then for all of it after 10 s
+	// more; refused both times it falls back to Hub, and otherwise only after 75 s.
+	doubtDeadline  = 10 * time.Second
+	silentDeadline = 4 * time.Second
 
 	// verifyDeadline is how long the headers of a small blob wait for all of it. Together
 	// with what comes before it is less than the 30 s after which containerd gives up.
@@ -113,7 +122,7 @@ type Pool struct {
 	verified func(digest.Digest)
 
 	bounds atomic.Pointer[bounds]
-	failed cooldown.Memory // blobs whose fetch has just failed, by Blob.key
+	failed *cooldown.Failures // blobs whose fetch has failed, by Blob.key
 	unused unused
 
 	received   atomic.Int64 // bytes from sources, for the pace of all downloads together
@@ -144,6 +153,7 @@ type bounds struct {
 func New(o Options) *Pool {
 	p := &Pool{
 		store: o.Store, log: cmp.Or(o.Log, slog.Default()), verified: o.Verified,
+		failed: cooldown.NewFailures(failedFirst, failedMost),
 		unused: unused{blobs: map[digest.Digest]*unusedBlob{}}, flights: map[digest.Digest]*Flight{},
 	}
 	if p.verified == nil {
@@ -188,7 +198,8 @@ func (p *Pool) Close(ctx context.Context) error {
 	}
 }
 
-// Failed returns why a fetch of the blob under the repository failed a moment ago, or nil.
+// Failed returns why a fetch of the blob under the repository failed a moment ago, or nil when
+// it may be tried.
 func (p *Pool) Failed(repository string, d digest.Digest) error {
 	err, _ := p.failed.Get((&Blob{Digest: d, Origin: storage.Origin{Repository: repository}}).key())
 	return err

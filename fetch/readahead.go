@@ -64,15 +64,16 @@ func (p *Pool) fetchAhead(b Blob, down func() error) bool {
 	if _, ok := p.store.Has(b.Digest); ok {
 		return true
 	}
-	if down() != nil || p.failed.Has(b.key()) {
+	if down() != nil || p.Failed(b.Origin.Repository, b.Digest) != nil {
 		return false
 	}
+	doubtful := p.failed.Failed(b.key())
 	p.mu.Lock()
 	if p.flights[b.Digest] != nil {
 		p.mu.Unlock()
 		return true // a client was first
 	}
-	f := p.start(b)
+	f := p.start(b, doubtful)
 	p.mu.Unlock()
 	if f == nil {
 		return false

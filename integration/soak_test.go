@@ -5,6 +5,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -178,7 +180,7 @@ func (k *soak) failed(err error) {
 	}
 	what := "connection broken"
 	if status, ok := errors.AsType[statusError](err); ok {
-		what = fmt.Sprintf("status %d", int(status))
+		what = fmt.Sprintf("status %d (%s)", status.status, status.cause)
 	}
 	k.failures[what]++
 }
@@ -188,10 +190,25 @@ type wrongBytes string
 
 func (w wrongBytes) Error() string { return string(w) }
 
-// statusError is an unexpected status of 400 or more.
-type statusError int
+// statusError is an unexpected status of 400 or more, and what the server says of it.
+type statusError struct {
+	status int
+	cause  string
+}
 
-func (s statusError) Error() string { return http.StatusText(int(s)) }
+func (s statusError) Error() string { return http.StatusText(s.status) }
+
+// statusErrorOf reads the cause from the body of the answer.
+func statusErrorOf(status int, body []byte) statusError {
+	var answer struct{ Errors []struct{ Detail string } }
+	if json.Unmarshal(body, &answer) != nil || len(answer.Errors) == 0 {
+		return statusError{status, "no cause"}
+	}
+	return statusError{status, digests.ReplaceAllString(answer.Errors[0].Detail, "…")}
+}
+
+// digests are left out of causes, so that equal ones are counted together.
+var digests = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
 // pull pulls an image, half of the time by its moving tag.
 func (k *soak) pull(ctx context.Context, r *rand.Rand, img *hubtest.Image) error {
@@ -232,7 +249,7 @@ func (k *soak) get(ctx context.Context, path string) ([]byte, http.Header, error
 	k.requests.Add(1)
 	a, err := request(ctx, http.MethodGet, k.s.URL+"/v2/"+path)
 	if err == nil && a.Status != http.StatusOK {
-		err = statusError(a.Status)
+		err = statusErrorOf(a.Status, a.Body)
 	}
 	return a.Body, a.Header, err
 }
@@ -277,11 +294,12 @@ func (k *soak) open(ctx context.Context, repository string, d digest.Digest, fro
 		return nil, err
 	}
 	if resp.StatusCode != want {
-		resp.Body.Close()
+		defer resp.Body.Close()
 		if resp.StatusCode < 400 {
 			return nil, wrongBytes(fmt.Sprintf("%s: status %d", d, resp.StatusCode))
 		}
-		return nil, statusError(resp.StatusCode)
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		return nil, statusErrorOf(resp.StatusCode, body)
 	}
 	k.mu.Lock()
 	k.firsts = append(k.firsts, time.Since(start))

@@ -60,9 +60,9 @@ type answer struct {
 	code   errcode.ErrorCode
 }
 
-// retrySoon is the Retry-After of a 429 that upstream gave no time for: about when our
-// memory of the failure ends.
-const retrySoon = fetch.FailedFor
+// retrySoon is the Retry-After of a 429 that upstream gave no time for: about as long as a
+// failure that repeats itself is remembered.
+const retrySoon = 10 * time.Second
 
 // fail turns any error into what the client gets.
 func fail(k kind, err error) *failure {

@@ -3,7 +3,9 @@ package registry
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -221,8 +223,32 @@ type registryBlob struct{ blob *upstream.Blob }
 func (b registryBlob) Open(ctx context.Context, p fetch.Part) (*fetch.Body, error) {
 	body, err := b.blob.Open(ctx, upstream.Part(p))
 	if err != nil {
-		return nil, err
+		return nil, laterOf(err)
 	}
 	from, to := body.Span()
-	return &fetch.Body{ReadCloser: body, From: from, To: to, Size: body.Size(), Ranged: body.Ranged()}, nil
+	return &fetch.Body{ReadCloser: registryBody{body}, From: from, To: to, Size: body.Size(), Ranged: body.Ranged()}, nil
 }
+
+// registryBody is the body of a blob, whose errors package fetch knows.
+type registryBody struct{ *upstream.Body }
+
+func (b registryBody) Read(p []byte) (int, error) {
+	n, err := b.Body.Read(p)
+	if err != nil && err != io.EOF {
+		err = laterOf(err)
+	}
+	return n, err
+}
+
+// laterOf makes err wrap fetch.ErrLater if it says nothing of the blob: package upstream
+// remembers its pauses, and for how long a refused credential isn't tried.
+func laterOf(err error) error {
+	if u, ok := errors.AsType[*upstream.Error](err); ok && (u.Cause == upstream.Throttled || u.Cause == upstream.Refused || u.NotAsked()) {
+		return laterError{err}
+	}
+	return err
+}
+
+type laterError struct{ error }
+
+func (e laterError) Unwrap() []error { return []error{e.error, fetch.ErrLater} }

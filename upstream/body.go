@@ -24,6 +24,10 @@ const maxBreaks = 2
 // retryPauses are the pauses before a retry, by the number of failures in a row, from 1.
 var retryPauses = [maxBreaks + 1]time.Duration{1: 100 * time.Millisecond, 2: time.Second}
 
+// shortPause is the longest pause after a 429 that a blob waits for. Its clients wait for its
+// headers meanwhile.
+const shortPause = 2 * time.Second
+
 // locationAge is how long a signed CDN URL is used for the ranges of one blob. Such URLs
 // are good for minutes; after a break the registry is asked for a new one anyway.
 const locationAge = time.Minute
@@ -123,27 +127,49 @@ func (b *Body) Size() int64 { return b.size }
 func (b *Body) Ranged() bool { return b.ranged }
 
 // connect opens the body, and tries again as often as a break allows. No attempt begins after
-// openDeadline.
+// openDeadline, or goes on for longer.
 func (b *Body) connect() error {
-	start := time.Now()
+	start, asked := time.Now(), false
 	for {
-		err := b.request()
+		err := b.request(min(headersDeadline, openDeadline-time.Since(start)))
 		if err == nil {
 			return nil
 		}
+		u, ok := errors.AsType[*Error](err)
+		refusal := ok && u.notAsked
+		asked = asked || !refusal
 		b.breaks++
-		if b.final(err) || b.breaks > maxBreaks || time.Since(start)+retryPauses[b.breaks] > openDeadline {
+		if b.breaks > maxBreaks || b.final(err) {
 			return err
 		}
-		if err := b.pause(); err != nil {
+		wait := b.retryIn(err, refusal)
+		// A registry that has been down for longer keeps nobody waiting.
+		if waited := time.Since(start); waited+wait >= openDeadline || !asked && waited+wait > probeFirst+retryPauses[maxBreaks] {
+			return err
+		}
+		if err := b.pause(wait); err != nil {
 			return err
 		}
 	}
 }
 
-func (b *Body) pause() error {
+// retryIn returns how long to wait before the next attempt. The first retry doesn't fall into
+// the pause of the circuit breaker that the attempt has opened. When another request was faster
+// to use the breaker's probe up, its answer is near.
+func (b *Body) retryIn(err error, refusal bool) time.Duration {
+	wait := retryPauses[b.breaks]
+	if u, ok := errors.AsType[*Error](err); ok && u.Cause == Throttled {
+		return max(wait, u.RetryAfter)
+	}
+	if refusal && b.breaks > 1 {
+		return wait
+	}
+	return max(wait, b.blob.client.health.probeIn())
+}
+
+func (b *Body) pause(d time.Duration) error {
 	select {
-	case <-time.After(retryPauses[b.breaks]):
+	case <-time.After(d):
 		return nil
 	case <-b.ctx.Done():
 		return context.Cause(b.ctx)
@@ -156,13 +182,14 @@ func (b *Body) final(err error) bool {
 		return true
 	}
 	u, ok := errors.AsType[*Error](err)
-	return ok && (u.Cause == NotFound || u.Cause == Denied || u.Cause == Throttled || u.Cause == Refused)
+	return ok && (u.Cause == NotFound || u.Cause == Denied || u.Cause == Refused || u.Cause == Throttled && u.RetryAfter > shortPause)
 }
 
-// request sends one request for what is left and checks the headers of the answer.
-func (b *Body) request() error {
+// request sends one request for what is left and checks the headers of the answer, for which it
+// waits so long.
+func (b *Body) request(patience time.Duration) error {
 	ctx, cancel := context.WithCancelCause(auth.WithScope(b.ctx, b.blob.repository))
-	slow := time.AfterFunc(headersDeadline, func() { cancel(context.DeadlineExceeded) })
+	slow := time.AfterFunc(patience, func() { cancel(context.DeadlineExceeded) })
 	header := http.Header{}
 	if b.at > 0 || b.end >= 0 && b.end != b.size {
 		header.Set("Range", rangeField(b.at, b.end))
@@ -338,7 +365,7 @@ func (b *Body) interrupted(err error) {
 		b.failure = err
 		return
 	}
-	if perr := b.pause(); perr != nil {
+	if perr := b.pause(retryPauses[b.breaks]); perr != nil {
 		b.failure = perr
 	}
 }

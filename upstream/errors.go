@@ -35,7 +35,12 @@ type Error struct {
 	Status     int           // HTTP status; 0: no answer
 	RetryAfter time.Duration // with Throttled and Refused; 0: unknown
 	Err        error         // may be nil
+
+	notAsked bool
 }
+
+// NotAsked reports whether no request was sent, because of what earlier ones met.
+func (e *Error) NotAsked() bool { return e.notAsked }
 
 // Error implements error. The text begins with the Summary.
 func (e *Error) Error() string {

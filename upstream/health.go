@@ -99,14 +99,26 @@ func (h *health) admit(l limit, version uint64) error {
 		return nil
 	}
 	if now.Before(h.probeAt) {
-		return h.breaker
+		e := *h.breaker
+		e.notAsked = true
+		return &e
 	}
 	h.probeAt = now.Add(h.probePause)
 	return nil
 }
 
+// probeIn returns how long the open breaker lets no request through, 0 when one may be sent.
+func (h *health) probeIn() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.breaker == nil {
+		return 0
+	}
+	return max(time.Until(h.probeAt), 0)
+}
+
 func (h *health) cooling(left time.Duration, why string) error {
-	return &Error{Cause: Throttled, Host: h.title, Status: http.StatusTooManyRequests, RetryAfter: left, Err: errors.New(why + "; not asked again yet")}
+	return &Error{Cause: Throttled, Host: h.title, Status: http.StatusTooManyRequests, RetryAfter: left, Err: errors.New(why + "; not asked again yet"), notAsked: true}
 }
 
 // failed opens the breaker, or keeps it open for longer, because a request failed. If the
