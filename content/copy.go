@@ -13,11 +13,6 @@ import (
 )
 
 const (
-	// deadlineEvery is how many bytes are sent between two moves of the write deadline, and
-	// writeDeadline how long a client may take for them: 4 KiB/s, slower than any that works.
-	deadlineEvery = 2 << 20
-	writeDeadline = deadlineEvery / (4 << 10) * time.Second
-
 	// bufferSize is the size of the buffer where bytes are copied; whole files go by sendfile.
 	bufferSize = 128 << 10
 
@@ -32,14 +27,55 @@ const (
 	recentlyWritten = time.Second
 )
 
+// pace is how long a client may take: within that time for so many bytes.
+type pace struct {
+	every  int64 // bytes that are sent between two moves of the write deadline
+	within time.Duration
+}
+
+var (
+	// long is the pace of blobs: 4 KiB/s, slower than any client that works. The steps are
+	// large because setting the deadline takes time.
+	long = pace{2 << 20, 512 * time.Second}
+
+	// short is the pace of all other answers, of which most are a few KB: 6.4 KiB/s, in steps
+	// that end well before the 30 s that running requests have when the server stops.
+	short = pace{bufferSize, 20 * time.Second}
+)
+
 // buffers are shared by all copies.
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // Bytes is a Sender for an object that is in memory.
 func Bytes(b []byte) Sender {
-	return func(w http.ResponseWriter, off, n int64) (int64, error) {
-		m, err := w.Write(b[off : off+n])
-		return int64(m), err
+	return func(w http.ResponseWriter, off, n int64) (int64, error) { return Write(w, b[off:off+n]) }
+}
+
+// Write sends a body that is in memory. Everything but the body of a blob goes through it, or
+// through SendShort.
+// Errors: those of the connection; os.ErrDeadlineExceeded when the client reads too slowly.
+func Write(w http.ResponseWriter, body []byte) (sent int64, err error) {
+	for len(body) > 0 {
+		setDeadline(w, short.within)
+		n, err := w.Write(body[:min(short.every, int64(len(body)))])
+		sent, body = sent+int64(n), body[n:]
+		if err != nil {
+			return sent, err
+		}
+	}
+	return sent, nil
+}
+
+// Finish gives the client time for what net/http still holds of an answer: its headers, or the
+// last of its body. It is the last thing that a handler does. The deadline stays when the
+// answer is over; all that is sent on the connection later begins with another one.
+func Finish(w http.ResponseWriter) { setDeadline(w, short.within) }
+
+// setDeadline says how long the next write may wait for the client.
+func setDeadline(w http.ResponseWriter, within time.Duration) {
+	// Not by an http.ResponseController, which makes an error where there are no deadlines.
+	if c, ok := w.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		c.SetWriteDeadline(time.Now().Add(within))
 	}
 }
 
@@ -59,6 +95,7 @@ func Growing(req *http.Request, rd *storage.Reader) Sender {
 }
 
 func sendGrowing(ctx context.Context, w http.ResponseWriter, rd *storage.Reader, off, n int64, read func([]byte, int64) (int, error)) (sent int64, err error) {
+	setDeadline(w, long.within)
 	http.NewResponseController(w).Flush() // the client waits for the headers
 	for since := (time.Time{}); sent < n; {
 		want := int64(growingStep)
@@ -90,11 +127,11 @@ func sendGrowing(ctx context.Context, w http.ResponseWriter, rd *storage.Reader,
 // Errors: those of read, io.EOF included if it comes before n bytes; those of the connection.
 func Copy(w http.ResponseWriter, off, n int64, read func(p []byte, off int64) (int, error)) (sent int64, err error) {
 	control := http.NewResponseController(w)
+	setDeadline(w, long.within)
 	control.Flush() // the client waits for the headers
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	due := int64(0)
-	defer control.SetWriteDeadline(time.Time{})
 	for n < 0 || sent < n {
 		p := buf[:]
 		if n >= 0 {
@@ -103,8 +140,8 @@ func Copy(w http.ResponseWriter, off, n int64, read func(p []byte, off int64) (i
 		m, err := read(p, off+sent)
 		if m > 0 {
 			if sent >= due {
-				control.SetWriteDeadline(time.Now().Add(writeDeadline))
-				due = sent + deadlineEvery
+				setDeadline(w, long.within)
+				due = sent + long.every
 			}
 			k, werr := w.Write(p[:m])
 			sent += int64(k)

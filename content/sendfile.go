@@ -28,7 +28,8 @@ const maxTurn = 5 * time.Millisecond
 type fileSender struct {
 	f        *os.File
 	at, n    int64 // what is still to be sent
-	control  *http.ResponseController
+	pace     pace
+	w        http.ResponseWriter
 	sendfile func(to, from int, at *int64, n int) (int, error)
 }
 
@@ -38,17 +39,26 @@ type fileSender struct {
 // Errors: io.ErrUnexpectedEOF, perhaps wrapped, when the file ends before; those of reading
 // the file and of the connection.
 func SendFile(w http.ResponseWriter, f *os.File, off, n int64, fresh bool) (int64, error) {
-	s := &fileSender{f: f, at: off, n: n, control: http.NewResponseController(w), sendfile: unix.Sendfile}
+	s := &fileSender{f: f, at: off, n: n, pace: long, w: w, sendfile: unix.Sendfile}
 	if fresh {
 		s.sendfile = sendfileAtOnce
 	}
-	defer s.control.SetWriteDeadline(time.Time{})
-	rf, ok := w.(io.ReaderFrom)
+	return s.send()
+}
+
+// SendShort is SendFile for what isn't a blob, at the pace of Write: a large manifest.
+func SendShort(w http.ResponseWriter, f *os.File, off, n int64) (int64, error) {
+	return (&fileSender{f: f, at: off, n: n, pace: short, w: w, sendfile: unix.Sendfile}).send()
+}
+
+func (s *fileSender) send() (int64, error) {
+	rf, ok := s.w.(io.ReaderFrom)
 	if !ok {
-		return s.copy(w)
+		return s.copy(s.w)
 	}
+	setDeadline(s.w, s.pace.within)
 	// Without it net/http would copy the first 512 bytes, and the rest would begin off a page.
-	s.control.Flush()
+	http.NewResponseController(s.w).Flush()
 	return rf.ReadFrom(s)
 }
 
@@ -83,7 +93,7 @@ func (s *fileSender) WriteTo(w io.Writer) (sent int64, err error) {
 			runtime.Gosched()
 			since = now
 		}
-		s.control.SetWriteDeadline(now.Add(writeDeadline))
+		setDeadline(s.w, s.pace.within)
 		m, err := s.step(raw)
 		sent += m
 		if unsupported(err) && sent == 0 {
@@ -98,7 +108,7 @@ func (s *fileSender) WriteTo(w io.Writer) (sent int64, err error) {
 
 // step sends as many bytes as one write deadline is for, and waits for the client.
 func (s *fileSender) step(raw syscall.RawConn) (sent int64, err error) {
-	for due := min(s.n, deadlineEvery); sent < due; {
+	for due := min(s.n, s.pace.every); sent < due; {
 		m := 0
 		werr := raw.Write(func(fd uintptr) bool {
 			began := time.Now()
@@ -150,8 +160,8 @@ func (s *fileSender) copy(w io.Writer) (sent int64, err error) {
 	defer buffers.Put(buf)
 	for due := int64(0); s.n > 0; {
 		if sent >= due {
-			s.control.SetWriteDeadline(time.Now().Add(writeDeadline))
-			due = sent + deadlineEvery
+			setDeadline(s.w, s.pace.within)
+			due = sent + s.pace.every
 		}
 		m, rerr := s.Read(buf[:])
 		k, err := w.Write(buf[:m])

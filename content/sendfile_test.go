@@ -68,14 +68,18 @@ func TestSendfileIsUsed(t *testing.T) {
 // stuck is a client that reads nothing. Its connection is a socket that only sendfile writes to.
 type stuck struct {
 	http.ResponseWriter
-	deadlines, writes int
+	missed            bool // the first deadline
+	deadlines, writes int  // after it
 }
 
-func (s *stuck) ReadFrom(io.Reader) (int64, error) { return 0, os.ErrDeadlineExceeded }
-func (s *stuck) Write(p []byte) (int, error)       { s.writes++; return 0, os.ErrDeadlineExceeded }
-func (s *stuck) Flush()                            {}
-func (s *stuck) SetWriteDeadline(d time.Time) error {
-	if !d.IsZero() {
+func (s *stuck) ReadFrom(io.Reader) (int64, error) {
+	s.missed = true
+	return 0, os.ErrDeadlineExceeded
+}
+func (s *stuck) Write(p []byte) (int, error) { s.writes++; return 0, os.ErrDeadlineExceeded }
+func (s *stuck) Flush()                      {}
+func (s *stuck) SetWriteDeadline(time.Time) error {
+	if s.missed {
 		s.deadlines++
 	}
 	return nil
@@ -109,7 +113,7 @@ func TestStuckClientIsCutOnce(t *testing.T) {
 // TestSlowSendfileTellsTheScheduler: after a call that has waited for a disk, the scheduler is
 // told of the next ones.
 func TestSlowSendfileTellsTheScheduler(t *testing.T) {
-	const size = 4 * deadlineEvery
+	const size = 8 << 20
 	f, err := os.Create(filepath.Join(t.TempDir(), "blob"))
 	if err == nil {
 		err = f.Truncate(size)
@@ -121,13 +125,13 @@ func TestSlowSendfileTellsTheScheduler(t *testing.T) {
 	var calls atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(size))
-		s := &fileSender{f: f, n: size, control: http.NewResponseController(w)}
+		s := &fileSender{f: f, n: size, pace: long, w: w}
 		s.sendfile = func(to, from int, at *int64, n int) (int, error) {
 			calls.Add(1)
 			time.Sleep(2 * maxTurn)
 			return sendfileAtOnce(to, from, at, n)
 		}
-		s.control.Flush()
+		http.NewResponseController(w).Flush()
 		if sent, err := w.(io.ReaderFrom).ReadFrom(s); sent != size || err != nil {
 			t.Error(sent, err)
 		}

@@ -112,8 +112,7 @@ func (v *verifier) send(w http.ResponseWriter, off, n int64) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		m, err := w.Write(b[skip:][:n])
-		return int64(m), err
+		return content.Write(w, b[skip:][:n])
 	}
 	// The client waits while we read what it has already.
 	if _, err := io.CopyN(io.Discard, v, skip); err != nil {

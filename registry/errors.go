@@ -11,6 +11,7 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
+	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/upstream"
 )
@@ -122,6 +123,6 @@ func (f *failure) write(w http.ResponseWriter, req *http.Request) {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(f.status)
 	if req.Method != http.MethodHead {
-		w.Write(body)
+		content.Write(w, body)
 	}
 }

@@ -11,9 +11,11 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/image"
+	"github.com/hubcache/hubcache/storage"
 )
 
-// hotBytes bounds the manifests kept in memory: at 5 KB each, some thousands.
+// hotBytes bounds the manifests kept in memory: at 5 KB each, some thousands. Those that are
+// larger than storage.ManifestInMemory aren't kept.
 const hotBytes = 16 << 20
 
 // hot answers for manifests that are asked for again and again, from memory: without a file
@@ -73,7 +75,7 @@ func (h *hot) epoch() int {
 }
 
 func (h *hot) put(epoch int, name, ref string, f *found) {
-	if len(f.body) > hotBytes/16 {
+	if len(f.body) > storage.ManifestInMemory {
 		return
 	}
 	m := &hotManifest{digest: f.digest, body: f.body, children: f.children, expires: time.Now().Add(hotFor), header: http.Header{

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/upstream"
 )
 
@@ -158,8 +159,8 @@ func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK, outcome: o}
 	}
-	n, err := w.Write(l.Body)
-	return result{http.StatusOK, int64(n), o, err}
+	n, err := content.Write(w, l.Body)
+	return result{http.StatusOK, n, o, err}
 }
 
 // serveCatalog lists the repositories that are cached and that everybody may see.

@@ -32,7 +32,8 @@ type found struct {
 	digest    digest.Digest
 	mediaType string
 	size      int64
-	body      []byte // nil: only headers
+	body      []byte // nil: only headers, or large
+	large     bool   // the store has the body, which isn't kept in memory
 	children  []image.Child
 	outcome   Outcome
 	expires   time.Time // until when a tag may be answered with it unasked; zero with a digest: for ever
@@ -69,28 +70,51 @@ func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) 
 		w.WriteHeader(http.StatusOK)
 		return result{status: http.StatusOK, outcome: OutcomeHit}, true
 	}
-	n, err := w.Write(h.body)
-	return result{http.StatusOK, int64(n), OutcomeHit, err}, true
+	n, err := content.Write(w, h.body)
+	return result{http.StatusOK, n, OutcomeHit, err}, true
 }
 
 // serve answers the request from the store or from upstream.
 func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result {
 	ctx, cancel := context.WithTimeoutCause(req.Context(), answerDeadline, &upstream.Error{Cause: upstream.Timeout, Host: q.m.client.Host()})
 	defer cancel()
-	f, err := q.find(ctx)
-	if err != nil {
-		return result{err: err}
-	}
-	if f.body != nil {
-		q.m.hot.put(q.epoch, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
-		if q.digest == "" && !f.expires.IsZero() {
-			q.m.hot.put(q.epoch, q.name, q.ref, f)
+	for again := false; ; again = true {
+		f, err := q.find(ctx)
+		if err != nil {
+			return result{err: err}
 		}
-		if !q.head {
+		if f.body != nil {
+			q.m.hot.put(q.epoch, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
+			if q.digest == "" && !f.expires.IsZero() {
+				q.m.hot.put(q.epoch, q.name, q.ref, f)
+			}
+		}
+		if !q.head && (f.body != nil || f.large) {
 			q.m.ahead.handedOut(q.name, f.digest, f.children)
 		}
+		o := content.Object{Digest: string(f.digest), MediaType: f.mediaType, Size: f.size, Cache: string(f.outcome)}
+		if q.head || !f.large && len(f.body) <= storage.ManifestInMemory {
+			return send(w, req, o, content.Bytes(f.body))
+		}
+		b, err := q.m.store.Open(f.digest)
+		switch {
+		case err == nil:
+			return q.sendLarge(w, req, o, b)
+		case f.body != nil:
+			return send(w, req, o, content.Bytes(f.body))
+		case again || !errors.Is(err, fs.ErrNotExist): // the first time, it has just been evicted
+			return result{err: err}
+		}
 	}
-	return send(w, req, content.Object{Digest: string(f.digest), MediaType: f.mediaType, Size: f.size, Cache: string(f.outcome)}, content.Bytes(f.body))
+}
+
+// sendLarge sends a large manifest from its file, so that however many clients read it, and
+// however slowly, none of them takes memory for it.
+func (q *manifestRequest) sendLarge(w http.ResponseWriter, req *http.Request, o content.Object, b *storage.Blob) result {
+	defer b.Close()
+	return send(w, req, o, func(w http.ResponseWriter, off, n int64) (int64, error) {
+		return content.SendShort(w, b.File, off, n)
+	})
 }
 
 // find returns the manifest, once the repository may be served. The first time that a
@@ -132,7 +156,7 @@ func (q *manifestRequest) byDigest(ctx context.Context) (*found, error) {
 func (q *manifestRequest) stored(ctx context.Context, m *storage.Manifest) (*found, error) {
 	ok, err := q.linked(m.Digest, m.Private)
 	if err == nil && !ok {
-		err = q.confirm(ctx, fetch.Manifests, m.Digest, int64(len(m.Body)))
+		err = q.confirm(ctx, fetch.Manifests, m.Digest, m.Size)
 	}
 	if err != nil {
 		return nil, err
@@ -141,7 +165,7 @@ func (q *manifestRequest) stored(ctx context.Context, m *storage.Manifest) (*fou
 		return nil, err
 	}
 	q.m.store.Touch(m.Digest)
-	return &found{digest: m.Digest, mediaType: m.MediaType, size: int64(len(m.Body)), body: m.Body, children: m.Children, outcome: OutcomeHit}, nil
+	return &found{digest: m.Digest, mediaType: m.MediaType, size: m.Size, body: m.Body, large: m.Body == nil, children: m.Children, outcome: OutcomeHit}, nil
 }
 
 // deliverable fails for a single-platform manifest whose blobs aren't all here while they

@@ -22,6 +22,7 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
+	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
@@ -156,6 +157,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
 	}
+	content.Finish(w)
 }
 
 // bodyDeadline is how long a request body, which nobody asked for, may take.
@@ -230,8 +232,8 @@ func servePing(w http.ResponseWriter, req *http.Request) result {
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK}
 	}
-	n, err := w.Write([]byte("{}"))
-	return result{http.StatusOK, int64(n), "", err}
+	n, err := content.Write(w, []byte("{}"))
+	return result{http.StatusOK, n, "", err}
 }
 
 // AccessLine is the message of a line of the access log.

@@ -11,11 +11,18 @@ import (
 	"github.com/hubcache/hubcache/image"
 )
 
+// ManifestInMemory is the size in bytes up to which Store.Manifest returns the body of a
+// manifest. It is that of the buffer with which a blob is sent where sendfile can't: so a
+// client that reads slowly takes no more memory for a manifest than for a layer. Hardly any
+// manifest is larger.
+const ManifestInMemory = 128 << 10
+
 // Manifest is the bytes of a manifest and what they say.
 type Manifest struct {
 	Digest    digest.Digest
 	MediaType string // as upstream sent it
-	Body      []byte
+	Size      int64  // bytes
+	Body      []byte // nil when Size is more than ManifestInMemory: Store.Open has them
 	Children  []image.Child
 	Private   bool // came through a repository that isn't public
 }
@@ -68,7 +75,7 @@ func (s *Store) markManifest(d digest.Digest, m *Manifest) {
 	}
 }
 
-// Manifest reads a manifest. It is not a use.
+// Manifest reads and hashes a manifest. It is not a use.
 //
 // Errors: fs.ErrNotExist when it isn't there, or isn't a manifest; another error when it can't
 // be read.
@@ -85,13 +92,20 @@ func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
 	if !r.manifest {
 		return nil, missing{"a blob, not a manifest"}
 	}
-	body := make([]byte, b.Size)
-	if _, err := io.ReadFull(b.File, body); err != nil {
+	m := &Manifest{Digest: d, MediaType: r.mediaType, Size: b.Size, Children: r.children, Private: b.Private}
+	h := d.Algorithm().Hash()
+	if b.Size <= ManifestInMemory {
+		m.Body = make([]byte, b.Size)
+		if _, err := io.ReadFull(b.File, m.Body); err != nil {
+			return nil, err
+		}
+		h.Write(m.Body)
+	} else if _, err := io.CopyN(h, b.File, b.Size); err != nil {
 		return nil, err
 	}
-	if d.Algorithm().FromBytes(body) != d { // its file wasn't synced, and a wrong one spoils a whole image
+	if digest.NewDigest(d.Algorithm(), h) != d { // its file wasn't synced, and a wrong one spoils a whole image
 		s.files.dropChanged(d, ErrDigest)
 		return nil, missing{"its bytes have another digest"}
 	}
-	return &Manifest{d, r.mediaType, body, r.children, b.Private}, nil
+	return m, nil
 }
