@@ -61,7 +61,7 @@ func (f *files) openHeld(e *entry, was info) (*Blob, error) {
 // openFile opens the file of e and compares it with what was committed. why says how it
 // differs.
 func (f *files) openFile(e *entry, was info) (file *os.File, why string, err error) {
-	file, err = os.Open(f.layout.blob(e.Key))
+	file, err = openQuietly(f.layout.blob(e.Key))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "its file is gone", nil
 	}

@@ -144,12 +144,18 @@ func (h *housekeeping) writeRepo(name string) error {
 	return file.write(h.files.layout.repo(name))
 }
 
-// reconcile compares the index with the files: a blob whose file is gone is forgotten, and a
-// file that isn't in the index is adopted. Files that aren't ours are left alone.
+// reconcile compares the index with the files: a blob whose file is gone is forgotten, a file
+// that isn't in the index is adopted, and a last use that a crash has taken from the index is
+// taken from the file. Files that aren't ours are left alone.
 func (h *housekeeping) reconcile() {
-	err := h.files.walk(h.stopping, func(d digest.Digest, _ fs.FileInfo) {
-		if !h.room.found(d) {
+	later := map[digest.Digest]int64{} // last uses that the index doesn't know
+	now := time.Now().UnixNano()
+	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) {
+		indexed, ok := h.room.found(d)
+		if !ok {
 			h.adoptFile(d)
+		} else if used := lastUseOf(fi, now); used > indexed {
+			later[d] = used
 		}
 	})
 	if err != nil {
@@ -159,6 +165,7 @@ func (h *housekeeping) reconcile() {
 	if h.stopping() { // in the middle of the walk
 		return
 	}
+	h.room.recoverUses(later)
 	h.walked.Store(true)
 	for _, d := range h.room.notFound() {
 		if _, err := os.Lstat(h.files.layout.blob(d)); errors.Is(err, fs.ErrNotExist) {

@@ -204,21 +204,24 @@ func (h *housekeeping) loadPartials() {
 }
 
 // rebuild makes a new index from the files: from the blobs, and from what the files of the
-// repositories say. Lost are last uses (the times of the files are taken instead), links that
+// repositories say. Last uses are known to within a minute, by the times of the files. Lost are links that
 // upstream had confirmed for blobs that no cached manifest names, and the newest second of tags
 // and visibility.
 func (h *housekeeping) rebuild() error {
 	start := time.Now()
 	type found struct {
-		d  digest.Digest
-		fi fs.FileInfo
+		d    digest.Digest
+		fi   fs.FileInfo
+		used int64
 	}
 	var blobs []found
-	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) { blobs = append(blobs, found{d, fi}) })
+	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) {
+		blobs = append(blobs, found{d, fi, lastUseOf(fi, start.UnixNano())})
+	})
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(blobs, func(a, b found) int { return a.fi.ModTime().Compare(b.fi.ModTime()) })
+	slices.SortFunc(blobs, func(a, b found) int { return cmp.Compare(a.used, b.used) })
 	for _, b := range blobs {
 		h.files.adopt(b.d, b.fi)
 	}

@@ -317,16 +317,17 @@ func (r *room) adopt(e *entry) bool {
 	return true
 }
 
-// found notes that the walk of reconcile has found the file of d, and reports whether there is
-// an entry of it.
-func (r *room) found(d digest.Digest) bool {
+// found notes that the walk of reconcile has found the file of d, and returns its last use, in
+// Unix nanoseconds. ok is false when there is no entry of it.
+func (r *room) found(d digest.Digest) (used int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.lru.Peek(d)
-	if e != nil {
-		e.Value.bits |= onDisk
+	if e == nil {
+		return 0, false
 	}
-	return e != nil
+	e.Value.bits |= onDisk
+	return e.Value.used, true
 }
 
 // notFound returns the blobs that the walk of reconcile has not found, and clears the marks of
@@ -341,39 +342,6 @@ func (r *room) notFound() (ds []digest.Digest) {
 		e.Value.bits &^= onDisk
 	})
 	return ds
-}
-
-// maxDepth is how many levels of image indexes touch follows; real images have two.
-const maxDepth = 4
-
-// touch says that d is used at the time now, in Unix nanoseconds, and with a manifest all that
-// is cached of what it names. Uses of the same second count once. Callers pass depth 0.
-func (r *room) touch(d digest.Digest, now int64, depth int) {
-	r.mu.Lock()
-	e := r.lru.Peek(d)
-	if e == nil {
-		r.mu.Unlock()
-		return
-	}
-	r.lru.Use(d, e.Value.again(now))
-	recent := now >= e.Value.used && now-e.Value.used < int64(time.Second)
-	if !recent {
-		e.Value.used = now
-		// With mu held, so that unlink's forget comes after it.
-		r.catalogue.setUse(d, time.Unix(0, now))
-	}
-	manifest := e.Value.has(isManifest)
-	r.mu.Unlock()
-	if !manifest || recent || depth == maxDepth {
-		return
-	}
-	rec, err := r.catalogue.record(d)
-	if err != nil {
-		return // at least the manifest itself counts as used
-	}
-	for _, c := range rec.children {
-		r.touch(c.Digest, now, depth+1)
-	}
 }
 
 // stats returns what the room knows of Stats.
