@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hubcache/hubcache/answer"
 	"github.com/hubcache/hubcache/name"
 )
 
@@ -32,8 +33,9 @@ func (v Visibility) String() string {
 // "library/redis". It never sends the credential.
 //
 // It gets an anonymous token and reads which actions the token allows. Where the token can't
-// be read, or the registry wants none, it sends an anonymous HEAD for the tag "latest":
-// 200, 204, 307, 308 and 404 mean Public, 401 and 403 mean Private.
+// be read, or the registry wants none, it asks anonymously for the tag "latest": a success and
+// a tag that isn't there mean Public, a repository that isn't there or may not be read means
+// Private, as far as package answer finds them the registry's own.
 //
 // Calls for one repository at the same time share their requests, and the token is cached.
 // The result isn't: the caller keeps it.
@@ -64,14 +66,14 @@ func (t *Transport) Learn() error {
 	if t.challenges.known() != nil || t.Registry == nil {
 		return nil
 	}
-	_, err := t.sendAnonymous(http.MethodGet, "", "")
+	_, _, err := t.sendAnonymous(http.MethodGet, "", "")
 	return err
 }
 
 // checkAccess is Access without its sharing.
 func (t *Transport) checkAccess(repository string) (Visibility, error) {
 	if t.challenges.known() == nil {
-		resp, err := t.sendAnonymous(http.MethodGet, "", "")
+		resp, _, err := t.sendAnonymous(http.MethodGet, "", "")
 		if err != nil {
 			return Unknown, err
 		}
@@ -110,17 +112,41 @@ func (t *Transport) checkUnder(c *Challenge, repository string) (Visibility, err
 	return t.checkByHead(repository, "Bearer "+k.value)
 }
 
-// checkByHead asks for the tag "latest", with this value of Authorization.
+// checkByHead asks for the tag "latest", with this value of Authorization. A HEAD whose answer
+// doesn't tell, or says only that something is missing, is followed by a GET.
 func (t *Transport) checkByHead(repository, authorization string) (Visibility, error) {
-	resp, err := t.sendAnonymous(http.MethodHead, repository+"/manifests/latest", authorization)
+	latest := repository + "/manifests/latest"
+	resp, a, err := t.sendAnonymous(http.MethodHead, latest, authorization)
+	if s := a.Subject(); err == nil && resp.StatusCode >= 400 && (s == answer.Unclear || s == answer.Missing) {
+		resp, a, err = t.sendAnonymous(http.MethodGet, latest, authorization)
+	}
 	if err != nil {
 		return Unknown, err
 	}
-	switch resp.StatusCode {
-	case http.StatusOK, http.StatusNoContent, http.StatusNotFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	if resp.StatusCode < 400 {
+		return t.checkByHeader(resp)
+	}
+	switch a.Subject() {
+	case answer.Missing:
+		if strings.HasPrefix(answer.Code(a.Body), "NAME_") {
+			return Private, nil // not the tag is missing, but the repository
+		}
 		return Public, nil
-	case http.StatusUnauthorized, http.StatusForbidden:
+	case answer.Access:
 		return Private, nil
+	}
+	return Unknown, t.unexpected(resp)
+}
+
+// checkByHeader judges an answer of success to an anonymous request for a manifest. A captive
+// portal answers so, too, and a repository must not become public by that.
+func (t *Transport) checkByHeader(resp *http.Response) (Visibility, error) {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusNoContent, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		h := resp.Header
+		if answer.Marked(h) || h.Get("Docker-Content-Digest") != "" || strings.HasPrefix(h.Get("Content-Type"), "application/vnd.") {
+			return Public, nil
+		}
 	}
 	return Unknown, t.unexpected(resp)
 }
@@ -138,25 +164,31 @@ func (t *Transport) unexpected(resp *http.Response) error {
 }
 
 // sendAnonymous asks the registry for a path below /v2/ without the credential, and learns
-// from a 401. The body of the response is closed.
-func (t *Transport) sendAnonymous(method, path, authorization string) (*http.Response, error) {
+// from a 401. The body of the response is closed. The answer says what an error is about; it
+// is of no use for a status below 400.
+func (t *Transport) sendAnonymous(method, path, authorization string) (*http.Response, answer.Answer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
 	u := *t.Registry
 	u.Path, u.RawPath, u.RawQuery = strings.TrimSuffix(u.Path, "/")+"/v2/"+path, "", ""
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
-		return nil, err
+		return nil, answer.Answer{}, err
 	}
 	resp, err := t.base().RoundTrip(withAuthorization(req, authorization))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.Registry.Host, err)
+		return nil, answer.Answer{}, fmt.Errorf("%s: %w", t.Registry.Host, err)
 	}
-	drain(resp)
+	defer drain(resp)
+	var a answer.Answer
+	if resp.StatusCode >= 400 {
+		resp.Request = req
+		a = ReadAnswer(answer.Registry, resp)
+	}
 	if resp.StatusCode == http.StatusUnauthorized {
 		t.challenges.learn(resp.Header)
 	}
-	return resp, nil
+	return resp, a, nil
 }
 
 // drain reads a small body to its end, so that the connection can be used again, and closes it.

@@ -16,6 +16,7 @@ import (
 
 const (
 	headRedisLatest = "HEAD registry-1.docker.io/v2/library/redis/manifests/latest"
+	getRedisLatest  = "GET registry-1.docker.io/v2/library/redis/manifests/latest"
 	redisToken      = "TOKEN anonymous repository:library/redis:pull"
 	getV2           = "GET registry-1.docker.io/v2/"
 )
@@ -24,6 +25,13 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 	payload := func(claims string) func(*http.Request) *http.Response {
 		return func(*http.Request) *http.Response { return grantOf(jwt(claims), "300") }
 	}
+	manifest := func(status int) func(*http.Request) *http.Response {
+		return always(status, "", "Docker-Content-Digest", "sha256:00")
+	}
+	unknown, nameUnknown := always(404, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`), always(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`)
+	denied := always(403, `{"errors":[{"code":"DENIED"}]}`)
+	unauthorized := always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", `Bearer realm="`+realmURL+`",service="registry.docker.io"`)
+	basic := always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", "Basic realm=x")
 	opaque := func(*http.Request) *http.Response { return grantOf("opaque", "300") }
 	for name, c := range map[string]struct {
 		tokens func(*http.Request) *http.Response
@@ -44,31 +52,39 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 		"another type":    {tokens: payload(`{"access":[{"type":"registry","name":"library/redis","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
 		"service says no": {tokens: always(401, "{}"), want: Private, sees: []string{redisToken}},
 
-		"opaque, 200": {tokens: opaque, head: always(200, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
-		"opaque, 404": {tokens: opaque, head: always(404, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
-		"opaque, 307": {tokens: opaque, head: always(307, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
-		"opaque, 302": {tokens: opaque, head: always(302, ""), sees: []string{redisToken, headRedisLatest}},
-		"opaque, 401": {tokens: opaque, head: always(401, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
-		"opaque, 403": {tokens: opaque, head: always(403, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 200": {tokens: opaque, head: manifest(200), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 404": {tokens: opaque, head: unknown, want: Public, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
+		"opaque, 307": {tokens: opaque, head: manifest(307), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 302": {tokens: opaque, head: manifest(302), sees: []string{redisToken, headRedisLatest}},
+		"opaque, 401": {tokens: opaque, head: unauthorized, want: Private, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 403": {tokens: opaque, head: denied, want: Private, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
 		"opaque, 429": {tokens: opaque, head: always(429, ""), sees: []string{redisToken, headRedisLatest}},
 		"opaque, 503": {tokens: opaque, head: always(503, ""), sees: []string{redisToken, headRedisLatest}},
-		"not JSON":    {tokens: payload(`pull`), head: always(200, ""), want: Public, sees: []string{redisToken, headRedisLatest}},
-		"not a list":  {tokens: payload(`{"access":"pull"}`), head: always(401, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
-		"null claims": {tokens: payload(`null`), head: always(401, ""), want: Private, sees: []string{redisToken, headRedisLatest}},
+		"not JSON":    {tokens: payload(`pull`), head: manifest(200), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"not a list":  {tokens: payload(`{"access":"pull"}`), head: unauthorized, want: Private, sees: []string{redisToken, headRedisLatest}},
+		"null claims": {tokens: payload(`null`), head: unauthorized, want: Private, sees: []string{redisToken, headRedisLatest}},
+
+		// What stands before a registry says nothing of a repository.
+		"opaque, portal":          {tokens: opaque, head: always(200, "<html>"), sees: []string{redisToken, headRedisLatest}},
+		"opaque, no such name":    {tokens: opaque, head: nameUnknown, want: Private, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
+		"opaque, firewall's 401":  {tokens: opaque, head: always(401, ""), sees: []string{redisToken, headRedisLatest, getRedisLatest}},
+		"opaque, firewall's 403":  {tokens: opaque, head: always(403, "<html>"), sees: []string{redisToken, headRedisLatest, getRedisLatest}},
+		"opaque, firewall's 404":  {tokens: opaque, head: always(404, "<html>"), sees: []string{redisToken, headRedisLatest, getRedisLatest}},
+		"opaque, a gateway's 404": {tokens: opaque, head: always(404, "{}"), sees: []string{redisToken, headRedisLatest, getRedisLatest}},
 
 		"throttled":      {tokens: always(429, ""), sees: []string{redisToken}},
 		"503":            {tokens: always(503, ""), sees: []string{redisToken}},
 		"firewall's 403": {tokens: always(403, "<html>"), sees: []string{redisToken}},
 		"unreachable":    {fail: errors.New("connection refused"), sees: []string{redisToken}},
 
-		"open registry":           {v2: always(200, ""), head: always(200, ""), want: Public, sees: []string{headRedisLatest}},
-		"open, absent":            {v2: always(200, ""), head: always(404, ""), want: Public, sees: []string{headRedisLatest}},
-		"open, private, no token": {v2: always(200, ""), head: always(401, ""), want: Private, sees: []string{headRedisLatest}},
+		"open registry":           {v2: always(200, ""), head: manifest(200), want: Public, sees: []string{headRedisLatest}},
+		"open, absent":            {v2: always(200, ""), head: unknown, want: Public, sees: []string{headRedisLatest, getRedisLatest}},
+		"open, private, no token": {v2: always(200, ""), head: basic, want: Private, sees: []string{headRedisLatest, getRedisLatest, headRedisLatest, getRedisLatest}},
 		"open, but a token":       {v2: always(200, ""), tokens: payload(`{"access":[]}`), head: always(-401, ""), want: Private, sees: []string{headRedisLatest, redisToken}},
 		"/v2/ says 404":           {v2: always(404, "")},
 		"/v2/ says 503":           {v2: always(503, "")},
 		"/v2/ says 429":           {v2: always(429, "", "Retry-After", "9")},
-		"Basic, private":          {v2: always(401, "", "WWW-Authenticate", "Basic realm=x"), head: always(401, ""), want: Private, sees: []string{headRedisLatest}},
+		"Basic, private":          {v2: basic, head: basic, want: Private, sees: []string{headRedisLatest, getRedisLatest}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -196,7 +212,7 @@ func TestRegistryInFolderIsAskedThere(t *testing.T) {
 		if !strings.HasPrefix(r.URL.Path, "/hub/v2/") {
 			t.Errorf("asked %s", r.URL.Path)
 		}
-		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("")), Header: http.Header{}, Request: r}, nil
+		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("")), Header: http.Header{"Docker-Content-Digest": {"sha256:00"}}, Request: r}, nil
 	})}
 	if v, err := tr.Access(t.Context(), "library/redis"); v != Public || asked == 0 {
 		t.Errorf("%v, %v", v, err)

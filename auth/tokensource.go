@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/hubcache/hubcache/answer"
 )
 
 const (
@@ -194,23 +196,18 @@ func (s *tokenSource) request(ctx context.Context, r tokenRequest) (*token, erro
 		return nil, &TokenError{Host: host, Err: err}
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return s.denied(r, ReadAnswer(answer.TokenService, resp))
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenBody+1))
-	if err != nil && resp.StatusCode == http.StatusOK {
+	if err != nil {
 		return nil, &TokenError{Host: host, Status: resp.StatusCode, Err: err}
 	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-		k, err := parseToken(body)
-		if err != nil {
-			return nil, &TokenError{Host: host, Status: resp.StatusCode, Err: err}
-		}
-		return k, nil
-	case http.StatusTooManyRequests:
-		return nil, s.throttle(host, resp.Header.Get("Retry-After"), strings.Contains(string(body), abuse))
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return s.denied(r, resp)
+	k, err := parseToken(body)
+	if err != nil {
+		return nil, &TokenError{Host: host, Status: resp.StatusCode, Err: err}
 	}
-	return nil, &TokenError{Host: host, Status: resp.StatusCode}
+	return k, nil
 }
 
 // throttle begins the pause after a 429 and returns its *ThrottledError.
@@ -222,17 +219,22 @@ func (s *tokenSource) throttle(host, retryAfter string, abuse bool) error {
 	return s.throttled.check(host, now)
 }
 
-// denied interprets a 401 or 403: either the credential is refused, or the scope is denied.
-// Docker Hub's token service never denies a scope this way. Others do, with 401 to an
-// anonymous request and with 403 to a user whose credential they accept. A 403 that isn't
-// JSON is a firewall's, and says neither.
-func (s *tokenSource) denied(r tokenRequest, resp *http.Response) (*token, error) {
-	forbidden := resp.StatusCode == http.StatusForbidden
-	if r.cred.Version != 0 && !(forbidden && s.login.wasAccepted(r.cred)) {
+// denied interprets an answer that is no token: what limits requests, refuses the credential,
+// or denies the scope. Docker Hub's token service never denies a scope this way. Others do,
+// with 401 to an anonymous request and with 403 to a user whose credential they accept.
+func (s *tokenSource) denied(r tokenRequest, a answer.Answer) (*token, error) {
+	about := a.Subject()
+	if about == answer.Limit {
+		return nil, s.throttle(r.realm.Host, a.Header.Get("Retry-After"), strings.Contains(string(a.Body), abuse))
+	}
+	// Whoever refuses a request with the credential, it isn't tried again at once: failed
+	// logins lock accounts.
+	refused := a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden && !s.login.wasAccepted(r.cred)
+	if refused && r.cred.Version != 0 {
 		return nil, s.login.refuse(r.realm.Host, r.cred)
 	}
-	if forbidden && !strings.Contains(resp.Header.Get("Content-Type"), "json") {
-		return nil, &TokenError{Host: r.realm.Host, Status: resp.StatusCode}
+	if about == answer.Access {
+		return &token{received: time.Now(), lifetime: defaultLifetime}, nil
 	}
-	return &token{received: time.Now(), lifetime: defaultLifetime}, nil
+	return nil, &TokenError{Host: r.realm.Host, Status: a.Status}
 }

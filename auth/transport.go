@@ -86,6 +86,9 @@ type authorization struct {
 // learnFrom remembers what a 401 to a request with a says: the registry's challenge, and that
 // a token was rejected. It reports whether the request may succeed when it is sent again.
 func (t *Transport) learnFrom(resp *http.Response, a authorization) (retry bool) {
+	if len(ParseChallenges(resp.Header)) == 0 {
+		return false // it isn't the registry's: that would say what it wants
+	}
 	known := t.challenges.learn(resp.Header)
 	switch {
 	case known == nil: // nothing says what the registry wants

@@ -16,10 +16,12 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/hubcache/hubcache/answer"
 	"github.com/hubcache/hubcache/auth"
 )
 
@@ -135,9 +137,26 @@ func (c *Client) url(path string) *url.URL {
 	return &v
 }
 
-// get sends a request, unless a cool-down forbids it, and follows no redirect.
+// get sends a request, unless a cool-down forbids it, and follows no redirect. If the answer to
+// a HEAD doesn't tell whose it is, a GET is sent after it; its answer counts, and its body is
+// closed.
 // Errors are *Error, whatever the status: only 2xx, 3xx and 416 are responses.
 func (c *Client) get(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
+	resp, err := c.getOnce(ctx, method, to, header, l)
+	if !errors.Is(err, errUnclear) {
+		return resp, err
+	}
+	if resp, err = c.getOnce(ctx, http.MethodGet, to, header, l); err == nil {
+		resp.Body.Close()
+	}
+	return resp, err
+}
+
+// errUnclear is wrapped by the error for a HEAD whose answer doesn't tell whose it is.
+var errUnclear = errors.New("the answer to HEAD isn't that of a registry")
+
+// getOnce is get without the GET that may follow a HEAD.
+func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
 	if err := c.health.admit(l, c.version()); err != nil {
 		return nil, err
 	}
@@ -146,7 +165,7 @@ func (c *Client) get(ctx context.Context, method string, to *url.URL, header htt
 		return nil, err
 	}
 	if header != nil {
-		req.Header = header
+		req.Header = header.Clone()
 	}
 	sent := time.Now()
 	resp, err := c.send(req, l)
@@ -164,7 +183,7 @@ func (c *Client) get(ctx context.Context, method string, to *url.URL, header htt
 		}
 		return resp, nil
 	}
-	return nil, c.statusError(resp, to.Host, l)
+	return nil, c.statusError(resp, to, l)
 }
 
 // transportError takes note of a request that got no answer.
@@ -203,29 +222,41 @@ func (c *Client) send(req *http.Request, l limit) (*http.Response, error) {
 }
 
 // statusError reads and closes an error response.
-func (c *Client) statusError(resp *http.Response, host string, l limit) error {
+func (c *Client) statusError(resp *http.Response, to *url.URL, l limit) error {
 	defer resp.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-	e := &Error{Host: host, Status: resp.StatusCode, Cause: Broken}
-	switch s := resp.StatusCode; {
-	case s == http.StatusNotFound, s == http.StatusGone:
+	a := auth.ReadAnswer(place(to, l), resp)
+	e := &Error{Host: to.Host, Status: resp.StatusCode, Cause: Broken}
+	switch a.Subject() {
+	case answer.Missing:
 		e.Cause = NotFound
-	case s == http.StatusUnauthorized, s == http.StatusForbidden:
+	case answer.Access:
 		e.Cause = Denied
-	case s == http.StatusTooManyRequests:
+	case answer.Unclear:
+		e.Err = errUnclear
+	case answer.Token:
+		e.Err = errors.New("it doesn't know the token that its own token service has given")
+	case answer.Limit:
 		e.Cause = Throttled
 		wait, _ := auth.ParseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 		which := l
 		// The pull limit answers JSON, and only for manifests; the abuse limit is plain text.
-		if l != pulls || strings.Contains(string(text), "HAP429") {
+		if l != pulls || strings.Contains(string(a.Body), "HAP429") {
 			which = abuse
 		}
 		e.RetryAfter = c.health.throttle(which, wait, c.version())
 	}
-	if l == cdn && (e.Cause == NotFound || e.Cause == Denied) {
-		e.Cause = Broken // its URL has expired, say: only the registry knows whether the blob exists
-	}
 	return e
+}
+
+// place says what a URL is for package answer.
+func place(to *url.URL, l limit) answer.Place {
+	switch {
+	case l == cdn:
+		return answer.CDN
+	case path.Base(path.Dir(to.Path)) == "referrers":
+		return answer.Referrers
+	}
+	return answer.Registry
 }
 
 // version is the credential's, 0 when anonymous.
@@ -244,7 +275,7 @@ const maxRedirectBody = 8 << 10
 // with credentials in the URL. It returns the URL that answered.
 func (c *Client) follow(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, *url.URL, error) {
 	for range 6 {
-		resp, err := c.get(ctx, method, to, header.Clone(), l)
+		resp, err := c.get(ctx, method, to, header, l)
 		if err != nil {
 			return nil, nil, err
 		}
