@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -99,18 +100,26 @@ func (t *Transport) checkUnder(c *Challenge, repository string) (Visibility, err
 	if err != nil {
 		return Unknown, err
 	}
-	k, _, err := t.tokens.token(context.Background(), r) // ends within fetchTimeout
-	if err != nil {
-		return Unknown, err
+	for {
+		k, _, err := t.tokens.token(context.Background(), r) // ends within fetchTimeout
+		if err != nil {
+			return Unknown, err
+		}
+		if k.value == "" {
+			return Private, nil
+		}
+		if v, ok := checkByToken(k.value, repository); ok {
+			return v, nil
+		}
+		v, err := t.checkByHead(repository, "Bearer "+k.value)
+		if !errors.Is(err, errInvalidToken) || !k.giveUp(time.Now()) {
+			return v, err
+		}
 	}
-	if k.value == "" {
-		return Private, nil
-	}
-	if v, ok := checkByToken(k.value, repository); ok {
-		return v, nil
-	}
-	return t.checkByHead(repository, "Bearer "+k.value)
 }
+
+// errInvalidToken is the error for a registry that doesn't know an anonymous token.
+var errInvalidToken = errors.New("the registry doesn't know the token that its own token service has given")
 
 // checkByHead asks for the tag "latest", with this value of Authorization. A HEAD whose answer
 // doesn't tell, or says only that something is missing, is followed by a GET.
@@ -134,6 +143,8 @@ func (t *Transport) checkByHead(repository, authorization string) (Visibility, e
 		return Public, nil
 	case answer.Access:
 		return Private, nil
+	case answer.Token:
+		return Unknown, errInvalidToken
 	}
 	return Unknown, t.unexpected(resp)
 }

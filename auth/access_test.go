@@ -66,6 +66,7 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 
 		// What stands before a registry says nothing of a repository.
 		"opaque, portal":          {tokens: opaque, head: always(200, "<html>"), sees: []string{redisToken, headRedisLatest}},
+		"opaque, invalid token":   {tokens: opaque, head: always(401, "", "WWW-Authenticate", `Bearer realm="`+realmURL+`",service="registry.docker.io",error="invalid_token"`), sees: []string{redisToken, headRedisLatest, redisToken, headRedisLatest}},
 		"opaque, no such name":    {tokens: opaque, head: nameUnknown, want: Private, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
 		"opaque, firewall's 401":  {tokens: opaque, head: always(401, ""), sees: []string{redisToken, headRedisLatest, getRedisLatest}},
 		"opaque, firewall's 403":  {tokens: opaque, head: always(403, "<html>"), sees: []string{redisToken, headRedisLatest, getRedisLatest}},

@@ -22,6 +22,9 @@ const (
 	minLifetime = time.Second
 	// maxLifetime bounds what a token service claims, because rights change.
 	maxLifetime = time.Hour
+	// replacePause is the time between two new tokens in place of invalid ones. A registry that
+	// knows none of its token service's tokens must not make every request fetch one.
+	replacePause = 10 * time.Second
 )
 
 // token is the answer of a token service. An empty value means that the service denies the
@@ -36,11 +39,32 @@ type token struct {
 	// rejected means that the registry answered 401 to the token when it was new. Another
 	// new one would be answered 401 too.
 	rejected atomic.Bool
+	// invalid means that the registry doesn't know the token, as it said: another one may do.
+	invalid atomic.Bool
+	// replaces means that the token was fetched because the one before it was invalid.
+	replaces bool
 }
 
-// due reports whether it is time to renew the token: nine tenths of its lifetime are over.
-func (k *token) due(now time.Time) bool     { return now.Sub(k.received) >= k.lifetime*9/10 }
-func (k *token) expired(now time.Time) bool { return now.Sub(k.received) >= k.lifetime }
+// giveUp marks the token as invalid, so that the next request fetches another one. It reports
+// false, and leaves the token as it is, if it has itself just replaced an invalid one.
+func (k *token) giveUp(now time.Time) bool {
+	if k.replaces && now.Sub(k.received) < replacePause {
+		return false
+	}
+	k.invalid.Store(true)
+	return true
+}
+
+// due reports whether it is time to renew the token: nine tenths of its lifetime are over, or
+// it is of no use.
+func (k *token) due(now time.Time) bool {
+	return k.invalid.Load() || now.Sub(k.received) >= k.lifetime*9/10
+}
+
+// expired reports whether the token is of no use any more.
+func (k *token) expired(now time.Time) bool {
+	return k.invalid.Load() || now.Sub(k.received) >= k.lifetime
+}
 
 // tokenRequest says which token is wanted.
 type tokenRequest struct {

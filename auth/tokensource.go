@@ -71,11 +71,13 @@ func (s *tokenSource) token(ctx context.Context, r tokenRequest) (k *token, fetc
 	}
 	result := s.flights.DoChan(key, func() (any, error) {
 		// Another fetch may have ended after the look into the cache above.
-		if k := s.cached(key); k != nil && !k.due(time.Now()) {
-			return k, nil
+		last := s.cached(key)
+		if last != nil && !last.due(time.Now()) {
+			return last, nil
 		}
 		k, err := s.fetch(r)
 		if err == nil {
+			k.replaces = last != nil && last.invalid.Load()
 			s.mu.Lock()
 			s.cache.Add(key, k)
 			s.mu.Unlock()

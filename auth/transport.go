@@ -7,8 +7,11 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/singleflight"
+
+	"github.com/hubcache/hubcache/answer"
 )
 
 // Transport authorizes GET and HEAD requests to one registry. Set its exported fields
@@ -41,8 +44,9 @@ func (t *Transport) Stats() Stats {
 //
 // The first request is sent without credentials, and the registry's 401 says which it wants;
 // from then on a token is fetched before the first request for a repository. After a 401 to a
-// cached token, RoundTrip gets a new token and sends the request once more. Any other 401 is
-// returned as the response, and means that the repository may not be read.
+// cached token, and after one that says that the token, new or not, is invalid, RoundTrip gets a
+// new token and sends the request once more. Any other 401 is returned as the response; package
+// answer knows what it is about.
 //
 // A request to another host than the registry's is sent without Authorization, whatever the
 // caller, or a client that follows a redirect, put there.
@@ -60,17 +64,20 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.base().RoundTrip(withAuthorization(req, ""))
 	}
 	t.init()
-	resp, a, err := t.send(req)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized || !t.learnFrom(resp, a) {
-		return resp, err
+	for sent := 1; ; sent++ {
+		resp, a, err := t.send(req)
+		if err != nil || resp.StatusCode != http.StatusUnauthorized {
+			return resp, err
+		}
+		if again := t.learnFrom(resp, a); !again || sent == maxSends {
+			return resp, nil
+		}
+		drain(resp)
 	}
-	drain(resp)
-	resp, a, err = t.send(req)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		t.learnFrom(resp, a) // and return the 401: one retry is enough
-	}
-	return resp, err
 }
+
+// maxSends bounds how often a request is sent: without a token, with one, and with another.
+const maxSends = 3
 
 // authorization is what a request is sent with, and where that is from.
 type authorization struct {
@@ -86,7 +93,8 @@ type authorization struct {
 // learnFrom remembers what a 401 to a request with a says: the registry's challenge, and that
 // a token was rejected. It reports whether the request may succeed when it is sent again.
 func (t *Transport) learnFrom(resp *http.Response, a authorization) (retry bool) {
-	if len(ParseChallenges(resp.Header)) == 0 {
+	said := readHeader(answer.Registry, resp)
+	if said.Scheme == "" {
 		return false // it isn't the registry's: that would say what it wants
 	}
 	known := t.challenges.learn(resp.Header)
@@ -95,7 +103,11 @@ func (t *Transport) learnFrom(resp *http.Response, a authorization) (retry bool)
 		return false
 	case known != a.challenge: // it wants something that the request didn't have
 		return known.Scheme == "bearer" || t.Credential != nil
-	case a.token == nil || a.token.value == "" || a.token.rejected.Load():
+	case a.token == nil || a.token.value == "":
+		return false
+	case said.Subject() == answer.Token:
+		return a.token.giveUp(time.Now())
+	case a.token.rejected.Load():
 		return false
 	case a.fetched: // another new token would be rejected too
 		a.token.rejected.Store(true)
