@@ -158,7 +158,7 @@ func TestGoneTagThatIsKeptIsAskedForOnce(t *testing.T) {
 // repository names by now.
 func TestWhatAManifestNamesIsAskedForAtOnce(t *testing.T) {
 	t.Parallel()
-	for _, status := range []int{404, 403} {
+	for status, code := range map[int]string{404: "NOT_FOUND", 403: "DENIED"} {
 		synctest.Test(t, func(t *testing.T) {
 			l := newLab(t, labOptions{})
 			img := l.hub.AddImage("coop/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 64<<10), Platforms: []string{"linux/amd64", "linux/arm64"}})
@@ -166,7 +166,7 @@ func TestWhatAManifestNamesIsAskedForAtOnce(t *testing.T) {
 			m := img.Manifests[0]
 			for _, path := range []string{"/v2/coop/app/manifests/" + string(m.Digest), blobPath("coop/app", m.Layers[0].Digest), blobPath("coop/app", m.Config.Digest)} {
 				for _, method := range []string{http.MethodHead, http.MethodGet} {
-					l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Reference: path[strings.LastIndex(path, "/")+1:], Times: 1}, apiRefusal(status, "UNKNOWN"))
+					l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Reference: path[strings.LastIndex(path, "/")+1:], Times: 1}, apiRefusal(status, code))
 					if r := l.do(method, path); r.status != 404 {
 						t.Errorf("%s %s: %d while upstream says %d", method, path, r.status, status)
 					}
@@ -176,7 +176,7 @@ func TestWhatAManifestNamesIsAskedForAtOnce(t *testing.T) {
 				}
 			}
 			// A digest that is asked for before it is pushed.
-			l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Repository: "coop/new", Method: http.MethodGet, Times: 1}, apiRefusal(status, "UNKNOWN"))
+			l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Repository: "coop/new", Method: http.MethodGet, Times: 1}, apiRefusal(status, code))
 			pushed := l.smallImage("coop/new", "1")
 			l.get("/v2/coop/new/manifests/none") // its visibility is known
 			if r := l.get("/v2/coop/new/manifests/" + string(pushed.Digest)); r.status != 404 {
@@ -203,7 +203,9 @@ func TestRefusalBeforeVisibilityIsKnownIsNotRemembered(t *testing.T) {
 			return next.RoundTrip(req)
 		}})
 		img := l.smallImage("coop/app", "1")
-		l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "manifests", Repository: "coop/app", Times: 1, Skip: 1}, apiRefusal(403, "DENIED"))
+		l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "manifests", Repository: "coop/app", Times: 1}, apiRefusal(403, "DENIED"))
+		l.reg.Introduce()
+		synctest.Wait() // the first request has a token
 		if r := l.get(manifestPath(img)); r.status != 429 {
 			t.Fatalf("%d %s\n%s", r.status, r.body, l.hub.Ledger())
 		}

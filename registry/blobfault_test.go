@@ -126,8 +126,8 @@ func blobFaults() []blobFault {
 		blobFault{name: "401 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(401, "")), once: whole, always: refusedOrBroken},
 		blobFault{name: "403 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(403, "<html>")), once: whole, always: refusedOrBroken},
 		blobFault{name: "404 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(404, "{}")), once: whole, always: refusedOrBroken},
-		blobFault{name: "the registry's own 403", face: hubtest.Registry, faults: fixed(apiError(403, "DENIED")), once: wholeOrRefused, always: refusedOrBroken},
-		blobFault{name: "the registry's own 404", face: hubtest.Registry, faults: fixed(apiError(404, "BLOB_UNKNOWN")), once: wholeOrRefused, always: refusedOrBroken},
+		blobFault{name: "the registry's own 403", face: hubtest.Registry, faults: fixed(apiRefusal(403, "DENIED")), once: wholeOrRefused, always: refusedOrBroken},
+		blobFault{name: "the registry's own 404", face: hubtest.Registry, faults: fixed(apiRefusal(404, "BLOB_UNKNOWN")), once: wholeOrRefused, always: refusedOrBroken},
 	)
 }
 

@@ -43,10 +43,10 @@ func manifestFaults() []manifestFault {
 		{name: "410", match: heads, faults: one(hubtest.Status(410, "")), cold: 502},
 		{name: "a firewall's 403", match: heads, faults: one(hubtest.Status(403, "<html>blocked</html>", "Content-Type: text/html")), cold: 502},
 		{name: "a gateway's 404", match: heads, faults: one(hubtest.Status(404, `{"message":"Not Found"}`, "Content-Type: application/json")), cold: 502},
-		{name: "the registry's own 401", match: heads, faults: one(apiError(401, "UNAUTHORIZED")), cold: 404, cached: 404},
-		{name: "the registry's own 403", match: heads, faults: one(apiError(403, "DENIED")), cold: 404, cached: 404},
-		{name: "the registry's own 404", match: heads, faults: one(apiError(404, "MANIFEST_UNKNOWN")), cold: 404, cached: 404},
-		{name: "the registry's own 410", match: heads, faults: one(apiError(410, "MANIFEST_UNKNOWN")), cold: 404, cached: 404},
+		{name: "the registry's own 401", match: heads, faults: one(apiRefusal(401, "UNAUTHORIZED")), cold: 404, cached: 404},
+		{name: "the registry's own 403", match: heads, faults: one(apiRefusal(403, "DENIED")), cold: 404, cached: 404},
+		{name: "the registry's own 404", match: heads, faults: one(apiRefusal(404, "MANIFEST_UNKNOWN")), cold: 404, cached: 404},
+		{name: "the registry's own 410", match: heads, faults: one(apiRefusal(410, "MANIFEST_UNKNOWN")), cold: 404, cached: 404},
 		{name: "429", match: heads, faults: one(hubtest.TooManyRequests()), cold: 429, rest: time.Minute},
 		{name: "429 with Retry-After", match: heads, faults: one(hubtest.TooManyRequests("Retry-After: 300")), cold: 429, rest: 300 * time.Second},
 		{name: "HAP429", match: heads, faults: one(hubtest.HAP429()), cold: 429, rest: time.Minute},
@@ -79,11 +79,6 @@ func manifestFaults() []manifestFault {
 		{name: "upstream's clock an hour ahead", hub: func(o *hubtest.Options) { o.ClockSkew = time.Hour }, cold: 200, heals: true},
 		{name: "upstream's clock an hour behind", hub: func(o *hubtest.Options) { o.ClockSkew = -time.Hour }, cold: 200, heals: true},
 	}
-}
-
-// apiError is an error of the registry API.
-func apiError(status int, code string) hubtest.Fault {
-	return hubtest.Status(status, `{"errors":[{"code":"`+code+`","message":"","detail":null}]}`, "Content-Type: application/json")
 }
 
 // TestManifestFaultsAreAnsweredInTime: whatever fault upstream has, a cached tag is
