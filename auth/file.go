@@ -15,7 +15,7 @@ import (
 
 const (
 	// checkInterval is the time between two looks at the file: short enough for a person who
-	// has just replaced it, long enough to cost nothing on a busy cache.
+	// has just replaced it, long enough that reading it costs nothing on a busy cache.
 	checkInterval = 5 * time.Second
 	// maxSecret, in bytes, is far above any access token. A longer file is the wrong file.
 	maxSecret = 64 << 10
@@ -68,16 +68,16 @@ func (e *FileError) Error() string { return fmt.Sprintf("password file %q: %v", 
 // Unwrap returns Err.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// File is a credential whose secret is in a file, which is read again when it changes.
+// File is a credential whose secret is in a file, which is read again and again: neither size
+// nor time nor identity of a file says for sure that nobody has written to it.
 // Make one with NewFile. All methods are safe for concurrent use.
 type File struct {
 	username, path string
 
 	mu      sync.Mutex // guards what follows; held while the file is read; no other lock is taken under it
 	cred    Credential
-	seen    os.FileInfo // of the file that cred is from; nil: read it even if it is the same
-	checked time.Time   // the last look at the file; zero: look now
-	err     error       // of the last look
+	checked time.Time // the last look at the file; zero: look now
+	err     error     // of the last look
 }
 
 // NewFile returns the credential of username (a Docker ID, or an organisation's name)
@@ -87,7 +87,7 @@ type File struct {
 func NewFile(username, path string) *File { return &File{username: username, path: path} }
 
 // Credential returns the user name and the secret in the file, without line ends at its end.
-// It looks at the file, through symbolic links, at most every 5 s. When the file can't be
+// It reads the file, through symbolic links, at most every 5 s. When the file can't be
 // used any more (removed, emptied, half replaced), Credential goes on returning the last good
 // secret. While there is none, the error is a *FileError.
 func (f *File) Credential() (Credential, error) {
@@ -102,19 +102,18 @@ func (f *File) Credential() (Credential, error) {
 	return f.cred, nil
 }
 
-// Version looks at the file as Credential does, and returns the version of the secret that
+// Version reads the file as Credential does, and returns the version of the secret that
 // Credential returns. It rises whenever the secret changes. 0 means that none was read yet.
 func (f *File) Version() uint64 {
 	c, _ := f.Credential() // after an error, Version is 0
 	return c.Version
 }
 
-// Reload reads the file now, even if it seems unchanged. SIGHUP calls it. The error, a
+// Reload reads the file now. SIGHUP calls it. The error, a
 // *FileError, says what is wrong with the file; Credential may still return an earlier secret.
 func (f *File) Reload() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.seen = nil
 	f.refresh()
 	return f.err
 }
@@ -127,57 +126,54 @@ func (f *File) Path() string {
 	return filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), f.path)
 }
 
-// refresh reads the file if it has changed. Callers hold mu.
+// refresh reads the file. Callers hold mu.
 func (f *File) refresh() {
 	f.checked = time.Now()
-	secret, info, err := f.read()
+	secret, err := f.read()
 	if err != nil {
 		f.err = &FileError{Path: f.Path(), Err: err}
 		return
 	}
-	f.err, f.seen = nil, info
-	if secret != nil && (f.cred.secret == nil || *secret != *f.cred.secret) {
-		f.cred = Credential{Username: f.username, Version: f.cred.Version + 1, secret: secret}
+	f.err = nil
+	if f.cred.secret == nil || secret != *f.cred.secret {
+		f.cred = Credential{Username: f.username, Version: f.cred.Version + 1, secret: &secret}
 	}
 }
 
-// read returns the secret, or nil if the file is the one in seen. Callers hold mu.
-func (f *File) read() (*string, os.FileInfo, error) {
+// read returns the secret that is in the file.
+func (f *File) read() (string, error) {
 	if strings.ContainsRune(f.username, ':') {
-		return nil, nil, fmt.Errorf("user name %q: must not contain a colon", f.username)
+		return "", fmt.Errorf("user name %q: must not contain a colon", f.username)
 	}
 	path := f.Path()
 	if !filepath.IsAbs(path) {
-		return nil, nil, errors.New("a relative name needs $CREDENTIALS_DIRECTORY (systemd's LoadCredential=), which is not set")
+		return "", errors.New("a relative name needs $CREDENTIALS_DIRECTORY (systemd's LoadCredential=), which is not set")
 	}
 	// Stat comes before open, because opening a FIFO would block until somebody writes to it.
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, nil, cause(err)
+		return "", cause(err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, nil, errors.New("is not a regular file")
-	}
-	if s := f.seen; s != nil && os.SameFile(s, info) && s.ModTime().Equal(info.ModTime()) && s.Size() == info.Size() {
-		return nil, info, nil
+		return "", errors.New("is not a regular file")
 	}
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, nil, cause(err)
+		return "", cause(err)
 	}
 	defer file.Close()
 	data, err := io.ReadAll(io.LimitReader(file, maxSecret+1))
 	if err != nil {
-		return nil, nil, cause(err)
+		return "", cause(err)
 	}
 	if len(data) > maxSecret {
-		return nil, nil, errors.New("is longer than 64 KiB: not an access token")
+		return "", errors.New("is longer than 64 KiB: not an access token")
 	}
 	secret := strings.TrimRight(string(data), "\r\n")
 	if secret == "" {
-		return nil, nil, errors.New("is empty: put the access token in it")
+		return "", errors.New("is empty: put the access token in it")
 	}
-	return &secret, info, nil
+	return secret, nil
 }
 
 // cause returns err without its path, since FileError names that.

@@ -113,7 +113,7 @@ func TestReplacedFileIsReadAgain(t *testing.T) {
 		time.Sleep(checkInterval)
 		has("two", 2)
 		write(t, path, "six")
-		if err := os.Chtimes(path, at, at); err != nil { // nothing differs, but Reload always reads
+		if err := os.Chtimes(path, at, at); err != nil { // as it was
 			t.Fatal(err)
 		}
 		if err := f.Reload(); err != nil {
@@ -208,4 +208,109 @@ func TestSecretStaysSecret(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestEveryWayToReplaceTheFileIsNoticed: within a minute, however the secret was replaced, and
+// even if the size, the time or the file itself is the one from before.
+func TestEveryWayToReplaceTheFileIsNoticed(t *testing.T) {
+	when := time.Unix(1_700_000_000, 0)
+	put := func(t *testing.T, path, secret string) { // all files look alike, as in a Nix store
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path, []byte(secret), 0o600), os.Chtimes(path, when, when)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relink := func(t *testing.T, to, link string) {
+		t.Helper()
+		if err := errors.Join(os.Symlink(to, link+".new"), os.Rename(link+".new", link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, replace := range map[string]func(t *testing.T, dir, path string){
+		"in place": func(t *testing.T, _, path string) { put(t, path, "two") },
+		"in place, one byte": func(t *testing.T, _, path string) {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = f.WriteAt([]byte("two"), 0)
+			if err := errors.Join(err, f.Close(), os.Chtimes(path, when, when)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"through another name": func(t *testing.T, dir, path string) {
+			if err := os.Link(path, filepath.Join(dir, "other")); err != nil {
+				t.Fatal(err)
+			}
+			put(t, filepath.Join(dir, "other"), "two")
+		},
+		"by rename": func(t *testing.T, _, path string) {
+			put(t, path+".new", "two")
+			if err := os.Rename(path+".new", path); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"by a link": func(t *testing.T, dir, path string) {
+			put(t, filepath.Join(dir, "other"), "two")
+			relink(t, "other", path)
+		},
+		"by a folder": func(t *testing.T, dir, _ string) {
+			put(t, mkdir(t, dir+".new"), "two")
+			if err := errors.Join(os.Rename(dir, dir+".old"), os.Rename(dir+".new", dir)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"removed and written again": func(t *testing.T, _, path string) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			put(t, path, "two")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				path := mkdir(t, filepath.Join(t.TempDir(), "secrets"))
+				put(t, path, "one")
+				changesWithinAMinute(t, path, func() { replace(t, filepath.Dir(path), path) })
+			})
+		})
+	}
+	t.Run("as Kubernetes does", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, mkdir(t, filepath.Join(dir, "..2026_1")), "one")
+			relink(t, "..2026_1", filepath.Join(dir, "..data"))
+			relink(t, filepath.Join("..data", "token"), filepath.Join(dir, "token"))
+			changesWithinAMinute(t, filepath.Join(dir, "token"), func() {
+				put(t, mkdir(t, filepath.Join(dir, "..2026_2")), "two")
+				relink(t, "..2026_2", filepath.Join(dir, "..data"))
+				if err := os.RemoveAll(filepath.Join(dir, "..2026_1")); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	})
+}
+
+// mkdir makes a folder and returns the path of a file token in it.
+func mkdir(t *testing.T, dir string) string {
+	t.Helper()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "token")
+}
+
+// changesWithinAMinute expects the secret one, and then, a minute after replace, two.
+func changesWithinAMinute(t *testing.T, path string, replace func()) {
+	t.Helper()
+	f := NewFile("someone", path)
+	if c, err := f.Credential(); err != nil || c.basic() != basicOf("one") {
+		t.Fatalf("%v, %v", c, err)
+	}
+	replace()
+	time.Sleep(time.Minute)
+	if c, err := f.Credential(); err != nil || c.basic() != basicOf("two") || c.Version != 2 {
+		t.Errorf("after a minute: version %d, %v, the secret is new: %v", c.Version, err, c.basic() == basicOf("two"))
+	}
 }

@@ -40,8 +40,11 @@ const refusedFor = 10 * time.Second
 type Options struct {
 	Name       string // as in keys, answers and messages; "" means "docker.io"
 	URL        *url.URL
-	Credential *auth.File     // nil: anonymous
-	RootCAs    *x509.CertPool // nil: the system's
+	Credential *auth.File // nil: anonymous
+
+	// RootCAs returns the certificates to trust. It is called before each request, and a pool
+	// that is another one than before counts from then on. nil: the system's are trusted.
+	RootCAs func() *x509.CertPool
 
 	// Transport carries all requests when set; then RootCAs, the environment's proxy and
 	// the check of addresses are its business.
@@ -80,7 +83,7 @@ func New(o Options) (*Client, error) {
 	c.dialer.inside.Store(internalHost(c.base.Hostname()))
 	base := o.Transport
 	if base == nil {
-		base = c.dialer.transport(o.RootCAs)
+		base = newTransport(&c.dialer, o.RootCAs)
 	}
 	c.health = newHealth(c.title())
 	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Log: cmp.Or(o.Log, slog.Default())}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -41,6 +42,48 @@ func (d *dialer) transport(roots *x509.CertPool) *http.Transport {
 		ReadBufferSize:        64 << 10,
 		ResponseHeaderTimeout: headersDeadline,
 	}
+}
+
+// newTransport returns a transport that trusts what roots returns at the time, or what the
+// system trusts if roots is nil.
+func newTransport(d *dialer, roots func() *x509.CertPool) http.RoundTripper {
+	if roots == nil {
+		return d.transport(nil)
+	}
+	return &trustingTransport{dialer: d, roots: roots}
+}
+
+// trustingTransport makes a new transport whenever other certificates are trusted. Connections
+// that were opened under the old ones only end what they have begun. It is safe for concurrent use.
+type trustingTransport struct {
+	dialer *dialer
+	roots  func() *x509.CertPool
+
+	mu      sync.Mutex // guards what follows; no other lock is taken under it
+	trusted *x509.CertPool
+	current *http.Transport // trusts trusted; nil: none yet
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *trustingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return t.now(t.roots()).RoundTrip(req)
+}
+
+// now returns the transport that trusts roots.
+func (t *trustingTransport) now(roots *x509.CertPool) *http.Transport {
+	t.mu.Lock()
+	old := t.current
+	if old != nil && t.trusted == roots {
+		t.mu.Unlock()
+		return old
+	}
+	t.trusted, t.current = roots, t.dialer.transport(roots)
+	now := t.current
+	t.mu.Unlock()
+	if old != nil {
+		old.CloseIdleConnections()
+	}
+	return now
 }
 
 // dial checks the address before the connection is made, so that no port is even knocked at.

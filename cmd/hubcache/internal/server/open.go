@@ -1,7 +1,6 @@
 package server
 
 import (
-	"crypto/x509"
 	"fmt"
 	"net/url"
 	"os"
@@ -42,9 +41,10 @@ func (srv *server) openRegistry() (err error) {
 		return err
 	}
 	if s.Upstream.CAFile != "" {
-		if up.RootCAs, err = readCAs(string(s.Upstream.CAFile)); err != nil {
-			return fmt.Errorf("upstream.ca_file: %w", err)
+		if srv.trusted, err = newAuthorities(string(s.Upstream.CAFile), srv.log); err != nil {
+			return err
 		}
+		up.RootCAs = srv.trusted.get
 	}
 	if s.Upstream.Username != "" {
 		srv.cred = auth.NewFile(string(s.Upstream.Username), string(s.Upstream.PasswordFile))
@@ -55,24 +55,12 @@ func (srv *server) openRegistry() (err error) {
 		}
 	}
 	if s.TLS.CertFile != "" {
-		if srv.tls, err = newKeyPair(string(s.TLS.CertFile), string(s.TLS.KeyFile)); err != nil {
+		if srv.tls, err = newKeyPair(string(s.TLS.CertFile), string(s.TLS.KeyFile), srv.log); err != nil {
 			return err
 		}
 	}
 	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: policy(s.Settings), Log: srv.log})
 	return err
-}
-
-func readCAs(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", path)
-	}
-	return pool, nil
 }
 
 // Check finds what the registry refuses of the settings.

@@ -10,7 +10,7 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// reload reads settings, access token and certificate again. A fault in the settings
+// reload reads settings, access token and certificates again. A fault in the settings
 // changes none of them.
 func (srv *server) reload() {
 	notify(daemon.SdNotifyReloading + "\nMONOTONIC_USEC=" + monotonic())
@@ -28,6 +28,11 @@ func (srv *server) reload() {
 	if srv.tls != nil {
 		if err := srv.tls.load(); err != nil {
 			srv.log.Error("the certificate can't be read; the last one stays in force", "error", err)
+		}
+	}
+	if srv.trusted != nil {
+		if err := srv.trusted.load(); err != nil {
+			srv.log.Error("upstream.ca_file can't be read; the last one stays in force", "error", err)
 		}
 	}
 	if err == nil {

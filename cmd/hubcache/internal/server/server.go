@@ -43,8 +43,9 @@ type server struct {
 	level    *slog.LevelVar
 	store    *storage.Store
 	registry *registry.Registry
-	cred     *auth.File // nil: anonymous
-	tls      *keyPair   // nil: plain http
+	cred     *auth.File   // nil: anonymous
+	tls      *keyPair     // nil: plain http
+	trusted  *authorities // nil: the system's
 	gate     *gate
 	started  time.Time
 
