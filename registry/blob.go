@@ -223,7 +223,7 @@ func (q *blobRequest) serveBypass(size int64) result {
 	return q.send(b.Size(), OutcomeBypass, b.Send)
 }
 
-// readAhead fetches the other layers of the image that the blob belongs to.
+// readAhead fetches the other layers of the image that the blob belongs to, and its config.
 func (q *blobRequest) readAhead() {
 	if !q.policy.ReadAhead {
 		return

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"time"
@@ -57,7 +58,7 @@ func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) 
 	}
 	head := req.Method == http.MethodHead
 	if !head && h.handed.CompareAndSwap(false, true) {
-		m.ahead.handedOut(q.name, h.digest, h.children)
+		m.ahead.handedOut(q.name, h.digest, h.children, h.body)
 	}
 	if h.due() {
 		m.store.Touch(h.digest)
@@ -90,7 +91,7 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 			}
 		}
 		if !q.head && (f.body != nil || f.large) {
-			q.m.ahead.handedOut(q.name, f.digest, f.children)
+			q.m.ahead.handedOut(q.name, f.digest, f.children, f.body)
 		}
 		o := content.Object{Digest: string(f.digest), MediaType: f.mediaType, Size: f.size, Cache: string(f.outcome)}
 		if q.head || !f.large && len(f.body) <= storage.ManifestInMemory {
@@ -161,28 +162,61 @@ func (q *manifestRequest) stored(ctx context.Context, m *storage.Manifest) (*fou
 	if err != nil {
 		return nil, err
 	}
-	if err := q.deliverable(m); err != nil {
+	if err := q.deliverable(ctx, m); err != nil {
 		return nil, err
 	}
 	q.m.store.Touch(m.Digest)
 	return &found{digest: m.Digest, mediaType: m.MediaType, size: m.Size, body: m.Body, large: m.Body == nil, children: m.Children, outcome: OutcomeHit}, nil
 }
 
-// deliverable fails for a single-platform manifest whose blobs aren't all here while they
-// can't be fetched: some clients commit themselves to a mirror with the manifest, and this
-// one would leave them with half an image.
-func (q *manifestRequest) deliverable(m *storage.Manifest) error {
+// deliverable fails for a single-platform manifest of which a blob that its clients need isn't
+// here and can't be fetched: some clients commit themselves to a mirror with the manifest, and
+// this one would leave them with half an image.
+func (q *manifestRequest) deliverable(ctx context.Context, m *storage.Manifest) error {
 	down := q.m.client.Down()
 	if down == nil {
 		return nil
 	}
+	var missing []digest.Digest
 	for _, c := range m.Children {
 		if _, ok := q.m.store.Has(c.Digest); !ok && c.Role != image.RoleManifest {
+			missing = append(missing, c.Digest)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	without, err := q.dispensable(ctx, m)
+	if err != nil {
+		return err
+	}
+	for _, d := range missing {
+		if !without[d] {
 			return &failure{status: http.StatusServiceUnavailable, code: errcode.ErrorCodeUnavailable, err: down,
-				detail: "blob " + string(c.Digest) + " of this image is not cached, and " + fail(manifest, down).detail}
+				detail: "blob " + string(d) + " of this image is not cached, and " + fail(manifest, down).detail}
 		}
 	}
 	return nil
+}
+
+// dispensable returns what the clients of the manifest can do without. Large manifests are
+// read one at a time.
+// Errors: those of reading the store, ctx's cause.
+func (q *manifestRequest) dispensable(ctx context.Context, m *storage.Manifest) (map[digest.Digest]bool, error) {
+	if m.Body != nil {
+		return image.Dispensable(m.Body), nil
+	}
+	if err := q.m.reading.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer q.m.reading.Release(1)
+	b, err := q.m.store.Open(m.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	body, err := io.ReadAll(b.File)
+	return image.Dispensable(body), err
 }
 
 // fetch gets the manifest d from upstream, once for all who wait, and keeps it. The first to

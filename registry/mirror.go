@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/hubcache/hubcache/cooldown"
@@ -47,6 +48,7 @@ type shared struct {
 	tasks    *tasks
 	rechecks *rechecks
 	counters *counters
+	reading  *semaphore.Weighted // one large manifest at a time is read into memory
 	log      *slog.Logger
 }
 

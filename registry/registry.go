@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
@@ -62,7 +63,7 @@ var aliases = map[string][]string{"docker.io": {"index.docker.io", "registry-1.d
 // Errors: no upstream, two of one name, a URL that no upstream can have, an invalid pattern
 // in the policy.
 func New(o Options) (*Registry, error) {
-	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, log: cmp.Or(o.Log, slog.Default())}
+	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
 	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks}
 	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
 	r := &Registry{shared: s, byNamespace: map[string]*mirror{}}
