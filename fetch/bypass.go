@@ -33,16 +33,18 @@ func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
 	if err := waitForSlot(ctx, func(ctx context.Context) error { return bypass.Acquire(ctx, 1) }); err != nil {
 		return nil, err
 	}
-	isPart := part.To >= 0
-	if !isPart {
-		part.To = b.Size
-	}
-	part.Size = b.Size
+	part.Size, part.Claim = b.Size, !b.Stated
 	body, err := p.open(ctx, b.Source, part)
+	if err == nil && body.Size < 0 && part.To >= 0 { // nobody could tell which part it is
+		body.Close()
+		part = Part{To: -1, Size: -1}
+		body, err = p.open(ctx, b.Source, part)
+	}
 	if err != nil {
 		bypass.Release(1)
 		return nil, err
 	}
+	isPart := body.From > 0 || body.To != body.Size
 	return &Bypass{pool: p, blob: b, body: body, part: isPart, free: func() { bypass.Release(1) }}, nil
 }
 

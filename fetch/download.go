@@ -98,11 +98,7 @@ func wholePieces(n int64) int64 { return (n + storage.Piece - 1) / storage.Piece
 // Errors: ErrBypass, when the blob can't be kept; ErrEnded, when it needn't be fetched here;
 // ErrBusy; those of the source and of the storage.
 func (d *download) run() error {
-	f := d.f
 	defer d.cancel(nil)
-	if f.blob.Size > d.pool.store.Budget() {
-		return ErrBypass // no byte need be asked for to know it
-	}
 	if err := d.firstSlot(); err != nil {
 		return err
 	}
@@ -136,21 +132,13 @@ func (d *download) firstSlot() error {
 func (d *download) first() error {
 	defer d.slots.release()
 	f := d.f
-	p := Part{To: -1, Size: f.blob.Size, Whole: true}
-	if size, gaps := d.pool.store.Partial(f.blob.Digest); len(gaps) > 0 && (f.blob.Size < 0 || f.blob.Size == size) {
-		p.From, p.To, p.Size = gaps[0].From, gaps[0].To, size
-		if d.ranges > 1 {
-			p.To = min(p.To, p.From+firstChunk(size, d.ranges))
-		}
-		d.pool.resumes.Add(1)
-	} else if f.blob.Size >= parallelFrom && d.ranges > 1 {
-		p.To = firstChunk(f.blob.Size, d.ranges)
-	}
-	body, err := d.pool.open(d.ctx, f.blob.Source, p)
+	body, err := d.pool.open(d.ctx, f.blob.Source, d.firstPart())
 	if err != nil {
 		return err
 	}
 	defer body.Close()
+	f.stated = body.Size
+	f.doubtful = f.doubtful || f.blob.Size >= 0 && body.Size >= 0 && f.blob.Size != body.Size
 	if err := d.openIngest(body); err != nil {
 		return err
 	}
@@ -162,6 +150,29 @@ func (d *download) first() error {
 	body.Close() // now: work may last long, and the connection can be used again
 	d.work(true, func() bool { return true })
 	return nil
+}
+
+// firstPart is what is asked for first. The sizes that it goes by are hints. What the source
+// answers tells the size, and that the repository has the blob.
+func (d *download) firstPart() Part {
+	claim := d.f.blob.Size
+	p := Part{To: -1, Size: claim, Claim: true, Whole: true}
+	switch size, gaps := d.pool.store.Partial(d.f.blob.Digest); {
+	case len(gaps) > 0:
+		p.From, p.To, p.Size = gaps[0].From, gaps[0].To, size
+		if d.ranges > 1 {
+			p.To = min(p.To, p.From+firstChunk(size, d.ranges))
+		}
+		d.pool.resumes.Add(1)
+	case size > 0: // nothing is missing: the process was killed before it could verify
+		p.From, p.To, p.Size = size-1, size, size
+		d.pool.resumes.Add(1)
+	case claim > d.pool.store.Budget(): // if that is true, no more bytes are needed to know it
+		p.To = 1
+	case claim >= parallelFrom && d.ranges > 1:
+		p.To = firstChunk(claim, d.ranges)
+	}
+	return p
 }
 
 // openIngest opens the ingest with the size that the first body tells, and puts into todo what

@@ -22,15 +22,15 @@ type Flight struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	doubtful bool // the last body of the blob broke: headers wait until this one is verified
-
 	ready chan struct{} // closed when the source has answered, or has failed
 	done  chan struct{} // closed when the flight is over
 
 	again bool // it has failed, and nothing is remembered of it. Written before done is closed
 
-	// in and err are written before ready is closed, and never after.
+	// These are written before ready is closed, and never after.
 	announced sync.Once
+	stated    int64           // the size that the source has stated, -1 when none
+	doubtful  bool            // the last body of the blob broke, or a manifest claims another size: headers wait until this one is verified
 	in        *storage.Ingest // nil if err isn't
 	err       error           // why the flight failed before there was anything to read; later errors reach the readers of in
 
@@ -82,7 +82,7 @@ func (p *Pool) start(b Blob, doubtful bool) *Flight {
 	if p.closed {
 		return nil
 	}
-	f := &Flight{pool: p, blob: b, doubtful: doubtful, ready: make(chan struct{}), done: make(chan struct{})}
+	f := &Flight{pool: p, blob: b, doubtful: doubtful, stated: -1, ready: make(chan struct{}), done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	p.flights[b.Digest] = f
 	p.running.Go(f.run)
@@ -204,7 +204,8 @@ func (f *Flight) Origin() storage.Origin { return f.blob.Origin }
 
 // Reader waits until there is something to read, and returns a reader of it. Close it. A blob
 // of known size up to storage.VerifyFirst has been verified by then, so that its client gets an
-// error status and not a broken body. So has one whose last body broke, unless that takes long.
+// error status and not a broken body. So has one whose last body broke, or of which the source states
+// another size than the manifest claims, unless that takes long.
 // Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, that the pool is closed, those of the
 // Source and of the storage, ctx's cause.
 func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
@@ -257,6 +258,10 @@ func (f *Flight) verifiedWithin(ctx context.Context, patience time.Duration) err
 	}
 	return err
 }
+
+// Stated returns the size that the source has stated of the blob, -1 when it has stated none. Call
+// it when Reader has returned.
+func (f *Flight) Stated() int64 { return f.stated }
 
 // Size returns the size of the blob in bytes, -1 while it is unknown. It panics unless Reader
 // has succeeded.

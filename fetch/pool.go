@@ -227,7 +227,7 @@ func (p *Pool) Stats() Stats {
 	flights := make([]*Flight, 0, len(p.flights))
 	for _, f := range p.flights {
 		flights = append(flights, f)
-		s.Inflight = append(s.Inflight, Inflight{Digest: string(f.blob.Digest), Repository: f.blob.Origin.Repository, Size: f.blob.Size, Readers: f.readers})
+		s.Inflight = append(s.Inflight, Inflight{Digest: string(f.blob.Digest), Repository: f.blob.Origin.Repository, Size: -1, Readers: f.readers})
 	}
 	p.mu.Unlock()
 	for i, f := range flights {

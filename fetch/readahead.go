@@ -23,7 +23,7 @@ func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, origin func() storag
 	missing := int64(0)
 	for _, b := range image {
 		if _, ok := p.store.Has(b.Digest); !ok {
-			missing += b.Size
+			missing += max(b.Size, 0)
 		}
 	}
 	if missing > p.store.Budget()/2 {

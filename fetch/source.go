@@ -58,10 +58,12 @@ type BlobSource interface {
 	Open(ctx context.Context, p Part) (*Body, error)
 }
 
-// Part is which bytes of a blob to read.
+// Part is which bytes of a blob to read. With Claim, a part that begins behind the blob's end
+// means the whole blob.
 type Part struct {
 	From, To int64 // To is exclusive; -1: to the blob's end, wherever that is
 	Size     int64 // of the blob; -1: unknown
+	Claim    bool  // Size is what a manifest claims: the source's own length decides
 	Whole    bool  // where the source knows no ranges, read on to the blob's end
 }
 
@@ -77,7 +79,8 @@ type Body struct {
 // Blob is a blob to fetch, under a repository.
 type Blob struct {
 	Digest digest.Digest
-	Size   int64          // bytes, as a manifest named it; -1: unknown
+	Size   int64          // bytes, as a manifest claims; -1: unknown. It is a hint: digest and source decide
+	Stated bool           // Size is what the source itself has stated
 	Origin storage.Origin // the repository under which it is fetched
 	Source BlobSource
 }

@@ -114,11 +114,10 @@ func (q *blobRequest) serveFlight() result {
 		if err := q.m.pool.Failed(q.full, q.digest); err != nil {
 			return result{err: err}
 		}
-		size := q.linkedSize(q.digest)
 		if q.req.Method == http.MethodHead {
-			return q.serveHead(size)
+			return q.serveHead()
 		}
-		b := q.blob(q.digest, size)
+		b := q.blob(q.digest, q.claimedSize(q.digest))
 		b.Origin = q.origin()
 		q.readAhead()
 		var first bool
@@ -135,14 +134,14 @@ func (q *blobRequest) serveFlight() result {
 	ours := f.Origin().Repository == q.full
 	if !ours {
 		if ok, err := q.linked(q.digest, f.Origin().Private); err != nil || !ok {
-			if err := q.confirm(ctx, fetch.Blobs, q.digest, q.linkedSize(q.digest)); err != nil {
+			if err := q.confirm(ctx, fetch.Blobs, q.digest, -1); err != nil {
 				return result{err: err}
 			}
 		}
 	}
 	rd, err := f.Reader(ctx)
 	if fetch.NotKept(err) {
-		return q.serveBypass(q.linkedSize(q.digest))
+		return q.serveBypass(f.Stated())
 	}
 	if u, ok := errors.AsType[*upstream.Error](err); ok && !ours && (u.Cause == upstream.NotFound || u.Cause == upstream.Denied) {
 		return result{err: fetch.ErrEnded} // that repository hasn't got it; ours may
@@ -163,7 +162,7 @@ func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome)
 		// means, nobody can say yet.
 		err := f.Verified(ctx)
 		if fetch.NotKept(err) {
-			return q.serveBypass(q.linkedSize(q.digest))
+			return q.serveBypass(f.Stated())
 		}
 		if err != nil {
 			return result{err: err}
@@ -181,38 +180,40 @@ func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome)
 	})
 }
 
-// serveHead is one upstream HEAD. If a manifest named the size, the registry's yes is
-// enough, and the CDN isn't asked.
-func (q *blobRequest) serveHead(size int64) result {
+// serveHead asks upstream for the headers. A length that only a manifest claims isn't told to
+// clients. If the CDN, or what stands before it, tells none, or refuses a HEAD, none is told.
+func (q *blobRequest) serveHead() result {
 	ctx, cancel := context.WithTimeout(q.req.Context(), requestDeadline)
 	defer cancel()
-	if size < 0 {
-		d, err := q.m.source.Resolve(ctx, q.name, fetch.Blobs, string(q.digest))
-		if err != nil {
-			return result{err: err}
-		}
-		size = d.Size
-	} else if err := q.confirm(ctx, fetch.Blobs, q.digest, size); err != nil {
+	d, err := q.m.source.Resolve(ctx, q.name, fetch.Blobs, string(q.digest))
+	if u, ok := errors.AsType[*upstream.Error](err); ok && u.Cause == upstream.Broken && u.Status != 0 {
+		d.Size, err = -1, q.m.source.Confirm(ctx, q.name, fetch.Blobs, q.digest)
+	}
+	if err != nil {
 		return result{err: err}
 	}
-	return q.send(size, OutcomeMiss, nil)
+	return q.send(d.Size, OutcomeMiss, nil)
 }
 
 // serveBypass passes a blob through: it is too large for the budget, or the disk fails. Each
-// reader has an upstream request of its own.
-func (q *blobRequest) serveBypass(size int64) result {
+// reader has an upstream request of its own. stated is the size that upstream has stated, or -1.
+func (q *blobRequest) serveBypass(stated int64) result {
 	if q.req.Method == http.MethodHead {
-		return q.serveHead(size)
+		return q.serveHead()
 	}
-	part := fetch.Part{To: -1}
-	if field := q.req.Header.Get("Range"); field != "" && size >= 0 {
+	blob, part := q.blob(q.digest, stated), fetch.Part{To: -1}
+	if blob.Stated = stated >= 0; !blob.Stated {
+		blob.Size = q.claimedSize(q.digest)
+	}
+	size := blob.Size
+	if field := q.req.Header.Get("Range"); field != "" && size >= 0 && q.req.Header.Get("If-Range") == "" {
 		// A closed range that ends before the blob does is asked for as it is; anything else
 		// from the start, so that its digest can be known by the end.
 		if from, n, kind := content.ParseRange(field, size); kind == content.RangePart && from+n < size {
 			part.From, part.To = from, from+n
 		}
 	}
-	b, err := q.m.pool.Bypass(q.req.Context(), q.blob(q.digest, size), part)
+	b, err := q.m.pool.Bypass(q.req.Context(), blob, part)
 	if err != nil {
 		return result{err: err}
 	}

@@ -72,7 +72,8 @@ func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{budget: mib})
 		d := l.oneLayerImage(3 * mib)
-		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Times: 1}, hubtest.FlipByte(1000))
+		// The first request asks for one byte, to know whether the manifest claims the right size.
+		l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Skip: 1, Times: 1}, hubtest.FlipByte(1000))
 		if r := l.get(blobPath("library/one", d)); r.err == nil || len(r.body) >= 3*mib {
 			t.Errorf("%d bytes, some of them wrong, and the error %v", len(r.body), r.err)
 		}
@@ -101,8 +102,8 @@ func TestPausingBypassClientNeedsOneDownload(t *testing.T) {
 			}
 			time.Sleep(15 * time.Second) // as with a slow disk at the client
 		}
-		if n := l.hub.Ledger().BlobGETs(); total != 8*mib || n > 1 {
-			t.Errorf("%d bytes, %d downloads, resumes %d", total, n, l.reg.Stats().Resumes)
+		if n := l.hub.Ledger().BlobBytes(); total != 8*mib || n > 8*mib+1 { // a byte to know the size
+			t.Errorf("%d bytes, %d from upstream, resumes %d", total, n, l.reg.Stats().Resumes)
 		}
 	})
 }

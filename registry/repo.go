@@ -40,7 +40,7 @@ func (r *repo) origin() storage.Origin {
 	return o
 }
 
-// blob returns a blob to fetch under this repository; size is -1 when unknown.
+// blob returns a blob to fetch under this repository; size is a hint, -1 when there is none.
 func (r *repo) blob(d digest.Digest, size int64) fetch.Blob {
 	return fetch.Blob{Digest: d, Size: size, Origin: storage.Origin{Repository: r.full}, Source: r.m.source.Blob(r.name, d)}
 }
@@ -56,16 +56,18 @@ func (r *repo) linked(d digest.Digest, private bool) (bool, error) {
 	return err == nil && (l.Confirmed || !private), err
 }
 
-// linkedSize returns the size of the blob as a manifest of the repository names it, or -1.
-func (r *repo) linkedSize(d digest.Digest) int64 {
+// claimedSize returns the size of the blob as a manifest of the repository claims it, or -1. It
+// is a hint, and nothing to be told to a client. There are tools that write 0 for any blob.
+func (r *repo) claimedSize(d digest.Digest) int64 {
 	l, err := r.m.store.Link(r.full, d)
-	if err != nil {
+	if err != nil || l.Size == 0 {
 		return -1
 	}
 	return l.Size
 }
 
-// confirm asks upstream whether the repository has the blob or manifest d, and links it.
+// confirm asks upstream whether the repository has the blob or manifest d, and links it. size is
+// what its verified bytes have, or -1.
 func (r *repo) confirm(ctx context.Context, k fetch.Kind, d digest.Digest, size int64) error {
 	_, err := share(ctx, r.m.tasks, &r.m.calls, "confirm "+r.name+"@"+string(d), func(ctx context.Context) (struct{}, error) {
 		ctx, cancel := context.WithTimeout(ctx, requestDeadline)

@@ -76,10 +76,12 @@ func (b *Blob) lost() {
 }
 
 // Part says which bytes of a blob to read. For the whole blob set To and Size to -1; the zero
-// value is of no use. A To behind the blob's end means its end.
+// value is of no use. A To behind the blob's end means its end. With Claim, a part that begins
+// behind the blob's end means the whole blob.
 type Part struct {
 	From, To int64 // To is exclusive; -1: to the blob's end, wherever that is
 	Size     int64 // of the blob; -1: unknown
+	Claim    bool  // Size is what a manifest claims: the upstream's own length decides
 	Whole    bool  // if the upstream ignores ranges, don't stop at To: the other bytes come anyway
 }
 
@@ -90,13 +92,17 @@ type Body struct {
 	ctx     context.Context
 	at, end int64 // what is left to read; end is -1 while nobody knows where the blob ends
 	size    int64 // of the blob; -1 until known
+	claimed int64 // what a manifest claims of size, while nothing else tells; -1: nothing
+	other   int64 // the length that the last answer stated in place of claimed; -1: none
 	ranged  bool  // the last answer was a 206
 	whole   bool  // as in Part
 
 	body    io.ReadCloser
 	cancel  context.CancelCauseFunc // of the body's request
 	stall   *time.Timer             // calls cancel; runs during a read
+	open    bool                    // an answer was accepted, and at moves on
 	exact   bool                    // the body ends by itself where it should
+	ended   int64                   // where the last body ended cleanly, before claimed; -1: none did
 	breaks  int                     // in a row, without a byte
 	failure error                   // final
 }
@@ -108,7 +114,10 @@ var errStalled = fmt.Errorf("no byte for %s: %w", stallDeadline, context.Deadlin
 // answered. ctx ends the request and all reading.
 // Errors: *Error, which wraps ctx's cause if ctx has ended, or ctx's cause.
 func (b *Blob) Open(ctx context.Context, p Part) (*Body, error) {
-	body := &Body{blob: b, ctx: ctx, at: p.From, end: p.To, size: p.Size, whole: p.Whole}
+	body := &Body{blob: b, ctx: ctx, at: p.From, end: p.To, size: p.Size, claimed: -1, other: -1, ended: -1, whole: p.Whole}
+	if p.Claim {
+		body.size, body.claimed = -1, p.Size
+	}
 	if err := body.connect(); err != nil {
 		body.Close()
 		return nil, err
@@ -132,7 +141,7 @@ func (b *Body) connect() error {
 	start, asked := time.Now(), false
 	for {
 		err := b.request(min(headersDeadline, openDeadline-time.Since(start)))
-		if err == nil {
+		if err == nil || errors.Is(err, errAtEnd) {
 			return nil
 		}
 		u, ok := errors.AsType[*Error](err)
@@ -157,6 +166,9 @@ func (b *Body) connect() error {
 // the pause of the circuit breaker that the attempt has opened. When another request was faster
 // to use the breaker's probe up, its answer is near.
 func (b *Body) retryIn(err error, refusal bool) time.Duration {
+	if errors.Is(err, errAskAgain) {
+		return 0
+	}
 	wait := retryPauses[b.breaks]
 	if u, ok := errors.AsType[*Error](err); ok && u.Cause == Throttled {
 		return max(wait, u.RetryAfter)
@@ -191,7 +203,7 @@ func (b *Body) request(patience time.Duration) error {
 	ctx, cancel := context.WithCancelCause(auth.WithScope(b.ctx, b.blob.repository))
 	slow := time.AfterFunc(patience, func() { cancel(context.DeadlineExceeded) })
 	header := http.Header{}
-	if b.at > 0 || b.end >= 0 && b.end != b.size {
+	if b.at > 0 || b.end >= 0 && b.end != b.size && b.end != b.claimed {
 		header.Set("Range", rangeField(b.at, b.end))
 	}
 	to, l := b.blob.where()
@@ -231,6 +243,8 @@ func rangeField(at, end int64) string {
 
 // accept checks what an answer says of itself against what is known of the blob, and takes over
 // its size and end.
+// Errors: errAtEnd, when nothing is left to read; *Error, with errAskAgain when the next answer
+// will tell.
 func (b *Body) accept(resp *http.Response, at *url.URL) error {
 	bad := func(format string, args ...any) error {
 		return &Error{Cause: Broken, Host: at.Host, Status: resp.StatusCode, Err: fmt.Errorf(format, args...)}
@@ -244,22 +258,44 @@ func (b *Body) accept(resp *http.Response, at *url.URL) error {
 			return bad("asked for %s, got %q", rangeField(b.at, b.end), resp.Header.Get("Content-Range"))
 		}
 		total = size
+	case http.StatusRequestedRangeNotSatisfiable:
+		switch {
+		case b.size >= 0: // and more than b.at
+		case b.open: // all that came before was the blob
+			b.size, b.end, b.claimed = b.at, b.at, -1
+			return errAtEnd
+		case b.claimed >= 0: // and less than that
+			b.at, b.end, b.claimed = 0, -1, -1
+			return bad("the blob is shorter than claimed: %w", errAskAgain)
+		}
+		fallthrough
 	default:
 		return bad("neither the blob nor a part of it")
 	}
-	if total >= 0 && b.size >= 0 && total != b.size {
+	switch {
+	case total < 0:
+	case b.size >= 0 && total != b.size:
 		return bad("a body for a blob of %d bytes that should have %d", total, b.size)
-	}
-	if b.size < 0 {
-		b.size = total
+	case b.claimed >= 0 && total != b.claimed && total != b.other:
+		// It may be an error page. Two answers that agree outweigh a claim.
+		b.other = total
+		return bad("a body for a blob of %d bytes that should have %d: %w", total, b.claimed, errAskAgain)
+	default:
+		b.size, b.claimed = total, -1
 	}
 	b.ranged = resp.StatusCode == http.StatusPartialContent
-	if b.end < 0 || b.end > b.size || b.whole && !b.ranged {
+	if b.end < 0 || b.size >= 0 && b.end > b.size || b.whole && !b.ranged {
 		b.end = b.size
 	}
+	b.open = true
 	b.exact = resp.ContentLength >= 0 && (b.ranged || b.end == b.size)
 	return nil
 }
+
+var (
+	errAskAgain = errors.New("asking again")
+	errAtEnd    = errors.New("the blob has no more bytes")
+)
 
 // skip reads over what a server without ranges sends again.
 func (b *Body) skip(status int) error {
@@ -330,8 +366,8 @@ func (b *Body) Read(p []byte) (int, error) {
 		}
 		if b.body == nil {
 			b.blob.client.resumes.Add(1)
-			if b.failure = b.connect(); b.failure != nil {
-				break
+			if b.failure = b.connect(); b.failure != nil || b.body == nil {
+				continue // it has failed, or there is nothing left to read
 			}
 		}
 		if b.end >= 0 {
@@ -342,11 +378,11 @@ func (b *Body) Read(p []byte) (int, error) {
 			b.at += int64(n)
 			b.breaks = 0
 		}
-		if err == io.EOF && b.end < 0 { // of unknown length, and cleanly ended
+		if err == io.EOF && b.end < 0 && (b.at >= b.claimed || b.at == b.ended) { // of unknown length, and cleanly ended
 			b.size, b.end = b.at, b.at
 		} else if err != nil && b.at != b.end {
 			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
+				b.ended, err = b.at, io.ErrUnexpectedEOF
 			}
 			b.interrupted(err)
 		}
