@@ -143,8 +143,8 @@ func (q *blobRequest) serveFlight() result {
 	if fetch.NotKept(err) {
 		return q.serveBypass(f.Stated())
 	}
-	if u, ok := errors.AsType[*upstream.Error](err); ok && !ours && (u.Cause == upstream.NotFound || u.Cause == upstream.Denied) {
-		return result{err: fetch.ErrEnded} // that repository hasn't got it; ours may
+	if err != nil && !ours && ctx.Err() == nil && !errors.Is(err, fetch.ErrBusy) && !errors.Is(err, fetch.ErrTimeout) {
+		return result{err: fetch.ErrEnded} // nothing that another repository meets is our client's fate
 	}
 	if err != nil {
 		return result{err: err}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/registry"
 )
 
 // claimedBlob adds a blob to a repository, and a manifest that claims this size of it; size is
@@ -159,4 +161,50 @@ func TestHeadOfABlobWhoseCDNRefusesIt(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestClaimOfOneRepositoryHurtsNoOther: a flight begins under a repository whose manifest claims
+// a wrong size, or which can't be asked. Clients of the repository that has the blob, who ask
+// meanwhile, get it all.
+func TestClaimOfOneRepositoryHurtsNoOther(t *testing.T) {
+	t.Parallel()
+	const size = 9 * mib
+	for _, claim := range []string{"0", "5", fmt.Sprint(size - 1), fmt.Sprint(size + 1), "1099511627776"} {
+		for _, fault := range []hubtest.Fault{nil, hubtest.Status(500, "oops"), hubtest.Status(404, "{}"), hubtest.Reset()} {
+			t.Run(fmt.Sprintf("claim %s, fault %v", claim, fault != nil), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20, Latency: 20 * time.Millisecond}, budget: 64 * mib,
+						policy: func(p *registry.Policy) { p.ReadAhead = true }})
+					d := l.claimedBlob("evil/app", noise()[:size], claim)
+					l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, bytes.NewReader(noise()[:size]), size)
+					l.claim("library/app", d, fmt.Sprint(size))
+					if fault != nil {
+						l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "blobs", Repository: "evil/app"}, fault)
+					}
+					var clients sync.WaitGroup
+					for i := range 20 {
+						clients.Go(func() {
+							if i == 0 {
+								l.get(blobPath("evil/app", d))
+								return
+							}
+							time.Sleep(time.Duration(i) * 50 * time.Millisecond)
+							c := &client{name: fmt.Sprint("client ", i)}
+							c.get(l, "library/app", d)
+							c.check(t, l, d, whole)
+							if x := c.header.Get("X-Hubcache"); x == "bypass" {
+								t.Errorf("%s: %s", c.name, x)
+							}
+						})
+					}
+					clients.Wait()
+					l.checkStore(d)
+					if link, err := l.store.Link("docker.io/evil/app", d); err == nil && link.Confirmed && link.Size >= 0 && link.Size != size {
+						t.Errorf("%d bytes are confirmed of %d", link.Size, size)
+					}
+				})
+			})
+		}
+	}
 }
