@@ -1,9 +1,11 @@
 package hubcache
 
 import (
+	"bytes"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,11 +19,12 @@ const module = "github.com/hubcache/hubcache/"
 // in a commit of its own.
 var floors = map[string][]string{
 	"cooldown":     {},
+	"disk":         {},
 	"name":         {},
 	"lru":          {},
 	"image":        {},
 	"index":        {},
-	"storage":      {"image", "index", "lru"},
+	"storage":      {"disk", "image", "index", "lru"},
 	"answer":       {},
 	"auth":         {"answer", "cooldown", "name"},
 	"upstream":     {"answer", "auth", "cooldown"},
@@ -29,13 +32,13 @@ var floors = map[string][]string{
 	"fetch":        {"content", "cooldown", "storage"},
 	"registry":     {"content", "cooldown", "fetch", "image", "name", "storage", "upstream"},
 	"admin":        {"fetch", "registry", "storage", "upstream"},
-	"prune":        {},
+	"prune":        {"disk"},
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
-	"cmd/hubcache/internal/dockerhost":  {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "prune"},
-	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "fetch", "registry", "storage"},
-	"cmd/hubcache/internal/settings":    {},
+	"cmd/hubcache/internal/dockerhost":  {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "disk", "prune"},
+	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "registry", "storage"},
+	"cmd/hubcache/internal/settings":    {"disk"},
 }
 
 // below returns the packages that a package may reach through others.
@@ -92,5 +95,23 @@ func TestFloorPlan(t *testing.T) {
 		if !seen[pkg] {
 			t.Errorf("the floor plan names %q, and there is no such package", pkg)
 		}
+	}
+}
+
+// TestOnlyPackageDiskMeasuresDisks: the kernel counts in fragments, not in blocks, which package
+// disk knows. Nobody else calls statfs.
+func TestOnlyPackageDiskMeasuresDisks(t *testing.T) {
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || filepath.Dir(path) == "disk" {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		if bytes.Contains(source, []byte(".Statfs")) {
+			t.Errorf("%s calls statfs; disk.Measure does it", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

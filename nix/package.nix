@@ -23,6 +23,7 @@ buildGoModule (finalAttrs: {
       ../cmd
       ../content
       ../cooldown
+      ../disk
       ../fetch
       ../image
       ../index

@@ -6,6 +6,8 @@ import (
 
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/disk"
 )
 
 // defaultContainerdRoot is the data folder of a containerd that the daemon didn't start
@@ -36,17 +38,17 @@ func share(part, whole int64) float64 {
 
 // statDisk measures the file system that path is on.
 func statDisk(path string) (Disk, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return Disk{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+	s, err := disk.Measure(path)
+	if err != nil {
+		return Disk{}, err
 	}
-	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	used := s.Total - s.Free
 	return Disk{
 		Path:       path,
 		Used:       used,
-		Total:      used + int64(st.Bavail)*st.Bsize, // as df counts
-		Inodes:     int64(st.Files),
-		InodesUsed: int64(st.Files - st.Ffree),
+		Total:      used + s.Available, // as df counts
+		Inodes:     s.Inodes,
+		InodesUsed: s.Inodes - s.InodesFree,
 	}, nil
 }
 

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/hubcache/hubcache/disk"
 )
 
 // freeSpace is what the file system has left. To measure it takes a third of the time of an
@@ -27,11 +27,10 @@ const (
 	spaceMargin = 1 << 30
 )
 
-func statfs(path string) func() (int64, error) {
+func available(path string) func() (int64, error) {
 	return func() (int64, error) {
-		var st unix.Statfs_t
-		err := unix.Statfs(path, &st)
-		return int64(st.Bavail) * st.Bsize, err
+		s, err := disk.Measure(path)
+		return s.Available, err
 	}
 }
 

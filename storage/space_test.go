@@ -10,14 +10,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// disk is a file system that others write to as well.
-type disk struct {
+// fakeDisk is a file system that others write to as well.
+type fakeDisk struct {
 	free  int64
 	asked int
 	err   error
 }
 
-func (d *disk) measure() (int64, error) {
+func (d *fakeDisk) measure() (int64, error) {
 	d.asked++
 	return d.free, d.err
 }
@@ -47,7 +47,7 @@ func TestPromisesCountAtOnce(t *testing.T) {
 func TestFreeSpaceIsMeasuredSeldomButInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const keep = 1 << 30
-		d := &disk{free: 100 << 30}
+		d := &fakeDisk{free: 100 << 30}
 		f := freeSpace{measure: d.measure}
 		for range 1000 {
 			if f.short(1<<20, keep) > 0 {
@@ -88,7 +88,7 @@ func TestFreeSpaceIsMeasuredSeldomButInTime(t *testing.T) {
 // can't be had that way is refused.
 func TestMinFreeEvicts(t *testing.T) {
 	s := open(t, t.TempDir(), 100<<20)
-	d := &disk{}
+	d := &fakeDisk{}
 	s.room.space.mu.Lock() // the background work of the start uses it too
 	s.room.space.measure = func() (int64, error) {
 		d.free = 100<<20 - bytesOnDisk(t, s) // a disk of 100 MiB, with nothing else on it

@@ -91,7 +91,7 @@ func newStore(o Options) *Store {
 	s.room = room{
 		files:        &s.files,
 		catalogue:    &s.catalogue,
-		space:        freeSpace{measure: statfs(o.Dir)},
+		space:        freeSpace{measure: available(o.Dir)},
 		lru:          lru.New[digest.Digest, info](o.Budget),
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},

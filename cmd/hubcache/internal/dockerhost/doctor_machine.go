@@ -7,16 +7,16 @@ import (
 	"path/filepath"
 
 	"github.com/docker/go-units"
-	"golang.org/x/sys/unix"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/disk"
 )
 
 // checkDisk compares budget and min_free with the disk.
 func (d *Doctor) checkDisk(stats admin.Stats) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(string(d.Settings.DataDir), &st); err != nil {
-		d.say("disk", StatusBroken, (&os.PathError{Op: "statfs", Path: string(d.Settings.DataDir), Err: err}).Error(), "data_dir must exist and belong to the server's user")
+	space, err := disk.Measure(string(d.Settings.DataDir))
+	if err != nil {
+		d.say("disk", StatusBroken, err.Error(), "data_dir must exist and belong to the server's user")
 		return
 	}
 	budget, err := d.Settings.Budget.In(string(d.Settings.DataDir))
@@ -24,7 +24,7 @@ func (d *Doctor) checkDisk(stats admin.Stats) {
 		d.say("disk", StatusBroken, err.Error(), "")
 		return
 	}
-	free, total := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
+	free, total := space.Available, space.Total
 	room := free + stats.Store.Bytes - d.Settings.MinFree.Bytes // how large the cache can become
 	switch {
 	case budget > total:

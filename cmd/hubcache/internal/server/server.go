@@ -17,11 +17,11 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/docker/go-units"
-	"golang.org/x/sys/unix"
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/disk"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -127,11 +127,11 @@ func (srv *server) greet(ls []listener) {
 // room is how large the cache could become, with min_free left, if nothing else on the
 // file system changed.
 func (srv *server) room() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(string(srv.settings.DataDir), &st); err != nil {
+	s, err := disk.Measure(string(srv.settings.DataDir))
+	if err != nil {
 		return 0, err
 	}
-	return max(0, int64(st.Bavail)*st.Bsize+srv.store.Stats().Bytes-srv.settings.MinFree.Bytes), nil
+	return max(0, s.Available+srv.store.Stats().Bytes-srv.settings.MinFree.Bytes), nil
 }
 
 // wait returns when ctx ends, with an error when a listener fails. A signal on hup

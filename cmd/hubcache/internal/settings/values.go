@@ -12,7 +12,8 @@ import (
 
 	"github.com/docker/go-units"
 	"go.yaml.in/yaml/v3"
-	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/disk"
 )
 
 // Value is what one setting holds. UnmarshalText takes what a flag, a variable or a
@@ -283,11 +284,11 @@ func (z Size) In(path string) (int64, error) {
 	if z.Share == 0 {
 		return z.Bytes, nil
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return 0, fmt.Errorf("measuring the file system of %s: %w", path, err)
+	s, err := disk.Measure(path)
+	if err != nil {
+		return 0, fmt.Errorf("measuring the file system: %w", err)
 	}
-	return int64(z.Share * float64(st.Blocks) * float64(st.Bsize)), nil
+	return int64(z.Share * float64(s.Total)), nil
 }
 
 // ByteCount is a size that can't be a share.
