@@ -35,6 +35,8 @@ var families = map[string][]string{
 	"digest_mismatch_total":         {"Downloads with a wrong digest or length. None was kept."},
 	"cache_write_errors_total":      {"Errors of the disk. The clients were served all the same."},
 	"stale_served_total":            {"Tags served from the cache because the upstream could not be asked."},
+	"visibility_overdue":            {"Public repositories, asked for in the last hour, of which nobody can tell whether they still are public."},
+	"visibility_oldest_seconds":     {"Age of the oldest visibility among them; 0 when there are none."},
 	"read_ahead_unused_bytes_total": {"Bytes read ahead that nobody asked for within ten minutes."},
 	"inflight_downloads":            {"Blobs that are being downloaded."},
 	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
@@ -96,6 +98,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
 	count("evictions_total", s.Evictions)
 	count("evicted_bytes_total", s.EvictedBytes)
+	gauge("visibility_overdue", int64(r.OverdueVisibilities))
+	gauge("visibility_oldest_seconds", int64(r.OldestVisibility.Seconds()))
 	gauge("inflight_downloads", int64(len(r.Inflight)))
 	gauge("cache_size_bytes", s.Bytes)
 	gauge("cache_reserved_bytes", s.ReservedBytes)

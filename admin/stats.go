@@ -19,7 +19,8 @@ type Stats struct {
 	Requests      Requests   `json:"requests"`
 	Bytes         Bytes      `json:"bytes"`
 	Upstreams     []Upstream `json:"upstreams"` // never null
-	Inflight      []Inflight `json:"inflight"`  // never null; by repository and digest
+	Visibility    Visibility `json:"visibility"`
+	Inflight      []Inflight `json:"inflight"` // never null; by repository and digest
 }
 
 // Store says what the cache holds.
@@ -78,6 +79,13 @@ type Bytes struct {
 	ReadAheadUnused int64 `json:"read_ahead_unused"` // read ahead, and not asked for within ten minutes
 }
 
+// Visibility says for how many public repositories nobody can tell whether they still are public.
+// What is cached of them is served, and the rest is asked for without the credential.
+type Visibility struct {
+	Overdue          int   `json:"overdue"`            // repositories that were asked for in the last hour
+	OldestAgeSeconds int64 `json:"oldest_age_seconds"` // of the visibility that is the longest ago; 0 when there is none
+}
+
 // Upstream is one registry that is cached.
 type Upstream struct {
 	Registry      string     `json:"registry"` // its name in references: "docker.io"
@@ -122,6 +130,7 @@ func (a *admin) document(now time.Time) Stats {
 		},
 		Bytes:     Bytes{r.Served, r.Fetched, r.ReadAheadUnused},
 		Upstreams: []Upstream{}, Inflight: []Inflight{},
+		Visibility: Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 	}
 	if !s.OldestUse.IsZero() {
 		t := s.OldestUse.UTC()

@@ -38,6 +38,10 @@ func (v Visibility) String() string {
 // a tag that isn't there mean Public, a repository that isn't there or may not be read means
 // Private, as far as package answer finds them the registry's own.
 //
+// A refusal, by the token service or by the registry, means Private only while another
+// repository that is known to be public is granted. A token that lacks the right to pull is no
+// refusal, and neither is a registry's "insufficient_scope": they are about this repository.
+//
 // Calls for one repository at the same time share their requests, and the token is cached.
 // The result isn't: the caller keeps it.
 //
@@ -85,14 +89,38 @@ func (t *Transport) checkAccess(repository string) (Visibility, error) {
 	c := t.challenges.known()
 	v, err := t.checkUnder(c, repository)
 	// A registry whose /v2/ is open may still want a token for this repository.
-	if now := t.challenges.known(); c == nil && now != nil && v == Private {
-		return t.checkUnder(now, repository)
+	if now := t.challenges.known(); c == nil && now != nil && (v == Private || errors.Is(err, errRefused)) {
+		c = now
+		v, err = t.checkUnder(c, repository)
 	}
-	return v, err
+	if !errors.Is(err, errRefused) {
+		return v, err
+	}
+	granted := func(other string) (bool, error) {
+		v, err := t.checkUnder(c, other)
+		if errors.Is(err, errRefused) {
+			err = nil
+		}
+		return v == Public, err
+	}
+	if t.visible.grant(repository, granted) {
+		return Private, nil
+	}
+	return Unknown, err
 }
 
-// checkUnder checks once, in the way that challenge c allows.
-func (t *Transport) checkUnder(c *Challenge, repository string) (Visibility, error) {
+// errRefused is the error for a registry's refusal that counts only while it grants another
+// repository.
+var errRefused = errors.New("the registry refuses, and there is no other repository that it grants")
+
+// checkUnder checks in the way that challenge c allows. The error for a registry's refusal is
+// errRefused.
+func (t *Transport) checkUnder(c *Challenge, repository string) (v Visibility, err error) {
+	defer func() {
+		if v == Public {
+			t.tokens.anonymous.saw(repository)
+		}
+	}()
 	if c == nil || c.Scheme != "bearer" {
 		return t.checkByHead(repository, "")
 	}
@@ -142,7 +170,10 @@ func (t *Transport) checkByHead(repository, authorization string) (Visibility, e
 		}
 		return Public, nil
 	case answer.Access:
-		return Private, nil
+		if a.Problem == "insufficient_scope" {
+			return Private, nil // it knows the token, and what that is good for
+		}
+		return Unknown, errRefused
 	case answer.Token:
 		return Unknown, errInvalidToken
 	}

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -30,7 +31,7 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 	}
 	unknown, nameUnknown := always(404, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`), always(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`)
 	denied := always(403, `{"errors":[{"code":"DENIED"}]}`)
-	unauthorized := always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", `Bearer realm="`+realmURL+`",service="registry.docker.io"`)
+	insufficient := always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", `Bearer realm="`+realmURL+`",service="registry.docker.io",error="insufficient_scope"`)
 	basic := always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", "Basic realm=x")
 	opaque := func(*http.Request) *http.Response { return grantOf("opaque", "300") }
 	for name, c := range map[string]struct {
@@ -50,19 +51,19 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 		"no actions":      {tokens: payload(`{"access":[{"type":"repository","name":"library/redis","actions":[]}]}`), want: Private, sees: []string{redisToken}},
 		"another name":    {tokens: payload(`{"access":[{"type":"repository","name":"library/redis2","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
 		"another type":    {tokens: payload(`{"access":[{"type":"registry","name":"library/redis","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
-		"service says no": {tokens: always(401, "{}"), want: Private, sees: []string{redisToken}},
+		"service says no": {tokens: always(401, "{}"), sees: []string{redisToken}},
 
 		"opaque, 200": {tokens: opaque, head: manifest(200), want: Public, sees: []string{redisToken, headRedisLatest}},
 		"opaque, 404": {tokens: opaque, head: unknown, want: Public, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
 		"opaque, 307": {tokens: opaque, head: manifest(307), want: Public, sees: []string{redisToken, headRedisLatest}},
 		"opaque, 302": {tokens: opaque, head: manifest(302), sees: []string{redisToken, headRedisLatest}},
-		"opaque, 401": {tokens: opaque, head: unauthorized, want: Private, sees: []string{redisToken, headRedisLatest}},
-		"opaque, 403": {tokens: opaque, head: denied, want: Private, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
+		"opaque, 401": {tokens: opaque, head: insufficient, want: Private, sees: []string{redisToken, headRedisLatest}},
+		"opaque, 403": {tokens: opaque, head: denied, sees: []string{redisToken, headRedisLatest, getRedisLatest}},
 		"opaque, 429": {tokens: opaque, head: always(429, ""), sees: []string{redisToken, headRedisLatest}},
 		"opaque, 503": {tokens: opaque, head: always(503, ""), sees: []string{redisToken, headRedisLatest}},
 		"not JSON":    {tokens: payload(`pull`), head: manifest(200), want: Public, sees: []string{redisToken, headRedisLatest}},
-		"not a list":  {tokens: payload(`{"access":"pull"}`), head: unauthorized, want: Private, sees: []string{redisToken, headRedisLatest}},
-		"null claims": {tokens: payload(`null`), head: unauthorized, want: Private, sees: []string{redisToken, headRedisLatest}},
+		"not a list":  {tokens: payload(`{"access":"pull"}`), head: insufficient, want: Private, sees: []string{redisToken, headRedisLatest}},
+		"null claims": {tokens: payload(`null`), head: insufficient, want: Private, sees: []string{redisToken, headRedisLatest}},
 
 		// What stands before a registry says nothing of a repository.
 		"opaque, portal":          {tokens: opaque, head: always(200, "<html>"), sees: []string{redisToken, headRedisLatest}},
@@ -80,12 +81,12 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 
 		"open registry":           {v2: always(200, ""), head: manifest(200), want: Public, sees: []string{headRedisLatest}},
 		"open, absent":            {v2: always(200, ""), head: unknown, want: Public, sees: []string{headRedisLatest, getRedisLatest}},
-		"open, private, no token": {v2: always(200, ""), head: basic, want: Private, sees: []string{headRedisLatest, getRedisLatest, headRedisLatest, getRedisLatest}},
+		"open, private, no token": {v2: always(200, ""), head: basic, sees: []string{headRedisLatest, getRedisLatest, headRedisLatest, getRedisLatest}},
 		"open, but a token":       {v2: always(200, ""), tokens: payload(`{"access":[]}`), head: always(-401, ""), want: Private, sees: []string{headRedisLatest, redisToken}},
 		"/v2/ says 404":           {v2: always(404, "")},
 		"/v2/ says 503":           {v2: always(503, "")},
 		"/v2/ says 429":           {v2: always(429, "", "Retry-After", "9")},
-		"Basic, private":          {v2: basic, head: basic, want: Private, sees: []string{headRedisLatest, getRedisLatest}},
+		"Basic, private":          {v2: basic, head: basic, sees: []string{headRedisLatest, getRedisLatest}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -119,6 +120,115 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRefusalCountsOnlyWhileOthersAreGranted: a refusal means that a repository is private while
+// another repository, which is known to be public, is granted; and nothing while that one is
+// refused as well, or can't be asked for.
+func TestRefusalCountsOnlyWhileOthersAreGranted(t *testing.T) {
+	opaque := always(200, `{"token":"opaque","expires_in":300}`)
+	challenge := func(params string) func(*http.Request) *http.Response {
+		return always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", params)
+	}
+	bearer := challenge(`Bearer realm="` + realmURL + `",service="registry.docker.io"`)
+	manifest := always(200, "", "Docker-Content-Digest", "sha256:00")
+	denied := always(403, `{"errors":[{"code":"DENIED"}]}`)
+	for name, c := range map[string]struct {
+		v2              func(*http.Request) *http.Response
+		tokens, head    func(*http.Request) *http.Response // for the refused repository
+		tokens2, broken func(*http.Request) *http.Response // for the other one: granted, and in trouble
+		head2           func(*http.Request) *http.Response
+		atRegistry      bool // it is the registry that is in trouble
+	}{
+		"token service, 401":  {v2: bearer, tokens: always(401, `{"details":"unauthorized"}`), head: bearer, tokens2: opaque, broken: always(401, `{"details":"unauthorized"}`)},
+		"token service, 403":  {v2: bearer, tokens: denied, head: bearer, tokens2: opaque, broken: denied},
+		"token service, JWT":  {v2: bearer, tokens: denied, head: bearer, tokens2: always(200, `{"token":"`+jwt(`{"access":[{"type":"repository","name":"library/nginx","actions":["pull"]}]}`)+`"}`), broken: always(200, `{"token":"`+jwt(`{"access":[]}`)+`"}`)},
+		"token service, 503":  {v2: bearer, tokens: denied, head: bearer, tokens2: opaque, broken: always(503, "")},
+		"registry, 403":       {v2: bearer, tokens: opaque, head: denied, tokens2: opaque, head2: manifest, broken: denied, atRegistry: true},
+		"registry, 401":       {v2: bearer, tokens: opaque, head: bearer, tokens2: opaque, head2: manifest, broken: bearer, atRegistry: true},
+		"registry with Basic": {v2: challenge("Basic realm=x"), head: challenge("Basic realm=x"), head2: manifest, broken: always(503, ""), atRegistry: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, healthy := range []bool{true, false} {
+				synctest.Test(t, func(t *testing.T) {
+					up := newFakeUpstream()
+					up.tokens = func(r *http.Request) *http.Response {
+						switch other := strings.Contains(r.URL.RawQuery, "nginx"); {
+						case other && !healthy && !c.atRegistry:
+							return c.broken(r)
+						case other:
+							return c.tokens2(r)
+						}
+						return c.tokens(r)
+					}
+					up.registry = func(r *http.Request) *http.Response {
+						switch other := strings.Contains(r.URL.Path, "nginx"); {
+						case r.URL.Path == "/v2/":
+							return c.v2(r)
+						case other && !healthy && c.atRegistry:
+							return c.broken(r)
+						case other:
+							return c.head2(r)
+						}
+						return c.head(r)
+					}
+					tr, _ := transport(up, nil)
+					if v, err := tr.Access(t.Context(), "library/redis"); v != Unknown || err == nil {
+						t.Errorf("without a repository to compare with: %v, %v", v, err)
+					}
+					time.Sleep(time.Minute)
+					tr, _ = transport(up, nil)
+					tr.Public = func() []string { return []string{"library/redis", "library/nginx"} }
+					v, err := tr.Access(t.Context(), "library/redis")
+					if healthy && (v != Private || err != nil) || !healthy && (v != Unknown || err == nil) {
+						t.Errorf("healthy: %v, %v, %v", healthy, v, err)
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestRefusedNamesDontDoubleTheTokenRequests: invented names are refused one after the other,
+// and the comparison with a public repository is made once in ten seconds.
+func TestRefusedNamesDontDoubleTheTokenRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := newFakeUpstream()
+		up.latency = 0
+		up.tokens = func(r *http.Request) *http.Response {
+			if strings.Contains(r.URL.RawQuery, "invented") {
+				return reply(403, `{"errors":[{"code":"DENIED"}]}`)
+			}
+			return up.issue(r)
+		}
+		tr, _ := transport(up, nil)
+		want(t, tr, redis, 200) // which is what the others are compared with
+		up.takeRequests("")
+		for i := range 100 {
+			want(t, tr, fmt.Sprintf("/v2/invented/name%d/manifests/1", i), 401)
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := len(up.takeRequests("TOKEN")); n > 102 {
+			t.Errorf("%d token requests for 100 names", n)
+		}
+	})
+}
+
+// TestRegistryThatContradictsTheTokenIsInTrouble: a 401 to a token that grants the repository
+// says nothing about the repository, unless the registry says that the right is missing.
+func TestRegistryThatContradictsTheTokenIsInTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for problem, status := range map[string]int{"": 0, `,error="insufficient_scope"`: 401} {
+			up := newFakeUpstream()
+			up.tokens = always(200, `{"token":"`+jwt(`{"access":[{"type":"repository","name":"library/redis","actions":["pull"]}]}`)+`"}`)
+			up.registry = always(401, `{"errors":[{"code":"UNAUTHORIZED"}]}`, "WWW-Authenticate", `Bearer realm="`+realmURL+`",service="x"`+problem)
+			tr, _ := transport(up, nil)
+			got, err := get(t, tr, redis)
+			if te, ok := errors.AsType[*TokenError](err); got != status || ok != (status == 0) || ok && te.Status != 401 {
+				t.Errorf("%q: %d, %v", problem, got, err)
+			}
+		}
+	})
 }
 
 func TestConcurrentAccessChecksShareRequests(t *testing.T) {

@@ -29,3 +29,17 @@ func scope(ctx context.Context) string {
 
 // pull returns the scope of a token that allows to pull from repository.
 func pull(repository string) string { return "repository:" + repository + ":pull" }
+
+type anonymousKey struct{}
+
+// Anonymous returns a copy of ctx for requests that are authorized as though there were no
+// credential.
+func Anonymous(ctx context.Context) context.Context {
+	return context.WithValue(ctx, anonymousKey{}, true)
+}
+
+// IsAnonymous reports whether ctx is one of Anonymous.
+func IsAnonymous(ctx context.Context) bool {
+	v, _ := ctx.Value(anonymousKey{}).(bool)
+	return v
+}

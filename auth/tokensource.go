@@ -41,15 +41,29 @@ type tokenSource struct {
 
 	flights singleflight.Group // fetches under way, by tokenRequest.key
 
+	anonymous, account witnesses // what could be read without and with the credential
+
 	mu        sync.Mutex // guards what follows; no other lock is taken under it
 	cache     *simplelru.LRU[string, *token]
 	throttled throttled // by the token service
 	counts    Stats
 }
 
-func newTokenSource(base http.RoundTripper, l *login) *tokenSource {
+// newTokenSource returns a source without tokens. public names repositories that are known to
+// be public, for comparison with refused ones; it may be nil.
+func newTokenSource(base http.RoundTripper, l *login, public func() []string) *tokenSource {
 	cache, _ := simplelru.NewLRU[string, *token](maxTokens, nil) // fails only for a size below 1
-	return &tokenSource{base: base, login: l, cache: cache, throttled: newThrottled()}
+	s := &tokenSource{base: base, login: l, cache: cache, throttled: newThrottled()}
+	s.anonymous.more, s.account.more = public, public
+	return s
+}
+
+// witnesses returns what could be read with this version of the credential; 0 is without.
+func (s *tokenSource) witnesses(version uint64) *witnesses {
+	if version == 0 {
+		return &s.anonymous
+	}
+	return &s.account
 }
 
 // token returns a token for r, and whether it was fetched for this call. A cached token is
@@ -148,7 +162,29 @@ func (s *tokenSource) fetch(r tokenRequest) (*token, error) {
 		s.login.accept(r.cred)
 	}
 	s.count(k, err)
+	if err == nil && k.value == "" && !s.grantsOthers(ctx, r) {
+		return nil, &TokenError{Host: host, Err: errRefusesAll}
+	}
 	return k, err
+}
+
+// errRefusesAll is the error for a refusal that says nothing about the repository.
+var errRefusesAll = errors.New("it refuses, and there is no other repository that it grants")
+
+// grantsOthers reports whether the service, which has just denied the scope of r, grants another
+// repository to the same user. Otherwise it may be in trouble.
+func (s *tokenSource) grantsOthers(ctx context.Context, r tokenRequest) bool {
+	return s.witnesses(r.cred.Version).grant(repositoryOf(r.scope), func(repository string) (bool, error) {
+		r := r
+		r.scope = pull(repository)
+		k, err := s.request(ctx, r)
+		s.count(k, err)
+		if err != nil || k.value == "" {
+			return false, err
+		}
+		v, readable := checkByToken(k.value, repository)
+		return v == Public || !readable, nil
+	})
 }
 
 // count counts the result of one request.

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -23,9 +24,14 @@ type Transport struct {
 	Base       http.RoundTripper // carries requests to registry and token service; nil: http.DefaultTransport
 	Log        *slog.Logger      // nil: slog.Default()
 
-	once       sync.Once // makes login and tokens
+	// Public returns some repositories that are known to be public. A refusal of another
+	// repository is compared with them when nothing was read since the start. nil: none.
+	Public func() []string
+
+	once       sync.Once // makes login and tokens, and completes visible
 	login      *login
 	tokens     *tokenSource
+	visible    witnesses // what the registry lets everybody read
 	challenges challengeMemory
 	checks     singleflight.Group // calls of Access under way, by repository
 
@@ -40,7 +46,7 @@ func (t *Transport) Stats() Stats {
 }
 
 // RoundTrip sends a clone of req with the credentials that the registry wants for the
-// repository of the request's context (see WithScope).
+// repository of the request's context (see WithScope), or without (see Anonymous).
 //
 // The first request is sent without credentials, and the registry's 401 says which it wants;
 // from then on a token is fetched before the first request for a repository. After a 401 to a
@@ -50,6 +56,10 @@ func (t *Transport) Stats() Stats {
 //
 // A request to another host than the registry's is sent without Authorization, whatever the
 // caller, or a client that follows a redirect, put there.
+//
+// A token service's refusal of a repository counts only while the service grants another one
+// that could be read before; otherwise it is a *TokenError. So is a registry's 401 to a token
+// that grants the repository, unless it says "insufficient_scope".
 //
 // Errors: *RefusedError, *ThrottledError, *TokenError, *FileError, those of the request's
 // context and of Base, and a plain one for methods other than GET and HEAD.
@@ -66,14 +76,36 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.init()
 	for sent := 1; ; sent++ {
 		resp, a, err := t.send(req)
-		if err != nil || resp.StatusCode != http.StatusUnauthorized {
-			return resp, err
+		if err != nil {
+			return nil, err
 		}
-		if again := t.learnFrom(resp, a); !again || sent == maxSends {
+		if resp.StatusCode != http.StatusUnauthorized {
+			if resp.StatusCode < 400 && a.token != nil && a.token.value != "" {
+				t.tokens.witnesses(a.version).saw(repositoryOf(scope(req.Context())))
+			}
 			return resp, nil
 		}
-		drain(resp)
+		if again := t.learnFrom(resp, a); again && sent < maxSends {
+			drain(resp)
+			continue
+		}
+		if contradicts(resp, a, repositoryOf(scope(req.Context()))) {
+			resp.Body.Close()
+			return nil, &TokenError{Host: t.Registry.Host, Status: resp.StatusCode, Err: errors.New("the registry refuses what its token service has just granted")}
+		}
+		return resp, nil
 	}
+}
+
+// contradicts reports whether a 401 says the opposite of the token that was sent, which grants
+// the repository. Then registry or token service are in trouble. A registry that knows the
+// token says "insufficient_scope" when a right has just ended.
+func contradicts(resp *http.Response, a authorization, repository string) bool {
+	if a.token == nil || repository == "" || readHeader(answer.Registry, resp).Problem == "insufficient_scope" {
+		return false
+	}
+	v, _ := checkByToken(a.token.value, repository)
+	return v == Public
 }
 
 // maxSends bounds how often a request is sent: without a token, with one, and with another.
@@ -87,6 +119,7 @@ type authorization struct {
 
 	token    *token // in the header, where the registry wants Bearer; nil: none
 	tokenKey string // of token
+	version  uint64 // of the credential that the token was given for; 0: none
 	fetched  bool   // token was fetched for this request
 }
 
@@ -153,8 +186,9 @@ func (t *Transport) authorize(ctx context.Context, scope string) (authorization,
 	if a.challenge == nil {
 		return a, nil
 	}
+	anonymous := t.Credential == nil || IsAnonymous(ctx)
 	if a.challenge.Scheme == "basic" {
-		if t.Credential == nil {
+		if anonymous {
 			return a, nil
 		}
 		var err error
@@ -167,12 +201,12 @@ func (t *Transport) authorize(ctx context.Context, scope string) (authorization,
 	if err != nil {
 		return a, err
 	}
-	if t.Credential != nil && t.trusts(r.realm) {
+	if !anonymous && t.trusts(r.realm) {
 		if r.cred, err = t.Credential.Credential(); err != nil {
 			return a, err
 		}
 	}
-	a.tokenKey = r.key()
+	a.tokenKey, a.version = r.key(), r.cred.Version
 	a.token, a.fetched, err = t.tokens.token(ctx, r)
 	if err == nil && a.token.value != "" {
 		a.header = "Bearer " + a.token.value
@@ -210,7 +244,8 @@ func (t *Transport) trusts(realm *url.URL) bool {
 func (t *Transport) init() {
 	t.once.Do(func() {
 		t.login = newLogin(t.Credential, t.log())
-		t.tokens = newTokenSource(t.base(), t.login)
+		t.tokens = newTokenSource(t.base(), t.login, t.Public)
+		t.visible.more = func() []string { return t.tokens.anonymous.other("") }
 	})
 }
 

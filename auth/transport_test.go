@@ -61,15 +61,27 @@ func TestRejectedNewTokenIsNotReplaced(t *testing.T) {
 }
 
 // Token services other than Docker Hub's deny a scope themselves. The caller gets the
-// registry's own 401 all the same.
+// registry's own 401 all the same, if the service grants anything.
 func TestDeniedScopeIsTheRegistrys401(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		up := newFakeUpstream()
 		up.tokens = always(401, "{}")
 		tr, _ := transport(up, nil)
+		if _, err := get(t, tr, redis); err == nil {
+			t.Error("a service that has granted nothing yet denies a repository")
+		}
+		up.tokens = nil
+		want(t, tr, "/v2/library/nginx/manifests/1", 200)
+		up.takeRequests("")
+		up.tokens = func(r *http.Request) *http.Response {
+			if strings.Contains(r.URL.RawQuery, "redis") {
+				return reply(401, "{}")
+			}
+			return up.issue(r)
+		}
 		want(t, tr, redis, 401)
 		want(t, tr, redis, 401)
-		up.wantRequests(t, "TOKEN", "TOKEN anonymous repository:library/redis:pull")
+		up.wantRequests(t, "TOKEN", "TOKEN anonymous repository:library/redis:pull", "TOKEN anonymous repository:library/nginx:pull")
 
 		f, _ := secretFile(t, secretText)
 		up.tokens = func(r *http.Request) *http.Response {

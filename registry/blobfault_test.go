@@ -39,11 +39,15 @@ func redirectTo(edit func(*url.URL)) func(fetchMode) []hubtest.Fault {
 // requests is how often the faulty host is asked for a single stream when clients get this
 // result: until a resume succeeds, or three times, or once if asking again can't help.
 func (row *blobFault) requests(got result) int {
+	again := 0 // with a new token, the first time
+	if strings.Contains(row.name, "401") && row.face == hubtest.Registry && row.name != "401 at the registry" {
+		again = 1
+	}
 	switch {
 	case got == wholeOrRefused: // the second client asks again, since a manifest names the blob
 		return 2
 	case row.once == wholeOrRefused: // and so do all five
-		return 5
+		return 5 + again
 	case row.harmless, row.once != whole:
 		return 1
 	case got == refusedOrBroken && (strings.HasPrefix(row.name, "HTML") || row.name == "longer" || row.name == "shorter"):
@@ -53,7 +57,7 @@ func (row *blobFault) requests(got result) int {
 	case strings.HasSuffix(row.name, "loop"), row.name == "redirect to itself":
 		return 3 * 6
 	}
-	return 3
+	return 3 + again
 }
 
 // internalHosts are where a redirect must not lead while the upstream is public.
@@ -128,6 +132,8 @@ func blobFaults() []blobFault {
 		blobFault{name: "401 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(401, "")), once: whole, always: refusedOrBroken},
 		blobFault{name: "403 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(403, "<html>")), once: whole, always: refusedOrBroken},
 		blobFault{name: "404 at the registry", face: hubtest.Registry, faults: fixed(hubtest.Status(404, "{}")), once: whole, always: refusedOrBroken},
+		blobFault{name: "401 to an invalid token", face: hubtest.Registry, faults: fixed(bearerRefusal("invalid_token")), once: whole, always: refusedOrBroken},
+		blobFault{name: "the registry's own 401", face: hubtest.Registry, faults: fixed(bearerRefusal("insufficient_scope")), once: wholeOrRefused, always: refusedOrBroken},
 		blobFault{name: "the registry's own 403", face: hubtest.Registry, faults: fixed(apiRefusal(403, "DENIED")), once: wholeOrRefused, always: refusedOrBroken},
 		blobFault{name: "the registry's own 404", face: hubtest.Registry, faults: fixed(apiRefusal(404, "BLOB_UNKNOWN")), once: wholeOrRefused, always: refusedOrBroken},
 	)

@@ -110,7 +110,9 @@ func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, 
 		l := &list{}
 		var err error
 		if err = r.m.absent.get(listKind, r.name, path); err == nil {
+			ctx := r.m.requester(ctx, r.name)
 			l.List, err = r.m.client.List(ctx, r.name, path, query)
+			err = untold(ctx, err)
 			r.m.absent.note(listKind, r.name, path, err)
 		}
 		if err != nil {

@@ -43,7 +43,9 @@ func manifestFaults() []manifestFault {
 		{name: "410", match: heads, faults: one(hubtest.Status(410, "")), cold: 502},
 		{name: "a firewall's 403", match: heads, faults: one(hubtest.Status(403, "<html>blocked</html>", "Content-Type: text/html")), cold: 502},
 		{name: "a gateway's 404", match: heads, faults: one(hubtest.Status(404, `{"message":"Not Found"}`, "Content-Type: application/json")), cold: 502},
-		{name: "the registry's own 401", match: heads, faults: one(apiRefusal(401, "UNAUTHORIZED")), cold: 404, cached: 404},
+		{name: "401 to a token that grants the repository", match: heads, faults: one(apiRefusal(401, "UNAUTHORIZED")), cold: 502},
+		{name: "401 to an invalid token", match: heads, faults: one(bearerRefusal("invalid_token")), cold: 502},
+		{name: "the registry's own 401", match: heads, faults: one(bearerRefusal("insufficient_scope")), cold: 404, cached: 404},
 		{name: "the registry's own 403", match: heads, faults: one(apiRefusal(403, "DENIED")), cold: 404, cached: 404},
 		{name: "the registry's own 404", match: heads, faults: one(apiRefusal(404, "MANIFEST_UNKNOWN")), cold: 404, cached: 404},
 		{name: "the registry's own 410", match: heads, faults: one(apiRefusal(410, "MANIFEST_UNKNOWN")), cold: 404, cached: 404},
@@ -72,6 +74,11 @@ func manifestFaults() []manifestFault {
 		{name: "no token service", match: tokens, faults: one(hubtest.Reset()), cold: 429},
 		{name: "slow token service", match: tokens, faults: one(hubtest.Delay(20 * time.Second)), cold: 429},
 		{name: "token service 401", match: tokens, faults: one(hubtest.Status(401, `{"details":"incorrect username or password"}`)), rest: time.Minute},
+		{name: "token service 401 to everybody", match: tokens, faults: one(hubtest.Status(401, `{"details":"unauthorized"}`, "Content-Type: application/json")), rest: time.Minute},
+		{name: "token service 403", match: tokens, faults: one(apiRefusal(403, "DENIED")), rest: time.Minute},
+		{name: "token service 403 of a firewall", match: tokens, faults: one(hubtest.Status(403, "<html>", "Content-Type: text/html")), rest: time.Minute},
+		{name: "token service 404", match: tokens, faults: one(apiRefusal(404, "NAME_UNKNOWN")), cold: 429},
+		{name: "token service sends tokens of no use", match: tokens, faults: one(hubtest.Status(200, `{"token":"opaque"}`, "Content-Type: application/json"))},
 		{name: "token service 429", match: tokens, faults: one(hubtest.TooManyRequests()), cold: 429, rest: time.Minute},
 		{name: "token service 500", match: tokens, faults: one(hubtest.Status(500, "")), cold: 429},
 		{name: "token service HTML", match: tokens, faults: one(hubtest.HTML()), cold: 429},
@@ -79,6 +86,12 @@ func manifestFaults() []manifestFault {
 		{name: "upstream's clock an hour ahead", hub: func(o *hubtest.Options) { o.ClockSkew = time.Hour }, cold: 200, heals: true},
 		{name: "upstream's clock an hour behind", hub: func(o *hubtest.Options) { o.ClockSkew = -time.Hour }, cold: 200, heals: true},
 	}
+}
+
+// bearerRefusal is a registry's 401 that says what is wrong with the token.
+func bearerRefusal(problem string) hubtest.Fault {
+	return hubtest.Status(401, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, "Content-Type: application/json",
+		`WWW-Authenticate: Bearer realm="https://auth.hub.test/token",service="registry.docker.io",error="`+problem+`"`)
 }
 
 // TestManifestFaultsAreAnsweredInTime: whatever fault upstream has, a cached tag is
@@ -145,10 +158,6 @@ func testManifestFault(t *testing.T, row manifestFault) {
 	l.hub.ClearFaults()
 	time.Sleep(max(row.rest, 30*time.Second) + time.Second) // the breaker probes every 30 s
 	for _, ref := range []string{"app/manifests/cached", "new/manifests/cold"} {
-		if row.name == "token service 401" { // the repository was taken for private, and this request has it checked again
-			l.get("/v2/library/" + ref)
-			synctest.Wait()
-		}
 		if r := l.get("/v2/library/" + ref); r.status != 200 || r.header.Get("X-Hubcache") == "stale" {
 			t.Errorf("after the fault: %d %s %s", r.status, r.header.Get("X-Hubcache"), r.body)
 		}

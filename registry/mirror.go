@@ -35,6 +35,7 @@ type mirror struct {
 	ahead   *readAhead         // which layers to fetch ahead of a client
 	absent  *absent            // what the upstream has just said that it hasn't got
 	renewed cooldown.Memory    // repositories whose visibility has just been asked for again
+	overdue overdue            // repositories whose visibility is too old
 	calls   singleflight.Group // visibilities, confirmations, heads, manifests, lists
 	checks  tagChecks          // checks of cached tags that are under way
 
@@ -55,7 +56,9 @@ type shared struct {
 // newMirror returns the mirror of an upstream. It makes no request.
 // Errors: those of upstream.New, a name with a slash.
 func newMirror(u Upstream, s *shared) (*mirror, error) {
+	m := &mirror{shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}}}
 	u.Log = cmp.Or(u.Log, s.log)
+	u.Public = m.knownPublic
 	client, err := upstream.New(u.Options)
 	if err != nil {
 		return nil, err
@@ -63,7 +66,7 @@ func newMirror(u Upstream, s *shared) (*mirror, error) {
 	if strings.Contains(client.Name(), "/") { // one upstream's keys would be another's
 		return nil, fmt.Errorf("an upstream's name can't be %q", client.Name())
 	}
-	m := &mirror{name: client.Name(), client: client, source: registrySource{client}, shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}}}
+	m.name, m.client, m.source = client.Name(), client, registrySource{client, m}
 	if u.Source != nil {
 		m.source = u.Source(m.source)
 	}
@@ -88,8 +91,12 @@ func (m *mirror) learn() {
 }
 
 const (
-	// visibilityAge is how long a visibility counts before it is asked for again.
+	// visibilityAge is how long a visibility counts. After that it is overdue.
 	visibilityAge = 24 * time.Hour
+
+	// renewAge is when it is asked for again, so that it isn't overdue in a repository that is
+	// in use.
+	renewAge = visibilityAge - time.Hour
 
 	// privateAge is the same for a private repository: a token service in trouble may have
 	// refused for a moment what is public, and a repository may just have been made public.
@@ -135,7 +142,7 @@ func (a *admission) wait(ctx context.Context) error {
 //
 // With one, the first request for a repository waits for its visibility. Later ones never
 // do: an old visibility is renewed in the background, and the last one stays in force while
-// none can be had.
+// none can be had. See requester for what is fetched meanwhile.
 func (m *mirror) admit(r *repo) *admission {
 	if !r.policy.allowed(r.name) {
 		return refused
@@ -147,7 +154,7 @@ func (m *mirror) admit(r *repo) *admission {
 	if err != nil {
 		return m.admitUnknown(r)
 	}
-	if age := time.Since(v.At); (age < 0 || age > visibilityAge || !v.Public && age > privateAge) && !m.renewed.Has(r.name) {
+	if age := time.Since(v.At); (age < 0 || age > renewAge || !v.Public && age > privateAge) && !m.renewed.Has(r.name) {
 		m.renewed.Add(r.name, renewPause, nil)
 		m.tasks.background(func(ctx context.Context) { m.visibility(ctx, r) })
 	}
@@ -184,13 +191,15 @@ func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, e
 		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
 		defer cancel()
 		public, err := m.client.Public(ctx, r.name)
+		old, oldErr := m.store.Visibility(r.full)
 		if err != nil {
+			m.unrenewed(r, old, err)
 			return storage.Visibility{}, err
 		}
 		v := storage.Visibility{Public: public, At: time.Now()}
-		old, err := m.store.Visibility(r.full)
+		m.overdue.forget(r.name)
 		m.store.SetVisibility(r.full, v)
-		if err == nil && old.Public != v.Public {
+		if oldErr == nil && old.Public != v.Public {
 			m.hot.clear() // these answers were given under the old visibility
 		}
 		return v, nil
@@ -200,32 +209,43 @@ func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, e
 // registrySource is the fetch.Source that is an upstream registry. It is here because fetch and
 // upstream don't know each other; the values of their Kinds are the same, the folders of the
 // API. Errors are *upstream.Error.
-type registrySource struct{ client *upstream.Client }
+type registrySource struct {
+	client *upstream.Client
+	m      *mirror // knows who may ask
+}
 
 func (s registrySource) Resolve(ctx context.Context, repository string, k fetch.Kind, reference string) (fetch.Descriptor, error) {
+	ctx = s.m.requester(ctx, repository)
 	d, err := s.client.Resolve(ctx, repository, upstream.Kind(k), reference)
-	return fetch.Descriptor(d), err
+	return fetch.Descriptor(d), untold(ctx, err)
 }
 
 func (s registrySource) Manifest(ctx context.Context, repository, reference string) (fetch.Manifest, error) {
+	ctx = s.m.requester(ctx, repository)
 	m, err := s.client.Manifest(ctx, repository, reference)
-	return fetch.Manifest(m), err
+	return fetch.Manifest(m), untold(ctx, err)
 }
 
 func (s registrySource) Confirm(ctx context.Context, repository string, k fetch.Kind, d digest.Digest) error {
-	return s.client.Confirm(ctx, repository, upstream.Kind(k), d)
+	ctx = s.m.requester(ctx, repository)
+	return untold(ctx, s.client.Confirm(ctx, repository, upstream.Kind(k), d))
 }
 
 func (s registrySource) Blob(repository string, d digest.Digest) fetch.BlobSource {
-	return registryBlob{s.client.Blob(repository, d)}
+	return registryBlob{s.client.Blob(repository, d), repository, s.m}
 }
 
-type registryBlob struct{ blob *upstream.Blob }
+type registryBlob struct {
+	blob       *upstream.Blob
+	repository string
+	m          *mirror
+}
 
 func (b registryBlob) Open(ctx context.Context, p fetch.Part) (*fetch.Body, error) {
+	ctx = b.m.requester(ctx, b.repository)
 	body, err := b.blob.Open(ctx, upstream.Part(p))
 	if err != nil {
-		return nil, laterOf(err)
+		return nil, laterOf(untold(ctx, err))
 	}
 	from, to := body.Span()
 	return &fetch.Body{ReadCloser: registryBody{body}, From: from, To: to, Size: body.Size(), Ranged: body.Ranged()}, nil

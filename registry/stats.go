@@ -2,6 +2,7 @@ package registry
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/upstream"
@@ -38,6 +39,11 @@ type Stats struct {
 	Resumes          int64 // broken or stalled upstream bodies that were continued by Range
 	DigestMismatches int64 // upstream bodies whose digest or length was wrong
 
+	// Public repositories whose visibility is overdue, and which were asked for in the last hour:
+	// how many, and the age of the oldest visibility; 0 when there are none.
+	OverdueVisibilities int
+	OldestVisibility    time.Duration
+
 	Upstreams []upstream.Stats
 	Inflight  []fetch.Inflight
 }
@@ -55,6 +61,9 @@ func (r *Registry) Stats() Stats {
 		s.Fetched += u.Fetched
 		s.Resumes += u.Resumes
 		s.Upstreams = append(s.Upstreams, u)
+		n, oldest := m.overdue.stats(time.Now())
+		s.OverdueVisibilities += n
+		s.OldestVisibility = max(s.OldestVisibility, oldest)
 	}
 	return s
 }

@@ -50,6 +50,10 @@ type Options struct {
 	// the check of addresses are its business.
 	Transport http.RoundTripper
 
+	// Public returns some repositories that are known to be public. A refusal of another one
+	// counts only while one of them is granted. nil: those that were read since the start.
+	Public func() []string
+
 	Log *slog.Logger // nil: slog.Default()
 }
 
@@ -86,7 +90,7 @@ func New(o Options) (*Client, error) {
 		base = newTransport(&c.dialer, o.RootCAs)
 	}
 	c.health = newHealth(c.title())
-	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Log: cmp.Or(o.Log, slog.Default())}
+	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Public: o.Public, Log: cmp.Or(o.Log, slog.Default())}
 	return c, nil
 }
 
@@ -112,6 +116,12 @@ func (c *Client) HasCredential() bool { return c.cred != nil }
 // spares the first pull a round trip and a connection.
 // Errors: those of the transport.
 func (c *Client) Learn() error { return c.auth.Learn() }
+
+// Anonymous returns a copy of ctx for requests that are made without the credential.
+func Anonymous(ctx context.Context) context.Context { return auth.Anonymous(ctx) }
+
+// IsAnonymous reports whether ctx is one of Anonymous.
+func IsAnonymous(ctx context.Context) bool { return auth.IsAnonymous(ctx) }
 
 // Public asks whether an anonymous client could pull the repository ("library/redis").
 // Errors: *Error with the cause NoVisibility.
@@ -160,7 +170,7 @@ var errUnclear = errors.New("the answer to HEAD isn't that of a registry")
 
 // getOnce is get without the GET that may follow a HEAD.
 func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
-	if err := c.health.admit(l, c.version()); err != nil {
+	if err := c.health.admit(l, c.version(ctx)); err != nil {
 		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
@@ -186,7 +196,7 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 		}
 		return resp, nil
 	}
-	return nil, c.statusError(resp, to, l)
+	return nil, c.statusError(ctx, resp, to, l)
 }
 
 // transportError takes note of a request that got no answer.
@@ -225,7 +235,7 @@ func (c *Client) send(req *http.Request, l limit) (*http.Response, error) {
 }
 
 // statusError reads and closes an error response.
-func (c *Client) statusError(resp *http.Response, to *url.URL, l limit) error {
+func (c *Client) statusError(ctx context.Context, resp *http.Response, to *url.URL, l limit) error {
 	defer resp.Body.Close()
 	a := auth.ReadAnswer(place(to, l), resp)
 	e := &Error{Host: to.Host, Status: resp.StatusCode, Cause: Broken}
@@ -246,7 +256,7 @@ func (c *Client) statusError(resp *http.Response, to *url.URL, l limit) error {
 		if l != pulls || strings.Contains(string(a.Body), "HAP429") {
 			which = abuse
 		}
-		e.RetryAfter = c.health.throttle(which, wait, c.version())
+		e.RetryAfter = c.health.throttle(which, wait, c.version(ctx))
 	}
 	return e
 }
@@ -262,9 +272,9 @@ func place(to *url.URL, l limit) answer.Place {
 	return answer.Registry
 }
 
-// version is the credential's, 0 when anonymous.
-func (c *Client) version() uint64 {
-	if c.cred == nil {
+// version is that of the credential that a request with ctx is sent with, 0 when anonymous.
+func (c *Client) version(ctx context.Context) uint64 {
+	if c.cred == nil || auth.IsAnonymous(ctx) {
 		return 0
 	}
 	return c.cred.Version()
@@ -339,7 +349,7 @@ type Stats struct {
 // Stats returns a snapshot.
 func (c *Client) Stats() Stats {
 	s := Stats{
-		Registry: c.name, URL: c.base.String(), State: c.health.state(c.version()), Requests: c.requests.Load(),
+		Registry: c.name, URL: c.base.String(), State: c.health.state(c.version(context.Background())), Requests: c.requests.Load(),
 		Fetched: c.fetched.Load(), Resumes: c.resumes.Load(), Authenticated: c.cred != nil, RateLimit: c.quota.rateLimit(),
 		Responses: map[string]int64{}, TokenRequests: map[string]int64{},
 	}
