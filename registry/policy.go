@@ -103,6 +103,15 @@ type tagSettings struct {
 // refreshAt is the age at which a tag that is in use is checked in the background.
 func (s tagSettings) refreshAt() time.Duration { return s.ttl * 4 / 5 }
 
+// askAt is the age from which the hot manifests don't answer for the tag, so that a request
+// finds it due.
+func (s tagSettings) askAt() time.Duration {
+	if s.refresh {
+		return s.refreshAt()
+	}
+	return s.ttl
+}
+
 func (p *policy) tag(repository, tag string) tagSettings {
 	s := tagSettings{maxStale: p.MaxStale}
 	if p.TagTTL != nil {

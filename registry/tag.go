@@ -52,8 +52,8 @@ func (q *manifestRequest) freshTag(ctx context.Context, m *storage.Manifest, t s
 	f, err := q.stored(ctx, m)
 	if err == nil {
 		f.expires = t.Checked.Add(s.ttl)
-		if s.refresh && age < s.refreshAt() {
-			f.expires = t.Checked.Add(s.refreshAt()) // the hot manifests let one request through then
+		if age < s.askAt() {
+			f.expires = t.Checked.Add(s.askAt())
 		}
 	}
 	return f, err
@@ -216,10 +216,10 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	return q.justChecked(f), nil
 }
 
-// justChecked returns a copy of f with the time until when the tag need not be asked for
+// justChecked returns a copy of f with the time until when the tag need not be looked at
 // again. It is a copy because other requests may share f.
 func (q *manifestRequest) justChecked(f *found) *found {
 	g := *f
-	g.expires = time.Now().Add(q.policy.tag(q.name, q.ref).ttl)
+	g.expires = time.Now().Add(q.policy.tag(q.name, q.ref).askAt())
 	return &g
 }
