@@ -87,7 +87,7 @@ func (p *Pool) PassThrough(ctx context.Context, w http.ResponseWriter, b Blob, f
 		return 0, err
 	}
 	defer body.Close()
-	v := &verifier{body: body, hash: from.Hash, digest: b.Digest}
+	v := &verifier{body: body, hash: from.Hash, digest: b.Digest, pending: from.Pending}
 	return v.send(w, off, n)
 }
 
@@ -98,14 +98,15 @@ type verifier struct {
 	hash   hash.Hash // of the bytes before body.From
 	digest digest.Digest
 
-	last [1]byte // the newest byte, which may be the last
-	held int     // 1 when there is one
+	pending []byte  // bytes right before body.From that are passed on first
+	last    [1]byte // the newest byte, which may be the last
+	held    int     // 1 when there is one
 }
 
 // send is a content.Sender. What comes before off is only hashed; off may not lie before
-// body.From.
+// what is pending.
 func (v *verifier) send(w http.ResponseWriter, off, n int64) (int64, error) {
-	skip := off - v.body.From
+	skip := off - v.body.From + int64(len(v.pending))
 	if n < 0 && v.body.Size >= 0 { // nobody knew it when the client was promised all
 		n = v.body.Size - off
 	}
@@ -129,9 +130,12 @@ func (v *verifier) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		m, err := v.body.Read(p)
-		if m > 0 {
+		m, err := copy(p, v.pending), error(nil)
+		if v.pending = v.pending[m:]; m == 0 {
+			m, err = v.body.Read(p)
 			v.hash.Write(p[:m])
+		}
+		if m > 0 {
 			newest := p[m-1]
 			copy(p[v.held:], p[:m-1])
 			n := copy(p, v.last[:v.held]) + m - 1

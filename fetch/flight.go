@@ -271,18 +271,18 @@ func (f *Flight) Size() int64 { return f.in.Size() }
 // Errors: why it will not be, ctx's cause.
 func (f *Flight) Verified(ctx context.Context) error { return f.in.Wait(ctx) }
 
-// Continue sends n bytes of the blob, beginning at off, to a client of a flight that the store
-// could not keep. The client must have the bytes before off. All bytes that are sent come from
-// the source; the hash goes on from that of the file, so that what the file has is not fetched
-// again. n is -1 for everything to the end. It panics unless Reader has succeeded.
+// Continue sends n bytes of the blob, beginning at off, to a client of a flight that has failed.
+// The client must have the bytes before off. What the file doesn't have comes from the source;
+// the hash goes on from that of the file, so that what the file has is not fetched again. n is -1
+// for everything to the end. It panics unless Reader has succeeded.
 // Errors: ErrBusy, storage.ErrDigest, those of the Source and of the connection, ctx's cause.
-func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, off, n int64) (int64, error) {
-	from, ok := f.in.Fallback()
-	if !ok || off < from.At { // what the file has can't be used: read all of it again
+func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, source BlobSource, off, n int64) (int64, error) {
+	from, ok := f.in.Fallback(off)
+	if !ok { // what the file has can't be used: read all of it again
 		from = storage.Fallback{Hash: f.blob.Digest.Algorithm().Hash()}
 	}
 	b := f.blob
-	b.Size = f.in.Size()
+	b.Size, b.Source = f.in.Size(), source
 	return f.pool.PassThrough(ctx, w, b, from, off, n)
 }
 

@@ -173,11 +173,33 @@ func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome)
 	return q.send(size, o, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := grow(w, off, n)
 		if fetch.NotKept(err) {
-			more, err := f.Continue(ctx, w, off+sent, max(n-sent, -1))
+			more, err := f.Continue(ctx, w, q.m.source.Blob(q.name, q.digest), off+sent, max(n-sent, -1))
+			return sent + more, err
+		}
+		if _, ok := errors.AsType[*upstream.Error](err); ok && f.Origin().Repository != q.full {
+			more, err := q.readOn(w, f, off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		return sent, err
 	})
+}
+
+// readOn goes on for a client that read along with a flight of another repository, which couldn't
+// get the rest: with a flight of its own, or, where that isn't possible, by itself.
+func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, off, n int64) (int64, error) {
+	ctx := q.req.Context()
+	b := q.blob(q.digest, q.claimedSize(q.digest))
+	b.Origin = q.origin()
+	if f, _, err := q.m.pool.Start(ctx, b); err == nil {
+		defer f.Leave()
+		if rd, err := f.Reader(ctx); err == nil && f.Size() == failed.Size() {
+			defer rd.Close()
+			if sent, err := content.Growing(q.req, rd)(w, off, n); err == nil || sent > 0 {
+				return sent, err
+			}
+		}
+	}
+	return failed.Continue(ctx, w, b.Source, off, n)
 }
 
 // serveHead asks upstream for the headers. A length that only a manifest claims isn't told to

@@ -65,6 +65,34 @@ func TestBlobOfUnknownSizeBeyondTheBudgetIsDelivered(t *testing.T) {
 	})
 }
 
+// TestFallbackOfUnknownSizeGoesOnWhereTheFileEnds: a blob of unknown size outgrows the budget. What
+// the file has isn't fetched again for its client.
+func TestFallbackOfUnknownSizeGoesOnWhereTheFileEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const size = 10 * mib
+		l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20}, budget: 9 * mib})
+		for _, end := range []byte{1, 2} {
+			b := append(bytes.Clone(noise()[:size-1]), end)
+			d := l.hub.AddBlobAt("library/app", "", digest.FromBytes(b), bytes.NewReader(b), size).Digest
+			l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
+			if end == 2 { // and has a wrong byte behind what the file has
+				l.hub.ClearFaults()
+				l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked(), hubtest.FlipByte(size-1000))
+			}
+			l.hub.ResetLedger()
+			r := l.get(blobPath("library/app", d))
+			if end == 1 && (r.status != 200 || r.err != nil || !bytes.Equal(r.body, b)) || end == 2 && (r.err == nil || len(r.body) >= size) {
+				t.Errorf("end %d: %d, %d bytes, %v", end, r.status, len(r.body), r.err)
+			}
+			l.waitIdle()
+			if n := l.hub.Ledger().BlobBytes(); n > size+mib { // what was on its way when the room ended
+				t.Errorf("end %d: upstream sent %d bytes of %d\n%s", end, n, size, l.hub.Ledger())
+			}
+		}
+	})
+}
+
 // TestBypassHoldsTheLastByteUntilVerified: a blob with a wrong byte that is passed through
 // ends with an error before its last byte, as a cached one does.
 func TestBypassHoldsTheLastByteUntilVerified(t *testing.T) {

@@ -106,13 +106,19 @@ func (in *Ingest) shown(off int64) int64 {
 
 // Fallback says from which byte on a blob that can't be kept has to come from elsewhere.
 type Fallback struct {
-	At   int64     // the file has the bytes before
-	Hash hash.Hash // of the bytes before At
+	At      int64     // the file has the bytes before
+	Hash    hash.Hash // of the bytes before At
+	Pending []byte    // the last of the bytes before At, which the reader hasn't got yet
 }
 
-// Fallback returns from where the readers of a failed ingest have to go on by themselves. ok is
-// false when it hasn't failed, or when what is there can't be read again.
-func (in *Ingest) Fallback() (s Fallback, ok bool) {
+// maxPending bounds Fallback.Pending: what is held back from readers, and some that have just
+// arrived.
+const maxPending = VerifyFirst + Piece
+
+// Fallback returns from where a reader of a failed ingest, who has the bytes before off, has to go
+// on by itself. ok is false when it hasn't failed, when what is there can't be read again, or when
+// the reader lacks too much of it.
+func (in *Ingest) Fallback(off int64) (s Fallback, ok bool) {
 	in.mu.Lock()
 	ok = in.phase == failed
 	in.mu.Unlock()
@@ -126,6 +132,9 @@ func (in *Ingest) Fallback() (s Fallback, ok bool) {
 	in.mu.Lock()
 	end := in.have.end(0)
 	in.mu.Unlock()
+	if end-off > maxPending {
+		return s, false
+	}
 	// Readers may have read more than has been hashed.
 	rest := io.NewSectionReader(in.f, in.hashed, end-in.hashed)
 	n, err := io.Copy(in.hasher, rest)
@@ -133,12 +142,16 @@ func (in *Ingest) Fallback() (s Fallback, ok bool) {
 	if err != nil {
 		return s, false
 	}
+	s = Fallback{At: in.hashed, Pending: make([]byte, max(in.hashed-off, 0))}
+	if _, err := in.f.ReadAt(s.Pending, in.hashed-int64(len(s.Pending))); err != nil {
+		return s, false
+	}
 	c, ok := in.hasher.(hash.Cloner)
 	if !ok {
 		return s, false
 	}
-	h, err := c.Clone()
-	return Fallback{At: in.hashed, Hash: h}, err == nil
+	s.Hash, err = c.Clone()
+	return s, err == nil
 }
 
 // Close ends the reading. Errors: those of os.File.Close, from the last reader.
