@@ -18,10 +18,12 @@ const module = "github.com/hubcache/hubcache/"
 // (docs/design/overview.md, "Floor plan"): a change that needs a new import moves code first,
 // in a commit of its own.
 var floors = map[string][]string{
+	"calls":        {},
 	"cooldown":     {},
 	"disk":         {},
 	"name":         {},
 	"lru":          {},
+	"slots":        {},
 	"image":        {},
 	"index":        {},
 	"storage":      {"disk", "image", "index", "lru"},
@@ -29,8 +31,8 @@ var floors = map[string][]string{
 	"auth":         {"answer", "cooldown", "name"},
 	"upstream":     {"answer", "auth", "cooldown"},
 	"content":      {"storage"},
-	"fetch":        {"content", "cooldown", "storage"},
-	"registry":     {"content", "cooldown", "fetch", "image", "name", "storage", "upstream"},
+	"fetch":        {"content", "cooldown", "slots", "storage"},
+	"registry":     {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"admin":        {"fetch", "registry", "storage", "upstream"},
 	"prune":        {"disk"},
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},

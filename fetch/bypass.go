@@ -30,7 +30,7 @@ type Bypass struct {
 // Errors: ErrBusy, those of the Source, ctx's cause.
 func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
 	bypass := p.bounds.Load().bypass
-	if err := waitForSlot(ctx, func(ctx context.Context) error { return bypass.Acquire(ctx, 1) }); err != nil {
+	if err := waitForSlot(ctx, bypass, b.Client); err != nil {
 		return nil, err
 	}
 	part.Size, part.Claim = b.Size, !b.Stated
@@ -41,11 +41,11 @@ func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
 		body, err = p.open(ctx, b.Source, part)
 	}
 	if err != nil {
-		bypass.Release(1)
+		bypass.Release(b.Client)
 		return nil, err
 	}
 	isPart := body.From > 0 || body.To != body.Size
-	return &Bypass{pool: p, blob: b, body: body, part: isPart, free: func() { bypass.Release(1) }}, nil
+	return &Bypass{pool: p, blob: b, body: body, part: isPart, free: func() { bypass.Release(b.Client) }}, nil
 }
 
 // Size returns the size of the blob in bytes, -1 when the source doesn't say.
@@ -78,10 +78,10 @@ func (b *Bypass) Close() {
 // Errors: as Bypass and Bypass.Send.
 func (p *Pool) PassThrough(ctx context.Context, w http.ResponseWriter, b Blob, from storage.Fallback, off, n int64) (int64, error) {
 	bypass := p.bounds.Load().bypass
-	if err := waitForSlot(ctx, func(ctx context.Context) error { return bypass.Acquire(ctx, 1) }); err != nil {
+	if err := waitForSlot(ctx, bypass, b.Client); err != nil {
 		return 0, err
 	}
-	defer bypass.Release(1)
+	defer bypass.Release(b.Client)
 	body, err := p.open(ctx, b.Source, Part{From: from.At, To: b.Size, Size: b.Size})
 	if err != nil {
 		return 0, err

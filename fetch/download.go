@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hubcache/hubcache/slots"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -55,7 +56,7 @@ var pieces = sync.Pool{New: func() any { return new([storage.Piece]byte) }}
 type download struct {
 	f      *Flight
 	pool   *Pool
-	slots  *slots
+	slots  *slots.Slots
 	ranges int // connections at once, at most. Like slots it is the one from the start, so that a slot goes back to where it came from
 
 	ctx    context.Context // child of the flight's; cancelled by the first failure
@@ -119,18 +120,18 @@ func (d *download) run() error {
 // ErrEnded. A client that has joined meanwhile starts a new flight.
 func (d *download) firstSlot() error {
 	if !d.f.isWanted() {
-		if !d.slots.tryAcquire(1) {
+		if !d.slots.TryAcquire(d.f.blob.Client, 1) {
 			return ErrEnded
 		}
 		return nil
 	}
-	return waitForSlot(d.f.ctx, func(ctx context.Context) error { return d.slots.acquire(ctx, toBegin) })
+	return waitForSlot(d.f.ctx, d.slots, d.f.blob.Client)
 }
 
 // first opens the ingest with the first connection and works to the end, or until the other
 // connections are enough. It gives back the slot.
 func (d *download) first() error {
-	defer d.slots.release()
+	defer d.slots.Release(d.f.blob.Client)
 	f := d.f
 	body, err := d.pool.open(d.ctx, f.blob.Source, d.firstPart())
 	if err != nil {
@@ -271,7 +272,7 @@ func (d *download) mark(n int) {
 func (d *download) add() {
 	d.workers++
 	d.others.Go(func() {
-		if d.slots.acquire(d.more, toHasten) != nil {
+		if d.slots.Acquire(d.more, d.f.blob.Client, toHasten) != nil {
 			return
 		}
 		d.gotSlot()
@@ -280,13 +281,13 @@ func (d *download) add() {
 			if !d.tryPause() {
 				return true
 			}
-			if held = d.slots.yield(d.more, toHasten); held {
+			if held = d.slots.Yield(d.more, d.f.blob.Client, toHasten); held {
 				d.gotSlot()
 			}
 			return held
 		})
 		if held {
-			d.slots.release()
+			d.slots.Release(d.f.blob.Client)
 		}
 	})
 }

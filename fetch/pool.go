@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/hubcache/hubcache/cooldown"
+	"github.com/hubcache/hubcache/slots"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -144,8 +145,8 @@ type Pool struct {
 // bounds are the limits in force, and the slots that enforce them.
 type bounds struct {
 	Limits
-	transfers *slots
-	bypass    *semaphore.Weighted
+	transfers *slots.Slots
+	bypass    *slots.Slots
 	readAhead *semaphore.Weighted
 }
 
@@ -171,8 +172,8 @@ func (p *Pool) SetLimits(l Limits) {
 		return
 	}
 	p.bounds.Store(&bounds{
-		Limits: l, transfers: newSlots(l.Transfers),
-		bypass: semaphore.NewWeighted(int64(l.Bypass)), readAhead: semaphore.NewWeighted(int64(l.Orphans)),
+		Limits: l, transfers: slots.New(l.Transfers, 0),
+		bypass: slots.New(l.Bypass, 0), readAhead: semaphore.NewWeighted(int64(l.Orphans)),
 	})
 }
 

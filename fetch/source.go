@@ -83,6 +83,7 @@ type Blob struct {
 	Stated bool           // Size is what the source itself has stated
 	Origin storage.Origin // the repository under which it is fetched
 	Source BlobSource
+	Client string // for whom the slots are that it needs; see slots.Slots
 }
 
 // key names the blob under its repository.

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -205,8 +204,7 @@ func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, off, n
 // serveHead asks upstream for the headers. A length that only a manifest claims isn't told to
 // clients. If the CDN, or what stands before it, tells none, or refuses a HEAD, none is told.
 func (q *blobRequest) serveHead() result {
-	ctx, cancel := context.WithTimeout(q.req.Context(), requestDeadline)
-	defer cancel()
+	ctx := withClient(q.req.Context(), q.client)
 	d, err := q.m.source.Resolve(ctx, q.name, fetch.Blobs, string(q.digest))
 	if u, ok := errors.AsType[*upstream.Error](err); ok && u.Cause == upstream.Broken && u.Status != 0 {
 		d.Size, err = -1, q.m.source.Confirm(ctx, q.name, fetch.Blobs, q.digest)
@@ -257,7 +255,9 @@ func (q *blobRequest) readAhead() {
 	}
 	blobs := make([]fetch.Blob, 0, len(layers))
 	for _, l := range layers {
-		blobs = append(blobs, q.blob(l.Digest, l.Size))
+		b := q.blob(l.Digest, l.Size)
+		b.Client = "" // no client waits for it
+		blobs = append(blobs, b)
 	}
 	origin := func() storage.Origin { // it goes on after the request, under the policy of its time
 		now := *q.repo

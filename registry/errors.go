@@ -72,7 +72,7 @@ func fail(k kind, err error) *failure {
 	}
 	u, ok := errors.AsType[*upstream.Error](err)
 	detail := ""
-	if ok {
+	if ok && !errors.Is(err, errBusy) {
 		detail = u.Summary()
 	} else {
 		u, detail = ownError(err)
@@ -95,7 +95,7 @@ func fail(k kind, err error) *failure {
 // more luck at Docker Hub: the disk can't be read, say. detail is for the client.
 func ownError(err error) (u *upstream.Error, detail string) {
 	switch {
-	case errors.Is(err, fetch.ErrBusy):
+	case errors.Is(err, fetch.ErrBusy), errors.Is(err, errBusy):
 		return &upstream.Error{Cause: upstream.Throttled, RetryAfter: retrySoon}, "this cache is too busy"
 	case errors.Is(err, context.DeadlineExceeded):
 		return &upstream.Error{Cause: upstream.Timeout}, "this cache does not answer in time"

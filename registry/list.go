@@ -91,7 +91,7 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 		return emptyIndex().write(w, req, OutcomeStale)
 	case ok && u.Cause == upstream.NotFound:
 		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: u.Summary(), err: err}}
-	case ok && u.Down():
+	case ok && u.Down() && !errors.Is(err, errBusy):
 		return result{err: &failure{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: u.Summary(), err: err}}
 	}
 	return result{err: err}
@@ -104,15 +104,11 @@ func listKey(repository, path string, query url.Values) string {
 // list gets a list from upstream, once for all who wait, and keeps it.
 func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, error) {
 	key := listKey(r.name, path, query)
-	return share(ctx, r.m.tasks, &r.m.calls, "list "+key, func(ctx context.Context) (*list, error) {
-		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
-		defer cancel()
+	return share(withClient(ctx, r.client), r.m.tasks, &r.m.calls, "list "+key, func(ctx context.Context) (*list, error) {
 		l := &list{}
 		var err error
 		if err = r.m.absent.get(listKind, r.name, path); err == nil {
-			ctx := r.m.requester(ctx, r.name)
-			l.List, err = r.m.client.List(ctx, r.name, path, query)
-			err = untold(ctx, err)
+			l.List, err = r.askList(ctx, path, query)
 			r.m.absent.note(listKind, r.name, path, err)
 		}
 		if err != nil {
@@ -128,6 +124,17 @@ func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, 
 		}
 		return l, nil
 	})
+}
+
+func (r *repo) askList(ctx context.Context, path string, query url.Values) (upstream.List, error) {
+	ctx = r.m.requester(ctx, r.name)
+	ctx, done, err := r.m.ask(ctx, r.m.questions)
+	if err != nil {
+		return upstream.List{}, err
+	}
+	defer done()
+	l, err := r.m.client.List(ctx, r.name, path, query)
+	return l, untold(ctx, err)
 }
 
 // pick returns the parameters of a query that upstream is to see.

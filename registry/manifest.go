@@ -77,7 +77,7 @@ func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) 
 
 // serve answers the request from the store or from upstream.
 func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result {
-	ctx, cancel := context.WithTimeoutCause(req.Context(), answerDeadline, &upstream.Error{Cause: upstream.Timeout, Host: q.m.client.Host()})
+	ctx, cancel := context.WithTimeoutCause(withClient(req.Context(), q.client), answerDeadline, &upstream.Error{Cause: upstream.Timeout, Host: q.m.client.Host()})
 	defer cancel()
 	for again := false; ; again = true {
 		f, err := q.find(ctx)
@@ -229,8 +229,6 @@ func (q *manifestRequest) fetch(ctx context.Context, d digest.Digest) (*found, e
 			return q.stored(ctx, m)
 		}
 		first = true
-		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
-		defer cancel()
 		return q.get(ctx, d)
 	})
 	if err != nil {
@@ -267,8 +265,9 @@ func (q *manifestRequest) get(ctx context.Context, d digest.Digest) (*found, err
 		q.m.counters.mismatches.Add(1)
 		return nil, broken("the manifest's bytes are not those of %s", d)
 	}
-	// The visibility may have been asked for at the same time: nothing is kept before it.
-	if err := q.admission.wait(ctx); err != nil {
+	// The visibility may have been asked for at the same time: nothing is kept before it. It is
+	// not asked for with q.admission, since the request that q is of may have left.
+	if err := q.m.admit(ctx, q.repo).wait(ctx); err != nil {
 		return nil, err
 	}
 	f := &found{digest: d, mediaType: m.MediaType, size: int64(len(m.Body)), body: m.Body, children: image.Children(m.Body), outcome: OutcomeMiss}
@@ -293,8 +292,6 @@ func isManifest(body []byte) bool {
 // what a tag resolves to.
 func (q *manifestRequest) resolve(ctx context.Context) (*found, error) {
 	return share(ctx, q.m.tasks, &q.m.calls, "head "+q.name+":"+q.ref, func(ctx context.Context) (*found, error) {
-		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
-		defer cancel()
 		d, err := q.m.source.Resolve(ctx, q.name, fetch.Manifests, q.ref)
 		if err != nil {
 			return nil, err

@@ -13,10 +13,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
-	"golang.org/x/sync/singleflight"
 
+	"github.com/hubcache/hubcache/calls"
 	"github.com/hubcache/hubcache/cooldown"
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/slots"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
@@ -30,14 +31,16 @@ type mirror struct {
 	source fetch.Source     // tags, manifests and blobs
 	policy atomic.Pointer[policy]
 
-	hot     *hot               // manifests that are answered from memory
-	lists   *lists             // tag lists and referrers
-	ahead   *readAhead         // which layers to fetch ahead of a client
-	absent  *absent            // what the upstream has just said that it hasn't got
-	renewed cooldown.Memory    // repositories whose visibility has just been asked for again
-	overdue overdue            // repositories whose visibility is too old
-	calls   singleflight.Group // visibilities, confirmations, heads, manifests, lists
-	checks  tagChecks          // checks of cached tags that are under way
+	hot       *hot             // manifests that are answered from memory
+	lists     *lists           // tag lists and referrers
+	ahead     *readAhead       // which layers to fetch ahead of a client
+	questions *slots.Slots     // how many questions the upstream is asked at one time; see ask
+	judging   *slots.Slots     // the same for visibilities, which questions may wait for
+	absent    *absent          // what the upstream has just said that it hasn't got
+	renewed   cooldown.Memory  // repositories whose visibility has just been asked for again
+	overdue   overdue          // repositories whose visibility is too old
+	calls     calls.Group[any] // visibilities, confirmations, heads, manifests, lists
+	checks    tagChecks        // checks of cached tags that are under way
 
 	*shared
 }
@@ -56,7 +59,10 @@ type shared struct {
 // newMirror returns the mirror of an upstream. It makes no request.
 // Errors: those of upstream.New, a name with a slash.
 func newMirror(u Upstream, s *shared) (*mirror, error) {
-	m := &mirror{shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}}}
+	m := &mirror{
+		shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
+		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting),
+	}
 	u.Log = cmp.Or(u.Log, s.log)
 	u.Public = m.knownPublic
 	client, err := upstream.New(u.Options)
@@ -71,7 +77,7 @@ func newMirror(u Upstream, s *shared) (*mirror, error) {
 		m.source = u.Source(m.source)
 	}
 	m.absent = &absent{m: m}
-	m.source = absentSource{m.source, m.absent}
+	m.source = questionSource{m.source, m}
 	return m, nil
 }
 
@@ -143,7 +149,7 @@ func (a *admission) wait(ctx context.Context) error {
 // With one, the first request for a repository waits for its visibility. Later ones never
 // do: an old visibility is renewed in the background, and the last one stays in force while
 // none can be had. See requester for what is fetched meanwhile.
-func (m *mirror) admit(r *repo) *admission {
+func (m *mirror) admit(ctx context.Context, r *repo) *admission {
 	if !r.policy.allowed(r.name) {
 		return refused
 	}
@@ -152,7 +158,7 @@ func (m *mirror) admit(r *repo) *admission {
 	}
 	v, err := m.store.Visibility(r.full)
 	if err != nil {
-		return m.admitUnknown(r)
+		return m.admitUnknown(ctx, r)
 	}
 	if age := time.Since(v.At); (age < 0 || age > renewAge || !v.Public && age > privateAge) && !m.renewed.Has(r.name) {
 		m.renewed.Add(r.name, renewPause, nil)
@@ -166,7 +172,7 @@ func (m *mirror) admit(r *repo) *admission {
 
 // admitUnknown is admit for a repository whose visibility isn't known. It asks in the
 // background, so that the caller can ask for the tag meanwhile.
-func (m *mirror) admitUnknown(r *repo) *admission {
+func (m *mirror) admitUnknown(ctx context.Context, r *repo) *admission {
 	leave, ok := m.tasks.enter()
 	if !ok {
 		return &admission{err: errStopping}
@@ -175,7 +181,7 @@ func (m *mirror) admitUnknown(r *repo) *admission {
 	go func() {
 		defer leave()
 		defer close(a.decided)
-		v, err := m.visibility(context.Background(), r) // share ends it with the server
+		v, err := m.visibility(ctx, r)
 		if err == nil && !v.Public {
 			err = privateRepository
 		}
@@ -188,8 +194,11 @@ func (m *mirror) admitUnknown(r *repo) *admission {
 // keeps the answer.
 func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, error) {
 	return share(ctx, m.tasks, &m.calls, "visibility "+r.name, func(ctx context.Context) (storage.Visibility, error) {
-		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
-		defer cancel()
+		ctx, done, err := m.ask(ctx, m.judging)
+		if err != nil {
+			return storage.Visibility{}, err
+		}
+		defer done()
 		public, err := m.client.Public(ctx, r.name)
 		old, oldErr := m.store.Visibility(r.full)
 		if err != nil {

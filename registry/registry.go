@@ -188,13 +188,13 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) r
 			return res
 		}
 		epoch := m.hot.epoch() // before the policy and the visibility: see hot.put
-		mq := &manifestRequest{repo: m.repository(q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead, epoch: epoch}
+		mq := &manifestRequest{repo: m.repository(req, q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead, epoch: epoch}
 		return mq.serve(w, req)
 	case blob:
-		bq := &blobRequest{repo: m.repository(q.name), digest: q.digest, w: w, req: req}
+		bq := &blobRequest{repo: m.repository(req, q.name), digest: q.digest, w: w, req: req}
 		return bq.serve()
 	case tags, referrers:
-		return m.repository(q.name).serveList(w, req, q)
+		return m.repository(req, q.name).serveList(w, req, q)
 	case catalog:
 		return m.serveCatalog(w, req)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,12 +22,13 @@ type repo struct {
 	full      string // as the store has it: "docker.io/library/redis"
 	policy    *policy
 	admission *admission
+	client    netip.Addr // who asks; see clientOf
 }
 
 // repository resolves the repository of a request.
-func (m *mirror) repository(name string) *repo {
-	r := &repo{m: m, name: name, full: m.name + "/" + name, policy: m.policy.Load()}
-	r.admission = m.admit(r)
+func (m *mirror) repository(req *http.Request, name string) *repo {
+	r := &repo{m: m, name: name, full: m.name + "/" + name, policy: m.policy.Load(), client: clientOf(req.RemoteAddr)}
+	r.admission = m.admit(withClient(req.Context(), r.client), r)
 	return r
 }
 
@@ -42,7 +45,7 @@ func (r *repo) origin() storage.Origin {
 
 // blob returns a blob to fetch under this repository; size is a hint, -1 when there is none.
 func (r *repo) blob(d digest.Digest, size int64) fetch.Blob {
-	return fetch.Blob{Digest: d, Size: size, Origin: storage.Origin{Repository: r.full}, Source: r.m.source.Blob(r.name, d)}
+	return fetch.Blob{Digest: d, Size: size, Origin: storage.Origin{Repository: r.full}, Source: r.m.source.Blob(r.name, d), Client: clientName(r.client)}
 }
 
 // linked reports whether the repository has the blob, which came through a private
@@ -69,9 +72,7 @@ func (r *repo) claimedSize(d digest.Digest) int64 {
 // confirm asks upstream whether the repository has the blob or manifest d, and links it. size is
 // what its verified bytes have, or -1.
 func (r *repo) confirm(ctx context.Context, k fetch.Kind, d digest.Digest, size int64) error {
-	_, err := share(ctx, r.m.tasks, &r.m.calls, "confirm "+r.name+"@"+string(d), func(ctx context.Context) (struct{}, error) {
-		ctx, cancel := context.WithTimeout(ctx, requestDeadline)
-		defer cancel()
+	_, err := share(withClient(ctx, r.client), r.m.tasks, &r.m.calls, "confirm "+r.name+"@"+string(d), func(ctx context.Context) (struct{}, error) {
 		err := r.m.source.Confirm(ctx, r.name, k, d)
 		if err == nil {
 			r.m.store.Confirm(r.full, d, size)

@@ -139,7 +139,7 @@ func (t *tagChecks) waitedInVain(tag string) {
 
 // checkBriefly is check. If the tag may be stale it waits at most checkPatience, and not at all
 // from when one request has waited in vain until a check of this tag ends. The check itself
-// goes on.
+// goes on, unless the client leaves before.
 // Errors: errSlow, errStopping, those of check, ctx's cause.
 func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*found, error) {
 	type checked struct {
@@ -156,11 +156,11 @@ func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*f
 		patience = 0
 	}
 	q.m.checks.begin(tag)
+	checking, cancel := q.m.tasks.detached(ctx)
 	go func() {
 		defer leave()
-		ctx, cancel := q.m.tasks.detached(ctx)
 		defer cancel()
-		f, err := q.check(ctx)
+		f, err := q.check(checking)
 		q.m.checks.end(tag)
 		done <- checked{f, err}
 	}()
@@ -174,6 +174,7 @@ func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*f
 	case c := <-done:
 		return c.f, c.err
 	case <-ctx.Done():
+		cancel() // nobody waits for it
 		return nil, context.Cause(ctx)
 	case <-enough:
 		q.m.checks.waitedInVain(tag)
@@ -191,7 +192,7 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 		}
 		return nil, err
 	}
-	if err := q.admission.wait(ctx); err != nil { // nothing is kept before the visibility is known
+	if err := q.m.admit(ctx, q.repo).wait(ctx); err != nil { // nothing is kept before the visibility is known
 		return nil, err
 	}
 	m, err := q.m.store.Manifest(f.digest)

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"sync"
 
-	"golang.org/x/sync/singleflight"
-
+	"github.com/hubcache/hubcache/calls"
 	"github.com/hubcache/hubcache/upstream"
 )
 
@@ -51,7 +50,12 @@ func (t *tasks) background(f func(context.Context)) {
 
 // detached returns a context with ctx's values that ends with the server and not with ctx.
 func (t *tasks) detached(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	return t.untilStop(context.WithoutCancel(ctx))
+}
+
+// untilStop returns a context that ends with ctx, and with the server.
+func (t *tasks) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(t.closing, func() { cancel(errStopping) })
 	return ctx, func() { stop(); cancel(nil) }
 }
@@ -76,27 +80,22 @@ func (t *tasks) wait(ctx context.Context) error {
 	}
 }
 
-// share runs f once for all who ask under one key of calls at the same time. f goes on when
-// its callers leave, until the server stops; each caller waits with its own context.
-func share[T any](ctx context.Context, t *tasks, calls *singleflight.Group, key string, f func(context.Context) (T, error)) (T, error) {
-	ch := calls.DoChan(key, func() (any, error) {
+// share runs f once for all who ask under one key of c at the same time; each caller waits with
+// its own context. f's context ends with the server, and when none of the callers waits any more.
+func share[T any](ctx context.Context, t *tasks, c *calls.Group[any], key string, f func(context.Context) (T, error)) (T, error) {
+	v, err := c.Do(ctx, key, func(ctx context.Context) (any, error) {
 		leave, ok := t.enter()
 		if !ok {
 			return nil, errStopping
 		}
 		defer leave()
-		ctx, cancel := t.detached(ctx)
+		ctx, cancel := t.untilStop(ctx)
 		defer cancel()
 		return f(ctx)
 	})
-	var none T
-	select {
-	case res := <-ch:
-		if res.Err != nil {
-			return none, res.Err
-		}
-		return res.Val.(T), nil
-	case <-ctx.Done():
-		return none, context.Cause(ctx)
+	if err != nil {
+		var none T
+		return none, err
 	}
+	return v.(T), nil
 }
