@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
 )
 
 // TestBrokenDownloadIsResumed: the client of a body that breaks off upstream gets all bytes
@@ -197,4 +199,39 @@ func (f *bodyCorruptFrom) Read(p []byte) (int, error) {
 	}
 	f.at += int64(n)
 	return n, err
+}
+
+// TestCompletePartialIsNotFetchedAgain: the process was killed when all bytes of a blob had come
+// and before it was verified. Upstream is asked for one byte, since it must have the blob under
+// the repository of the request.
+func TestCompletePartialIsNotFetchedAgain(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{5 << 18, 20 * mib} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t, labOptions{})
+			d := l.oneLayerImage(size)
+			in, err := l.store.Begin(storage.Origin{Repository: "docker.io/library/one"}, d, size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := in.WriteAt(noise()[:size], 0); err != nil {
+				t.Fatal(err)
+			}
+			in.Abort(errors.New("killed"))
+			l.stop()
+			l.start()
+			if r := l.get(blobPath("library/other", d)); r.status != 404 {
+				t.Errorf("a repository that hasn't got it: %d, %d bytes", r.status, len(r.body))
+			}
+			l.hub.ResetLedger()
+			l.blob("library/one", string(d))
+			l.checkStore(d)
+			if n := l.hub.Ledger().BlobBytes(); n > 1 {
+				t.Errorf("upstream sent %d bytes of %d", n, size)
+			}
+			if _, ok := l.store.Has(d); !ok {
+				t.Error("it is not cached")
+			}
+		})
+	}
 }
