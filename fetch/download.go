@@ -54,10 +54,12 @@ var pieces = sync.Pool{New: func() any { return new([storage.Piece]byte) }}
 
 // download gets a flight's blob into its ingest.
 type download struct {
-	f      *Flight
-	pool   *Pool
-	slots  *slots.Slots
-	ranges int // connections at once, at most. Like slots it is the one from the start, so that a slot goes back to where it came from
+	f     *Flight
+	pool  *Pool
+	slots *slots.Slots
+
+	transfers int // how many slots there are
+	ranges    int // connections at once, at most. Like slots it is the one from the start, so that a slot goes back to where it came from
 
 	ctx    context.Context // child of the flight's; cancelled by the first failure
 	cancel context.CancelCauseFunc
@@ -80,7 +82,7 @@ type download struct {
 
 func newDownload(f *Flight) *download {
 	b := f.pool.bounds.Load()
-	d := &download{f: f, pool: f.pool, slots: b.transfers, ranges: b.Ranges, workers: 1, running: 1}
+	d := &download{f: f, pool: f.pool, slots: b.transfers, transfers: b.Transfers, ranges: b.Ranges, workers: 1, running: 1}
 	d.ctx, d.cancel = context.WithCancelCause(f.ctx)
 	d.more, d.done = context.WithCancel(d.ctx)
 	return d
@@ -116,11 +118,12 @@ func (d *download) run() error {
 }
 
 // firstSlot waits for the flight's first slot. A download that is only read ahead doesn't
-// wait: it takes a slot only if another one stays free for a client, and otherwise ends with
-// ErrEnded. A client that has joined meanwhile starts a new flight.
+// wait: it takes a slot only if another one stays free for a client, or if there is a single one
+// (see Pool.giveWay), and otherwise ends with ErrEnded. A client that has joined meanwhile starts
+// a new flight.
 func (d *download) firstSlot() error {
 	if !d.f.isWanted() {
-		if !d.slots.TryAcquire(d.f.blob.Client, 1) {
+		if !d.slots.TryAcquire(d.f.blob.Client, min(1, d.transfers-1)) {
 			return ErrEnded
 		}
 		return nil

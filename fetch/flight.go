@@ -63,6 +63,7 @@ func (p *Pool) Start(ctx context.Context, b Blob) (f *Flight, first bool, err er
 	doubtful := p.failed.Failed(b.key())
 	p.mu.Lock()
 	if f = p.flights[b.Digest]; f == nil {
+		p.giveWay()
 		f = p.start(b, doubtful)
 		first = f != nil
 	}
@@ -162,6 +163,10 @@ func (f *Flight) finish(err error) {
 	delete(p.flights, f.blob.Digest)
 	if f.readers > 0 {
 		p.withReaders--
+	}
+	if len(p.flights) == 0 && p.idle != nil {
+		close(p.idle)
+		p.idle = nil
 	}
 	wanted := f.wanted
 	p.mu.Unlock()

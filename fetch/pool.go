@@ -54,8 +54,9 @@ var (
 	ErrTimeout = fmt.Errorf("not all of the blob arrived in %s: %w", verifyDeadline, context.DeadlineExceeded)
 
 	errOrphan  = errors.New("nobody reads it, and there are too many such downloads")
+	errGaveWay = errors.New("a client needs the only slot")
 	errClosed  = errors.New("the server is stopping")
-	notFailure = []error{ErrAbsent, ErrBypass, ErrEnded, ErrBusy, errOrphan, errClosed, storage.ErrNoRoom, storage.ErrDisk} // they say nothing of the source
+	notFailure = []error{ErrAbsent, ErrBypass, ErrEnded, ErrBusy, errOrphan, errGaveWay, errClosed, storage.ErrNoRoom, storage.ErrDisk} // they say nothing of the source
 )
 
 const (
@@ -137,7 +138,8 @@ type Pool struct {
 	// while it is held that takes another lock or does I/O.
 	mu          sync.Mutex
 	flights     map[digest.Digest]*Flight
-	withReaders int // the number of flights that have readers
+	withReaders int           // the number of flights that have readers
+	idle        chan struct{} // closed when flights becomes empty; nil: nobody waits for that
 	closed      bool
 	running     sync.WaitGroup // flights and read-ahead; added to with mu held and closed false
 }

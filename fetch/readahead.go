@@ -1,6 +1,8 @@
 package fetch
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -59,28 +61,64 @@ func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, origin func() storag
 	}
 }
 
-// fetchAhead fetches one blob and reports whether to go on.
+// fetchAhead fetches one blob and reports whether to go on. With a single slot it does so while
+// there is no other download, and gives way to those of clients.
 func (p *Pool) fetchAhead(b Blob, down func() error) bool {
-	if _, ok := p.store.Has(b.Digest); ok {
-		return true
-	}
-	if down() != nil || p.Failed(b.Origin.Repository, b.Digest) != nil {
-		return false
-	}
-	doubtful := p.failed.Failed(b.key())
-	p.mu.Lock()
-	if p.flights[b.Digest] != nil {
+	for onlySlot := p.bounds.Load().Transfers == 1; ; {
+		if _, ok := p.store.Has(b.Digest); ok {
+			return true
+		}
+		if down() != nil || p.Failed(b.Origin.Repository, b.Digest) != nil {
+			return false
+		}
+		doubtful := p.failed.Failed(b.key())
+		p.mu.Lock()
+		if p.flights[b.Digest] != nil {
+			p.mu.Unlock()
+			return true // a client was first
+		}
+		if onlySlot && len(p.flights) > 0 {
+			idle := p.whenIdle()
+			p.mu.Unlock()
+			select {
+			case <-idle:
+				continue
+			case <-p.closing.Done():
+				return false
+			}
+		}
+		f := p.start(b, doubtful)
 		p.mu.Unlock()
-		return true // a client was first
+		if f == nil {
+			return false
+		}
+		<-f.done
+		if _, ok := p.store.Has(b.Digest); ok || !onlySlot || !errors.Is(context.Cause(f.ctx), errGaveWay) {
+			return ok
+		}
 	}
-	f := p.start(b, doubtful)
-	p.mu.Unlock()
-	if f == nil {
-		return false
+}
+
+// whenIdle returns a channel that is closed when there are no flights. mu is held, and there are
+// some.
+func (p *Pool) whenIdle() <-chan struct{} {
+	if p.idle == nil {
+		p.idle = make(chan struct{})
 	}
-	<-f.done
-	_, ok := p.store.Has(b.Digest)
-	return ok
+	return p.idle
+}
+
+// giveWay ends the downloads that only read ahead, for one that a client needs: they hold the
+// only slot. What has arrived is kept. mu is held.
+func (p *Pool) giveWay() {
+	if p.bounds.Load().Transfers > 1 {
+		return
+	}
+	for _, f := range p.flights {
+		if !f.wanted {
+			f.cancel(errGaveWay)
+		}
+	}
 }
 
 // Asked says that a client asks for the blob: if it was read ahead, it wasn't in vain.

@@ -118,11 +118,11 @@ func (q *blobRequest) serveFlight() result {
 		}
 		b := q.blob(q.digest, q.claimedSize(q.digest))
 		b.Origin = q.origin()
-		q.readAhead()
 		var first bool
 		if f, first, err = q.m.pool.Start(ctx, b); first {
 			outcome = OutcomeMiss
 		}
+		q.readAhead()
 	} else if err == nil && q.req.Method == http.MethodGet {
 		q.readAhead()
 	}

@@ -212,7 +212,7 @@ func TestReadAheadAsksEachRepositoryForItsOwnLayers(t *testing.T) {
 // the slots are and however slow the CDN is.
 func TestReadAheadLeavesSlotsForClients(t *testing.T) {
 	t.Parallel()
-	for _, slots := range []int{2, 4} {
+	for _, slots := range []int{1, 2, 4} {
 		t.Run(fmt.Sprint(slots), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 200e3, Latency: 30 * time.Millisecond},
@@ -236,4 +236,50 @@ func TestReadAheadLeavesSlotsForClients(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOnlySlotIsUsedForReadAheadWhileNoClientNeedsIt: with limits.transfers 1, the other layers of
+// an image are fetched when the first one is here. A client that asks for another blob meanwhile
+// gets it at once, and what had been read ahead by then isn't fetched again.
+func TestOnlySlotIsUsedForReadAheadWhileNoClientNeedsIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 2e6, Latency: 30 * time.Millisecond},
+			policy: func(p *registry.Policy) { p.ReadAhead = true; p.Limits.Transfers = 1 }})
+		layers := l.addImage("library/app", "1", 3*mib, 20*mib, 3*mib, 100, 3*mib+7)
+		other := l.addImage("library/other", "1", 3*mib+1, 3*mib+2)
+		l.get("/v2/library/app/manifests/1")
+		l.get("/v2/library/other/manifests/1")
+		l.hub.ResetLedger()
+		l.fetch("library/app", layers[0])
+		time.Sleep(5 * time.Second) // the large one is on its way
+		if n := len(l.reg.Stats().Inflight); n != 1 {
+			t.Errorf("%d downloads", n)
+		}
+		for _, d := range other[:1] {
+			start := time.Now()
+			l.fetch("library/other", d)
+			if took := time.Since(start); took > 3*time.Second { // 1.6 s at this speed
+				t.Errorf("another client's layer took %s", took)
+			}
+		}
+		for range 60 {
+			time.Sleep(time.Second)
+		}
+		l.waitIdle()
+		total := int64(0)
+		for _, d := range append(layers, other...) {
+			size, ok := l.store.Has(d)
+			if total += size; !ok {
+				t.Error("a layer was not read ahead")
+			}
+		}
+		if n := l.hub.Ledger().BlobBytes(); n > total+mib {
+			t.Errorf("upstream sent %d bytes of %d\n%s", n, total, l.hub.Ledger())
+		}
+		if n := maxConcurrent(l.hub.Ledger().Filter(func(e hubtest.Entry) bool { return e.Face == hubtest.CDN })); n > 1 {
+			t.Errorf("%d connections at once", n)
+		}
+		l.checkStore(append(layers, other...)...)
+	})
 }
