@@ -277,18 +277,17 @@ func (f *Flight) Size() int64 { return f.in.Size() }
 func (f *Flight) Verified(ctx context.Context) error { return f.in.Wait(ctx) }
 
 // Continue sends n bytes of the blob, beginning at off, to a client of a flight that has failed.
-// The client must have the bytes before off. What the file doesn't have comes from the source;
-// the hash goes on from that of the file, so that what the file has is not fetched again. n is -1
-// for everything to the end. It panics unless Reader has succeeded.
+// The client must have the bytes before off. own is the blob under the client's own
+// repository, from which comes what the file doesn't have; the hash goes on from that of the file.
+// n is -1 for everything to the end. It panics unless Reader has succeeded.
 // Errors: ErrBusy, storage.ErrDigest, those of the Source and of the connection, ctx's cause.
-func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, source BlobSource, off, n int64) (int64, error) {
+func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, own Blob, off, n int64) (int64, error) {
 	from, ok := f.in.Fallback(off)
 	if !ok { // what the file has can't be used: read all of it again
 		from = storage.Fallback{Hash: f.blob.Digest.Algorithm().Hash()}
 	}
-	b := f.blob
-	b.Size, b.Source = f.in.Size(), source
-	return f.pool.PassThrough(ctx, w, b, from, off, n)
+	own.Size = f.in.Size()
+	return f.pool.PassThrough(ctx, w, own, from, off, n)
 }
 
 // NotKept reports whether err says that the store can't keep a blob, so that it has to be

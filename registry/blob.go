@@ -172,7 +172,7 @@ func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome)
 	return q.send(size, o, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := grow(w, off, n)
 		if fetch.NotKept(err) {
-			more, err := f.Continue(ctx, w, q.m.source.Blob(q.name, q.digest), off+sent, max(n-sent, -1))
+			more, err := f.Continue(ctx, w, q.blob(q.digest, -1), off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		if _, ok := errors.AsType[*upstream.Error](err); ok && f.Origin().Repository != q.full {
@@ -198,7 +198,7 @@ func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, off, n
 			}
 		}
 	}
-	return failed.Continue(ctx, w, b.Source, off, n)
+	return failed.Continue(ctx, w, b, off, n)
 }
 
 // serveHead asks upstream for the headers. A length that only a manifest claims isn't told to
