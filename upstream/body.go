@@ -59,8 +59,11 @@ func (b *Blob) where() (*url.URL, limit) {
 	return b.location, cdn
 }
 
-// found remembers the URL that answered.
+// found remembers the URL that answered, unless it is the registry's own.
 func (b *Blob) found(at *url.URL) {
+	if *at == *b.client.url(b.repository + "/blobs/" + string(b.digest)) {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.location == nil || *b.location != *at {
@@ -307,8 +310,11 @@ func (b *Body) skip(status int) error {
 	for left > 0 {
 		n, err := b.read(buf[:min(left, int64(len(buf)))])
 		left -= int64(n)
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF // what is wanted lies behind
+		}
 		if err != nil && left > 0 {
-			return b.broke(err)
+			return b.broke(classify(b.blob.client.base.Host, err))
 		}
 	}
 	return nil
@@ -357,7 +363,7 @@ func (b *Body) read(p []byte) (int, error) {
 }
 
 // Read reads the next bytes. At the end of the part it returns io.EOF.
-// Errors are final: *Error, the cause of the context.
+// Errors are final: *Error, the cause of the context, http.ErrBodyReadAfterClose.
 func (b *Body) Read(p []byte) (int, error) {
 	for b.failure == nil {
 		if b.end >= 0 && b.at == b.end {
@@ -425,6 +431,9 @@ func (b *Body) atEnd() error {
 // Close ends the reading. The connection of a body that was read to its end is used again.
 // It returns no error.
 func (b *Body) Close() error {
+	if b.failure == nil {
+		b.failure = http.ErrBodyReadAfterClose
+	}
 	if b.stall != nil {
 		b.stall.Stop()
 	}

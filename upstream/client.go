@@ -136,7 +136,7 @@ func (c *Client) Public(ctx context.Context, repository string) (bool, error) {
 
 // Down returns why blobs can't be fetched now, as far as is known without asking, or nil.
 // Errors: *Error.
-func (c *Client) Down() error { return c.health.blobsBlocked() }
+func (c *Client) Down() error { return c.health.blobsBlocked(c.version(context.Background())) }
 
 // Scarce reports whether less than a share (0…1) of the pull quota is left. Then nothing
 // should be asked that no client waits for.
@@ -170,7 +170,8 @@ var errUnclear = errors.New("the answer to HEAD isn't that of a registry")
 
 // getOnce is get without the GET that may follow a HEAD.
 func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
-	if err := c.health.admit(l, c.version(ctx)); err != nil {
+	version, sent := c.version(ctx), time.Now()
+	if err := c.health.admit(l, version); err != nil {
 		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
@@ -180,27 +181,26 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 	if header != nil {
 		req.Header = header.Clone()
 	}
-	sent := time.Now()
 	resp, err := c.send(req, l)
 	if err != nil {
-		return nil, c.transportError(ctx, err, to.Host, l, sent)
+		return nil, c.transportError(ctx, err, to.Host, l, sent, version)
 	}
 	c.responses[min(max(resp.StatusCode/100, 0), 5)].Add(1)
 	if l != cdn {
-		c.health.answered()
+		c.health.answered(version)
 		c.quota.observe(resp.Header)
 	}
 	if s := resp.StatusCode; s < 400 || s == http.StatusRequestedRangeNotSatisfiable {
 		if l == pulls && s < 300 {
-			c.health.passed(pulls)
+			c.health.passed(method == http.MethodGet, version)
 		}
 		return resp, nil
 	}
-	return nil, c.statusError(ctx, resp, to, l)
+	return nil, c.statusError(resp, to, l, version)
 }
 
 // transportError takes note of a request that got no answer.
-func (c *Client) transportError(ctx context.Context, err error, host string, l limit, sent time.Time) error {
+func (c *Client) transportError(ctx context.Context, err error, host string, l limit, sent time.Time, version uint64) error {
 	c.responses[0].Add(1)
 	e := classify(host, err)
 	if auth.IsAbuseLimit(err) {
@@ -211,7 +211,7 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 		return e // the caller ended it, not the upstream
 	}
 	if e.Cause == Refused {
-		c.health.credentialRefused(time.Now().Add(max(e.RetryAfter, refusedFor)))
+		c.health.credentialRefused(time.Now().Add(max(e.RetryAfter, refusedFor)), version)
 	}
 	if l != cdn && (e.Cause == Timeout || e.Cause == Unreachable) {
 		c.health.failed(e, sent)
@@ -235,7 +235,7 @@ func (c *Client) send(req *http.Request, l limit) (*http.Response, error) {
 }
 
 // statusError reads and closes an error response.
-func (c *Client) statusError(ctx context.Context, resp *http.Response, to *url.URL, l limit) error {
+func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version uint64) error {
 	defer resp.Body.Close()
 	a := auth.ReadAnswer(place(to, l), resp)
 	e := &Error{Host: to.Host, Status: resp.StatusCode, Cause: Broken}
@@ -256,7 +256,7 @@ func (c *Client) statusError(ctx context.Context, resp *http.Response, to *url.U
 		if l != pulls || strings.Contains(string(a.Body), "HAP429") {
 			which = abuse
 		}
-		e.RetryAfter = c.health.throttle(which, wait, c.version(ctx))
+		e.RetryAfter = c.health.throttle(which, wait, version)
 	}
 	return e
 }

@@ -23,7 +23,7 @@ const (
 )
 
 // health decides whether a request may be sent to the upstream. It has the pause of the pull
-// limit (manifests, for one credential), the pause of the abuse limit (Docker Hub's limit on
+// limit (manifests, for one credential or for none), the pause of the abuse limit (Docker Hub's limit on
 // requests of any kind), the circuit breaker, which a request without an answer opens, and
 // which then lets one request through per pause, and until when our credential isn't tried,
 // which package auth enforces and is only reported here. The token service's own pauses are in
@@ -31,15 +31,18 @@ const (
 type health struct {
 	title string // the upstream's name for people, as Error.Host
 
-	mu          sync.Mutex // guards what follows
-	pullPause   cooldown.Pause
-	pullVersion uint64 // of the credential that met the pull limit
-	abusePause  cooldown.Pause
+	mu            sync.Mutex // guards what follows
+	anonymousPull cooldown.Pause
+	pullPause     cooldown.Pause // of the newest credential that has met the pull limit
+	pullVersion   uint64         // of that credential
+	abusePause    cooldown.Pause
 
-	refused time.Time // until when our credential isn't tried
+	refused        time.Time // until when our credential isn't tried
+	refusedVersion uint64    // of that credential
 
 	heard      time.Time     // when the registry last answered anything
 	breaker    *Error        // why the breaker is open; nil: it is closed
+	opened     time.Time     // when the breaker's current pause began
 	probeAt    time.Time     // from when the open breaker lets the next request through
 	probePause time.Duration // the breaker's current pause; 0: none yet
 }
@@ -57,28 +60,45 @@ const (
 // newHealth returns the health of a host of which nothing bad is known yet.
 func newHealth(title string) health {
 	p := cooldown.Pause{First: throttleFirst, Most: throttleMost}
-	return health{title: title, pullPause: p, abusePause: p}
+	return health{title: title, anonymousPull: p, pullPause: p, abusePause: p}
+}
+
+// pull returns the pause of the pull limit for this version of the credential. A newer one than
+// the last begins without a pause; for an older one the pause returned isn't kept. The caller
+// holds mu.
+func (h *health) pull(version uint64) *cooldown.Pause {
+	fresh := cooldown.Pause{First: throttleFirst, Most: throttleMost}
+	switch {
+	case version == 0:
+		return &h.anonymousPull
+	case version < h.pullVersion:
+		return &fresh
+	case version > h.pullVersion:
+		h.pullPause, h.pullVersion = fresh, version
+	}
+	return &h.pullPause
 }
 
 // throttle begins the pause of a limit after a 429 and returns how long to wait. wait is what
-// the upstream named, 0 when it named nothing; version counts with pulls only.
+// the upstream named, 0 when it named nothing. version is that of the credential that the
+// request was sent with, 0 when it was sent without; it counts with pulls only.
 func (h *health) throttle(l limit, wait time.Duration, version uint64) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if l == pulls {
-		h.pullVersion = version
-		return h.pullPause.Begin(wait, time.Now())
+		return h.pull(version).Begin(wait, time.Now())
 	}
 	return h.abusePause.Begin(wait, time.Now())
 }
 
 // passed takes note of a request that met no limit: the next 429 begins with the first pause.
-func (h *health) passed(l limit) {
+// pulled says that it counted as a pull.
+func (h *health) passed(pulled bool, version uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.abusePause.Reset()
-	if l == pulls {
-		h.pullPause.Reset()
+	if pulled {
+		h.pull(version).Reset()
 	}
 }
 
@@ -92,7 +112,7 @@ func (h *health) admit(l limit, version uint64) error {
 	if left := h.abusePause.Left(now); left > 0 {
 		return h.cooling(left, "its abuse limit was met")
 	}
-	if left := h.pullPause.Left(now); l == pulls && h.pullVersion == version && left > 0 {
+	if left := h.pull(version).Left(now); l == pulls && left > 0 {
 		return h.cooling(left, "the pull limit was met")
 	}
 	if h.breaker == nil || l == cdn {
@@ -121,37 +141,50 @@ func (h *health) cooling(left time.Duration, why string) error {
 	return &Error{Cause: Throttled, Host: h.title, Status: http.StatusTooManyRequests, RetryAfter: left, Err: errors.New(why + "; not asked again yet"), notAsked: true}
 }
 
-// failed opens the breaker, or keeps it open for longer, because a request failed. If the
-// registry has answered anybody since the request was sent, it changes nothing.
+// failed opens the breaker, or keeps it open for longer, because a request failed. It changes
+// nothing if the registry has answered anybody since the request was sent, or if the request was
+// under way already when the breaker's pause began: requests that fail together count once.
 func (h *health) failed(e *Error, sent time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.heard.After(sent) {
+	if h.heard.After(sent) || h.breaker != nil && !sent.After(h.opened) {
 		return
 	}
 	h.probePause = cooldown.Double(h.probePause, probeFirst, probeMost)
-	h.breaker, h.probeAt = e, time.Now().Add(h.probePause)
+	h.breaker, h.opened = e, time.Now()
+	h.probeAt = h.opened.Add(h.probePause)
 }
 
-// answered takes note of an answer of the registry, of any status: it can be reached.
-func (h *health) answered() {
+// answered takes note of an answer of the registry, of any status, to a request with this
+// version of the credential: it can be reached, and the credential is good.
+func (h *health) answered(version uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.heard = time.Now()
-	h.breaker, h.probePause, h.refused = nil, 0, time.Time{}
+	h.breaker, h.probePause = nil, 0
+	if version == h.refusedVersion {
+		h.refused = time.Time{}
+	}
 }
 
-// credentialRefused takes note that our credential isn't accepted, and until when package auth
-// doesn't try it again. It is for blobsBlocked and state.
-func (h *health) credentialRefused(until time.Time) {
+// credentialRefused takes note that this version of our credential isn't accepted, and until
+// when package auth doesn't try it again. It is for blobsBlocked and state.
+func (h *health) credentialRefused(until time.Time, version uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.refused = until
+	if version >= h.refusedVersion { // an older one may have been under way
+		h.refused, h.refusedVersion = until, version
+	}
+}
+
+// isRefused reports whether this version of the credential isn't tried now. The caller holds mu.
+func (h *health) isRefused(version uint64, now time.Time) bool {
+	return version == h.refusedVersion && now.Before(h.refused)
 }
 
 // blobsBlocked returns why a blob can't be fetched now, as far as is known, or nil. Unlike
 // admit it uses no probe up. The pull limit doesn't count for blobs.
-func (h *health) blobsBlocked() error {
+func (h *health) blobsBlocked(version uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
@@ -162,7 +195,7 @@ func (h *health) blobsBlocked() error {
 	if h.breaker != nil && now.Before(h.probeAt) {
 		return h.breaker
 	}
-	if now.Before(h.refused) {
+	if h.isRefused(version, now) {
 		return &Error{Cause: Refused, Host: h.title}
 	}
 	return nil
@@ -176,9 +209,9 @@ func (h *health) state(version uint64) string {
 	switch {
 	case h.breaker != nil:
 		return "down"
-	case now.Before(h.refused):
+	case h.isRefused(version, now):
 		return "denied"
-	case h.abusePause.Left(now) > 0, h.pullVersion == version && h.pullPause.Left(now) > 0:
+	case h.abusePause.Left(now) > 0, h.pull(version).Left(now) > 0:
 		return "cooling"
 	}
 	return "ok"
