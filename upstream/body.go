@@ -103,7 +103,7 @@ type Body struct {
 	body    io.ReadCloser
 	cancel  context.CancelCauseFunc // of the body's request
 	stall   *time.Timer             // calls cancel; runs during a read
-	open    bool                    // an answer was accepted, and at moves on
+	reading bool                    // Open has returned, and at moves on
 	exact   bool                    // the body ends by itself where it should
 	ended   int64                   // where the last body ended cleanly, before claimed; -1: none did
 	breaks  int                     // in a row, without a byte
@@ -125,6 +125,7 @@ func (b *Blob) Open(ctx context.Context, p Part) (*Body, error) {
 		body.Close()
 		return nil, err
 	}
+	body.reading = true
 	return body, nil
 }
 
@@ -264,12 +265,11 @@ func (b *Body) accept(resp *http.Response, at *url.URL) error {
 	case http.StatusRequestedRangeNotSatisfiable:
 		switch {
 		case b.size >= 0: // and more than b.at
-		case b.open: // all that came before was the blob
+		case b.reading: // all that came before was the blob
 			b.size, b.end, b.claimed = b.at, b.at, -1
 			return errAtEnd
 		case b.claimed >= 0: // and less than that
-			b.at, b.end, b.claimed = 0, -1, -1
-			return bad("the blob is shorter than claimed: %w", errAskAgain)
+			return b.askForWhole(at.Host)
 		}
 		fallthrough
 	default:
@@ -283,6 +283,10 @@ func (b *Body) accept(resp *http.Response, at *url.URL) error {
 		// It may be an error page. Two answers that agree outweigh a claim.
 		b.other = total
 		return bad("a body for a blob of %d bytes that should have %d: %w", total, b.claimed, errAskAgain)
+	case b.claimed >= 0 && !b.reading && b.at > 0 && b.at >= total:
+		return b.askForWhole(at.Host)
+	case total < b.at:
+		return bad("a body for a blob of %d bytes of which %d have come", total, b.at)
 	default:
 		b.size, b.claimed = total, -1
 	}
@@ -290,9 +294,15 @@ func (b *Body) accept(resp *http.Response, at *url.URL) error {
 	if b.end < 0 || b.size >= 0 && b.end > b.size || b.whole && !b.ranged {
 		b.end = b.size
 	}
-	b.open = true
 	b.exact = resp.ContentLength >= 0 && (b.ranged || b.end == b.size)
 	return nil
+}
+
+// askForWhole makes the next request one for the whole blob, since it ends before the part begins:
+// its size was only claimed. It returns the error of the last one. No byte may have been read.
+func (b *Body) askForWhole(host string) error {
+	b.at, b.end, b.size, b.claimed = 0, -1, -1, -1
+	return &Error{Cause: Broken, Host: host, Err: fmt.Errorf("the blob is shorter than claimed: %w", errAskAgain)}
 }
 
 var (
@@ -310,6 +320,9 @@ func (b *Body) skip(status int) error {
 	for left > 0 {
 		n, err := b.read(buf[:min(left, int64(len(buf)))])
 		left -= int64(n)
+		if err == io.EOF && left > 0 && b.claimed >= 0 && !b.reading {
+			return b.broke(b.askForWhole(b.blob.client.base.Host))
+		}
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF // what is wanted lies behind
 		}
@@ -384,7 +397,8 @@ func (b *Body) Read(p []byte) (int, error) {
 			b.at += int64(n)
 			b.breaks = 0
 		}
-		if err == io.EOF && b.end < 0 && (b.at >= b.claimed || b.at == b.ended) { // of unknown length, and cleanly ended
+		// Of unknown length, and cleanly ended: where it may, or twice at the same place.
+		if err == io.EOF && b.size < 0 && (b.end < 0 && b.at >= b.claimed || b.at == b.ended) {
 			b.size, b.end = b.at, b.at
 		} else if err != nil && b.at != b.end {
 			if err == io.EOF {
