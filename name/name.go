@@ -11,6 +11,10 @@ import "strings"
 // and of a file name: the store makes file names of it.
 const MaxRepository = 255 - len(hub)
 
+// MaxParts is how many components a repository of any registry may have: GitLab's have the most,
+// a group with twenty levels of subgroups, a project, and two more for the image.
+const MaxParts = 32
+
 const (
 	hub     = "docker.io/"
 	library = "library/" // Docker Hub's folder of official images
@@ -29,6 +33,17 @@ func ValidRepository(s string) bool {
 		}
 	}
 	return true
+}
+
+// CanExist reports whether the registry at host, which may have a port, can have a repository of
+// that valid name. On Docker Hub a name has two components, the account's and the repository's.
+func CanExist(host, repository string) bool {
+	host, _, _ = strings.Cut(host, ":")
+	parts := strings.Count(repository, "/") + 1
+	if host == "docker.io" || strings.HasSuffix(host, ".docker.io") {
+		return parts == 2
+	}
+	return parts <= MaxParts
 }
 
 func validComponent(s string) bool {

@@ -93,3 +93,21 @@ func TestChecksAllocateNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestCanExist: Docker Hub has names of two components, and no registry has very deep ones.
+func TestCanExist(t *testing.T) {
+	deep := strings.TrimSuffix(strings.Repeat("a/", MaxParts), "/")
+	for _, c := range []struct {
+		host, repository string
+		want             bool
+	}{
+		{"registry-1.docker.io", "library/redis", true}, {"registry-1.docker.io:443", "org/app", true}, {"docker.io", "a/b", true},
+		{"registry-1.docker.io", "a/b/c", false}, {"registry-1.docker.io:443", "a/b/c", false}, {"docker.io", "a", false},
+		{"mirror.test", "a/b/c", true}, {"mirror.test:5000", "a", true}, {"notdocker.io", "a/b/c", true},
+		{"mirror.test", deep, true}, {"mirror.test", deep + "/a", false},
+	} {
+		if got := CanExist(c.host, c.repository); got != c.want {
+			t.Errorf("%s %s: %v", c.host, c.repository, got)
+		}
+	}
+}

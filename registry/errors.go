@@ -103,8 +103,9 @@ func ownError(err error) (u *upstream.Error, detail string) {
 	return &upstream.Error{Cause: upstream.Broken}, "this cache fails; its log says why"
 }
 
-// Failures that depend on nothing but the policy.
+// Failures that depend on nothing but the name and the policy.
 var (
+	impossibleName    = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "the registry can't have a repository of that name"}
 	notAllowed        = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "not allowed by this cache's settings"}
 	privateRepository = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "unknown, or private and not named in upstream.private"}
 )

@@ -25,6 +25,7 @@ import (
 
 	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
@@ -181,6 +182,9 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) r
 	}
 	if named {
 		w.Header().Set("Oci-Namespace", m.name)
+	}
+	if q.name != "" && !name.CanExist(m.client.Host(), q.name) {
+		return result{err: impossibleName} // and the upstream isn't asked
 	}
 	switch q.kind {
 	case manifest:

@@ -158,7 +158,7 @@ func TestSweptLinkStaysAwayAfterARebuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.SetVisibility("docker.io/a/public", Visibility{true, time.Now()})
-	s.house.writeRepos()
+	s.house.repos.writeDue()
 	s.Remove(d)
 	s.house.sweep(time.Now())
 	if err := s.PutManifest(Origin{"docker.io/corp/app", true}, d, "x", body); err != nil {

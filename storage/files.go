@@ -168,6 +168,33 @@ func place(from, to string, synced bool) error {
 	return nil
 }
 
+// writeFile replaces the file at path by one with these bytes, whole or not at all. Its folder
+// is made when missing. It isn't synced: a crash of the machine may leave the old one.
+func writeFile(path string, b []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(b)
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		os.Remove(tmp.Name())
+	}
+	return err
+}
+
+// tempPrefix begins the names of files that a killed process may leave behind. No digest and
+// no part of a repository's name begins with a dot.
+const tempPrefix = ".tmp-"
+
 // remove unlinks a file that may be gone already.
 func (f *files) remove(path string) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -226,10 +253,21 @@ func (l layout) partial(d digest.Digest) string {
 
 func (l layout) partialState(d digest.Digest) string { return l.partial(d) + ".json" }
 
-// repo is the path of the file of a repository, whose name begins with its registry. A part
-// of the name may itself end in ".json". As a folder it gets a %, which no name contains, so
-// that it can't be the file of another repository.
+// repo is the path of the file of a repository, whose name begins with its registry. On Docker
+// Hub a name has two parts besides, and the file has the folder of the first. A longer name,
+// which other registries have, is hashed, so that it makes no folders; no name contains a %.
 func (l layout) repo(name string) string {
+	if strings.Count(name, "/") <= 2 {
+		return l.nestedRepo(name)
+	}
+	registry, rest, _ := strings.Cut(name, "/")
+	return filepath.Join(l.repos(), registry, "%"+digest.FromString(rest).Encoded()+".json")
+}
+
+// nestedRepo is the path with a folder for each part of the name but the last. Older programs
+// used it for long names too. A part of the name may itself end in ".json". As a folder it gets
+// a %, so that it can't be the file of another repository.
+func (l layout) nestedRepo(name string) string {
 	parts := strings.Split(name, "/")
 	for i, p := range parts[:len(parts)-1] {
 		if strings.HasSuffix(p, ".json") {

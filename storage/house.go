@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,39 +24,34 @@ type housekeeping struct {
 	faults      *faults
 	log         *slog.Logger
 	indexOpened func(*bbolt.DB) // may be nil
+	repos       repoWriter
 
 	walked  atomic.Bool   // reconcile has seen all files
 	dirty   chan struct{} // of one: the index is to be written now
 	stop    chan struct{} // closed by close
 	running sync.WaitGroup
-
-	// mu guards changed. It is never held during I/O, and no other lock of this package is
-	// taken while it is held.
-	mu      sync.Mutex
-	changed map[string]bool // repositories whose file is behind the index
 }
 
 const (
-	// houseEvery is by how much the files of repositories may be behind the index.
-	houseEvery = time.Second
-	// usesEvery is for how many times houseEvery last uses wait to be written together: a
-	// synced transaction for each hit would be the slowest part of it.
-	usesEvery = 10
-	// sweepEvery is for how many times houseEvery unneeded links and tags wait to be removed.
-	sweepEvery = 24 * 60 * 60
+	// houseEvery is how long last uses wait to be written together: a synced transaction for
+	// each hit would be the slowest part of it.
+	houseEvery = 10 * time.Second
+	// sweepEvery is for how many times houseEvery what nothing needs waits to be removed: a day.
+	sweepEvery = 24 * 60 * 6
 )
 
 // start begins the work in the background, and close ends it.
 func (h *housekeeping) start() {
 	h.running.Go(h.run)
 	h.running.Go(h.writeIndex)
+	go h.repos.run()
 }
 
 // close stops the work in the background, writes what is only in memory, and closes the index.
 func (h *housekeeping) close() error {
 	close(h.stop)
 	h.running.Wait()
-	h.writeRepos()
+	h.repos.wait()
 	return h.catalogue.index.Close()
 }
 
@@ -70,11 +66,8 @@ func (h *housekeeping) run() {
 			return
 		case <-tick.C:
 		}
-		h.writeRepos()
-		if n%usesEvery == 0 {
-			h.flush()
-			h.room.shrink()
-		}
+		h.flush()
+		h.room.shrink()
 		if n%sweepEvery == 0 {
 			h.sweep(time.Now())
 		}
@@ -107,41 +100,6 @@ func (h *housekeeping) writeIndex() {
 			return
 		}
 	}
-}
-
-// repoChanged says that the file of a repository is behind the index.
-func (h *housekeeping) repoChanged(repository string) {
-	h.mu.Lock()
-	h.changed[repository] = true
-	h.mu.Unlock()
-}
-
-// writeRepos brings the files of changed repositories up to date with the index.
-func (h *housekeeping) writeRepos() {
-	h.mu.Lock()
-	changed := h.changed
-	h.changed = map[string]bool{}
-	h.mu.Unlock()
-	if len(changed) > 0 {
-		h.flush()
-	}
-	for name := range changed {
-		err := h.writeRepo(name)
-		if newer := (*NewerFormatError)(nil); errors.As(err, &newer) {
-			h.log.Error("the file of a repository is not written", "error", err)
-		} else if err != nil {
-			h.faults.disk(err)
-			h.repoChanged(name)
-		}
-	}
-}
-
-func (h *housekeeping) writeRepo(name string) error {
-	file, err := h.catalogue.describe(name, func(d digest.Digest) bool { return h.room.state(d).manifest })
-	if err != nil {
-		return err
-	}
-	return file.write(h.files.layout.repo(name))
 }
 
 // reconcile compares the index with the files: a blob whose file is gone is forgotten, a file
@@ -202,17 +160,21 @@ func (h *housekeeping) adoptUnknown(d digest.Digest) {
 	}
 }
 
-// tagsKept is how long a tag is remembered after its manifest has left: the next pull has to
-// fetch that anyway.
-const tagsKept = 30 * 24 * time.Hour
+const (
+	// tagsKept is how long a tag is remembered after its manifest has left: the next pull has to
+	// fetch that anyway.
+	tagsKept = 30 * 24 * time.Hour
+	// bareTags is how many such tags of a repository are remembered, the newest.
+	bareTags = 100
+)
 
 // sweep forgets the links of blobs that are neither cached nor named by a cached manifest, and
-// old tags whose manifests have left. Eviction leaves both, because a blob that comes back to
+// old tags whose manifests have left, and the visibility of repositories of which nothing is left. Eviction leaves both, because a blob that comes back to
 // a manifest that stayed needs its links.
 func (h *housekeeping) sweep(now time.Time) {
 	h.catalogue.beginSweep()
 	h.flush()
-	repositories, err := h.catalogue.linkedRepositories()
+	repositories, err := h.catalogue.repositoriesIn(bucketLinks)
 	var unneeded [][]byte
 	for _, name := range repositories { // the links of one repository at a time are in memory
 		links, linksErr := h.catalogue.links(name)
@@ -225,14 +187,18 @@ func (h *housekeeping) sweep(now time.Time) {
 		unneeded = nil
 	}
 	for _, name := range h.catalogue.endSweep(unneeded) {
-		h.repoChanged(name) // or the link would come back with a rebuild
+		h.repos.changedNow(name) // or the link would come back with a rebuild
 	}
 	if err != nil {
 		h.faults.disk(err)
 		return
 	}
 	h.sweepTags(now)
+	if err := h.catalogue.repositories.sweep(); err != nil {
+		h.faults.disk(err)
+	}
 	h.flush()
+	h.repos.sweep()
 }
 
 // unneeded returns those of a repository's links that nothing needs.
@@ -260,14 +226,43 @@ func (h *housekeeping) unneeded(links map[digest.Digest][]byte) map[digest.Diges
 	return unneeded
 }
 
+// sweepTags forgets tags whose manifests are not cached: those that were last checked before
+// tagsKept, and the oldest of a repository that has many.
 func (h *housekeeping) sweepTags(now time.Time) {
-	stale, err := h.catalogue.staleTags(now.Add(-tagsKept), func(d digest.Digest) bool { return h.room.state(d).cached })
+	type bareTag struct {
+		tag     string
+		checked time.Time
+	}
+	var repository string // the tags of one repository at a time are in memory
+	var bare []bareTag
+	var stale []taggedName
+	next := func(name string) {
+		slices.SortFunc(bare, func(a, b bareTag) int { return b.checked.Compare(a.checked) })
+		for i, t := range bare {
+			if i >= bareTags || t.checked.Before(now.Add(-tagsKept)) {
+				stale = append(stale, taggedName{repository, t.tag})
+			}
+		}
+		repository, bare = name, bare[:0]
+	}
+	err := h.catalogue.index.Each(bucketTags, nil, func(k, v []byte) error {
+		name, tag := unpair(k)
+		if name != repository {
+			next(name)
+		}
+		t, err := decodeTag(v)
+		if !h.catalogue.repositories.cached(t.Digest) {
+			bare = append(bare, bareTag{tag, t.Checked})
+		}
+		return err
+	})
+	next("")
 	if err != nil {
 		h.faults.disk(err)
 	}
 	for _, t := range stale {
-		if h.catalogue.deleteTag(t.repository, t.tag) {
-			h.repoChanged(t.repository)
+		if h.catalogue.repositories.deleteTag(t.repository, t.tag) {
+			h.repos.changed(t.repository)
 		}
 	}
 }

@@ -1,8 +1,11 @@
 package storage
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -103,6 +106,7 @@ type lastUse struct {
 // entries in the order of their keys.
 func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 	path, tags := h.files.layout.index(), int64(0)
+	h.catalogue.repositories.kept = map[string]bool{} // a damaged index may have been read before
 	newerIndex := func(err error) error {
 		if errors.Is(err, errUnknownFlag) {
 			return &NewerFormatError{path, 0, indexVersion, indexAdvice}
@@ -130,9 +134,15 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 			return err
 		case string(bucketTags):
 			tags++
+			name, _, _ := bytes.Cut(k, []byte{0})
+			h.catalogue.repositories.load(name)
 			_, err := decodeTag(v)
 			return err
-		case string(bucketLinks), string(bucketVisibility):
+		case string(bucketLinks):
+			name, _, _ := bytes.Cut(k, []byte{0})
+			h.catalogue.repositories.load(name)
+			return newerIndex(checkFlag(v))
+		case string(bucketVisibility):
 			return newerIndex(checkFlag(v))
 		}
 		return nil
@@ -143,7 +153,7 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 		Visit:   visit,
 		Opened:  h.indexOpened,
 	})
-	h.catalogue.tags.Store(tags)
+	h.catalogue.repositories.tags.Store(tags)
 	return entries, err
 }
 
@@ -234,6 +244,9 @@ func (h *housekeeping) rebuild() error {
 			os.Remove(path)
 		case file.Type().IsRegular():
 			repo, err := readRepo(path)
+			if err == nil && h.repos.outdated(path, repo.Repository) {
+				return nil
+			}
 			if err != nil {
 				h.log.Warn("the file of a repository can't be read; its tags are lost", "error", err)
 				return nil
@@ -246,7 +259,7 @@ func (h *housekeeping) rebuild() error {
 	if err != nil {
 		return err
 	}
-	h.catalogue.setBuilt()
+	h.catalogue.index.Set(bucketMeta, keyBuilt, []byte{1})
 	h.flush()
 	if len(blobs) > 0 || repos > 0 {
 		h.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
@@ -256,17 +269,17 @@ func (h *housekeeping) rebuild() error {
 
 // restore puts back into the index what the file of a repository says.
 func (h *housekeeping) restore(repo repoFile) {
-	name := repo.Repository
-	if repo.Public != nil {
-		h.catalogue.setVisibility(name, Visibility{*repo.Public, repo.VerdictAt})
-	}
+	name, repositories := repo.Repository, h.catalogue.repositories
 	for d, mediaType := range repo.Manifests {
 		h.restoreManifest(name, d, mediaType)
 	}
 	for tag, t := range repo.Tags {
 		if t.Digest.Validate() == nil {
-			h.catalogue.setTag(name, tag, Tag{t.Digest, t.Type, t.Size, t.Checked})
+			repositories.restoreTag(name, tag, Tag{t.Digest, t.Type, t.Size, t.Checked})
 		}
+	}
+	if repo.Public != nil {
+		repositories.setVisibility(name, Visibility{*repo.Public, repo.VerdictAt})
 	}
 }
 
@@ -287,4 +300,72 @@ func (h *housekeeping) restoreManifest(repository string, d digest.Digest, media
 	h.catalogue.setRecord(d, r)
 	h.catalogue.link(repository, d, Link{true, e.Size})
 	h.catalogue.linkChildren(repository, r.children)
+}
+
+// The versions of the formats on disk. docs/design/disk-format.md has the rule by which they rise.
+const (
+	indexVersion = 1 // in the name of the index
+	repoVersion  = 1 // "schema" in repos/*.json
+	stateVersion = 1 // "schema" in ingest/*.json, which has none in version 1
+)
+
+// indexName is the name of an index of that version. The index can be made again from the other
+// files, so a version that an older program can't read gets another name: that program then
+// makes its own.
+func indexName(version int) string {
+	if version == 1 {
+		return "index.db"
+	}
+	return fmt.Sprintf("index-v%d.db", version)
+}
+
+// NewerFormatError says that a newer hubcache has written a file in a format that this one
+// doesn't know. Nothing was changed, removed or set aside because of it.
+type NewerFormatError struct {
+	Path    string
+	Version int    // of the format of the file; 0: not known
+	Known   int    // the newest version that this hubcache knows
+	Advice  string // what else can be done than to install the newer hubcache
+}
+
+// Error names the file and the version, and says what to do.
+func (e *NewerFormatError) Error() string {
+	version := "a newer format version"
+	if e.Version > 0 {
+		version = fmt.Sprintf("format version %d", e.Version)
+	}
+	return fmt.Sprintf("%s has %s, and this hubcache knows versions up to %d: install a hubcache that knows it, or %s",
+		e.Path, version, e.Known, e.Advice)
+}
+
+// What can be done instead of installing the newer hubcache, by kind of file.
+const (
+	indexAdvice = "delete the file: it is made again from the others, without the last uses"
+	repoAdvice  = "move the file away: the tags of that repository are then asked for again"
+	stateAdvice = "move the file away: that download then begins anew"
+)
+
+// formatOf returns the version that a JSON document says it has, 0 if it says none or can't be
+// read.
+func formatOf(document []byte) int {
+	var d struct {
+		Schema int `json:"schema"`
+	}
+	if json.Unmarshal(document, &d) != nil {
+		return 0
+	}
+	return d.Schema
+}
+
+// checkFormat fails with NewerFormatError if the JSON document at path has a newer version than
+// known. A document that can't be read is not newer.
+func checkFormat(path string, known int, advice string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	if version := formatOf(b); version > known {
+		return &NewerFormatError{path, version, known, advice}
+	}
+	return nil
 }

@@ -70,7 +70,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 	coming := noise(4, 3<<20)
 	in := begun(t, s, from, coming)
 	s.house.flush()
-	s.house.writeRepos()
+	s.house.repos.writeDue()
 
 	var reads sync.WaitGroup
 	defer reads.Wait()
@@ -88,7 +88,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 		func() { s.PutManifest(from, digest.FromString("{}"), "x", []byte("{}")) },
 		func() { s.markManifest(other, &Manifest{}) },
 		func() { s.house.sweep(time.Now()) },
-		func() { s.house.writeRepo(repo) },
+		func() { s.house.repos.writeFile(repo) },
 		func() { s.house.flush() },
 	} {
 		reads.Go(read)
@@ -193,7 +193,7 @@ func TestWritingRepositoryFilesWhileTheIndexGrows(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				s.house.writeRepo(repo)
+				s.house.repos.writeFile(repo)
 			}
 		}
 	}()

@@ -49,8 +49,9 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	if errors.Is(err, fs.ErrExist) {
 		s.markManifest(d, m)
 		s.catalogue.link(from.Repository, d, Link{true, int64(len(body))})
+		s.repos.keepTagsOf(from.Repository, d)
 		s.house.flushSoon()
-		s.house.repoChanged(from.Repository)
+		s.house.repos.changed(from.Repository)
 		return nil
 	}
 	if err != nil {
@@ -63,7 +64,7 @@ func (s *Store) PutManifest(from Origin, d digest.Digest, mediaType string, body
 	if err := in.Commit(); err != nil {
 		return err
 	}
-	s.house.repoChanged(from.Repository)
+	s.house.repos.changed(from.Repository)
 	return nil
 }
 

@@ -41,10 +41,10 @@ type Options struct {
 // cut may also lose manifests that came in within half a minute. Everything else that has been
 // committed stays.
 //
-// The Store has four parts, each with a mutex of its own. Locks are taken in this order:
+// The Store has five parts, each with a mutex of its own. Locks are taken in this order:
 //
 //	room.evicting, files.mu, room.mu, Ingest.mu, then one of
-//	catalogue.mu, housekeeping.mu, freeSpace.mu, and last those of package index.
+//	catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
 // can wait for a write that waits for other reads. Four locks only queue work of one kind and
@@ -53,6 +53,7 @@ type Store struct {
 	files     files
 	room      room
 	catalogue catalogue
+	repos     repositories
 	house     housekeeping
 }
 
@@ -97,6 +98,14 @@ func newStore(o Options) *Store {
 		unlinking:    map[digest.Digest]chan struct{}{},
 	}
 	s.room.minFree.Store(o.MinFree)
+	s.catalogue.repositories = &s.repos
+	s.repos = repositories{
+		catalogue: &s.catalogue,
+		cached:    func(d digest.Digest) bool { return s.room.state(d).cached },
+		files:     &s.house.repos,
+		transient: newTransient(),
+		kept:      map[string]bool{},
+	}
 	s.house = housekeeping{
 		files:       &s.files,
 		room:        &s.room,
@@ -104,9 +113,20 @@ func newStore(o Options) *Store {
 		faults:      faults,
 		log:         log,
 		indexOpened: o.IndexOpened,
-		changed:     map[string]bool{},
 		dirty:       make(chan struct{}, 1),
 		stop:        make(chan struct{}),
+	}
+	s.house.repos = repoWriter{
+		layout:    layout(o.Dir),
+		catalogue: &s.catalogue,
+		manifest:  func(d digest.Digest) bool { return s.room.state(d).manifest },
+		flush:     s.house.flush,
+		faults:    faults,
+		log:       log,
+		stop:      s.house.stop,
+		swept:     make(chan struct{}, 1),
+		done:      make(chan struct{}),
+		behind:    map[string]*behind{},
 	}
 	return s
 }
@@ -173,40 +193,41 @@ func (s *Store) Confirm(repository string, d digest.Digest, size int64) {
 
 // Tag returns what a tag last resolved to; its manifest need not be cached.
 // Errors: fs.ErrNotExist.
-func (s *Store) Tag(repository, tag string) (Tag, error) { return s.catalogue.tag(repository, tag) }
+func (s *Store) Tag(repository, tag string) (Tag, error) { return s.repos.tag(repository, tag) }
 
-// SetTag keeps what a tag resolves to.
+// SetTag keeps what a tag resolves to. While its manifest has never been cached, that is in
+// memory only, for a bounded number of tags.
 func (s *Store) SetTag(repository, tag string, t Tag) {
-	if s.catalogue.setTag(repository, tag, t) {
+	if s.repos.setTag(repository, tag, t) {
 		s.house.flushSoon()
-		s.house.repoChanged(repository)
+		s.house.repos.changed(repository)
 	}
 }
 
 // DeleteTag forgets a tag; its manifest stays until it is evicted.
 func (s *Store) DeleteTag(repository, tag string) {
-	if s.catalogue.deleteTag(repository, tag) {
+	if s.repos.deleteTag(repository, tag) {
 		s.house.flushSoon()
-		s.house.repoChanged(repository)
+		s.house.repos.changed(repository)
 	}
 }
 
 // Visibility returns whether the repository is public. Errors: fs.ErrNotExist when it isn't
 // known.
 func (s *Store) Visibility(repository string) (Visibility, error) {
-	return s.catalogue.visibility(repository)
+	return s.repos.visibility(repository)
 }
 
-// SetVisibility keeps whether the repository is public.
+// SetVisibility keeps whether the repository is public. While nothing of the repository is
+// cached, that is in memory only, for a bounded number of repositories.
 func (s *Store) SetVisibility(repository string, v Visibility) {
-	s.catalogue.setVisibility(repository, v)
-	s.house.repoChanged(repository)
+	s.repos.setVisibility(repository, v)
 }
 
 // Repositories returns the names, sorted, of those under a registry ("docker.io") that have a
 // tag whose manifest is cached. Errors: that the index can't be read.
 func (s *Store) Repositories(registry string) ([]string, error) {
-	return s.catalogue.repositories(registry, func(d digest.Digest) bool { return s.room.state(d).cached })
+	return s.repos.names(registry)
 }
 
 // Stats is a snapshot of what the store holds. Sizes are in bytes.
@@ -232,7 +253,7 @@ type Stats struct {
 func (s *Store) Stats() Stats {
 	st := s.room.stats()
 	st.IndexBytes = s.catalogue.index.Size()
-	st.Tags = s.catalogue.tags.Load()
+	st.Tags = s.repos.tags.Load()
 	st.WriteErrors = s.files.faults.writeErrors.Load()
 	st.Corrupt = s.files.faults.corrupt.Load()
 	return st
