@@ -24,7 +24,8 @@ func (m *challengeMemory) known() *Challenge {
 
 // learn remembers the challenge in the header of a 401 and returns what is known now, as
 // known does. If the header offers both Bearer and Basic, learn takes Bearer. It leaves out
-// the scope, which is that of one request.
+// the scope, which is that of one request. A registry that wants tokens stays one: Basic is what
+// a proxy in front of it wants, and what would give it our credential.
 func (m *challengeMemory) learn(h http.Header) *Challenge {
 	var best *Challenge
 	for _, c := range ParseChallenges(h) {
@@ -38,6 +39,9 @@ func (m *challengeMemory) learn(h http.Header) *Challenge {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if best != nil && best.Scheme == "basic" && m.last != nil && m.last.Scheme == "bearer" {
+		return m.last
+	}
 	if best != nil && (m.last == nil || m.last.Scheme != best.Scheme || !maps.Equal(m.last.Params, best.Params)) {
 		m.last = best
 	}

@@ -263,3 +263,25 @@ func TestOtherHostsSeeNothing(t *testing.T) {
 		t.Error("a POST went upstream")
 	}
 }
+
+// TestProxysBasicChallengeGetsNoCredential: a registry that wants tokens doesn't begin to want
+// the credential itself. A 401 that says so is a proxy's.
+func TestProxysBasicChallengeGetsNoCredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := newFakeUpstream()
+		f, _ := secretFile(t, secretText)
+		tr, log := transport(up, f)
+		want(t, tr, redis, 200)
+		time.Sleep(time.Hour)
+		up.registry = always(401, "<html>", "WWW-Authenticate", `Basic realm="proxy"`)
+		want(t, tr, redis, 401)
+		if saw := up.auths["registry-1.docker.io"]; !strings.HasPrefix(saw, "Bearer ") {
+			t.Errorf("the proxy saw %.6s…", saw)
+		}
+		if strings.Contains(log.String(), "refused") {
+			t.Errorf("log: %s", log)
+		}
+		up.registry = nil
+		want(t, tr, redis, 200)
+	})
+}

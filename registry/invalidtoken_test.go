@@ -3,6 +3,7 @@ package registry_test
 import (
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,18 +15,28 @@ import (
 // tokenLab is a lab whose registry finds the tokens of some requests invalid: as many as bad
 // says, of those that have a token and whose path contains match.
 func tokenLab(t *testing.T, anonymous bool) (l *lab, forget func(match string, times int)) {
+	var mu sync.Mutex // guards match and bad
 	var match string
 	var bad int
 	l = newLab(t, labOptions{anonymous: anonymous, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) },
 		intercept: func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
-			if bad > 0 && strings.Contains(req.URL.Path, match) && strings.HasPrefix(req.Header.Get("Authorization"), "Bearer ") {
+			mu.Lock()
+			invalid := bad > 0 && strings.Contains(req.URL.Path, match) && strings.HasPrefix(req.Header.Get("Authorization"), "Bearer ")
+			if invalid {
 				bad--
+			}
+			mu.Unlock()
+			if invalid {
 				req = req.Clone(req.Context())
 				req.Header.Set("Authorization", "Bearer unknown") // is answered with error="invalid_token"
 			}
 			return next.RoundTrip(req)
 		}})
-	return l, func(m string, times int) { match, bad = m, times }
+	return l, func(m string, times int) {
+		mu.Lock()
+		defer mu.Unlock()
+		match, bad = m, times
+	}
 }
 
 // TestTokenThatIsInvalidOnceIsReplaced: the registry finds a new token invalid, and says so. One

@@ -202,7 +202,9 @@ func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, e
 		public, err := m.client.Public(ctx, r.name)
 		old, oldErr := m.store.Visibility(r.full)
 		if err != nil {
-			m.unrenewed(r, old, err)
+			if cause := context.Cause(ctx); cause == nil || errors.Is(cause, context.DeadlineExceeded) {
+				m.unrenewed(r, old, err) // otherwise the caller has ended it
+			}
 			return storage.Visibility{}, err
 		}
 		v := storage.Visibility{Public: public, At: time.Now()}

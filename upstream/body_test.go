@@ -21,7 +21,7 @@ func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { retu
 
 // fakeClient is a client of a registry that answers so, and wants no token. It returns the
 // requests that were made.
-func fakeClient(t *testing.T, answer func(*http.Request) *http.Response) (*Client, *[]*http.Request) {
+func fakeClient(t testing.TB, answer func(*http.Request) *http.Response) (*Client, *[]*http.Request) {
 	t.Helper()
 	base, _ := url.Parse("https://registry.hub.test")
 	var seen []*http.Request

@@ -1,9 +1,14 @@
 package upstream
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
+	"strings"
 	"testing"
+
+	"github.com/hubcache/hubcache/answer"
 )
 
 // FuzzParseContentRange: what is accepted is inside the blob and says what it says.
@@ -44,6 +49,47 @@ func FuzzParseQuota(f *testing.F) {
 		}
 		if n2, w2, ok := parseQuota(fmt.Sprintf("%d;w=%d", n, window)); !ok || n2 != n || w2 != window {
 			t.Errorf("%q does not survive being written again", s)
+		}
+	})
+}
+
+// FuzzNothingIsLost: whatever a host in trouble answers, nothing is said to be missing or
+// forbidden that the registry API doesn't say so itself.
+func FuzzNothingIsLost(f *testing.F) {
+	for _, status := range []int{200, 307, 401, 403, 404, 410, 500} {
+		for _, body := range []string{"", "<html>", `{"message":"Not Found"}`, `{"errors":[]}`, `{"errors":[{"code":"UNKNOWN"}]}`, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`, `{"errors":[{"code":"DENIED"}]}`} {
+			f.Add(status, status, "application/json", "", body)
+			f.Add(status, 200, "text/html", "registry/2.0", body)
+		}
+	}
+	f.Fuzz(func(t *testing.T, head, get int, contentType, version, body string) {
+		valid := func(status int) bool { return status >= 200 && status < 600 }
+		if !valid(head) || !valid(get) {
+			return
+		}
+		c, _ := fakeClient(t, func(req *http.Request) *http.Response {
+			status := get
+			if req.Method == http.MethodHead {
+				status = head
+			}
+			return answerOf(req, status, body, "Content-Type", contentType, "Docker-Distribution-Api-Version", version)
+		})
+		_, resolveErr := c.Resolve(t.Context(), "library/x", Manifests, "1")
+		_, manifestErr := c.Manifest(t.Context(), "library/x", "1")
+		confirmErr := c.Confirm(t.Context(), "library/x", Blobs, someDigest)
+		_, listErr := c.List(t.Context(), "library/x", "tags/list", nil)
+		for what, err := range map[string]error{"HEAD": resolveErr, "GET": manifestErr, "HEAD of a blob": confirmErr, "list": listErr} {
+			u, ok := errors.AsType[*Error](err)
+			if !ok || u.Cause != NotFound && u.Cause != Denied {
+				continue
+			}
+			own := answer.Code([]byte(body)) != "" // said by the body of a GET
+			if strings.HasPrefix(what, "HEAD") {
+				own = own || strings.HasPrefix(version, "registry/2")
+			}
+			if !own {
+				t.Errorf("%s: %v", what, err)
+			}
 		}
 	})
 }
