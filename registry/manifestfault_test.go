@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/hubcache/hubcache/image"
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
@@ -35,6 +37,7 @@ func manifestFaults() []manifestFault {
 		{name: "connection closed", match: heads, faults: one(hubtest.Drop()), cold: 502},
 		{name: "connection reset", match: heads, faults: one(hubtest.Reset()), cold: 502},
 		{name: "silence", match: heads, faults: one(hubtest.Hang()), cold: 504},
+		{name: "one repository is slow", match: hubtest.Match{Face: hubtest.Registry, Repository: "library/app"}, faults: one(hubtest.Delay(3 * time.Second)), cold: 200},
 		{name: "500", match: heads, faults: one(hubtest.Status(500, "")), cold: 502},
 		{name: "503", match: heads, faults: one(hubtest.Status(503, "")), cold: 502},
 		{name: "401 for ever", match: heads, faults: one(hubtest.Status(401, "")), cold: 502},
@@ -138,6 +141,13 @@ func testManifestFault(t *testing.T, row manifestFault) {
 		if stale := r.header.Get("X-Hubcache") == "stale"; r.status == 200 && stale == row.heals {
 			t.Errorf("cached: X-Hubcache: %s", r.header.Get("X-Hubcache"))
 		}
+	}
+	// By digest, what is cached needs no upstream.
+	if r := l.get("/v2/library/app/manifests/" + digest.FromBytes(cached.body).String()); r.status != 200 || !bytes.Equal(r.body, cached.body) {
+		t.Errorf("cached, by digest: %d %s", r.status, r.body)
+	}
+	for _, c := range image.Children(cached.body) {
+		l.fetch("library/app", c.Digest)
 	}
 	start := time.Now()
 	r := l.get("/v2/library/new/manifests/cold")
