@@ -28,7 +28,7 @@ var floors = map[string][]string{
 	"index":        {},
 	"storage":      {"disk", "image", "index", "lru"},
 	"answer":       {},
-	"auth":         {"answer", "cooldown", "name"},
+	"auth":         {"answer", "calls", "cooldown", "name"},
 	"upstream":     {"answer", "auth", "cooldown"},
 	"content":      {"storage"},
 	"fetch":        {"content", "cooldown", "slots", "storage"},

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -42,7 +43,8 @@ func (v Visibility) String() string {
 // repository that is known to be public is granted. A token that lacks the right to pull is no
 // refusal, and neither is a registry's "insufficient_scope": they are about this repository.
 //
-// Calls for one repository at the same time share their requests, and the token is cached.
+// Calls for one repository at the same time share their requests, which end when none of
+// them waits any more, and the token is cached.
 // The result isn't: the caller keeps it.
 //
 // Every other outcome is Unknown and an error: *ThrottledError (429 from the token service,
@@ -53,15 +55,13 @@ func (t *Transport) Access(ctx context.Context, repository string) (Visibility, 
 		return Unknown, fmt.Errorf("auth: %q is not a repository name", repository)
 	}
 	t.init()
-	result := t.checks.DoChan(repository, func() (any, error) {
-		return t.checkAccess(repository)
+	v, err := t.checks.Do(ctx, repository, func(ctx context.Context) (Visibility, error) {
+		return t.checkAccess(ctx, repository)
 	})
-	select {
-	case r := <-result:
-		return r.Val.(Visibility), r.Err
-	case <-ctx.Done():
-		return Unknown, ctx.Err()
+	if err != nil {
+		err = cmp.Or(ctx.Err(), err)
 	}
+	return v, err
 }
 
 // Learn asks the registry's /v2/ which credentials it wants, unless that is known, so that
@@ -71,14 +71,14 @@ func (t *Transport) Learn() error {
 	if t.challenges.known() != nil || t.Registry == nil {
 		return nil
 	}
-	_, _, err := t.sendAnonymous(http.MethodGet, "", "")
+	_, _, err := t.sendAnonymous(context.Background(), http.MethodGet, "", "")
 	return err
 }
 
 // checkAccess is Access without its sharing.
-func (t *Transport) checkAccess(repository string) (Visibility, error) {
+func (t *Transport) checkAccess(ctx context.Context, repository string) (Visibility, error) {
 	if t.challenges.known() == nil {
-		resp, _, err := t.sendAnonymous(http.MethodGet, "", "")
+		resp, _, err := t.sendAnonymous(ctx, http.MethodGet, "", "")
 		if err != nil {
 			return Unknown, err
 		}
@@ -87,17 +87,17 @@ func (t *Transport) checkAccess(repository string) (Visibility, error) {
 		}
 	}
 	c := t.challenges.known()
-	v, err := t.checkUnder(c, repository)
+	v, err := t.checkUnder(ctx, c, repository)
 	// A registry whose /v2/ is open may still want a token for this repository.
 	if now := t.challenges.known(); c == nil && now != nil && (v == Private || errors.Is(err, errRefused)) {
 		c = now
-		v, err = t.checkUnder(c, repository)
+		v, err = t.checkUnder(ctx, c, repository)
 	}
 	if !errors.Is(err, errRefused) {
 		return v, err
 	}
 	granted := func(other string) (bool, error) {
-		v, err := t.checkUnder(c, other)
+		v, err := t.checkUnder(context.WithoutCancel(ctx), c, other) // the result is for others, too
 		if errors.Is(err, errRefused) {
 			err = nil
 		}
@@ -115,21 +115,21 @@ var errRefused = errors.New("the registry refuses, and there is no other reposit
 
 // checkUnder checks in the way that challenge c allows. The error for a registry's refusal is
 // errRefused.
-func (t *Transport) checkUnder(c *Challenge, repository string) (v Visibility, err error) {
+func (t *Transport) checkUnder(ctx context.Context, c *Challenge, repository string) (v Visibility, err error) {
 	defer func() {
 		if v == Public {
 			t.tokens.anonymous.saw(repository)
 		}
 	}()
 	if c == nil || c.Scheme != "bearer" {
-		return t.checkByHead(repository, "")
+		return t.checkByHead(ctx, repository, "")
 	}
 	r, err := t.tokenRequest(c, pull(repository))
 	if err != nil {
 		return Unknown, err
 	}
 	for {
-		k, _, err := t.tokens.token(context.Background(), r) // ends within fetchTimeout
+		k, _, err := t.tokens.token(ctx, r)
 		if err != nil {
 			return Unknown, err
 		}
@@ -139,7 +139,7 @@ func (t *Transport) checkUnder(c *Challenge, repository string) (v Visibility, e
 		if v, ok := checkByToken(k.value, repository); ok {
 			return v, nil
 		}
-		v, err := t.checkByHead(repository, "Bearer "+k.value)
+		v, err := t.checkByHead(ctx, repository, "Bearer "+k.value)
 		if !errors.Is(err, errInvalidToken) || !k.giveUp(time.Now()) {
 			return v, err
 		}
@@ -151,11 +151,11 @@ var errInvalidToken = errors.New("the registry doesn't know the token that its o
 
 // checkByHead asks for the tag "latest", with this value of Authorization. A HEAD whose answer
 // doesn't tell, or says only that something is missing, is followed by a GET.
-func (t *Transport) checkByHead(repository, authorization string) (Visibility, error) {
+func (t *Transport) checkByHead(ctx context.Context, repository, authorization string) (Visibility, error) {
 	latest := repository + "/manifests/latest"
-	resp, a, err := t.sendAnonymous(http.MethodHead, latest, authorization)
+	resp, a, err := t.sendAnonymous(ctx, http.MethodHead, latest, authorization)
 	if s := a.Subject(); err == nil && resp.StatusCode >= 400 && (s == answer.Unclear || s == answer.Missing) {
-		resp, a, err = t.sendAnonymous(http.MethodGet, latest, authorization)
+		resp, a, err = t.sendAnonymous(ctx, http.MethodGet, latest, authorization)
 	}
 	if err != nil {
 		return Unknown, err
@@ -208,8 +208,8 @@ func (t *Transport) unexpected(resp *http.Response) error {
 // sendAnonymous asks the registry for a path below /v2/ without the credential, and learns
 // from a 401. The body of the response is closed. The answer says what an error is about; it
 // is of no use for a status below 400.
-func (t *Transport) sendAnonymous(method, path, authorization string) (*http.Response, answer.Answer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+func (t *Transport) sendAnonymous(ctx context.Context, method, path, authorization string) (*http.Response, answer.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	u := *t.Registry
 	u.Path, u.RawPath, u.RawQuery = strings.TrimSuffix(u.Path, "/")+"/v2/"+path, "", ""

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -9,19 +10,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
-	"golang.org/x/sync/singleflight"
-
 	"github.com/hubcache/hubcache/answer"
+	"github.com/hubcache/hubcache/calls"
 )
 
 const (
 	// fetchTimeout bounds the fetch of one token, all waiting included. A manifest has to be
 	// answered within 5 s, and the rest of that time is for an error answer.
 	fetchTimeout = 4 * time.Second
-	// maxTokens bounds the cache: filled with Docker Hub's tokens, of 3 KiB each, it takes
-	// some 16 MiB.
-	maxTokens = 4096
 )
 
 // Stats counts requests to the token service by their result. Requests that were not sent,
@@ -39,12 +35,12 @@ type tokenSource struct {
 	base  http.RoundTripper // carries the requests
 	login *login
 
-	flights singleflight.Group // fetches under way, by tokenRequest.key
+	flights calls.Group[*token] // fetches under way, by tokenRequest.key
 
 	anonymous, account witnesses // what could be read without and with the credential
 
 	mu        sync.Mutex // guards what follows; no other lock is taken under it
-	cache     *simplelru.LRU[string, *token]
+	cache     *tokenCache
 	throttled throttled // by the token service
 	counts    Stats
 }
@@ -52,8 +48,7 @@ type tokenSource struct {
 // newTokenSource returns a source without tokens. public names repositories that are known to
 // be public, for comparison with refused ones; it may be nil.
 func newTokenSource(base http.RoundTripper, l *login, public func() []string) *tokenSource {
-	cache, _ := simplelru.NewLRU[string, *token](maxTokens, nil) // fails only for a size below 1
-	s := &tokenSource{base: base, login: l, cache: cache, throttled: newThrottled()}
+	s := &tokenSource{base: base, login: l, cache: newTokenCache(), throttled: newThrottled()}
 	s.anonymous.more, s.account.more = public, public
 	return s
 }
@@ -68,8 +63,8 @@ func (s *tokenSource) witnesses(version uint64) *witnesses {
 
 // token returns a token for r, and whether it was fetched for this call. A cached token is
 // returned until it expires; when a tenth of its lifetime is left, it is renewed in the
-// background. All who wait for the same token share one fetch. It goes on when one of them
-// gives up.
+// background. All who wait for the same token share one fetch. It ends when
+// none of them waits any more.
 //
 // Errors: *RefusedError, *ThrottledError, *TokenError, and that of ctx.
 func (s *tokenSource) token(ctx context.Context, r tokenRequest) (k *token, fetched bool, err error) {
@@ -83,50 +78,50 @@ func (s *tokenSource) token(ctx context.Context, r tokenRequest) (k *token, fetc
 	if usable && !k.renewing.CompareAndSwap(false, true) {
 		return k, false, nil
 	}
-	result := s.flights.DoChan(key, func() (any, error) {
+	get := func(ctx context.Context) (*token, error) {
 		// Another fetch may have ended after the look into the cache above.
 		last := s.cached(key)
 		if last != nil && !last.due(time.Now()) {
 			return last, nil
 		}
-		k, err := s.fetch(r)
+		k, err := s.fetch(ctx, r)
 		if err == nil {
 			k.replaces = last != nil && last.invalid.Load()
 			s.mu.Lock()
-			s.cache.Add(key, k)
+			s.cache.add(key, k)
 			s.mu.Unlock()
 		}
 		return k, err
-	})
+	}
 	if usable {
+		go s.flights.Do(context.Background(), key, get)
 		return k, false, nil
 	}
-	select {
-	case res := <-result:
-		if res.Err != nil {
-			return nil, false, res.Err
-		}
-		return res.Val.(*token), true, nil
-	case <-ctx.Done():
-		return nil, false, ctx.Err()
+	if k, err = s.flights.Do(ctx, key, get); err != nil {
+		return nil, false, cmp.Or(ctx.Err(), err)
 	}
+	return k, true, nil
 }
 
 // cached returns the token in the cache, expired or not, or nil.
 func (s *tokenSource) cached(key string) *token {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k, _ := s.cache.Get(key)
-	return k
+	return s.cache.get(key)
 }
 
 // drop removes k from the cache, unless another token has replaced it already.
 func (s *tokenSource) drop(key string, k *token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now, ok := s.cache.Peek(key); ok && now == k {
-		s.cache.Remove(key)
-	}
+	s.cache.drop(key, k)
+}
+
+// prove says that something could be read with the key's token.
+func (s *tokenSource) prove(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cache.prove(key)
 }
 
 func (s *tokenSource) stats() Stats {
@@ -136,9 +131,9 @@ func (s *tokenSource) stats() Stats {
 }
 
 // fetch gets a token from the service, unless a pause or a refused credential forbids the
-// request. It has its own deadline, fetchTimeout.
-func (s *tokenSource) fetch(r tokenRequest) (*token, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+// request. It ends with ctx, and after fetchTimeout.
+func (s *tokenSource) fetch(ctx context.Context, r tokenRequest) (*token, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	host := r.realm.Host
 	if r.cred.Version != 0 {
@@ -174,6 +169,8 @@ var errRefusesAll = errors.New("it refuses, and there is no other repository tha
 // grantsOthers reports whether the service, which has just denied the scope of r, grants another
 // repository to the same user. Otherwise it may be in trouble.
 func (s *tokenSource) grantsOthers(ctx context.Context, r tokenRequest) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout) // the result is for others, too
+	defer cancel()
 	return s.witnesses(r.cred.Version).grant(repositoryOf(r.scope), func(repository string) (bool, error) {
 		r := r
 		r.scope = pull(repository)

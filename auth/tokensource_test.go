@@ -154,7 +154,75 @@ func TestTokenCacheIsBounded(t *testing.T) {
 			up.takeRequests("")
 		}
 	}
-	if n := tr.tokens.cache.Len(); n != maxTokens {
+	if n := tr.tokens.cache.fresh.Len() + tr.tokens.cache.proven.Len(); n != maxProven {
 		t.Errorf("%d tokens kept", n)
 	}
 }
+
+// TestInventedNamesPushNoTokenOut: tokens for names that clients invent don't take the place
+// of those with which something was read.
+func TestInventedNamesPushNoTokenOut(t *testing.T) {
+	up := newFakeUpstream()
+	up.latency = 0
+	tr, _ := transport(up, nil)
+	real := []string{"/v2/library/redis/manifests/7", "/v2/library/nginx/manifests/1", "/v2/coop/app/manifests/1"}
+	for _, path := range real {
+		want(t, tr, path, 200)
+	}
+	up.registry = func(req *http.Request) *http.Response {
+		if strings.Contains(req.URL.Path, "invented") {
+			return reply(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`)
+		}
+		return up.checkAuthorization(req)
+	}
+	for i := range 2 * maxTokens {
+		want(t, tr, fmt.Sprintf("/v2/invented/r%d/manifests/1", i), 404)
+	}
+	up.takeRequests("")
+	for _, path := range real {
+		want(t, tr, path, 200)
+	}
+	if got := up.takeRequests("TOKEN"); len(got) > 0 {
+		t.Errorf("fetched again: %v", got)
+	}
+	if n := tr.tokens.cache.fresh.Len() + tr.tokens.cache.proven.Len(); n > maxTokens {
+		t.Errorf("%d tokens kept", n)
+	}
+}
+
+// TestTokenIsNotFetchedForNobody: a request to the token service ends when nobody waits for it.
+func TestTokenIsNotFetchedForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := newFakeUpstream()
+		tr, _ := transport(up, nil)
+		want(t, tr, redis, 200) // the challenge is known
+		ended := make(chan error, 2)
+		tr.tokens.base = roundTripper(func(req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			ended <- context.Cause(req.Context())
+			return nil, req.Context().Err()
+		})
+		for _, f := range []func(context.Context) error{
+			func(ctx context.Context) error { _, err := tr.Access(ctx, "coop/app"); return err },
+			func(ctx context.Context) error {
+				req, _ := http.NewRequestWithContext(WithScope(ctx, "coop/other"), http.MethodGet, registryURL+"/v2/coop/other/manifests/1", nil)
+				_, err := tr.RoundTrip(req)
+				return err
+			},
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			start := time.Now()
+			if err := f(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
+			if <-ended; time.Since(start) > time.Second {
+				t.Errorf("it went on for %s", time.Since(start))
+			}
+		}
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }

@@ -10,9 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"github.com/hubcache/hubcache/answer"
+	"github.com/hubcache/hubcache/calls"
 )
 
 // Transport authorizes GET and HEAD requests to one registry. Set its exported fields
@@ -33,7 +32,7 @@ type Transport struct {
 	tokens     *tokenSource
 	visible    witnesses // what the registry lets everybody read
 	challenges challengeMemory
-	checks     singleflight.Group // calls of Access under way, by repository
+	checks     calls.Group[Visibility] // calls of Access under way, by repository
 
 	mu     sync.Mutex // guards what follows; no other lock is taken under it
 	warned string     // the last token service that was logged as not trusted
@@ -81,6 +80,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		if resp.StatusCode != http.StatusUnauthorized {
 			if resp.StatusCode < 400 && a.token != nil && a.token.value != "" {
+				t.tokens.prove(a.tokenKey)
 				t.tokens.witnesses(a.version).saw(repositoryOf(scope(req.Context())))
 			}
 			return resp, nil

@@ -87,7 +87,9 @@ func TestNothingGoesOnForNobody(t *testing.T) {
 		img := l.smallImage("coop/app", "1")
 		l.pull(img)
 		l.hub.ResetLedger()
-		l.hub.Inject(hubtest.Match{Face: hubtest.Registry}, hubtest.Delay(time.Hour))
+		for _, face := range []hubtest.Face{hubtest.Registry, hubtest.Token} {
+			l.hub.Inject(hubtest.Match{Face: face}, hubtest.Delay(time.Hour))
+		}
 		ctx, leave := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for _, q := range append(inventions(100), [2]string{http.MethodGet, manifestPath(img)}) {
