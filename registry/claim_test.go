@@ -117,7 +117,7 @@ func testClaim(t *testing.T, b []byte, claim string, budget int64) {
 func TestClaimedSizeIsAHintWithoutLength(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int64{0, 100, 5 << 18, 9 * mib} {
-		for _, claim := range []int64{0, size, size + 1, max(size-1, 0), 20 * mib} {
+		for _, claim := range []int64{0, size, size + 1, max(size-1, 0), 20 * mib, 1 << 40} {
 			for _, more := range [][]hubtest.Fault{nil, {hubtest.IgnoreRange()}} {
 				t.Run(fmt.Sprintf("%d claimed as %d, ranges %v", size, claim, more == nil), func(t *testing.T) {
 					t.Parallel()
