@@ -38,7 +38,7 @@ func busy() Options {
 			Manifest:            registry.Requests{Hit: 21, Revalidated: 22, Miss: 23, Shared: 24, Stale: 25, Bypass: 26, Error: 27},
 			Blob:                registry.Requests{Hit: 31, Miss: 32, Shared: 33, Bypass: 34, Error: 35},
 			OverdueVisibilities: 46, OldestVisibility: 47 * time.Second,
-			Served: 41, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45,
+			Served: 41, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45, StaleReferrers: 48,
 			Upstreams: []upstream.Stats{{
 				Registry: "docker.io", URL: "https://registry-1.docker.io", State: "cooling", Requests: 51, Authenticated: true,
 				RateLimit:     &upstream.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},

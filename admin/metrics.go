@@ -34,6 +34,7 @@ var families = map[string][]string{
 	"upstream_resumes_total":        {"Broken or stalled downloads that were resumed with Range."},
 	"digest_mismatch_total":         {"Downloads with a wrong digest or length. None was kept."},
 	"cache_write_errors_total":      {"Errors of the disk. The clients were served all the same."},
+	"stale_referrers_total":         {"Referrers of cached manifests answered while the upstream could not be asked."},
 	"stale_served_total":            {"Tags served from the cache because the upstream could not be asked."},
 	"visibility_overdue":            {"Public repositories, asked for in the last hour, of which nobody can tell whether they still are public."},
 	"visibility_oldest_seconds":     {"Age of the oldest visibility among them; 0 when there are none."},
@@ -94,6 +95,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("upstream_resumes_total", r.Resumes)
 	count("digest_mismatch_total", r.DigestMismatches)
 	count("cache_write_errors_total", s.WriteErrors)
+	count("stale_referrers_total", r.StaleReferrers)
 	count("stale_served_total", r.Manifest.Stale)
 	count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
 	count("evictions_total", s.Evictions)

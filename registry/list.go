@@ -15,16 +15,22 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// listCount and listKept bound the lists kept in memory: 32 MiB of them.
+// Bounds of the lists kept in memory.
 const (
-	listCount = 128
-	listKept  = 256 << 10
+	listKept  = 256 << 10 // the largest; a longer one isn't kept
+	listCount = 128       // of them, so 32 MiB at most
+
+	// referrersCount and referrersBytes are for the referrers of manifests that are cached. Most
+	// have none, and their lists are 100 bytes long.
+	referrersCount = 4096
+	referrersBytes = 16 << 20
 )
 
 // listLife is how long a list is kept at least, also where tags are asked for every time:
@@ -37,15 +43,19 @@ type list struct {
 	at time.Time // when the upstream gave it
 }
 
-// lists are the answers that are kept, each for the TTL of its repository's tags, or listLife.
+// lists are answers that are kept, within bounds.
 type lists struct {
-	mu  sync.Mutex // guards lru
-	lru *simplelru.LRU[string, *list]
+	most int64
+
+	mu    sync.Mutex // guards what follows
+	lru   *simplelru.LRU[string, *list]
+	bytes int64 // of the bodies in lru
 }
 
-func newLists() *lists {
-	l := &lists{}
-	l.lru, _ = simplelru.NewLRU[string, *list](listCount, nil)
+// newLists returns lists of at most so many answers with at most so many bytes.
+func newLists(count int, bytes int64) *lists {
+	l := &lists{most: bytes}
+	l.lru, _ = simplelru.NewLRU(count, func(_ string, v *list) { l.bytes -= int64(len(v.Body)) })
 	return l
 }
 
@@ -59,12 +69,15 @@ func (l *lists) get(key string) *list {
 func (l *lists) put(key string, v *list) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.lru.Remove(key) // the bytes of the one before don't count any more
 	l.lru.Add(key, v)
+	for l.bytes += int64(len(v.Body)); l.bytes > l.most; {
+		l.lru.RemoveOldest()
+	}
 }
 
 // serveList passes tags/list and referrers through. A registry that knows referrers never
-// answers 404 for them, so upstream's 404 becomes an empty index, and so does, for this one
-// answer, its failure.
+// answers 404 for them, so upstream's 404 becomes an empty index.
 func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) result {
 	ctx := req.Context()
 	if err := r.admission.wait(ctx); err != nil {
@@ -84,17 +97,43 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 		return l.write(w, req, OutcomeMiss)
 	}
 	u, ok := errors.AsType[*upstream.Error](err)
+	if ok && u.Down() {
+		if kept != nil && time.Since(kept.at) < s.maxStale {
+			return kept.write(w, req, OutcomeStale)
+		}
+		if q.kind == referrers && r.has(q.digest) {
+			r.m.log.Warn("serving referrers that could not be asked for", "repository", r.full, "digest", q.digest, "error", err)
+			return r.keptReferrers(path).write(w, req, OutcomeStale)
+		}
+	}
 	switch {
-	case ok && u.Down() && kept != nil && time.Since(kept.at) < s.maxStale:
-		return kept.write(w, req, OutcomeStale)
-	case ok && u.Down() && q.kind == referrers:
-		return emptyIndex().write(w, req, OutcomeStale)
 	case ok && u.Cause == upstream.NotFound:
 		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: u.Summary(), err: err}}
-	case ok && u.Down() && !errors.Is(err, errBusy):
+	case ok && u.Cause == upstream.Refused:
 		return result{err: &failure{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: u.Summary(), err: err}}
 	}
 	return result{err: err}
+}
+
+// has reports whether the manifest is cached and the repository has it.
+func (r *repo) has(d digest.Digest) bool {
+	if _, cached := r.m.store.Has(d); !cached {
+		return false
+	}
+	_, err := r.m.store.Link(r.full, d)
+	return err == nil
+}
+
+// keptReferrers is what a client gets while the upstream can't be asked for the referrers of a
+// manifest that is cached: the last list, of whatever age and without the filter that the client
+// may have asked for, as the spec allows; or the empty index. dockerd 29 fails the pull of a
+// cached image after an error here, and containerd 2 asks no other registry. The empty index is
+// not kept, since the upstream hasn't said so.
+func (r *repo) keptReferrers(path string) *list {
+	if l := r.m.referrers.get(listKey(r.name, path, nil)); l != nil {
+		return l
+	}
+	return emptyIndex()
 }
 
 func listKey(repository, path string, query url.Values) string {
@@ -121,6 +160,10 @@ func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, 
 		l.at = time.Now()
 		if len(l.Body) <= listKept {
 			r.m.lists.put(key, l)
+			// Only without a filter: clients could invent any number of them.
+			if d, ok := strings.CutPrefix(path, "referrers/"); ok && len(query) == 0 && r.has(digest.Digest(d)) {
+				r.m.referrers.put(key, l)
+			}
 		}
 		return l, nil
 	})

@@ -47,9 +47,8 @@ func TestListsArePassedThroughAndCached(t *testing.T) {
 			t.Errorf("a list that is not cached: %d", r.status)
 		}
 		d := string(digest.FromString("x"))
-		r = l.get("/v2/library/redis/referrers/" + d)
-		if r.status != 200 || r.header.Get("Content-Type") != "application/vnd.oci.image.index.v1+json" || !strings.Contains(string(r.body), `"manifests":[]`) || r.header.Get("X-Hubcache") != "stale" {
-			t.Errorf("referrers: %d %v %s", r.status, r.header, r.body)
+		if r := l.get("/v2/library/redis/referrers/" + d); r.status != 502 {
+			t.Errorf("referrers of what is not cached: %d %s", r.status, r.body)
 		}
 		l.hub.ClearFaults()
 		l.hub.Set(func(o *hubtest.Options) { o.NoReferrers = true })
@@ -86,4 +85,69 @@ func TestCachedListsAreBoundedInBytes(t *testing.T) {
 			t.Errorf("30 lists of 3 MiB took %d MiB of memory", grew/mib)
 		}
 	})
+}
+
+// TestReferrersWhileUpstreamFails: dockerd 29 asks for the referrers of an attestation manifest,
+// and fails the pull after an error. For a manifest that is cached here it gets the last list,
+// or the empty index, marked stale and counted; for anything else an error. The empty index
+// isn't kept: it isn't the upstream's word.
+func TestReferrersWhileUpstreamFails(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fault hubtest.Fault
+		match hubtest.Match
+		want  int
+	}{
+		"500":      {hubtest.Status(500, ""), hubtest.Match{Face: hubtest.Registry, Kind: "referrers"}, 502},
+		"429":      {hubtest.TooManyRequests("Retry-After: 20"), hubtest.Match{Face: hubtest.Registry, Kind: "referrers"}, 429},
+		"no words": {hubtest.Hang(), hubtest.Match{}, 504},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{})
+				img := l.hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1000), Attestations: true})
+				l.pull(img)
+				attestation, platform := img.Manifests[1].Digest, img.Manifests[0].Digest
+				if r := l.get("/v2/library/app/manifests/" + string(attestation)); r.status != 200 {
+					t.Fatal(r.status)
+				}
+				l.hub.AddManifest("library/app", "", "application/vnd.oci.image.manifest.v1+json",
+					[]byte(`{"schemaVersion":2,"artifactType":"x/y","subject":{"digest":"`+string(platform)+`","size":1}}`))
+				path := func(d digest.Digest) string { return "/v2/library/app/referrers/" + string(d) }
+				if r := l.get(path(platform)); r.status != 200 || !strings.Contains(string(r.body), "x/y") {
+					t.Fatalf("%d %s", r.status, r.body)
+				}
+				for n := range 300 { // these push nothing out that belongs to a cached manifest
+					l.get(path(digest.FromString(fmt.Sprint(n))))
+					l.get(path(platform) + fmt.Sprintf("?artifactType=a/%d", n))
+				}
+				time.Sleep(40 * 24 * time.Hour)
+				l.hub.Inject(c.match, c.fault)
+				for d, want := range map[digest.Digest]string{platform: "x/y", attestation: `"manifests":[]`} {
+					for _, query := range []string{"", "?artifactType=x/y", "?ns=docker.io"} {
+						r := l.get(path(d) + query)
+						if r.status != 200 || r.header.Get("X-Hubcache") != "stale" || !strings.Contains(string(r.body), want) || r.header.Get("Content-Type") != "application/vnd.oci.image.index.v1+json" {
+							t.Errorf("%s%s: %d %v %s", d, query, r.status, r.header, r.body)
+						}
+					}
+				}
+				if n := l.reg.Stats().StaleReferrers; n != 6 {
+					t.Errorf("%d were counted", n)
+				}
+				if r := l.get(path(digest.FromString("not cached"))); r.status != c.want {
+					t.Errorf("what is not cached: %d instead of %d: %s", r.status, c.want, r.body)
+				}
+				if r := l.get("/v2/library/other/referrers/" + string(platform)); r.status == 200 {
+					t.Errorf("another repository: %d %s", r.status, r.body)
+				}
+				l.hub.ClearFaults()
+				time.Sleep(time.Minute)
+				l.hub.AddManifest("library/app", "", "application/vnd.oci.image.manifest.v1+json",
+					[]byte(`{"schemaVersion":2,"artifactType":"new/y","subject":{"digest":"`+string(attestation)+`","size":1}}`))
+				if r := l.get(path(attestation)); r.status != 200 || r.header.Get("X-Hubcache") == "stale" || !strings.Contains(string(r.body), "new/y") {
+					t.Errorf("after the fault: %d %v %s", r.status, r.header, r.body)
+				}
+			})
+		})
+	}
 }

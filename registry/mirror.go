@@ -33,6 +33,7 @@ type mirror struct {
 
 	hot       *hot             // manifests that are answered from memory
 	lists     *lists           // tag lists and referrers
+	referrers *lists           // of manifests that are cached, for as long as there is room
 	ahead     *readAhead       // which layers to fetch ahead of a client
 	questions *slots.Slots     // how many questions the upstream is asked at one time; see ask
 	judging   *slots.Slots     // the same for visibilities, which questions may wait for
@@ -60,7 +61,7 @@ type shared struct {
 // Errors: those of upstream.New, a name with a slash.
 func newMirror(u Upstream, s *shared) (*mirror, error) {
 	m := &mirror{
-		shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
+		shared: s, hot: newHot(), lists: newLists(listCount, listCount*listKept), referrers: newLists(referrersCount, referrersBytes), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
 		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting),
 	}
 	u.Log = cmp.Or(u.Log, s.log)

@@ -38,6 +38,7 @@ type Stats struct {
 	// Counters that explain failures; all since the start.
 	Resumes          int64 // broken or stalled upstream bodies that were continued by Range
 	DigestMismatches int64 // upstream bodies whose digest or length was wrong
+	StaleReferrers   int64 // referrers of cached manifests that were answered while the upstream could not be asked
 
 	// Public repositories whose visibility is overdue, and which were asked for in the last hour:
 	// how many, and the age of the oldest visibility; 0 when there are none.
@@ -54,7 +55,7 @@ func (r *Registry) Stats() Stats {
 	s := Stats{
 		Manifest: requests(&r.counters.manifests), Blob: requests(&r.counters.blobs),
 		Served: r.counters.served.Load(), ReadAheadUnused: p.ReadAheadUnused,
-		Resumes: p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), Inflight: p.Inflight,
+		Resumes: p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), StaleReferrers: r.counters.staleReferrers.Load(), Inflight: p.Inflight,
 	}
 	for _, m := range r.mirrors {
 		u := m.client.Stats()
@@ -74,11 +75,12 @@ type counters struct {
 	manifests, blobs [len(outcomes)]atomic.Int64
 	served           atomic.Int64
 	mismatches       atomic.Int64 // manifests with a wrong digest
+	staleReferrers   atomic.Int64
 }
 
 var outcomes = [...]Outcome{OutcomeHit, OutcomeRevalidated, OutcomeMiss, OutcomeShared, OutcomeStale, OutcomeBypass, OutcomeError}
 
-// count counts a GET or HEAD of a manifest or blob, once.
+// count counts a GET or HEAD of a manifest or blob, once, and one of referrers that is stale.
 func (c *counters) count(k kind, res result) {
 	var of *[len(outcomes)]atomic.Int64
 	switch k {
@@ -86,6 +88,11 @@ func (c *counters) count(k kind, res result) {
 		of = &c.manifests
 	case blob:
 		of = &c.blobs
+	case referrers:
+		if res.outcome == OutcomeStale {
+			c.staleReferrers.Add(1)
+		}
+		return
 	default:
 		return
 	}
