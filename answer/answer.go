@@ -103,6 +103,9 @@ var table = []row{
 	{api, refusals, markedHead, Access},
 	{api, absences, markedHead, Missing},
 	{api, slices.Concat(refusals, absences), isHead, Unclear},
+
+	// There are registries without HEAD.
+	{api, []int{http.StatusMethodNotAllowed, http.StatusNotImplemented}, isHead, Unclear},
 }
 
 // Subject returns what a is a statement about.

@@ -50,7 +50,7 @@ func insideErrors() map[string]error {
 	}
 	for name, err := range reason {
 		all["bare: "+name] = err
-		for cause := upstream.NotFound; cause <= upstream.NoVisibility; cause++ {
+		for cause := upstream.NotFound; cause <= upstream.Unsupported; cause++ {
 			all[fmt.Sprintf("cause %d: %s", cause, name)] = &upstream.Error{Cause: cause, Host: "registry-1.docker.io", Status: 418, Err: err}
 		}
 		all["wrapped: "+name] = fmt.Errorf("on the way: %w", &upstream.Error{Cause: upstream.Broken, Host: "registry-1.docker.io", Err: err})

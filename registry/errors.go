@@ -53,6 +53,7 @@ var answers = map[upstream.Cause]struct{ manifest, blob answer }{
 	upstream.Broken:       {answer{502, errcode.ErrorCodeUnavailable}, answer{429, errcode.ErrorCodeTooManyRequests}},
 	upstream.Timeout:      {answer{504, errcode.ErrorCodeUnavailable}, answer{429, errcode.ErrorCodeTooManyRequests}},
 	upstream.Unreachable:  {answer{502, errcode.ErrorCodeUnavailable}, answer{429, errcode.ErrorCodeTooManyRequests}},
+	upstream.Unsupported:  {answer{404, errcode.ErrorCodeManifestUnknown}, answer{404, errcode.ErrorCodeBlobUnknown}},
 	upstream.NoVisibility: {answer{429, errcode.ErrorCodeTooManyRequests}, answer{429, errcode.ErrorCodeTooManyRequests}},
 }
 

@@ -296,10 +296,10 @@ func (q *manifestRequest) resolve(ctx context.Context) (*found, error) {
 		if err != nil {
 			return nil, err
 		}
-		if q.digest != "" {
+		if q.digest != "" && d.Digest == "" {
 			d.Digest = q.digest
 		}
-		if !name.ValidDigest(string(d.Digest)) || d.Size < 0 {
+		if !name.ValidDigest(string(d.Digest)) || d.Size < 0 || q.digest != "" && d.Digest != q.digest {
 			// Not what the spec asks for, but there are such registries: get it.
 			return q.get(ctx, q.digest)
 		}

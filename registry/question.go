@@ -86,7 +86,7 @@ func (a *absent) note(k fetch.Kind, repository, reference string, err error) {
 // noOf returns the upstream's no, if err is one, and no failure.
 func noOf(err error) (u *upstream.Error, ok bool) {
 	u, ok = errors.AsType[*upstream.Error](err)
-	return u, ok && (u.Cause == upstream.NotFound || u.Cause == upstream.Denied)
+	return u, ok && !u.Down()
 }
 
 // settled reports whether the visibility of the repository is known.

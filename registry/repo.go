@@ -90,9 +90,15 @@ func (r *repo) setTag(tag string, f *found) {
 // forgetTag drops a tag that upstream has no longer, or, with KeepGone, only the answer in
 // memory.
 func (r *repo) forgetTag(tag string) {
-	r.m.hot.drop(r.name, tag)
 	if r.policy.KeepGone {
+		r.m.hot.drop(r.name, tag)
 		return
 	}
+	r.dropTag(tag)
+}
+
+// dropTag drops a tag.
+func (r *repo) dropTag(tag string) {
+	r.m.hot.drop(r.name, tag)
 	r.m.store.DeleteTag(r.full, tag)
 }

@@ -32,7 +32,12 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 		return q.freshTag(ctx, m, t, s)
 	}
 	if m == nil {
-		if t.Digest != "" && fresh && !q.head {
+		switch {
+		case t.Digest != "" && fresh && q.head: // of what a GET would fetch
+			byDigest := *q
+			byDigest.ref, byDigest.digest = string(t.Digest), t.Digest
+			return byDigest.resolve(ctx)
+		case t.Digest != "" && fresh:
 			return q.fetch(ctx, t.Digest)
 		}
 		return q.check(ctx)
@@ -187,8 +192,11 @@ func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*f
 func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	f, err := q.resolve(ctx)
 	if err != nil {
-		if u, ok := errors.AsType[*upstream.Error](err); ok && u.Cause == upstream.NotFound {
+		switch u, ok := errors.AsType[*upstream.Error](err); {
+		case ok && u.Cause == upstream.NotFound:
 			q.forgetTag(q.ref)
+		case ok && u.Cause == upstream.Unsupported: // it is there, and names something new
+			q.dropTag(q.ref)
 		}
 		return nil, err
 	}

@@ -292,6 +292,9 @@ func (c *Client) follow(ctx context.Context, method string, to *url.URL, header 
 		if err != nil {
 			return nil, nil, err
 		}
+		if resp.Request != nil {
+			method = resp.Request.Method // GET, if the registry doesn't know HEAD: the URLs that it signs are for that
+		}
 		switch resp.StatusCode {
 		case 301, 302, 303, 307, 308:
 		default:

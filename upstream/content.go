@@ -55,21 +55,26 @@ type Descriptor struct {
 }
 
 // Resolve asks for the headers of a manifest or blob, by tag or digest (HEAD), which costs
-// no quota on Docker Hub.
-// Errors: *Error.
+// no quota on Docker Hub. A Size of -1 for a manifest means that only Manifest can tell.
+// Errors: *Error; with the cause Unsupported, Manifest fails in the same way.
 func (c *Client) Resolve(ctx context.Context, repository string, k Kind, reference string) (Descriptor, error) {
 	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodHead, c.url(repository+"/"+string(k)+"/"+reference), k.header(), k.limit())
 	if err != nil {
 		return Descriptor{}, err
 	}
 	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		if k == Manifests { // there are registries that answer HEAD in odd ways: a GET tells
-			return Descriptor{Size: -1}, nil
-		}
+	mediaType := mediaTypeOf(resp.Header)
+	switch {
+	case k == Manifests && resp.StatusCode == http.StatusOK && (isSchema1(mediaType) || resp.ContentLength > MaxManifest):
+		return Descriptor{}, &Error{Cause: Unsupported, Host: host.Host, Status: resp.StatusCode}
+	case k == Manifests && (resp.StatusCode != http.StatusOK || !isManifestType(mediaType)):
+		// There are registries that answer HEAD in odd ways, and what isn't called a manifest
+		// may be a page that says 200 to everything: a GET tells.
+		return Descriptor{Size: -1}, nil
+	case resp.StatusCode != http.StatusOK:
 		return Descriptor{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode}
 	}
-	return Descriptor{Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), MediaType: mediaTypeOf(resp.Header), Size: resp.ContentLength}, nil
+	return Descriptor{Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), MediaType: mediaType, Size: resp.ContentLength}, nil
 }
 
 // Confirm asks whether the repository has the manifest or blob (HEAD). A redirect of the
@@ -99,7 +104,7 @@ type Manifest struct {
 
 // Manifest gets a manifest by tag or digest (GET), which counts against the pull quota of
 // Docker Hub.
-// Errors: *Error.
+// Errors: *Error; with the cause Unsupported, what there is isn't served.
 func (c *Client) Manifest(ctx context.Context, repository, reference string) (Manifest, error) {
 	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodGet, c.url(repository+"/manifests/"+reference), Manifests.header(), pulls)
 	if err != nil {
@@ -113,10 +118,43 @@ func (c *Client) Manifest(ctx context.Context, repository, reference string) (Ma
 	if err != nil {
 		return Manifest{}, classify(host.Host, err)
 	}
-	if len(body) > MaxManifest {
-		return Manifest{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: fmt.Errorf("a manifest of more than %d bytes", MaxManifest)}
+	mediaType := mediaTypeOf(resp.Header)
+	unsupported := func(format string, args ...any) (Manifest, error) {
+		return Manifest{}, &Error{Cause: Unsupported, Host: host.Host, Status: resp.StatusCode, Err: fmt.Errorf(format, args...)}
 	}
-	return Manifest{MediaType: mediaTypeOf(resp.Header), Body: body, Host: host.Host}, nil
+	switch {
+	case resp.ContentLength > MaxManifest:
+		return unsupported("a manifest of %d bytes, and %d are the most", resp.ContentLength, MaxManifest)
+	case len(body) > MaxManifest: // of no length that is known: it may never end
+		return Manifest{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: fmt.Errorf("a manifest of more than %d bytes", MaxManifest)}
+	case isSchema1(mediaType) || !isManifestType(mediaType) && schemaVersion(body) == 1:
+		return unsupported("a manifest of schema 1, called %q", mediaType)
+	}
+	return Manifest{MediaType: mediaType, Body: body, Host: host.Host}, nil
+}
+
+// isSchema1 reports whether a media type is one of Docker's schema 1, signed or not. Such a
+// manifest isn't served: its digest is that of a part of it, Docker has given it up, and
+// containerd refuses it. Docker asks Docker Hub itself when it gets a 404 here.
+func isSchema1(mediaType string) bool {
+	return strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.v1+")
+}
+
+// isManifestType reports whether something is called a manifest. All types of manifests are of
+// this form, and pages and other answers aren't.
+func isManifestType(mediaType string) bool {
+	return strings.HasPrefix(mediaType, "application/vnd.") && strings.HasSuffix(mediaType, "json")
+}
+
+// schemaVersion returns the version that a manifest says it has, or 0.
+func schemaVersion(body []byte) int {
+	var m struct {
+		SchemaVersion int `json:"schemaVersion"`
+	}
+	if json.Unmarshal(body, &m) != nil {
+		return 0
+	}
+	return m.SchemaVersion
 }
 
 // mediaTypeOf is the media type as the upstream named it, without parameters, which the

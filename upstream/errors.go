@@ -24,6 +24,7 @@ const (
 	Timeout                       // no answer in time
 	Unreachable                   // no connection
 	NoVisibility                  // nobody can tell whether the repository is public
+	Unsupported                   // a manifest of schema 1, or of more than MaxManifest bytes
 )
 
 // Error is a failure of an upstream. Its text names the host and what it said, and never
@@ -56,6 +57,7 @@ func (e *Error) Summary() string {
 	what := map[Cause]string{
 		NotFound: "has no such thing", Denied: "denies access", Refused: "refuses our credential", Throttled: "limits requests",
 		Broken: "fails", Timeout: "does not answer in time", Unreachable: "can't be reached", NoVisibility: "does not tell whether the repository is public",
+		Unsupported: "has it only in a form that isn't served here: a manifest of schema 1, or a larger one than clients take",
 	}[e.Cause]
 	s := "upstream " + e.Host + " " + what
 	if e.Status != 0 {
@@ -70,7 +72,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // Down reports whether the error means that the upstream as a whole can't be used now, so
 // that what is cached may be served stale.
 func (e *Error) Down() bool {
-	return e.Cause != NotFound && e.Cause != Denied
+	return e.Cause != NotFound && e.Cause != Denied && e.Cause != Unsupported
 }
 
 // classify makes an Error of what a transport returned.
