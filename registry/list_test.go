@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/storage"
 )
 
 // TestListsArePassedThroughAndCached: tag lists and referrers come from upstream, are kept
@@ -150,4 +151,40 @@ func TestReferrersWhileUpstreamFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCatalogueIsReadOnceForManyRequests: requests that follow each other within seconds share
+// one reading of the index, and no answer has more names than a page.
+func TestCatalogueIsReadOnceForManyRequests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{anonymous: true})
+		d := l.smallImage("library/app", "1").Digest
+		l.get("/v2/library/app/manifests/1")
+		for n := range 2500 {
+			l.store.SetTag(fmt.Sprintf("docker.io/some/r%04d", n), "1", storage.Tag{Digest: d, Checked: time.Now()})
+		}
+		seen, next := 0, "/v2/_catalog"
+		for pages := 0; next != "" && pages < 10; pages++ {
+			r := l.get(next)
+			n := strings.Count(string(r.body), "some/r")
+			if r.status != 200 || n > 1000 {
+				t.Fatalf("%d, %d names", r.status, n)
+			}
+			seen += n
+			next, _, _ = strings.Cut(strings.TrimPrefix(r.header.Get("Link"), "<"), ">")
+		}
+		if seen != 2500 {
+			t.Errorf("%d names", seen)
+		}
+		// What is new shows that the index is not read again at once, and after seconds it is.
+		l.store.SetTag("docker.io/some/new", "1", storage.Tag{Digest: d, Checked: time.Now()})
+		if r := l.get("/v2/_catalog?last=some%2Fa&n=1"); strings.Contains(string(r.body), "some/new") {
+			t.Error("the index was read again")
+		}
+		time.Sleep(10 * time.Second)
+		if r := l.get("/v2/_catalog?last=some%2Fa&n=1"); !strings.Contains(string(r.body), "some/new") {
+			t.Errorf("%s", r.body)
+		}
+	})
 }

@@ -32,6 +32,7 @@ type mirror struct {
 	policy atomic.Pointer[policy]
 
 	hot       *hot             // manifests that are answered from memory
+	catalogue catalogue        // the repositories that are cached
 	lists     *lists           // tag lists and referrers
 	referrers *lists           // of manifests that are cached, for as long as there is room
 	ahead     *readAhead       // which layers to fetch ahead of a client
