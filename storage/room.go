@@ -19,6 +19,7 @@ type room struct {
 
 	minFree atomic.Int64 // bytes of the file system that are left free
 	space   freeSpace
+	inodes  freeInodes
 
 	// evicting queues those who evict, so that each sees the room that the one before has
 	// left. It is held while files are unlinked, and taken before all other locks.
@@ -61,6 +62,11 @@ func (r *room) reserve(v *reservation, n int64) error {
 	// A size that upstream claims may be huge: refuse it before anything is added to it.
 	if v.ended.Load() || n > r.budget() {
 		return ErrNoRoom
+	}
+	if r.inodes.short(r.minFree.Load()) > 0 {
+		r.evicting.Lock()
+		r.inodes.free(r)
+		r.evicting.Unlock()
 	}
 	if r.shortOfSpace(n) <= 0 && r.reserveNow(v, n) {
 		return nil
@@ -143,6 +149,7 @@ func (r *room) shrink() {
 	victims := r.evict(r.lru.Shed(short))
 	r.mu.Unlock()
 	r.unlink(victims)
+	r.inodes.free(r)
 }
 
 // evict counts victims, which are out of the lru, as evicted, and prepares their unlinking. mu

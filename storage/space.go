@@ -55,3 +55,61 @@ func (f *freeSpace) short(n, keep int64) int64 {
 	f.promised += n
 	return keep - f.left
 }
+
+// freeInodes is how many files the file system has room for, where it can run out of them: ext4
+// and tmpfs have a fixed number. Without one no blob comes in, however many bytes are free.
+type freeInodes struct {
+	// mu guards what follows. It is held during a measurement, and no other lock is taken
+	// while it is held.
+	mu      sync.Mutex
+	measure func() (disk.Space, error)
+	until   time.Time // before it there are enough
+}
+
+// At least one inode of inodeShare is left, but no more than inodesLeft for this reason alone:
+// enough for what comes in within spaceFresh, three files and a folder for each blob, and for the
+// files of the index and of repositories.
+const (
+	inodeShare = 20
+	inodesLeft = 1024
+	// inodeMargin is how many more have to be free for the next measurement to wait for
+	// spaceFresh: no disk makes as many files in that time.
+	inodeMargin = 10_000
+)
+
+// short returns how many inodes have to become free so that the file system keeps the share of
+// them that minFree bytes are of its size; 0 or less when none.
+func (f *freeInodes) short(minFree int64) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if now.Before(f.until) {
+		return 0
+	}
+	s, err := f.measure()
+	// Some file systems have no number of inodes, and some say one that can't be.
+	if err != nil || s.Inodes <= 0 || s.InodesFree < 0 || s.InodesFree > s.Inodes || s.Total <= 0 {
+		f.until = now.Add(spaceFresh)
+		return 0
+	}
+	share := int64(float64(s.Inodes) * min(float64(minFree)/float64(s.Total), 1))
+	short := max(share, min(s.Inodes/inodeShare, inodesLeft)) - s.InodesFree
+	if short <= -inodeMargin {
+		f.until = now.Add(spaceFresh)
+	}
+	return short
+}
+
+// free evicts an entry of r for each inode that has to become free. If there are not enough
+// entries, what comes in may still find an inode, so nothing is refused. r.evicting is held.
+func (f *freeInodes) free(r *room) {
+	for n := f.short(r.minFree.Load()); n > 0; n-- {
+		r.mu.Lock()
+		victims := r.evict(r.lru.Victims(0, 1))
+		r.mu.Unlock()
+		if len(victims) == 0 {
+			return
+		}
+		r.unlink(victims)
+	}
+}

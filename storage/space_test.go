@@ -2,12 +2,16 @@ package storage
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/disk"
 )
 
 // fakeDisk is a file system that others write to as well.
@@ -148,5 +152,48 @@ func TestHugeSizesAreRefused(t *testing.T) {
 	if in, err := s.Begin(Origin{Repository: repo}, digest.FromString("y"), 1<<20); !errors.Is(err, ErrNoRoom) {
 		in.Abort(ErrDigest)
 		t.Error("room with 5 GiB free and 10 to be kept:", err)
+	}
+}
+
+// TestInodesAreKeptFree: a file system that has bytes left and is short of inodes. The cache evicts,
+// and goes on to keep what comes in. A share of the bytes is the same share of the inodes.
+func TestInodesAreKeptFree(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=100m,nr_inodes=700"); err != nil {
+		t.Skip("no mount:", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	s := open(t, dir, 100<<20)
+	settleDown(t, s)
+	for n := range 1500 {
+		d := put(t, s, fmt.Appendf(nil, "blob %d", n))
+		if _, ok := s.Has(d); !ok {
+			t.Fatalf("blob %d is not kept", n)
+		}
+	}
+	if st := s.Stats(); st.WriteErrors > 0 || st.Evictions == 0 || st.Blobs < 100 {
+		t.Errorf("%+v", st)
+	}
+	balanced(t, s)
+	s.SetLimits(100<<20, 50<<20)
+	if now, err := disk.Measure(dir); err != nil || now.InodesFree < 300 {
+		t.Errorf("half of the bytes are to be left free: %+v, %v", now, err)
+	}
+}
+
+// TestImpossibleInodesCountAsNone: file systems without a number of inodes, or with one that can't
+// be, cause no eviction.
+func TestImpossibleInodesCountAsNone(t *testing.T) {
+	for _, s := range []disk.Space{{Total: 1 << 30}, {Total: 1 << 30, Inodes: 100, InodesFree: 200}, {Total: 1 << 30, Inodes: 100, InodesFree: -1}, {Inodes: 100}} {
+		f := freeInodes{measure: func() (disk.Space, error) { return s, nil }}
+		if n := f.short(1 << 20); n > 0 {
+			t.Errorf("%+v: %d", s, n)
+		}
+	}
+	f := freeInodes{measure: func() (disk.Space, error) {
+		return disk.Space{Total: 1 << 30, Inodes: 1 << 20, InodesFree: 1000}, nil
+	}}
+	if n := f.short(0); n != inodesLeft-1000 {
+		t.Errorf("%d inodes have to become free", n)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.etcd.io/bbolt"
 
+	"github.com/hubcache/hubcache/disk"
 	"github.com/hubcache/hubcache/lru"
 )
 
@@ -44,7 +45,8 @@ type Options struct {
 // The Store has five parts, each with a mutex of its own. Locks are taken in this order:
 //
 //	room.evicting, files.mu, room.mu, Ingest.mu, then one of
-//	catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu, and last those of package index.
+//	catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu,
+//	freeInodes.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
 // can wait for a write that waits for other reads. Four locks only queue work of one kind and
@@ -93,6 +95,7 @@ func newStore(o Options) *Store {
 		files:        &s.files,
 		catalogue:    &s.catalogue,
 		space:        freeSpace{measure: available(o.Dir)},
+		inodes:       freeInodes{measure: func() (disk.Space, error) { return disk.Measure(o.Dir) }},
 		lru:          lru.New[digest.Digest, info](o.Budget),
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},
