@@ -75,7 +75,7 @@ func (f *files) state(d digest.Digest) (s state, coming bool) {
 // checked when it is first read. A file that is coming in or leaving is left alone.
 func (f *files) adopt(d digest.Digest, fi fs.FileInfo) {
 	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
-	used := lastUseOf(fi, time.Now().UnixNano())
+	used := f.lastUse(d, fi, time.Now().UnixNano())
 	f.mu.Lock()
 	adopted := f.ingests[d] == nil && f.room.adopt(r.entry(d, used))
 	f.mu.Unlock()

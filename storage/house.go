@@ -26,6 +26,8 @@ type housekeeping struct {
 	indexOpened func(*bbolt.DB) // may be nil
 	repos       repoWriter
 
+	aheadOfClock []correction // while the index is loaded: what has a time that is to come
+
 	walked  atomic.Bool   // reconcile has seen all files
 	dirty   chan struct{} // of one: the index is to be written now
 	stop    chan struct{} // closed by close
@@ -112,7 +114,7 @@ func (h *housekeeping) reconcile() {
 		indexed, ok := h.room.found(d)
 		if !ok {
 			h.adoptFile(d)
-		} else if used := lastUseOf(fi, now); used > indexed {
+		} else if used := h.files.lastUse(d, fi, now); used > indexed {
 			later[d] = used
 		}
 	})

@@ -106,6 +106,8 @@ type lastUse struct {
 // entries in the order of their keys.
 func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 	path, tags := h.files.layout.index(), int64(0)
+	now := time.Now()
+	h.aheadOfClock = nil
 	h.catalogue.repositories.kept = map[string]bool{} // a damaged index may have been read before
 	newerIndex := func(err error) error {
 		if errors.Is(err, errUnknownFlag) {
@@ -125,6 +127,10 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 			left = entries
 		case string(bucketUses):
 			t, err := decodeTime(v)
+			if t > now.UnixNano() {
+				t = now.UnixNano()
+				h.isAhead(bucketUses, k, encodeTime(now))
+			}
 			for len(left) > 0 && string(left[0].e.Key) < string(k) {
 				left = left[1:]
 			}
@@ -136,13 +142,21 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 			tags++
 			name, _, _ := bytes.Cut(k, []byte{0})
 			h.catalogue.repositories.load(name)
-			_, err := decodeTag(v)
+			t, err := decodeTag(v)
+			if t.Checked.After(now) {
+				t.Checked = now
+				h.isAhead(bucketTags, k, t.encode())
+			}
 			return err
 		case string(bucketLinks):
 			name, _, _ := bytes.Cut(k, []byte{0})
 			h.catalogue.repositories.load(name)
 			return newerIndex(checkFlag(v))
 		case string(bucketVisibility):
+			if seen, err := decodeVisibility(v); err == nil && seen.At.After(now) {
+				seen.At = now
+				h.isAhead(bucketVisibility, k, seen.encode())
+			}
 			return newerIndex(checkFlag(v))
 		}
 		return nil
@@ -154,7 +168,23 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 		Opened:  h.indexOpened,
 	})
 	h.catalogue.repositories.tags.Store(tags)
+	if err == nil {
+		for _, c := range h.aheadOfClock {
+			h.catalogue.index.Set(c.bucket, c.key, c.value)
+		}
+	}
+	h.aheadOfClock = nil
 	return entries, err
+}
+
+// correction is a new value for a key of the index.
+type correction struct{ bucket, key, value []byte }
+
+// isAhead notes that the time in a value of the index is ahead of the clock, and what the value
+// is with the time now. The clock was wrong when it was written. The value is written back, so
+// that what it is about grows old like everything else.
+func (h *housekeeping) isAhead(bucket, key, value []byte) {
+	h.aheadOfClock = append(h.aheadOfClock, correction{bucket, bytes.Clone(key), value})
 }
 
 // prefetchBatch is how many entries are brought into the CPU's caches together. In order of
@@ -226,7 +256,7 @@ func (h *housekeeping) rebuild() error {
 	}
 	var blobs []found
 	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) {
-		blobs = append(blobs, found{d, fi, lastUseOf(fi, start.UnixNano())})
+		blobs = append(blobs, found{d, fi, h.files.lastUse(d, fi, start.UnixNano())})
 	})
 	if err != nil {
 		return err
@@ -275,11 +305,11 @@ func (h *housekeeping) restore(repo repoFile) {
 	}
 	for tag, t := range repo.Tags {
 		if t.Digest.Validate() == nil {
-			repositories.restoreTag(name, tag, Tag{t.Digest, t.Type, t.Size, t.Checked})
+			repositories.restoreTag(name, tag, Tag{t.Digest, t.Type, t.Size, notAhead(t.Checked)})
 		}
 	}
 	if repo.Public != nil {
-		repositories.setVisibility(name, Visibility{*repo.Public, repo.VerdictAt})
+		repositories.setVisibility(name, Visibility{*repo.Public, notAhead(repo.VerdictAt)})
 	}
 }
 

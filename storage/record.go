@@ -68,8 +68,11 @@ func (i *info) has(b bits) bool { return i.bits&b != 0 }
 const firstUse = 10 * time.Minute
 
 // again reports whether a use at that time, in Unix nanoseconds, is another one than the
-// first. The time of the file says when the blob came in, so that this survives a restart.
-func (i *info) again(use int64) bool { return use-i.mtime >= int64(firstUse) }
+// first. The time of the file says when the blob came in, so that this survives a restart. A
+// time far ahead of the clock was set while that was wrong: it says nothing.
+func (i *info) again(use int64) bool {
+	return use-i.mtime >= int64(firstUse) || i.mtime-time.Now().UnixNano() >= int64(firstUse)
+}
 
 // record describes a committed blob.
 type record struct {
@@ -256,6 +259,14 @@ func decodeVisibility(b []byte) (Visibility, error) {
 	d := decoder{b: b}
 	v := Visibility{Public: d.byte() == 1, At: time.Unix(0, d.int())}
 	return v, d.end()
+}
+
+// notAhead returns t, or now if t is to come: the clock was wrong when it was stored.
+func notAhead(t time.Time) time.Time {
+	if now := time.Now(); t.After(now) {
+		return now
+	}
+	return t
 }
 
 func encodeTime(t time.Time) []byte { return binary.AppendVarint(nil, t.UnixNano()) }

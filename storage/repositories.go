@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/opencontainers/go-digest"
@@ -40,11 +41,26 @@ type repositories struct {
 func (r *repositories) tag(repository, tag string) (Tag, error) {
 	r.mu.Lock()
 	t, ok := r.transient.tags.Get(taggedName{repository, tag})
+	if now := time.Now(); ok && t.Checked.After(now) { // the clock was put back, as below
+		t.Checked = now
+		r.transient.addTag(repository, tag, t)
+	}
 	r.mu.Unlock()
 	if ok {
 		return t.Tag, nil
 	}
-	return r.keptTag(repository, tag)
+	kept, err := r.keptTag(repository, tag)
+	if now := time.Now(); err == nil && kept.Checked.After(now) {
+		// The clock was put back. The tag counts as checked now, and grows old from now on.
+		kept.Checked = now
+		r.catalogue.index.Update(bucketTags, pair(repository, tag), func(old []byte) []byte {
+			if now, err := decodeTag(old); err != nil || now.Digest != kept.Digest {
+				return nil
+			}
+			return kept.encode()
+		})
+	}
+	return kept, err
 }
 
 // keptTag is tag for the index alone.

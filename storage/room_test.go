@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -69,8 +70,16 @@ func TestBlobsUsedOnceDoNotEvictThoseUsedAgain(t *testing.T) {
 	}
 	s := open()
 	daily, once := put(s, 1), put(s, 2)
-	s.room.touch(daily, time.Now().Add(24*time.Hour).UnixNano(), 0)
-	s.room.touch(once, time.Now().Add(firstUse/2).UnixNano(), 0)
+	for d, ago := range map[digest.Digest]time.Duration{daily: 24 * time.Hour, once: firstUse / 2} {
+		came := time.Now().Add(-ago)
+		s.room.mu.Lock()
+		e := s.room.lru.Peek(d)
+		e.Value.mtime, e.Value.used = came.UnixNano(), came.UnixNano()
+		s.room.mu.Unlock()
+		s.catalogue.amend(d, func(r *record) { r.mtime = came.UnixNano() })
+		os.Chtimes(s.files.layout.blob(d), came, came)
+		s.Touch(d)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

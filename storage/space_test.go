@@ -160,7 +160,7 @@ func TestHugeSizesAreRefused(t *testing.T) {
 func TestInodesAreKeptFree(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=100m,nr_inodes=700"); err != nil {
-		t.Skip("no mount:", err)
+		t.Fatal("mounting a tmpfs needs root, or a user namespace: ", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	s := open(t, dir, 100<<20)

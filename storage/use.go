@@ -38,13 +38,35 @@ func markUse(path string, at int64) {
 }
 
 // lastUseOf returns the last use of a blob's file as far as the file says: its use mark, or when it
-// came in. It is never ahead of the time now. Both are in Unix nanoseconds.
-func lastUseOf(fi fs.FileInfo, now int64) int64 {
-	at := fi.ModTime().UnixNano()
+// came in. A time ahead of the time now was set while the clock was wrong: ahead is true then, and
+// the other one counts, or now if both are ahead. All are in Unix nanoseconds.
+func lastUseOf(fi fs.FileInfo, now int64) (at int64, ahead bool) {
+	times := []int64{fi.ModTime().UnixNano()}
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Atim.Nsec == 0 {
-		at = max(at, int64(st.Atim.Sec)*int64(time.Second))
+		times = append(times, int64(st.Atim.Sec)*int64(time.Second))
 	}
-	return min(at, now)
+	at = math.MinInt64
+	for _, t := range times {
+		if t > now {
+			ahead = true
+		} else {
+			at = max(at, t)
+		}
+	}
+	if at == math.MinInt64 {
+		at = now
+	}
+	return at, ahead
+}
+
+// lastUse is lastUseOf the file of d. It corrects a mark that is ahead of the clock, so that the
+// blob grows old, and doesn't count as used when that time comes.
+func (f *files) lastUse(d digest.Digest, fi fs.FileInfo, now int64) int64 {
+	at, ahead := lastUseOf(fi, now)
+	if ahead {
+		markUse(f.layout.blob(d), at)
+	}
+	return at
 }
 
 // openQuietly opens the file of a blob. Reads leave its access time alone, which is its use mark.
