@@ -186,6 +186,44 @@ func (r *records) setWatchState(w watchState) error {
 	return r.meta.Put(watchKey, b)
 }
 
+// settle corrects the times that are ahead of the clock: it was wrong when they were stored, and is
+// right now. They count as now, and grow old from then on. The last recorded event is forgotten
+// then, as if it had been missed: a daemon isn't asked for events of the future.
+func (r *records) settle(now time.Time) error {
+	all, err := r.all()
+	if err != nil {
+		return err
+	}
+	for id, rec := range all {
+		if settled := (Record{notAfter(rec.FirstSeen, now), notAfter(rec.LastUsed, now)}); settled != rec {
+			if err := r.put(id, settled); err != nil {
+				return err
+			}
+		}
+	}
+	w, err := r.watchState()
+	if err != nil {
+		return err
+	}
+	settled := w
+	settled.Alive, settled.Activity.At = notAfter(w.Alive, now), notAfter(w.Activity.At, now)
+	if settled.Event.Nano > now.UnixNano() {
+		settled.Event = eventMark{}
+	}
+	if settled == w {
+		return nil
+	}
+	return r.setWatchState(settled)
+}
+
+// notAfter returns t, or now if t is later.
+func notAfter(t, now time.Time) time.Time {
+	if t.After(now) {
+		return now
+	}
+	return t
+}
+
 // observation is what a run learns from the records.
 type observation struct {
 	uses     map[string]Record
@@ -199,6 +237,9 @@ type observation struct {
 func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
 	inUse := usersByImage(s)
 	err = u.update(func(r *records) error {
+		if err := r.settle(now); err != nil {
+			return err
+		}
 		w, err := r.watchState()
 		if err != nil {
 			return err

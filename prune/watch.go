@@ -76,10 +76,17 @@ func (w *Watcher) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := batch{engine: w.Engine, images: map[string][]string{}, used: map[string]time.Time{}}
-	if err := w.Uses.update(func(r *records) (err error) { b.state, err = r.watchState(); return err }); err != nil {
+	now, since := time.Now(), time.Now()
+	err := w.Uses.update(func(r *records) (err error) {
+		if err := r.settle(now); err != nil {
+			return err
+		}
+		b.state, err = r.watchState()
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	now, since := time.Now(), time.Now()
 	if last := b.state.Event; last.Nano != 0 {
 		since = time.Unix(0, last.Nano)
 	}
@@ -95,7 +102,7 @@ func (w *Watcher) session(ctx context.Context) error {
 	if w.Ready != nil {
 		w.Ready()
 	}
-	err := w.record(ctx, queue, &b)
+	err = w.record(ctx, queue, &b)
 	if err := w.flush(&b); err != nil {
 		w.log().Warn("uses of images are not recorded yet", "error", err)
 	}
