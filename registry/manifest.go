@@ -60,8 +60,8 @@ func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) 
 	if !head && h.handed.CompareAndSwap(false, true) {
 		m.ahead.handedOut(q.name, h.digest, h.children, h.body)
 	}
-	if h.due() {
-		m.store.Touch(h.digest)
+	if h.due() { // apart, because it reads the index, and an answer from memory waits for nothing
+		m.tasks.background(func(context.Context) { m.store.Touch(h.digest) })
 	}
 	header := w.Header()
 	for k, v := range h.header {
