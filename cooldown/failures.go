@@ -71,19 +71,19 @@ func (f *Failures) Add(key string, err error, several bool) time.Duration {
 	return s.last
 }
 
-// Get returns the reason of the last failure of key and for how much longer it is remembered;
-// nil and 0 when key may be tried.
-func (f *Failures) Get(key string) (err error, left time.Duration) {
+// Get returns for how much longer the last failure of key is remembered, and its reason; 0 and
+// nil when key may be tried.
+func (f *Failures) Get(key string) (left time.Duration, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.get(key)
 	if s == nil {
-		return nil, 0
+		return 0, nil
 	}
 	if left = time.Until(s.until); left <= 0 {
-		return nil, 0
+		return 0, nil
 	}
-	return s.err, left
+	return left, s.err
 }
 
 // Failed reports whether the last try of key has failed, lately.

@@ -18,12 +18,12 @@ func TestFailuresInARowAreRememberedEverLonger(t *testing.T) {
 		row := func(several bool) (pauses []time.Duration) {
 			for range 8 {
 				pause := f.Add("a", broken, several)
-				if err, left := f.Get("a"); left != pause || (err == nil) != (pause == 0) {
+				if left, err := f.Get("a"); left != pause || (err == nil) != (pause == 0) {
 					t.Errorf("remembered as %v for %s instead of %s", err, left, pause)
 				}
 				pauses = append(pauses, pause/time.Second)
 				time.Sleep(pause)
-				if err, left := f.Get("a"); err != nil || left != 0 || !f.Failed("a") {
+				if left, err := f.Get("a"); err != nil || left != 0 || !f.Failed("a") {
 					t.Errorf("after %s: %v, %s, failed lately: %v", pause, err, left, f.Failed("a"))
 				}
 			}
@@ -44,7 +44,7 @@ func TestFailuresInARowAreRememberedEverLonger(t *testing.T) {
 		if got := f.Add("a", broken, false); got != 0 {
 			t.Errorf("after a long time one failure is remembered for %s", got)
 		}
-		if err, _ := f.Get("b"); err != nil || f.Failed("b") {
+		if _, err := f.Get("b"); err != nil || f.Failed("b") {
 			t.Error("another key has failed")
 		}
 	})
@@ -59,7 +59,7 @@ func TestFailuresAreBounded(t *testing.T) {
 	if n := f.keys.Len(); n != maxFailures {
 		t.Errorf("%d keys are kept", n)
 	}
-	if err, _ := f.Get(fmt.Sprint(2*maxFailures - 1)); err == nil {
+	if _, err := f.Get(fmt.Sprint(2*maxFailures - 1)); err == nil {
 		t.Error("the newest is forgotten")
 	}
 }

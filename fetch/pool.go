@@ -204,7 +204,7 @@ func (p *Pool) Close(ctx context.Context) error {
 // Failed returns why a fetch of the blob under the repository failed a moment ago, or nil when
 // it may be tried.
 func (p *Pool) Failed(repository string, d digest.Digest) error {
-	err, _ := p.failed.Get((&Blob{Digest: d, Origin: storage.Origin{Repository: repository}}).key())
+	_, err := p.failed.Get((&Blob{Digest: d, Origin: storage.Origin{Repository: repository}}).key())
 	return err
 }
 

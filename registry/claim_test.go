@@ -69,7 +69,8 @@ func testClaim(t *testing.T, b []byte, claim string, budget int64) {
 		}
 		for _, field := range []string{"bytes=10-19", "bytes=50-", "bytes=-10", fmt.Sprintf("bytes=%d-", max(size-1, 0)), fmt.Sprintf("bytes=0-%d", size), fmt.Sprintf("bytes=%d-%d", size, size+5)} {
 			var first, last int64
-			want, status := b, 206
+			var want []byte
+			status := 206
 			switch n, _ := fmt.Sscanf(field, "bytes=%d-%d", &first, &last); {
 			case strings.HasPrefix(field, "bytes=-"):
 				want = b[max(size-10, 0):]
@@ -81,7 +82,7 @@ func testClaim(t *testing.T, b []byte, claim string, budget int64) {
 				want = b[first:]
 			}
 			if size == 0 {
-				want, status = nil, 416
+				status = 416
 			}
 			r := l.get(blobPath("library/app", d), "Range", field)
 			if r.status != status || status == 206 && !bytes.Equal(r.body, want) || r.err != nil {

@@ -35,7 +35,7 @@ func TestPullsGoOnWhileTheIndexIsRemapped(t *testing.T) {
 	}
 	defer long.Rollback()
 	// A change that makes the file grow, and is written at once.
-	go l.store.SetTag("docker.io/x/y", "large", storage.Tag{Digest: layer, MediaType: strings.Repeat("x", 8<<20)})
+	go l.store.SetTag("docker.io/x/y", "large", storage.Tag{Digest: img.Digest, MediaType: strings.Repeat("x", 8<<20)})
 	for blocked := false; !blocked; {
 		read := make(chan error, 1)
 		go func() { read <- db.View(func(*bbolt.Tx) error { return nil }) }()

@@ -21,7 +21,7 @@ import (
 func inventions(n int) (requests [][2]string) {
 	for i := range n {
 		d := digest.FromString(fmt.Sprint("invented ", i))
-		for _, r := range [][2]string{
+		requests = append(requests, [][2]string{
 			{http.MethodGet, fmt.Sprintf("/v2/coop/app/manifests/invented-%d", i)},
 			{http.MethodHead, fmt.Sprintf("/v2/coop/app/manifests/invented-head-%d", i)},
 			{http.MethodGet, "/v2/coop/app/manifests/" + string(d)},
@@ -29,9 +29,7 @@ func inventions(n int) (requests [][2]string) {
 			{http.MethodGet, fmt.Sprintf("/v2/coop/app/tags/list?last=%d", i)},
 			{http.MethodGet, "/v2/coop/app/referrers/" + string(d)},
 			{http.MethodGet, fmt.Sprintf("/v2/coop/invented-%d/manifests/1", i)},
-		} {
-			requests = append(requests, r)
-		}
+		}...)
 	}
 	return requests
 }

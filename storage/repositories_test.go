@@ -349,7 +349,7 @@ func TestManyFilesToWriteAreBoundedPerTick(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, _, manifest, _ := filled(t)
 		s := open(t, dir, 100<<20)
-		time.Sleep(2 * repoEvery)
+		time.Sleep(2*repoEvery + repoEvery/2) // not in the moment of a tick
 		const repositories = 2*reposAtOnce + 1
 		for n := range repositories {
 			s.SetTag(fmt.Sprint("docker.io/library/app", n), "1", Tag{Digest: manifest, Checked: time.Now()})
