@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -49,6 +50,9 @@ func (f *files) openHeld(e *entry, was info) (*Blob, error) {
 		return &Blob{file, d, e.Size, f.room.isPrivate(e), f.room, e}, nil
 	}
 	if why != "" {
+		if _, err := os.Lstat(filepath.Dir(f.layout.blob(d))); errors.Is(err, fs.ErrNotExist) {
+			f.folderLost() // more than this blob is gone
+		}
 		if f.room.remove(d, e) {
 			f.faults.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
 		}

@@ -23,6 +23,8 @@ type files struct {
 	faults    *faults
 	room      *room
 	catalogue *catalogue
+	// folderLost is called when a folder under blobs/ is gone.
+	folderLost func()
 
 	// mu guards ingests. It is taken after room.evicting and before room.mu, and never held
 	// during I/O.
@@ -209,17 +211,17 @@ func (f *files) removePartial(d digest.Digest) {
 }
 
 // walk calls visit for every file under blobs/ that has a digest as its name, until stop
-// returns true. Other files are left alone.
+// returns true. Other files, other folders (lost+found, if blobs/ is a file system of its own) and
+// what can't be read are left alone. Errors: that blobs/ itself can't be read.
 func (f *files) walk(stop func() bool, visit func(digest.Digest, fs.FileInfo)) error {
-	return filepath.WalkDir(f.layout.blobs(), func(path string, file fs.DirEntry, err error) error {
+	root := f.layout.blobs()
+	return f.faults.walkReadable(root, func(path string, file fs.DirEntry) error {
 		if stop() {
 			return fs.SkipAll
 		}
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
+		if file.IsDir() && !isFolderOfBlobs(strings.TrimPrefix(path, root)) {
+			f.faults.leftAlone(path, "it is no folder of blobs")
+			return fs.SkipDir
 		}
 		if !file.Type().IsRegular() {
 			return nil
@@ -230,6 +232,19 @@ func (f *files) walk(stop func() bool, visit func(digest.Digest, fs.FileInfo)) e
 		}
 		return nil
 	})
+}
+
+// isFolderOfBlobs reports whether a folder with that path under blobs/ may have blobs in it or
+// below it: "", "/sha256" or "/sha256/0f".
+func isFolderOfBlobs(path string) bool {
+	parts := strings.Split(path, "/")[1:]
+	if path == "" {
+		return true
+	}
+	if len(parts) > 2 || !digest.Algorithm(parts[0]).Available() {
+		return false
+	}
+	return len(parts) < 2 || len(parts[1]) == 2 && strings.Trim(parts[1], "0123456789abcdef") == ""
 }
 
 // layout knows where things are under the data directory (docs/design/disk-format.md).
@@ -315,6 +330,44 @@ type faults struct {
 	writeErrors atomic.Int64
 	corrupt     atomic.Int64 // blobs dropped because their bytes had changed
 	logged      atomic.Int64 // Unix seconds of the last log line about a failing disk
+
+	// mu guards foreign. It is not held during I/O, and no other lock is taken while it is held.
+	mu      sync.Mutex
+	foreign map[string]bool // paths of which was logged that they are left alone
+}
+
+// maxForeign is of how many files and folders the log says that they are left alone. A folder in
+// which more can't be read has one cause.
+const maxForeign = 20
+
+// leftAlone logs, once, that a file or folder in the data directory is not read or changed.
+func (f *faults) leftAlone(path, why string) {
+	f.mu.Lock()
+	said := f.foreign[path] || len(f.foreign) >= maxForeign
+	if !said {
+		f.foreign[path] = true
+	}
+	f.mu.Unlock()
+	if !said {
+		f.log.Warn("something in the data directory is left alone", "path", path, "reason", why)
+	}
+}
+
+// walkReadable is filepath.WalkDir for what can be read below root. Other folders are left alone.
+// Errors: that root can't be read; those of visit.
+func (f *faults) walkReadable(root string, visit func(path string, file fs.DirEntry) error) error {
+	return filepath.WalkDir(root, func(path string, file fs.DirEntry, err error) error {
+		switch {
+		case err == nil:
+			return visit(path, file)
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case path == root:
+			return err
+		}
+		f.leftAlone(path, err.Error())
+		return nil // WalkDir doesn't enter a folder that it can't read
+	})
 }
 
 // disk counts and logs err, at most once a minute: a full disk fails many times a second.

@@ -30,6 +30,7 @@ type housekeeping struct {
 
 	walked  atomic.Bool   // reconcile has seen all files
 	dirty   chan struct{} // of one: the index is to be written now
+	lost    chan struct{} // of one: files were removed, so the index is to be compared with them
 	stop    chan struct{} // closed by close
 	running sync.WaitGroup
 }
@@ -66,6 +67,9 @@ func (h *housekeeping) run() {
 		select {
 		case <-h.stop:
 			return
+		case <-h.lost:
+			h.reconcile()
+			continue
 		case <-tick.C:
 		}
 		h.flush()
@@ -134,6 +138,16 @@ func (h *housekeeping) reconcile() {
 	}
 	h.flush()
 	h.room.shrink()
+}
+
+// folderLost says that a folder of the data directory is gone: somebody has removed its content
+// under the running server. The bytes of what is gone must not fill the budget.
+func (h *housekeeping) folderLost() {
+	select {
+	case h.lost <- struct{}{}:
+		h.log.Warn("files of the data directory were removed while the server runs; what is gone is fetched again", "dir", h.faults.dir)
+	default: // it has been said
+	}
 }
 
 func (h *housekeeping) stopping() bool {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -152,7 +154,14 @@ func (in *Ingest) open() error {
 	if err := in.reservation.resize(want); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(in.s.files.layout.partial(in.digest), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	path := in.s.files.layout.partial(in.digest)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if errors.Is(err, fs.ErrNotExist) { // somebody has removed the folder
+		in.s.house.folderLost()
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -87,9 +87,9 @@ func (h *housekeeping) checkPartials() error {
 // checkRepos fails with NewerFormatError if a newer hubcache has written the file of a
 // repository. It is called before the index is rebuilt, when the files are read.
 func (h *housekeeping) checkRepos() error {
-	return filepath.WalkDir(h.files.layout.repos(), func(path string, file fs.DirEntry, err error) error {
-		if err != nil || !file.Type().IsRegular() || strings.HasPrefix(file.Name(), tempPrefix) {
-			return err
+	return h.faults.walkReadable(h.files.layout.repos(), func(path string, file fs.DirEntry) error {
+		if !file.Type().IsRegular() || strings.HasPrefix(file.Name(), tempPrefix) {
+			return nil
 		}
 		return checkFormat(path, repoVersion, repoAdvice)
 	})
@@ -217,6 +217,9 @@ func (h *housekeeping) loadPartials() {
 		return
 	}
 	for _, file := range files {
+		if file.IsDir() {
+			continue // not ours
+		}
 		path := filepath.Join(dir, file.Name())
 		name, isState := strings.CutSuffix(file.Name(), ".json")
 		if isState {
@@ -244,9 +247,9 @@ func (h *housekeeping) loadPartials() {
 }
 
 // rebuild makes a new index from the files: from the blobs, and from what the files of the
-// repositories say. Last uses are known to within a minute, by the times of the files. Lost are links that
-// upstream had confirmed for blobs that no cached manifest names, and the newest second of tags
-// and visibility.
+// repositories say. Last uses are known to within a minute, by the times of the files. Lost are
+// links that upstream had confirmed for blobs that no cached manifest names, and the newest second
+// of tags and visibility.
 func (h *housekeeping) rebuild() error {
 	start := time.Now()
 	type found struct {
@@ -266,10 +269,8 @@ func (h *housekeeping) rebuild() error {
 		h.files.adopt(b.d, b.fi)
 	}
 	repos := 0
-	err = filepath.WalkDir(h.files.layout.repos(), func(path string, file fs.DirEntry, err error) error {
+	err = h.faults.walkReadable(h.files.layout.repos(), func(path string, file fs.DirEntry) error {
 		switch {
-		case err != nil:
-			return err
 		case strings.HasPrefix(file.Name(), tempPrefix):
 			os.Remove(path)
 		case file.Type().IsRegular():

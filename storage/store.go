@@ -82,7 +82,7 @@ func Open(o Options) (*Store, error) {
 // newStore returns a Store with nothing loaded and nothing running.
 func newStore(o Options) *Store {
 	log := cmp.Or(o.Log, slog.Default())
-	faults := &faults{log: log, dir: o.Dir}
+	faults := &faults{log: log, dir: o.Dir, foreign: map[string]bool{}}
 	s := &Store{}
 	s.files = files{
 		layout:    layout(o.Dir),
@@ -90,6 +90,8 @@ func newStore(o Options) *Store {
 		room:      &s.room,
 		catalogue: &s.catalogue,
 		ingests:   map[digest.Digest]*Ingest{},
+
+		folderLost: s.house.folderLost,
 	}
 	s.room = room{
 		files:        &s.files,
@@ -117,6 +119,7 @@ func newStore(o Options) *Store {
 		log:         log,
 		indexOpened: o.IndexOpened,
 		dirty:       make(chan struct{}, 1),
+		lost:        make(chan struct{}, 1),
 		stop:        make(chan struct{}),
 	}
 	s.house.repos = repoWriter{
