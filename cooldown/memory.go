@@ -3,13 +3,15 @@ package cooldown
 import (
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // Memory remembers keys for a while, so that what has just failed, or was just done, isn't
 // tried again at once. The zero value is ready. All methods are safe for concurrent use.
 type Memory struct {
-	mu sync.Mutex // guards m
-	m  map[string]memo
+	mu   sync.Mutex                   // guards keys
+	keys *simplelru.LRU[string, memo] // nil until the first Add
 }
 
 type memo struct {
@@ -17,8 +19,8 @@ type memo struct {
 	err   error
 }
 
-// maxMemos limits a Memory: clients can invent keys. Beyond it the expired ones are swept,
-// or everything is forgotten.
+// maxMemos limits a Memory: clients can invent keys. Beyond it the key that was added the longest
+// ago is forgotten.
 const maxMemos = 10_000
 
 // Add remembers key for d, with the reason err, which may be nil. With d 0 or less it
@@ -29,27 +31,22 @@ func (m *Memory) Add(key string, d time.Duration, err error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := time.Now()
-	if len(m.m) >= maxMemos {
-		for k, v := range m.m {
-			if now.After(v.until) {
-				delete(m.m, k)
-			}
-		}
+	if m.keys == nil {
+		m.keys, _ = simplelru.NewLRU[string, memo](maxMemos, nil)
 	}
-	if m.m == nil || len(m.m) >= maxMemos {
-		m.m = map[string]memo{}
-	}
-	m.m[key] = memo{until: now.Add(d), err: err}
+	m.keys.Add(key, memo{until: time.Now().Add(d), err: err})
 }
 
 // Get returns the reason that key is remembered with; ok is false when it isn't.
 func (m *Memory) Get(key string) (err error, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	v, ok := m.m[key]
+	if m.keys == nil {
+		return nil, false
+	}
+	v, ok := m.keys.Peek(key)
 	if ok && time.Now().After(v.until) {
-		delete(m.m, key)
+		m.keys.Remove(key)
 		return nil, false
 	}
 	return v.err, ok
@@ -65,5 +62,7 @@ func (m *Memory) Has(key string) bool {
 func (m *Memory) Forget(key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.m, key)
+	if m.keys != nil {
+		m.keys.Remove(key)
+	}
 }
