@@ -83,6 +83,7 @@ type Usage struct {
 	Max      int64 // the budget
 	Used     int64 // of all entries whose files may still be on disk
 	Reserved int64 // promised to entries that are coming in
+	Leaving  int64 // the part of Used that goes when the readers of removed entries close them
 	Excess   int64 // what is beyond the budget even when all that is leaving has gone
 	Entries  int   // number of whole entries
 }
@@ -93,6 +94,7 @@ func (c *Cache[K, V]) Usage() Usage {
 		Max:      c.max,
 		Used:     c.used,
 		Reserved: c.reserved,
+		Leaving:  c.leaving,
 		Excess:   max(0, c.used-c.leaving+c.reserved-c.max),
 		Entries:  c.fresh.list.Len() + c.proven.list.Len(),
 	}

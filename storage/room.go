@@ -146,7 +146,8 @@ func (r *room) shrink() {
 	defer r.evicting.Unlock()
 	short := r.shortOfSpace(0)
 	r.mu.Lock()
-	victims := r.evict(r.lru.Shed(short))
+	// Files that were evicted already and are still read give their space back by themselves.
+	victims := r.evict(r.lru.Shed(short - r.lru.Usage().Leaving))
 	r.mu.Unlock()
 	r.unlink(victims)
 	r.inodes.free(r)
@@ -313,11 +314,11 @@ func (r *room) load(e *entry) {
 	}
 }
 
-// adopt adds e, unless there is an entry already or its file is about to be unlinked.
+// adopt adds e, unless there is an entry or a partial already, or its file is about to be unlinked.
 func (r *room) adopt(e *entry) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.lru.Peek(e.Key) != nil || r.unlinking[e.Key] != nil {
+	if r.lru.Peek(e.Key) != nil || r.unlinking[e.Key] != nil || r.lru.HasPartial(e.Key) {
 		return false
 	}
 	r.load(e)

@@ -116,6 +116,31 @@ func TestMinFreeEvicts(t *testing.T) {
 	balanced(t, s)
 }
 
+// TestMinFreeWaitsForReaders: a file that was evicted for the free space, and that somebody still
+// reads, gives its space back later. Until then no further ones are evicted in its place.
+func TestMinFreeWaitsForReaders(t *testing.T) {
+	s := open(t, t.TempDir(), 100<<20)
+	settleDown(t, s)
+	for n := range 10 {
+		b, err := s.Open(put(t, s, noise(uint64(n), 1<<20)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+	}
+	s.room.space.mu.Lock()
+	s.room.space.measure = func() (int64, error) { return 90 << 20, nil } // the readers hold all of it
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(92 << 20)
+	for range 3 {
+		s.room.shrink()
+	}
+	if st := s.Stats(); st.Evictions != 2 {
+		t.Errorf("%d blobs of 1 MiB were evicted, and 2 MiB are short", st.Evictions)
+	}
+}
+
 // TestReservedSpaceIsNotPromisedAgain: space that was reserved a moment ago and isn't allocated yet is
 // not there for others.
 func TestReservedSpaceIsNotPromisedAgain(t *testing.T) {
