@@ -191,7 +191,7 @@ func TestDownloadGoesOnAfterItsOnlyClientLeaves(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{hub: hubtest.Options{Bandwidth: 20e6}})
-		const size = 32 * mib
+		const size = 12 * mib
 		d := l.oneLayerImage(size)
 		ctx, cancel := context.WithCancel(context.Background())
 		resp, err := l.ask(ctx, "GET", blobPath("library/one", d))
@@ -341,7 +341,7 @@ func TestLastByteIsSentWhenTheBlobIsComplete(t *testing.T) {
 			policy: func(p *registry.Policy) { p.Limits.Transfers = 8 }})
 		var ds []digest.Digest
 		for i := range 8 { // as many as there are slots
-			size := 32*mib + int64(i)
+			size := 16*mib + int64(i)
 			if i == 0 {
 				size = 8 * mib
 			}

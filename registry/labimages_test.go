@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -46,8 +45,7 @@ func (l *lab) oneLayerImage(size int64) (layer digest.Digest) {
 	return layer
 }
 
-// noise is what the layers of addImage are cut from: they have at most this length. The synthetic layers of hubtest are
-// slow to make under the race detector.
+// noise is random bytes, more than any test takes of them.
 var noise = sync.OnceValue(func() []byte {
 	b := make([]byte, 33*mib)
 	rand.NewChaCha8([32]byte{}).Read(b)
@@ -60,8 +58,7 @@ func (l *lab) addImage(repository, tag string, sizes ...int64) (layers []digest.
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	m.Config = l.hub.AddBlob(repository, ocispec.MediaTypeImageConfig, []byte(`{"architecture":"amd64","os":"linux"}`))
 	for i, size := range sizes {
-		b := noise()[i*1000:][:size]
-		m.Layers = append(m.Layers, l.hub.AddBlobAt(repository, ocispec.MediaTypeImageLayer, layerDigest(i, size), bytes.NewReader(b), size))
+		m.Layers = append(m.Layers, l.hub.AddBlobAt(repository, ocispec.MediaTypeImageLayer, layerDigest(i, size), hubtest.Random(i), size))
 		layers = append(layers, m.Layers[i].Digest)
 	}
 	b, err := json.Marshal(m)
@@ -80,7 +77,10 @@ func layerDigest(i int, size int64) digest.Digest {
 	if d, ok := layerDigests.Load(key); ok {
 		return d.(digest.Digest)
 	}
-	d := digest.FromBytes(noise()[i*1000:][:size])
+	d, err := digest.FromReader(io.NewSectionReader(hubtest.Random(i), 0, size))
+	if err != nil {
+		panic(err) // it doesn't happen
+	}
 	layerDigests.Store(key, d)
 	return d
 }

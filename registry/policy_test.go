@@ -79,7 +79,7 @@ func reloads() []reload {
 			before: recheck,
 			after:  func(p *registry.Policy) { p.TagTTL, p.MaxStale = &none, time.Nanosecond }, path: manifestPath},
 		{name: "first layer, public and then denied, in the private list and with read-ahead",
-			layer: 2 * mib, // small ones may be complete before they are sent, and hits
+			layer: 5 << 18, // small ones may be complete before they are sent, and hits
 			known: private, prepare: getManifest, before: recheck,
 			after: func(p *registry.Policy) { deny(p); private(p); p.ReadAhead = true }, path: layer},
 		{name: "tag list, rechecked and then denied and inside its TTL",

@@ -154,6 +154,7 @@ func TestReadAheadStaysWithinLimits(t *testing.T) {
 				t.Errorf("the layer that a client asked for: %s", s)
 			}
 		}
+		l.hub.Set(func(o *hubtest.Options) { o.Bandwidth = 0 }) // for the rest, which nobody waits for
 		l.drain()
 	})
 }

@@ -214,7 +214,12 @@ func TestCompletePartialIsNotFetchedAgain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := in.WriteAt(noise()[:size], 0); err != nil {
+			all := make([]byte, size)
+			hubtest.Random(0).ReadAt(all, 0)
+			if digest.FromBytes(all) != d {
+				t.Fatal("these are not the bytes of the layer")
+			}
+			if _, err := in.WriteAt(all, 0); err != nil {
 				t.Fatal(err)
 			}
 			in.Abort(errors.New("killed"))

@@ -77,7 +77,7 @@ func TestFastConnectionStaysTheOnlyOne(t *testing.T) {
 func TestConnectionThatSlowsDownGetsHelp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const size = 512 * mib
+		const size = 320 * mib
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{Bandwidth: 800e6, Latency: 30 * time.Millisecond}})
 		d := l.zeroImage("library/app", size)
 		go func() {
@@ -89,7 +89,7 @@ func TestConnectionThatSlowsDownGetsHelp(t *testing.T) {
 		if n := maxConcurrent(l.cdnRequests(d)); n != 6 {
 			t.Errorf("%d connections at once", n)
 		}
-		if limit := 4 * time.Second; took > limit { // it takes 13 s without help
+		if limit := 4 * time.Second; took > limit { // it takes 6 s without help
 			t.Errorf("it took %s", took)
 		}
 	})

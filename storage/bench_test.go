@@ -105,7 +105,7 @@ func heap() uint64 {
 // TestMemoryOfAnEntry: what is known of a blob takes some 300 bytes of memory, so that a million blobs
 // fit in a small machine.
 func TestMemoryOfAnEntry(t *testing.T) {
-	const n = 60_000 // the map has just grown and has the most free places
+	const n = 30_000 // the map has just grown and has the most free places
 	dir := indexOf(t, n)
 	before := heap()
 	s := opened(t, dir, plenty)

@@ -14,6 +14,7 @@ import (
 
 // TestBlobSurvivesRestart: blobs and their links are there after a restart.
 func TestBlobSurvivesRestart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	small, large := noise(1, 1000), noise(2, 3<<20)
@@ -32,6 +33,7 @@ func TestBlobSurvivesRestart(t *testing.T) {
 // TestLostFileIsAMiss: a file that somebody has deleted, cut or replaced is a miss, and the blob can
 // come in again.
 func TestLostFileIsAMiss(t *testing.T) {
+	t.Parallel()
 	for name, harm := range map[string]func(path string) error{
 		"deleted":   os.Remove,
 		"truncated": func(path string) error { os.Chmod(path, 0o600); return os.Truncate(path, 100) },
@@ -57,6 +59,7 @@ func TestLostFileIsAMiss(t *testing.T) {
 // TestPrivateBlobStaysPrivateWithoutTheIndex: a private blob whose manifest isn't cached stays
 // private after a rebuild, also when a backup program has changed the other bits of its mode.
 func TestPrivateBlobStaysPrivateWithoutTheIndex(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []os.FileMode{modePrivate, 0o550} { // chmod -R g+rX
 		dir := t.TempDir()
 		s := open(t, dir, 100<<20)
@@ -87,6 +90,7 @@ func TestPrivateBlobStaysPrivateWithoutTheIndex(t *testing.T) {
 // TestOpenLeavesASuccessorAlone: an entry is evicted and its blob comes in again while somebody
 // opens the old one. That doesn't remove the new one.
 func TestOpenLeavesASuccessorAlone(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	b := noise(5, 1000)
 	d := put(t, s, b)
@@ -103,6 +107,7 @@ func TestOpenLeavesASuccessorAlone(t *testing.T) {
 
 // TestOpenLeavesThePartialOfASuccessorAlone: the same, and the new one is unfinished.
 func TestOpenLeavesThePartialOfASuccessorAlone(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
 	b := noise(5, 2<<20)

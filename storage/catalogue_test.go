@@ -18,6 +18,7 @@ import (
 // TestConfirmedLinkWinsOverNamedOne: that a manifest names a blob doesn't overwrite what Confirm sets
 // at the same time.
 func TestConfirmedLinkWinsOverNamedOne(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
 	for n := range 4000 {
@@ -34,9 +35,10 @@ func TestConfirmedLinkWinsOverNamedOne(t *testing.T) {
 
 // TestRecordAndEntryAgree: several changes of a record at the same time are all kept.
 func TestRecordAndEntryAgree(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
-	for n := range 4000 {
+	for n := range 3000 {
 		body := fmt.Appendf(nil, `{"schemaVersion":2,"n":%d}`, n%50)
 		d := digest.FromBytes(body)
 		s.Remove(d)
@@ -66,6 +68,7 @@ func TestRecordAndEntryAgree(t *testing.T) {
 // TestLinksWithoutRoomAreWrittenAtOnce: docs/design/disk-format.md says that a link is written with the
 // synced transaction that follows at once. That holds when there is no room for the manifest too.
 func TestLinksWithoutRoomAreWrittenAtOnce(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 10)
 	settleDown(t, s)
 	body := fmt.Appendf(nil, `{"schemaVersion":2,"layers":[{"digest":%q,"size":10}]}`, digest.FromString("x"))
@@ -81,6 +84,7 @@ func TestLinksWithoutRoomAreWrittenAtOnce(t *testing.T) {
 // TestSweepForgetsWhatNothingNeeds: the links of blobs that have left are forgotten, except those that
 // a cached manifest names, and tags whose manifest left long ago.
 func TestSweepForgetsWhatNothingNeeds(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	kept, gone := put(t, s, noise(60, 2000)), put(t, s, noise(61, 2000))
 	image := []byte(`{"layers":[{"digest":"` + kept.String() + `","size":2000}]}`)
@@ -115,6 +119,7 @@ func TestSweepForgetsWhatNothingNeeds(t *testing.T) {
 // TestSweepDuringPutManifestKeepsLinks: a sweep after what a manifest names has been linked, and before
 // the manifest is there, takes no link away.
 func TestSweepDuringPutManifestKeepsLinks(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
 	child := digest.FromString("child")
@@ -149,6 +154,7 @@ func TestSweepDuringPutManifestKeepsLinks(t *testing.T) {
 // TestSweptLinkStaysAwayAfterARebuild: otherwise a public repository would be linked to the manifest of
 // a private one.
 func TestSweptLinkStaysAwayAfterARebuild(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	settleDown(t, s)

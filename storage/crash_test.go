@@ -120,7 +120,7 @@ func intact(t *testing.T, s *Store) {
 		t.Error(err)
 	}
 	// A file whose record the crash has lost is adopted in the background.
-	for deadline := time.Now().Add(5 * time.Second); bytesOnDisk(t, s) != s.Stats().Bytes && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); bytesOnDisk(t, s) != s.Stats().Bytes && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
 	balanced(t, s)
@@ -139,6 +139,7 @@ func intact(t *testing.T, s *Store) {
 // TestCrashLosesNothingCommitted: with room for all, all that was committed is there after each
 // crash, and tags name manifests that are there.
 func TestCrashLosesNothingCommitted(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	const budget = 8 << 30
 	all := map[digest.Digest]bool{}
@@ -170,6 +171,7 @@ func TestCrashLosesNothingCommitted(t *testing.T) {
 
 // TestCrashDuringEviction: with room for a few blobs only, files and accounts agree after each crash.
 func TestCrashDuringEviction(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	const budget = 20 << 20
 	for range crashRounds() {
@@ -182,6 +184,7 @@ func TestCrashDuringEviction(t *testing.T) {
 
 // TestCrashAndDamagedIndex: the crash damages the index. Blobs, tags and links are there all the same.
 func TestCrashAndDamagedIndex(t *testing.T) {
+	t.Parallel()
 	for name, damage := range map[string]func(path string, size int64) error{
 		"truncated": func(path string, size int64) error { return os.Truncate(path, rand.Int64N(size)) },
 		"zeroed":    func(path string, size int64) error { return os.WriteFile(path, make([]byte, size), 0o600) },
@@ -224,7 +227,7 @@ func TestCrashAndDamagedIndex(t *testing.T) {
 			}
 			start := time.Now()
 			s = open(t, dir, budget)
-			if took := time.Since(start); took > 6*time.Second {
+			if took := time.Since(start); took > 20*time.Second { // ten times what is promised, as the machine may be slow and busy
 				t.Errorf("the start took %s", took)
 			}
 			intact(t, s)

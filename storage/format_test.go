@@ -128,6 +128,7 @@ func setSchema(t *testing.T, path string, version int) {
 
 // TestNamesAndVersionsOnDisk: what version 1 is called, which older and newer programs rely on.
 func TestNamesAndVersionsOnDisk(t *testing.T) {
+	t.Parallel()
 	dir, _, _, partial := filled(t)
 	if indexName(1) != "index.db" || indexName(2) == indexName(1) {
 		t.Errorf("the indexes of versions 1 and 2 are %s and %s", indexName(1), indexName(2))
@@ -149,6 +150,7 @@ func TestNamesAndVersionsOnDisk(t *testing.T) {
 // TestNewerRepositoryFileStopsARebuild: whether the index is missing, damaged or was never
 // finished.
 func TestNewerRepositoryFileStopsARebuild(t *testing.T) {
+	t.Parallel()
 	for name, harm := range map[string]func(index string) error{
 		"missing": os.Remove,
 		"damaged": func(index string) error { return os.Truncate(index, 9000) },
@@ -183,6 +185,7 @@ func TestNewerRepositoryFileStopsARebuild(t *testing.T) {
 // TestNewerRepositoryFileIsNotOverwritten: with an index that is as good as before, the file is
 // only met when it is to be written.
 func TestNewerRepositoryFileIsNotOverwritten(t *testing.T) {
+	t.Parallel()
 	dir, _, manifest, _ := filled(t)
 	path := layout(dir).repo(repo)
 	setSchema(t, path, 2)
@@ -210,6 +213,7 @@ func TestNewerRepositoryFileIsNotOverwritten(t *testing.T) {
 
 // TestNewerPartialStopsTheStart: it is neither resumed nor removed.
 func TestNewerPartialStopsTheStart(t *testing.T) {
+	t.Parallel()
 	dir, layer, manifest, partial := filled(t)
 	path := layout(dir).partialState(partial)
 	old, err := os.ReadFile(path)
@@ -231,6 +235,7 @@ func TestNewerPartialStopsTheStart(t *testing.T) {
 // TestUnknownFlagIsNewerAndNoDamage: a value of the index that is as it was written, with a flag
 // that nobody knows, is not set aside as damaged.
 func TestUnknownFlagIsNewerAndNoDamage(t *testing.T) {
+	t.Parallel()
 	d := digest.FromString("x")
 	for name, value := range map[string]struct{ bucket, key, value []byte }{
 		"record":     {bucketBlobs, []byte(d), append([]byte{flagUnverified << 1}, (&record{}).encode()[1:]...)},
@@ -261,6 +266,7 @@ func TestUnknownFlagIsNewerAndNoDamage(t *testing.T) {
 // TestIndexOfAnotherVersionIsLeftAlone: after a rollback from a version whose index has another
 // name, the index is made from the files, and the other one stays.
 func TestIndexOfAnotherVersionIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	dir, layer, manifest, partial := filled(t)
 	other := filepath.Join(dir, indexName(indexVersion+1))
 	if err := os.Rename(layout(dir).index(), other); err != nil {

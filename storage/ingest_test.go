@@ -20,6 +20,7 @@ import (
 // TestReadersFollowAGrowingBlob: many readers get all bytes in order while they arrive in any
 // order.
 func TestReadersFollowAGrowingBlob(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	body := noise(3, 5<<20)
 	d := digest.FromBytes(body)
@@ -59,6 +60,7 @@ func TestReadersFollowAGrowingBlob(t *testing.T) {
 // TestLastByteIsHeldUntilTheDigestIsRight: no reader gets all of a blob with a wrong digest, or any
 // byte of a small one, and it isn't kept.
 func TestLastByteIsHeldUntilTheDigestIsRight(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	for _, size := range []int{0, 1, 1000, VerifyFirst, VerifyFirst + 1, 3 << 20} {
 		body := noise(uint64(size), size)
@@ -94,6 +96,7 @@ func TestLastByteIsHeldUntilTheDigestIsRight(t *testing.T) {
 // TestMissingBytesAreNotCommitted: a blob with a gap is not committed, and one that is too long
 // neither.
 func TestMissingBytesAreNotCommitted(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	body := noise(4, 2<<20)
 	in, err := s.Begin(Origin{Repository: repo}, digest.FromBytes(body), int64(len(body)))
@@ -113,6 +116,7 @@ func TestMissingBytesAreNotCommitted(t *testing.T) {
 // TestNoByteIsChangedOnceWritten: bytes that are written a second time, after they were hashed, don't
 // get into the blob.
 func TestNoByteIsChangedOnceWritten(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	b := noise(3, 4<<20)
 	d := digest.FromBytes(b)
@@ -144,6 +148,7 @@ func TestNoByteIsChangedOnceWritten(t *testing.T) {
 
 // TestFailedCommitLeavesNoFile: the process is out of file descriptors during the commit.
 func TestFailedCommitLeavesNoFile(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	put(t, s, noise(1, 100))
 	b := noise(4, 2<<20)
@@ -169,6 +174,7 @@ func TestFailedCommitLeavesNoFile(t *testing.T) {
 
 // TestUnknownSizeGrowsInSteps: a blob of unknown size reserves a little more than has arrived.
 func TestUnknownSizeGrowsInSteps(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	body := noise(5, 20<<20)
 	d := digest.FromBytes(body)
@@ -198,6 +204,7 @@ func TestUnknownSizeGrowsInSteps(t *testing.T) {
 
 // TestPartialIsResumed: after a restart only the missing bytes of an unfinished blob are needed.
 func TestPartialIsResumed(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	body := noise(6, 4<<20)
@@ -246,6 +253,7 @@ func TestPartialIsResumed(t *testing.T) {
 
 // TestPartialOfAnotherBootIsDropped: after a crash of the machine nobody knows which bytes are there.
 func TestPartialOfAnotherBootIsDropped(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	body := noise(7, 2<<20)

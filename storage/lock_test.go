@@ -47,6 +47,7 @@ func blockIndex(t *testing.T, s *Store, db *bbolt.DB) (unblock func()) {
 // TestReadsOfTheIndexHoldNoLock: while all reads of the index wait, and some of every kind do,
 // whatever needs no read of the index goes on.
 func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
+	t.Parallel()
 	var db *bbolt.DB
 	s, err := Open(Options{Dir: t.TempDir(), Budget: 100 << 20, Log: slog.New(slog.DiscardHandler), IndexOpened: func(opened *bbolt.DB) { db = opened }})
 	if err != nil {
@@ -178,6 +179,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 // TestWritingRepositoryFilesWhileTheIndexGrows: a read transaction inside another one would wait for a
 // write that waits for the outer one. No such read is made.
 func TestWritingRepositoryFilesWhileTheIndexGrows(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 1<<30)
 	for n := range 300 {
 		body := fmt.Appendf(nil, `{"schemaVersion":2,"n":%d}`, n)

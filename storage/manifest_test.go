@@ -10,6 +10,7 @@ import (
 // TestPutManifestMakesAManifestOfABlob: a manifest that is there as a blob, since it was found without
 // a record after a crash, can be read as a manifest after PutManifest.
 func TestPutManifestMakesAManifestOfABlob(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	body := []byte(`{"schemaVersion":2}`)
 	d := put(t, s, body) // as a blob, which is all that is known of a file without a record
@@ -24,6 +25,7 @@ func TestPutManifestMakesAManifestOfABlob(t *testing.T) {
 // TestManifestLostInAPowerCutIsNotServed: a manifest isn't synced when it is committed. After a power cut
 // its file may have the right size and no bytes. It must not be read as a blob then, either.
 func TestManifestLostInAPowerCutIsNotServed(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)

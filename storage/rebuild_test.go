@@ -19,6 +19,7 @@ import (
 
 // TestDamagedIndexIsRebuilt: whatever the damage, all that the files say is there again.
 func TestDamagedIndexIsRebuilt(t *testing.T) {
+	t.Parallel()
 	for name, harm := range map[string]func(path string) error{
 		"deleted":   os.Remove,
 		"truncated": func(path string) error { return os.Truncate(path, 9000) },
@@ -103,6 +104,7 @@ func FuzzDamagedIndex(f *testing.F) {
 // TestDamageIsRememberedUntilTheIndexIsSetAside: a start that can't set the damaged index aside leaves
 // the note, so that the next start doesn't believe the index.
 func TestDamageIsRememberedUntilTheIndexIsSetAside(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	s.catalogue.index.MarkDamaged(fmt.Errorf("%w: by a bad disk", index.ErrDamaged))
@@ -121,6 +123,7 @@ func TestDamageIsRememberedUntilTheIndexIsSetAside(t *testing.T) {
 // TestWhatComesAfterDamageIsFoundAgain: the index is found damaged while it is in use. What comes in
 // until the restart is found again by the files.
 func TestWhatComesAfterDamageIsFoundAgain(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	settleDown(t, s)
@@ -149,6 +152,7 @@ func TestWhatComesAfterDamageIsFoundAgain(t *testing.T) {
 // TestRebuildConfirmsNoLinkThatWasOnlyNamed: a public index that names the manifest of a private
 // repository doesn't get a confirmed link to it.
 func TestRebuildConfirmsNoLinkThatWasOnlyNamed(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	secret := []byte(`{"schemaVersion":2,"secret":true}`)
@@ -175,6 +179,7 @@ func TestRebuildConfirmsNoLinkThatWasOnlyNamed(t *testing.T) {
 // before the index was written. The index still has the old record, with another inode. The blob is
 // there.
 func TestCrashAfterEvictionAndRefetch(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, 100<<20)
 	b := noise(1, 2<<20)
@@ -196,6 +201,7 @@ func TestCrashAfterEvictionAndRefetch(t *testing.T) {
 // TestUnknownFileIsAdoptedOnce: a file that the index doesn't know is asked for before reconcile has come
 // to it, and the download breaks off.
 func TestUnknownFileIsAdoptedOnce(t *testing.T) {
+	t.Parallel()
 	b := noise(1, 2<<20)
 	s := unwalked(t, b)
 	if in := begun(t, s, Origin{Repository: repo}, b); in != nil {
@@ -209,6 +215,7 @@ func TestUnknownFileIsAdoptedOnce(t *testing.T) {
 // TestUnknownFileIsNotAdoptedDuringADownload: the same, and reconcile comes to it while the download
 // goes on.
 func TestUnknownFileIsNotAdoptedDuringADownload(t *testing.T) {
+	t.Parallel()
 	b := noise(1, 2<<20)
 	s := unwalked(t, b)
 	in := begun(t, s, Origin{Repository: repo}, b)

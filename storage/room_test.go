@@ -18,6 +18,7 @@ import (
 
 // TestEvictionByLastUse: the least recently used blob leaves first.
 func TestEvictionByLastUse(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 5<<20)
 	var ds []digest.Digest
 	for i := range 4 {
@@ -45,6 +46,7 @@ func TestEvictionByLastUse(t *testing.T) {
 // evict a blob that came in before and is used again, also across a restart. Uses within minutes of
 // its arrival count as the first.
 func TestBlobsUsedOnceDoNotEvictThoseUsedAgain(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	open := func() *Store {
 		s, err := Open(Options{Dir: dir, Budget: 100 << 10, Log: slog.New(slog.DiscardHandler)})
@@ -99,6 +101,7 @@ func TestBlobsUsedOnceDoNotEvictThoseUsedAgain(t *testing.T) {
 // TestReadersKeepEvictedBytesAndTheyCount: a blob that is removed while somebody reads it can be read
 // to its end, and counts until it is closed.
 func TestReadersKeepEvictedBytesAndTheyCount(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 2<<20)
 	body := noise(30, 2<<20)
 	d := put(t, s, body)
@@ -123,6 +126,7 @@ func TestReadersKeepEvictedBytesAndTheyCount(t *testing.T) {
 // TestEvictedCountsUntilClosed: a blob is evicted after its commit and before its owner has closed
 // it. The file is open, so its room has not come back yet.
 func TestEvictedCountsUntilClosed(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 4<<20)
 	b := noise(1, 2<<20)
 	in, err := s.Begin(Origin{Repository: repo}, digest.FromBytes(b), int64(len(b)))
@@ -162,6 +166,7 @@ func TestEvictedCountsUntilClosed(t *testing.T) {
 // TestVictimIsGivenBackOnce: the last reader of a victim leaves after the victim was chosen and before
 // its file is unlinked.
 func TestVictimIsGivenBackOnce(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	put(t, s, noise(1, 1<<20))
 	d := put(t, s, noise(2, 2<<20))
@@ -186,6 +191,7 @@ func TestVictimIsGivenBackOnce(t *testing.T) {
 // TestHeldPartialIsNoVictim: to unlink a partial that somebody still reads gives no room, so nothing
 // leaves for it in vain.
 func TestHeldPartialIsNoVictim(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 10<<20)
 	settleDown(t, s)
 	b := noise(1, 6<<20)
@@ -208,6 +214,7 @@ func TestHeldPartialIsNoVictim(t *testing.T) {
 // TestPartialThatIsResumedIsNoVictim: a partial is about to be resumed while somebody else chooses
 // victims. If it were one, the file of the new ingest would be unlinked.
 func TestPartialThatIsResumedIsNoVictim(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 10<<20)
 	settleDown(t, s)
 	b := noise(1, 4<<20)
@@ -245,6 +252,7 @@ func TestPartialThatIsResumedIsNoVictim(t *testing.T) {
 
 // TestTouchReachesTheClosure: a use of an index is one of its images and their layers.
 func TestTouchReachesTheClosure(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	layer, config := put(t, s, noise(40, 2000)), put(t, s, noise(41, 100))
 	image := []byte(`{"schemaVersion":2,"config":{"digest":"` + config.String() + `","size":100},"layers":[{"digest":"` + layer.String() + `","size":2000}]}`)
@@ -277,6 +285,7 @@ func TestTouchReachesTheClosure(t *testing.T) {
 // TestTouchCountsAfterTheClockWentBack: a use that was noted with a wrong clock, in the future, doesn't
 // keep later uses from counting, neither of a manifest nor of what it names.
 func TestTouchCountsAfterTheClockWentBack(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	layer := put(t, s, noise(1, 1000))
 	body := fmt.Appendf(nil, `{"schemaVersion":2,"layers":[{"digest":%q,"size":1000}]}`, layer)
@@ -296,6 +305,7 @@ func TestTouchCountsAfterTheClockWentBack(t *testing.T) {
 
 // TestTouchOfAnIndexThatNamesItselfEnds: indexes may name each other in a circle, or very deeply.
 func TestTouchOfAnIndexThatNamesItselfEnds(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	// No manifest can contain its own digest, but a record can be made to say so.
 	a := []byte(`{"manifests":[]}`)
@@ -320,6 +330,7 @@ func TestTouchOfAnIndexThatNamesItselfEnds(t *testing.T) {
 
 // TestTouchDuringReconcile: with -race, what is known of an entry changes under a lock only.
 func TestTouchDuringReconcile(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)
@@ -343,6 +354,7 @@ func TestTouchDuringReconcile(t *testing.T) {
 // TestEndedReservationCannotGrow: a write that comes after the end of its ingest reserves nothing,
 // since nobody would give it back.
 func TestEndedReservationCannotGrow(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	in, err := s.Begin(Origin{Repository: repo}, digest.FromString("x"), -1)
 	if err != nil {

@@ -29,6 +29,7 @@ func (d *fakeDisk) measure() (int64, error) {
 // TestPromisesCountAtOnce: what has been promised and isn't written yet is not promised again, however
 // fast the calls come.
 func TestPromisesCountAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { // no time passes
 		const keep, n = 1 << 30, 300 << 20
 		promised := int64(0)
@@ -49,6 +50,7 @@ func TestPromisesCountAtOnce(t *testing.T) {
 // TestFreeSpaceIsMeasuredSeldomButInTime: while there is plenty of space it is measured once in a
 // while, and near the limit each time.
 func TestFreeSpaceIsMeasuredSeldomButInTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const keep = 1 << 30
 		d := &fakeDisk{free: 100 << 30}
@@ -91,6 +93,7 @@ func TestFreeSpaceIsMeasuredSeldomButInTime(t *testing.T) {
 // TestMinFreeEvicts: blobs leave so that the free space is kept, with budget for all of them, and what
 // can't be had that way is refused.
 func TestMinFreeEvicts(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	d := &fakeDisk{}
 	s.room.space.mu.Lock() // the background work of the start uses it too
@@ -144,6 +147,7 @@ func TestMinFreeWaitsForReaders(t *testing.T) {
 // TestReservedSpaceIsNotPromisedAgain: space that was reserved a moment ago and isn't allocated yet is
 // not there for others.
 func TestReservedSpaceIsNotPromisedAgain(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
 	s.room.space.mu.Lock()
@@ -164,6 +168,7 @@ func TestReservedSpaceIsNotPromisedAgain(t *testing.T) {
 
 // TestHugeSizesAreRefused: a nonsense size doesn't make the computation of the free space overflow.
 func TestHugeSizesAreRefused(t *testing.T) {
+	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	settleDown(t, s)
 	s.room.space.mu.Lock()

@@ -36,6 +36,11 @@ func Layers(n int, size int64) []Layer {
 type Random uint64
 
 // ReadAt fills p. It never fails.
+//
+// The race detector doesn't watch it, because it would watch each byte that the loop writes,
+// and that would take longer than all else that a test does with the bytes.
+//
+//go:norace
 func (seed Random) ReadAt(p []byte, off int64) (int, error) {
 	word := uint64(off) / 8
 	if skip := int(off % 8); skip > 0 {
