@@ -190,8 +190,8 @@ func (r *room) unlink(victims []*entry) {
 		r.mu.Lock()
 		close(r.unlinking[e.Key])
 		delete(r.unlinking, e.Key)
-		r.releaseLocked(e)
 		r.mu.Unlock()
+		r.release(e)
 	}
 }
 
@@ -232,12 +232,7 @@ func (r *room) hold(d digest.Digest) (*entry, info) {
 // release ends one hold. The last release of an evicted entry frees its bytes.
 func (r *room) release(e *entry) {
 	r.mu.Lock()
-	r.releaseLocked(e)
-	r.mu.Unlock()
-}
-
-// releaseLocked is release with mu held.
-func (r *room) releaseLocked(e *entry) {
+	defer r.mu.Unlock()
 	if r.lru.Release(e) {
 		r.lru.Removed(e)
 	}
