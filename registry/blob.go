@@ -105,6 +105,9 @@ func (q *blobRequest) serveHit(b *storage.Blob) result {
 // serveFlight streams a blob while it is downloaded, or passes it through uncached.
 // fetch.ErrEnded: look again.
 func (q *blobRequest) serveFlight() result {
+	if err := q.client.enter(); err != nil {
+		return result{err: err}
+	}
 	ctx := q.req.Context()
 	// Reading along needs nothing of the index, so that it goes on while the index is slow.
 	outcome := OutcomeShared
@@ -204,6 +207,9 @@ func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, off, n
 // serveHead asks upstream for the headers. A length that only a manifest claims isn't told to
 // clients. If the CDN, or what stands before it, tells none, or refuses a HEAD, none is told.
 func (q *blobRequest) serveHead() result {
+	if err := q.client.enter(); err != nil {
+		return result{err: err}
+	}
 	ctx := withClient(q.req.Context(), q.client)
 	d, err := q.m.source.Resolve(ctx, q.name, fetch.Blobs, string(q.digest))
 	if u, ok := errors.AsType[*upstream.Error](err); ok && u.Cause == upstream.Broken && u.Status != 0 {
@@ -220,6 +226,9 @@ func (q *blobRequest) serveHead() result {
 func (q *blobRequest) serveBypass(stated int64) result {
 	if q.req.Method == http.MethodHead {
 		return q.serveHead()
+	}
+	if err := q.client.enter(); err != nil {
+		return result{err: err}
 	}
 	blob, part := q.blob(q.digest, stated), fetch.Part{To: -1}
 	if blob.Stated = stated >= 0; !blob.Stated {

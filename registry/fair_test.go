@@ -141,3 +141,49 @@ func (w *firstByte) Write(p []byte) (int, error) {
 	}
 	return 0, io.ErrClosedPipe
 }
+
+// TestClientLimit: with limits.client set, one client has only so many requests that want
+// something from upstream. It gets what is cached all the same, other clients and those on this
+// machine have no part in it, and the limit counts what goes on, not what has been.
+func TestClientLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.ClientLimit = 5 }})
+		img := l.smallImage("coop/app", "1")
+		l.pull(img)
+		l.hub.Set(func(o *hubtest.Options) { o.Latency = 400 * time.Millisecond })
+		count := func(client string) map[int]int {
+			var mu sync.Mutex
+			statuses := map[int]int{}
+			var wg sync.WaitGroup
+			for i := range 30 {
+				kind := []string{"manifests", "blobs"}[i%2]
+				wg.Go(func() {
+					w := l.from(t.Context(), client, http.MethodGet, fmt.Sprintf("/v2/coop/app/%s/%s", kind, digest.FromString(fmt.Sprint(client, time.Now(), i))))
+					mu.Lock()
+					defer mu.Unlock()
+					statuses[w.Code]++
+					if w.Code == 429 && w.Header().Get("Retry-After") == "" {
+						t.Error("429 without Retry-After")
+					}
+				})
+			}
+			time.Sleep(time.Millisecond)
+			layer := blobPath("coop/app", img.Manifests[0].Layers[0].Digest)
+			for path, want := range map[string]string{manifestPath(img): "", layer: "hit"} {
+				if w := l.from(t.Context(), client, http.MethodGet, path); w.Code != 200 || want != "" && w.Header().Get("X-Hubcache") != want {
+					t.Errorf("%s: what is cached: %d %v", path, w.Code, w.Header())
+				}
+			}
+			wg.Wait()
+			return statuses
+		}
+		for client, want := range map[string]int{greedy: 5, modest: 5, "127.0.0.1:9": 30, "[::1]:9": 30, "@": 30} {
+			for range 2 {
+				if got := count(client); got[404] != want || got[429] != 30-want {
+					t.Errorf("%s: %v, not %d served", client, got, want)
+				}
+			}
+		}
+	})
+}

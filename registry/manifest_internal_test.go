@@ -32,7 +32,7 @@ func TestManifestThatHasJustComeIsNotFetchedAgain(t *testing.T) {
 	defer r.Close(t.Context())
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)
-	q := &manifestRequest{repo: r.mirrors[0].repository(httptest.NewRequest(http.MethodGet, "/", nil), "library/app"), ref: string(d), digest: d}
+	q := &manifestRequest{repo: r.mirrors[0].repository(httptest.NewRequest(http.MethodGet, "/", nil), thisMachine, "library/app"), ref: string(d), digest: d}
 	if err := store.PutManifest(q.origin(), d, "x", body); err != nil {
 		t.Fatal(err)
 	}

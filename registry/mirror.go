@@ -54,6 +54,7 @@ type shared struct {
 	tasks    *tasks
 	rechecks *rechecks
 	counters *counters
+	askers   *askers
 	reading  *semaphore.Weighted // one large manifest at a time is read into memory
 	log      *slog.Logger
 }

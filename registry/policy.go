@@ -21,6 +21,7 @@ type Policy struct {
 	Private      []string      // repository globs served although they are private
 	QuotaReserve float64       // share of the quota (0…1) below which no tag is refreshed in the background
 	Limits       fetch.Limits
+	ClientLimit  int // requests of one client that may want something from upstream at one time; 0: any number
 	ReadAhead    bool
 }
 

@@ -116,14 +116,6 @@ const (
 // *upstream.Error, so that what is cached is served stale.
 var errBusy = errors.New("too many questions wait for the upstream")
 
-// clientKey is the key of a context's client.
-type clientKey struct{}
-
-// withClient returns a context whose questions are asked for a client.
-func withClient(ctx context.Context, client netip.Addr) context.Context {
-	return context.WithValue(ctx, clientKey{}, client)
-}
-
 // clientOf returns the client with this RemoteAddr: its address, or of IPv6 its network, in
 // which it has as many addresses as it likes. The zero Addr is every client on this machine:
 // there may be a proxy among them, through which all others come.
@@ -140,21 +132,12 @@ func clientOf(remote string) netip.Addr {
 	return ip
 }
 
-// clientName is the client's name in slots.Slots; "" is who has no limit.
-func clientName(client netip.Addr) string {
-	if !client.IsValid() {
-		return ""
-	}
-	return client.String()
-}
-
 // ask waits until the upstream may be asked a question, which takes a slot of s. The context
 // for it ends after requestDeadline; done ends it and lets the next one be asked. Questions
 // that the server has by itself are asked for the client "".
 // Errors: errBusy with an *upstream.Error, the cause of ctx.
 func (m *mirror) ask(ctx context.Context, s *slots.Slots) (asking context.Context, done func(), err error) {
-	addr, _ := ctx.Value(clientKey{}).(netip.Addr)
-	client := clientName(addr)
+	client := clientIn(ctx).name()
 	wait, cancel := context.WithTimeout(ctx, questionPatience)
 	defer cancel()
 	if s.Acquire(wait, client, slots.Urgent) != nil {

@@ -64,7 +64,7 @@ var aliases = map[string][]string{"docker.io": {"index.docker.io", "registry-1.d
 // Errors: no upstream, two of one name, a URL that no upstream can have, an invalid pattern
 // in the policy.
 func New(o Options) (*Registry, error) {
-	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
+	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, askers: &askers{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
 	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks}
 	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
 	r := &Registry{shared: s, byNamespace: map[string]*mirror{}}
@@ -186,19 +186,23 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) r
 	if q.name != "" && !name.CanExist(m.client.Host(), q.name) {
 		return result{err: impossibleName} // and the upstream isn't asked
 	}
-	switch q.kind {
-	case manifest:
+	if q.kind == manifest {
 		if res, ok := m.serveHot(w, req, q); ok {
 			return res
 		}
+	}
+	a := r.askers.asker(req.RemoteAddr, m.policy.Load().ClientLimit)
+	defer a.leave()
+	switch q.kind {
+	case manifest:
 		epoch := m.hot.epoch() // before the policy and the visibility: see hot.put
-		mq := &manifestRequest{repo: m.repository(req, q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead, epoch: epoch}
+		mq := &manifestRequest{repo: m.repository(req, a, q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead, epoch: epoch}
 		return mq.serve(w, req)
 	case blob:
-		bq := &blobRequest{repo: m.repository(req, q.name), digest: q.digest, w: w, req: req}
+		bq := &blobRequest{repo: m.repository(req, a, q.name), digest: q.digest, w: w, req: req}
 		return bq.serve()
 	case tags, referrers:
-		return m.repository(req, q.name).serveList(w, req, q)
+		return m.repository(req, a, q.name).serveList(w, req, q)
 	case catalog:
 		return m.serveCatalog(w, req)
 	}

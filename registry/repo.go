@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -22,12 +21,12 @@ type repo struct {
 	full      string // as the store has it: "docker.io/library/redis"
 	policy    *policy
 	admission *admission
-	client    netip.Addr // who asks; see clientOf
+	client    *asker // who asks
 }
 
 // repository resolves the repository of a request.
-func (m *mirror) repository(req *http.Request, name string) *repo {
-	r := &repo{m: m, name: name, full: m.name + "/" + name, policy: m.policy.Load(), client: clientOf(req.RemoteAddr)}
+func (m *mirror) repository(req *http.Request, a *asker, name string) *repo {
+	r := &repo{m: m, name: name, full: m.name + "/" + name, policy: m.policy.Load(), client: a}
 	r.admission = m.admit(withClient(req.Context(), r.client), r)
 	return r
 }
@@ -45,7 +44,7 @@ func (r *repo) origin() storage.Origin {
 
 // blob returns a blob to fetch under this repository; size is a hint, -1 when there is none.
 func (r *repo) blob(d digest.Digest, size int64) fetch.Blob {
-	return fetch.Blob{Digest: d, Size: size, Origin: storage.Origin{Repository: r.full}, Source: r.m.source.Blob(r.name, d), Client: clientName(r.client)}
+	return fetch.Blob{Digest: d, Size: size, Origin: storage.Origin{Repository: r.full}, Source: r.m.source.Blob(r.name, d), Client: r.client.name()}
 }
 
 // linked reports whether the repository has the blob, which came through a private

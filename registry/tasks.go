@@ -83,6 +83,10 @@ func (t *tasks) wait(ctx context.Context) error {
 // share runs f once for all who ask under one key of c at the same time; each caller waits with
 // its own context. f's context ends with the server, and when none of the callers waits any more.
 func share[T any](ctx context.Context, t *tasks, c *calls.Group[any], key string, f func(context.Context) (T, error)) (T, error) {
+	if err := clientIn(ctx).enter(); err != nil {
+		var none T
+		return none, err
+	}
 	v, err := c.Do(ctx, key, func(ctx context.Context) (any, error) {
 		leave, ok := t.enter()
 		if !ok {

@@ -73,7 +73,7 @@ func policy(s *settings.Settings) registry.Policy {
 	p := registry.Policy{
 		TagTTL: s.Tags.TTL.D, MaxStale: time.Duration(s.Tags.MaxStale), NegativeTTL: time.Duration(s.Tags.NegativeTTL),
 		KeepGone: s.Tags.OnGone == settings.KeepGone, Allow: s.Allow, Deny: s.Deny, Private: s.Upstream.Private,
-		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead),
+		QuotaReserve: float64(s.Quota.Reserve), ReadAhead: bool(s.ReadAhead), ClientLimit: int(l.Client),
 		Limits: fetch.Limits{Transfers: int(l.Transfers), Orphans: int(l.Orphans), Ranges: int(l.Ranges), Bypass: int(l.Bypass)},
 	}
 	for _, r := range s.Tags.Rules {

@@ -58,6 +58,7 @@ type Settings struct {
 		Orphans   Count
 		Ranges    Count
 		Bypass    Count
+		Client    Limit // 0: none
 	}
 	ReadAhead Bool
 	Docker    struct {
@@ -166,6 +167,7 @@ func (s *Settings) table() []row {
 			{key: "orphans", value: &s.Limits.Orphans, defValue: "8"},
 			{key: "ranges", value: &s.Limits.Ranges, defValue: "6"},
 			{key: "bypass", value: &s.Limits.Bypass, defValue: "16"},
+			{key: "client", value: &s.Limits.Client, defValue: "0"},
 		}},
 		{key: "read_ahead", effect: onReload, value: &s.ReadAhead, defValue: "true"},
 		{key: "docker", effect: onRun, rows: s.dockerTable()},

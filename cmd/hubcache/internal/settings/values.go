@@ -93,6 +93,25 @@ func (c Count) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int
 // Kind implements Value.
 func (Count) Kind() string { return "value" }
 
+// Limit is a whole number; 0 is no limit.
+type Limit int
+
+// UnmarshalText takes decimal digits.
+func (l *Limit) UnmarshalText(b []byte) error {
+	n, err := strconv.Atoi(string(b))
+	if err != nil || n < 0 {
+		return fmt.Errorf("%q is not a whole number from 0", b)
+	}
+	*l = Limit(n)
+	return nil
+}
+
+// MarshalText returns decimal digits.
+func (l Limit) MarshalText() ([]byte, error) { return strconv.AppendInt(nil, int64(l), 10), nil }
+
+// Kind implements Value.
+func (Limit) Kind() string { return "value" }
+
 // List is several strings: a list in the file, separated by commas elsewhere.
 type List []string
 
