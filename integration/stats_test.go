@@ -73,6 +73,8 @@ upstreams[].state string
 upstreams[].url string
 uptime_seconds number
 version string
+visibility.oldest_age_seconds number
+visibility.overdue number
 `
 
 // jsonShape adds the leaves of a JSON value, with their types, to shape.

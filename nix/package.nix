@@ -19,7 +19,9 @@ buildGoModule (finalAttrs: {
       ../go.mod
       ../go.sum
       ../admin
+      ../answer
       ../auth
+      ../calls
       ../cmd
       ../content
       ../cooldown
@@ -32,6 +34,7 @@ buildGoModule (finalAttrs: {
       ../name
       ../prune
       ../registry
+      ../slots
       ../storage
       ../upstream
       # The tests of the settings compare these with the table.

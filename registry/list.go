@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -93,15 +95,23 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 	if kept != nil && time.Since(kept.at) < max(s.ttl, listLife) {
 		return kept.write(w, req, OutcomeHit)
 	}
-	l, err := r.list(ctx, path, query)
+	key := listKey(r.name, path, query)
+	if r.m.longLists.Has(key) {
+		return r.streamList(w, req, path, query)
+	}
+	mayBeStale := kept != nil && time.Since(kept.at) < s.maxStale
+	l, err := briefly(ctx, r.m, "list "+key, mayBeStale, func(ctx context.Context) (*list, error) { return r.list(ctx, path, query) })
 	if err == nil {
 		return l.write(w, req, OutcomeMiss)
 	}
 	u, ok := errors.AsType[*upstream.Error](err)
+	switch {
+	case errors.Is(err, errLongList):
+		return r.streamList(w, req, path, query)
+	case mayBeStale && (ok && u.Down() || errors.Is(err, errSlow)):
+		return kept.write(w, req, OutcomeStale)
+	}
 	if ok && u.Down() {
-		if kept != nil && time.Since(kept.at) < s.maxStale {
-			return kept.write(w, req, OutcomeStale)
-		}
 		if q.kind == referrers && r.has(q.digest) {
 			r.m.log.Warn("serving referrers that could not be asked for", "repository", r.full, "digest", q.digest, "error", err)
 			return r.keptReferrers(path).write(w, req, OutcomeStale)
@@ -170,15 +180,56 @@ func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, 
 	})
 }
 
+// errLongList is the error for a list that is too large for memory, and so isn't shared.
+var errLongList = errors.New("the list is too large for memory")
+
+// longListFor is how long it is remembered that a list is too large, so that it is streamed at once.
+const longListFor = 10 * time.Minute
+
 func (r *repo) askList(ctx context.Context, path string, query url.Values) (upstream.List, error) {
 	ctx = r.m.requester(ctx, r.name)
-	ctx, done, err := r.m.ask(ctx, r.m.questions)
+	slots, deadline := r.m.questions, requestDeadline // a pull waits for referrers
+	if path == "tags/list" {
+		slots, deadline = r.m.listing, upstream.ListDeadline
+	}
+	ctx, done, err := r.m.ask(ctx, slots, deadline)
 	if err != nil {
 		return upstream.List{}, err
 	}
 	defer done()
 	l, err := r.m.client.List(ctx, r.name, path, query)
+	if l.Rest != nil {
+		l.Rest.Close()
+		r.m.longLists.Add(listKey(r.name, path, query), longListFor, nil)
+		return upstream.List{}, errLongList
+	}
 	return l, untold(ctx, err)
+}
+
+// streamList passes on a list that is too large for memory, as it comes, to this client alone. It
+// isn't kept, so each request for it goes upstream, tagLists at one time.
+func (r *repo) streamList(w http.ResponseWriter, req *http.Request, path string, query url.Values) result {
+	ctx, done, err := r.m.ask(r.m.requester(withClient(req.Context(), r.client), r.name), r.m.listing, 0)
+	if err != nil {
+		return result{err: err}
+	}
+	defer done()
+	l, err := r.m.client.List(ctx, r.name, path, query)
+	if err != nil {
+		return result{err: untold(ctx, err)}
+	}
+	if l.Rest == nil { // it has become shorter
+		return (&list{List: l}).write(w, req, OutcomeMiss)
+	}
+	defer l.Rest.Close()
+	(&list{List: l}).setHeader(w.Header(), OutcomeMiss)
+	w.WriteHeader(http.StatusOK)
+	if req.Method == http.MethodHead {
+		return result{status: http.StatusOK, outcome: OutcomeMiss}
+	}
+	all := io.MultiReader(bytes.NewReader(l.Body), l.Rest)
+	n, err := content.Copy(w, 0, -1, func(p []byte, _ int64) (int, error) { return all.Read(p) })
+	return result{http.StatusOK, n, OutcomeMiss, err}
 }
 
 // pick returns the parameters of a query that upstream is to see.
@@ -197,10 +248,9 @@ func emptyIndex() *list {
 	return &list{List: upstream.List{MediaType: v1.MediaTypeImageIndex, Body: []byte(body)}}
 }
 
-func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result {
-	h := w.Header()
+// setHeader sets all headers but the length.
+func (l *list) setHeader(h http.Header, o Outcome) {
 	h.Set("Content-Type", cmp.Or(l.MediaType, "application/json"))
-	h.Set("Content-Length", strconv.Itoa(len(l.Body)))
 	h.Set("X-Hubcache", string(o))
 	if l.Link != "" {
 		h.Set("Link", l.Link)
@@ -208,6 +258,11 @@ func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result
 	if l.Filters != "" {
 		h.Set("OCI-Filters-Applied", l.Filters)
 	}
+}
+
+func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result {
+	l.setHeader(w.Header(), o)
+	w.Header().Set("Content-Length", strconv.Itoa(len(l.Body)))
 	w.WriteHeader(http.StatusOK)
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK, outcome: o}

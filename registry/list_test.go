@@ -188,3 +188,93 @@ func TestCatalogueIsReadOnceForManyRequests(t *testing.T) {
 		}
 	})
 }
+
+// tagList is a tag list of at least so many bytes.
+func tagList(bytes int) string {
+	var b strings.Builder
+	b.WriteString(`{"name":"library/redis","tags":["0"`)
+	for n := 1; b.Len() < bytes; n++ {
+		fmt.Fprintf(&b, `,"a-rather-long-tag-%d"`, n)
+	}
+	b.WriteString("]}")
+	return b.String()
+}
+
+// TestSlowTagListsComeThrough: Docker Hub takes over half a minute for the tags of some repositories.
+// A list that is kept is answered at once meanwhile, and is renewed. Pulls don't wait, and an
+// upstream that never answers is given up.
+func TestSlowTagListsComeThrough(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		l.smallImage("library/redis", "1")
+		img := l.smallImage("library/other", "1")
+		lists := hubtest.Match{Face: hubtest.Registry, Kind: "tags"}
+		const path = "/v2/library/redis/tags/list"
+		for _, takes := range []time.Duration{8 * time.Second, 40 * time.Second} {
+			rule := l.hub.Inject(lists, hubtest.Delay(takes))
+			time.Sleep(time.Hour * 24 * 8) // longer than a list may be stale
+			if r := l.get(path); r.status != 200 || !strings.Contains(string(r.body), `"1"`) {
+				t.Errorf("a list that takes %s: %d %s", takes, r.status, r.body)
+			}
+			time.Sleep(2 * time.Minute) // longer than its TTL
+			start := time.Now()
+			if r := l.get(path); r.status != 200 || r.header.Get("X-Hubcache") != "stale" || time.Since(start) > 2*time.Second {
+				t.Errorf("a list that is kept: %d %s after %s", r.status, r.header.Get("X-Hubcache"), time.Since(start))
+			}
+			if r := l.get(manifestPath(img)); r.status != 200 {
+				t.Errorf("a pull beside it: %d", r.status)
+			}
+			time.Sleep(takes + time.Second)
+			if r := l.get(path); r.status != 200 || r.header.Get("X-Hubcache") != "hit" {
+				t.Errorf("after it was renewed: %d %s", r.status, r.header.Get("X-Hubcache"))
+			}
+			rule.Remove()
+		}
+		l.hub.Inject(lists, hubtest.Hang())
+		if r := l.get("/v2/library/other/tags/list"); r.status < 500 {
+			t.Errorf("an upstream that never answers: %d", r.status)
+		}
+		if r := l.get(manifestPath(l.smallImage("library/third", "1"))); r.status != 200 {
+			t.Errorf("a pull after that: %d", r.status)
+		}
+	})
+}
+
+// TestLongListsAreStreamed: a list that is larger than should be in memory comes through whole, to
+// several clients, and one that breaks off is no whole answer.
+func TestLongListsAreStreamed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		l.smallImage("library/redis", "1")
+		want := tagList(20 << 20)
+		lists := hubtest.Match{Face: hubtest.Registry, Kind: "tags"}
+		rule := l.hub.Inject(lists, hubtest.Status(200, want, "Content-Type", "application/json"))
+		const path = "/v2/library/redis/tags/list"
+		for range 3 {
+			if r := l.get(path); r.status != 200 || string(r.body) != want || r.err != nil {
+				t.Fatalf("%d, %d bytes of %d, %v", r.status, len(r.body), len(want), r.err)
+			}
+		}
+		if n := len(l.hub.Ledger()); n > 8 {
+			t.Errorf("%d requests upstream for three lists", n)
+		}
+		if r := l.do("HEAD", path); r.status != 200 || len(r.body) > 0 {
+			t.Errorf("HEAD: %d", r.status)
+		}
+		rule.Remove()
+		for name, fault := range map[string]hubtest.Fault{"cut": hubtest.CutAfter(10 << 20), "stalled": hubtest.StallAfter(10 << 20)} {
+			rule := l.hub.Inject(lists, hubtest.Status(200, want, "Content-Type", "application/json"), fault)
+			if r := l.get(path); r.err == nil {
+				t.Errorf("%s: %d, %d bytes of %d without an error", name, r.status, len(r.body), len(want))
+			}
+			rule.Remove()
+		}
+		l.hub.Inject(lists, hubtest.Status(200, "<html>"+want, "Content-Type", "text/html"))
+		if r := l.get(path); r.status != 502 {
+			t.Errorf("a long page that is no list: %d", r.status)
+		}
+		l.waitIdle()
+	})
+}

@@ -38,6 +38,8 @@ type mirror struct {
 	ahead     *readAhead       // which layers to fetch ahead of a client
 	questions *slots.Slots     // how many questions the upstream is asked at one time; see ask
 	judging   *slots.Slots     // the same for visibilities, which questions may wait for
+	listing   *slots.Slots     // the same for tag lists
+	longLists cooldown.Memory  // tag lists that were too large for memory, by listKey
 	absent    *absent          // what the upstream has just said that it hasn't got
 	renewed   cooldown.Memory  // repositories whose visibility has just been asked for again
 	overdue   overdue          // repositories whose visibility is too old
@@ -64,7 +66,7 @@ type shared struct {
 func newMirror(u Upstream, s *shared) (*mirror, error) {
 	m := &mirror{
 		shared: s, hot: newHot(), lists: newLists(listCount, listCount*listKept), referrers: newLists(referrersCount, referrersBytes), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
-		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting),
+		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting), listing: slots.New(tagLists, maxWaiting),
 	}
 	u.Log = cmp.Or(u.Log, s.log)
 	u.Public = m.knownPublic
@@ -197,7 +199,7 @@ func (m *mirror) admitUnknown(ctx context.Context, r *repo) *admission {
 // keeps the answer.
 func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, error) {
 	return share(ctx, m.tasks, &m.calls, "visibility "+r.name, func(ctx context.Context) (storage.Visibility, error) {
-		ctx, done, err := m.ask(ctx, m.judging)
+		ctx, done, err := m.ask(ctx, m.judging, requestDeadline)
 		if err != nil {
 			return storage.Visibility{}, err
 		}

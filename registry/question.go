@@ -103,8 +103,12 @@ const (
 	// questions is how many questions the upstream is asked at one time, and visibilities how
 	// many about who may read a repository, which other questions may wait for: together 64, and
 	// at 50 ms for each, a thousand in a second.
-	questions    = 48
+	questions    = 40
 	visibilities = 16
+
+	// tagLists is how many tag lists the upstream is asked for at one time. They take long, and
+	// must not keep pulls waiting.
+	tagLists = 8
 
 	// maxWaiting is how many more of each may wait, and questionPatience how long, which leaves
 	// a manifest's answerDeadline some time for the question itself.
@@ -133,10 +137,10 @@ func clientOf(remote string) netip.Addr {
 }
 
 // ask waits until the upstream may be asked a question, which takes a slot of s. The context
-// for it ends after requestDeadline; done ends it and lets the next one be asked. Questions
+// for it ends after the deadline, or lasts with 0 as long as ctx; done ends it and lets the next one be asked. Questions
 // that the server has by itself are asked for the client "".
 // Errors: errBusy with an *upstream.Error, the cause of ctx.
-func (m *mirror) ask(ctx context.Context, s *slots.Slots) (asking context.Context, done func(), err error) {
+func (m *mirror) ask(ctx context.Context, s *slots.Slots, deadline time.Duration) (asking context.Context, done func(), err error) {
 	client := clientIn(ctx).name()
 	wait, cancel := context.WithTimeout(ctx, questionPatience)
 	defer cancel()
@@ -146,7 +150,10 @@ func (m *mirror) ask(ctx context.Context, s *slots.Slots) (asking context.Contex
 		}
 		return nil, nil, errors.Join(errBusy, &upstream.Error{Cause: upstream.Throttled, Host: m.client.Host(), RetryAfter: retrySoon})
 	}
-	asking, end := context.WithTimeout(ctx, requestDeadline)
+	asking, end := context.WithCancel(ctx)
+	if deadline > 0 {
+		asking, end = context.WithTimeout(ctx, deadline)
+	}
 	return asking, func() { end(); s.Release(client) }, nil
 }
 
@@ -187,7 +194,7 @@ func (s questionSource) question(ctx context.Context, k fetch.Kind, repository, 
 	if err := s.m.absent.get(k, repository, reference); err != nil {
 		return err
 	}
-	ctx, done, err := s.m.ask(ctx, s.m.questions)
+	ctx, done, err := s.m.ask(ctx, s.m.questions, requestDeadline)
 	if err != nil {
 		return err
 	}

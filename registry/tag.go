@@ -92,7 +92,7 @@ func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, m
 // errSlow says that a cached tag need not wait for upstream any longer.
 var errSlow = errors.New("upstream is slow")
 
-// tagChecks are the checks of cached tags that are under way. All methods are safe for
+// tagChecks are the checks of cached tags and lists that are under way. All methods are safe for
 // concurrent use.
 type tagChecks struct {
 	mu      sync.Mutex           // guards what follows
@@ -142,34 +142,39 @@ func (t *tagChecks) waitedInVain(tag string) {
 	}
 }
 
-// checkBriefly is check. If the tag may be stale it waits at most checkPatience, and not at all
-// from when one request has waited in vain until a check of this tag ends. The check itself
-// goes on, unless the client leaves before.
-// Errors: errSlow, errStopping, those of check, ctx's cause.
+// checkBriefly is check, briefly.
 func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*found, error) {
+	return briefly(ctx, q.m, q.name+":"+q.ref, mayBeStale, q.check)
+}
+
+// briefly returns what check does, which asks the upstream about key. If what is cached may be
+// stale it waits at most checkPatience, and not at all from when one request has waited in vain
+// until a check of this key ends. The check itself goes on, unless the client leaves before.
+// Errors: errSlow, errStopping, those of check, ctx's cause.
+func briefly[T any](ctx context.Context, m *mirror, key string, mayBeStale bool, check func(context.Context) (T, error)) (none T, err error) {
 	type checked struct {
-		f   *found
-		err error
+		found T
+		err   error
 	}
 	done := make(chan checked, 1)
-	leave, ok := q.m.tasks.enter()
+	leave, ok := m.tasks.enter()
 	if !ok {
-		return nil, errStopping
+		return none, errStopping
 	}
-	tag, patience := q.name+":"+q.ref, checkPatience
-	if q.m.checks.isSlow(tag) {
+	patience := checkPatience
+	if m.checks.isSlow(key) {
 		patience = 0
 	}
-	q.m.checks.begin(tag)
-	checking, cancel := q.m.tasks.detached(ctx)
+	m.checks.begin(key)
+	checking, cancel := m.tasks.detached(ctx)
 	go func() {
 		defer leave()
 		defer cancel()
-		f, err := q.check(checking)
-		q.m.checks.end(tag)
-		done <- checked{f, err}
+		found, err := check(checking)
+		m.checks.end(key)
+		done <- checked{found, err}
 	}()
-	var enough <-chan time.Time // never, if the tag must not be stale
+	var enough <-chan time.Time // never, if what is cached must not be stale
 	if mayBeStale {
 		wait := time.NewTimer(patience)
 		defer wait.Stop()
@@ -177,13 +182,13 @@ func (q *manifestRequest) checkBriefly(ctx context.Context, mayBeStale bool) (*f
 	}
 	select {
 	case c := <-done:
-		return c.f, c.err
+		return c.found, c.err
 	case <-ctx.Done():
 		cancel() // nobody waits for it
-		return nil, context.Cause(ctx)
+		return none, context.Cause(ctx)
 	case <-enough:
-		q.m.checks.waitedInVain(tag)
-		return nil, errSlow
+		m.checks.waitedInVain(key)
+		return none, errSlow
 	}
 }
 

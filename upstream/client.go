@@ -213,7 +213,7 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 	if e.Cause == Refused {
 		c.health.credentialRefused(time.Now().Add(max(e.RetryAfter, refusedFor)), version)
 	}
-	if l != cdn && (e.Cause == Timeout || e.Cause == Unreachable) {
+	if l != cdn && !isPatient(ctx) && (e.Cause == Timeout || e.Cause == Unreachable) {
 		c.health.failed(e, sent)
 	}
 	return e

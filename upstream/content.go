@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -167,39 +169,80 @@ func mediaTypeOf(h http.Header) string {
 	return t
 }
 
-// maxList is the size of the largest tag list or referrers index that is taken; Docker
-// Hub's pages are far smaller.
+// maxList is the size of the largest tag list or referrers index that is read into memory. Docker
+// Hub's pages are far smaller. Some registries know no pages.
 const maxList = 4 << 20
+
+// ListDeadline is how long the answer to a tag list may take to begin. Docker Hub's takes over half
+// a minute for repositories with very many tags.
+const ListDeadline = 2 * time.Minute
 
 // List is an answer to tags/list or referrers.
 type List struct {
 	MediaType string
-	Body      []byte // valid JSON
-	Link      string // the Link header to the next page, without scheme, host and folder of the upstream; "": none
-	Filters   string // OCI-Filters-Applied
+	Body      []byte // valid JSON, if there is no Rest
+	// Rest is nil, or what comes after Body in a list that is larger than should be in memory. It
+	// ends with an error if the upstream breaks off. Close it.
+	Rest    io.ReadCloser
+	Link    string // the Link header to the next page, without scheme, host and folder of the upstream; "": none
+	Filters string // OCI-Filters-Applied
 }
 
-// List gets a list of the repository: "tags/list", or "referrers/" and a digest.
+// List gets a list of the repository: "tags/list", or "referrers/" and a digest. The answer to the
+// first may take ListDeadline to begin, and both may take as long as they like, as long as bytes
+// come.
 // Errors: *Error.
 func (c *Client) List(ctx context.Context, repository, list string, query url.Values) (List, error) {
 	to := c.url(repository + "/" + list)
 	to.RawQuery = query.Encode()
+	if list == "tags/list" {
+		ctx = patiently(ctx)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
 	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodGet, to, http.Header{"Accept": {"application/json, " + v1.MediaTypeImageIndex}}, plain)
 	if err != nil {
+		cancel(nil)
 		return List{}, err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxList+1))
+	rest := newListBody(resp.Body, cancel)
+	l := List{MediaType: mediaTypeOf(resp.Header), Link: ownLink(resp.Header.Get("Link"), c.base), Filters: resp.Header.Get("OCI-Filters-Applied")}
+	l.Body, err = io.ReadAll(io.LimitReader(rest, maxList+1))
+	if err == nil && len(l.Body) > maxList && resp.StatusCode == http.StatusOK && bytes.HasPrefix(bytes.TrimSpace(l.Body), []byte("{")) {
+		l.Rest = rest
+		return l, nil
+	}
+	rest.Close()
 	if err != nil {
 		return List{}, classify(host.Host, err)
 	}
-	if resp.StatusCode != http.StatusOK || len(body) > maxList || !json.Valid(body) {
+	if resp.StatusCode != http.StatusOK || !json.Valid(l.Body) {
 		return List{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: errors.New("not a list")}
 	}
-	return List{
-		MediaType: mediaTypeOf(resp.Header), Body: body, Link: ownLink(resp.Header.Get("Link"), c.base),
-		Filters: resp.Header.Get("OCI-Filters-Applied"),
-	}, nil
+	return l, nil
+}
+
+// listBody is the body of a list. It fails after stallDeadline without a byte.
+type listBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+	stall  *time.Timer // calls cancel; runs during a read
+}
+
+func newListBody(body io.ReadCloser, cancel context.CancelCauseFunc) *listBody {
+	b := &listBody{body, cancel, time.AfterFunc(stallDeadline, func() { cancel(errStalled) })}
+	b.stall.Stop()
+	return b
+}
+
+func (b *listBody) Read(p []byte) (int, error) {
+	b.stall.Reset(stallDeadline)
+	defer b.stall.Stop()
+	return b.ReadCloser.Read(p)
+}
+
+func (b *listBody) Close() error {
+	b.cancel(nil)
+	return b.ReadCloser.Close()
 }
 
 // ownLink makes the link to the next page relative to the server that passes it on: without

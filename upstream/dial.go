@@ -29,7 +29,9 @@ type dialer struct {
 // transport is net/http's with limits of our own. HTTP/2 is off: several ranges of a blob
 // over one connection would share what the CDN gives to one. Compression is off: bytes
 // that were compressed on the way have another digest.
-func (d *dialer) transport(roots *x509.CertPool) *http.Transport {
+//
+// An answer has to begin within headers.
+func (d *dialer) transport(roots *x509.CertPool, headers time.Duration) *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           d.dial,
@@ -40,7 +42,7 @@ func (d *dialer) transport(roots *x509.CertPool) *http.Transport {
 		MaxIdleConnsPerHost:   64, // as many as there may be transfers, and their redirects
 		IdleConnTimeout:       60 * time.Second,
 		ReadBufferSize:        64 << 10,
-		ResponseHeaderTimeout: headersDeadline,
+		ResponseHeaderTimeout: headers,
 	}
 }
 
@@ -48,16 +50,42 @@ func (d *dialer) transport(roots *x509.CertPool) *http.Transport {
 // system trusts if roots is nil.
 func newTransport(d *dialer, roots func() *x509.CertPool) http.RoundTripper {
 	if roots == nil {
-		return d.transport(nil)
+		return byPatience{d.transport(nil, headersDeadline), d.transport(nil, ListDeadline)}
 	}
-	return &trustingTransport{dialer: d, roots: roots}
+	return byPatience{
+		&trustingTransport{dialer: d, roots: roots, headers: headersDeadline},
+		&trustingTransport{dialer: d, roots: roots, headers: ListDeadline},
+	}
+}
+
+// byPatience is a transport for most requests, and a patient one for those whose context says so.
+type byPatience struct{ usual, patient http.RoundTripper }
+
+type patientKey struct{}
+
+// patiently returns a copy of ctx for requests whose answers may take ListDeadline to begin.
+func patiently(ctx context.Context) context.Context {
+	return context.WithValue(ctx, patientKey{}, true)
+}
+
+// isPatient reports whether ctx is one of patiently. That such an answer doesn't come says nothing
+// about the health of the upstream.
+func isPatient(ctx context.Context) bool { return ctx.Value(patientKey{}) != nil }
+
+// RoundTrip implements http.RoundTripper.
+func (t byPatience) RoundTrip(req *http.Request) (*http.Response, error) {
+	if isPatient(req.Context()) {
+		return t.patient.RoundTrip(req)
+	}
+	return t.usual.RoundTrip(req)
 }
 
 // trustingTransport makes a new transport whenever other certificates are trusted. Connections
 // that were opened under the old ones only end what they have begun. It is safe for concurrent use.
 type trustingTransport struct {
-	dialer *dialer
-	roots  func() *x509.CertPool
+	dialer  *dialer
+	roots   func() *x509.CertPool
+	headers time.Duration // in which an answer has to begin
 
 	mu      sync.Mutex // guards what follows; no other lock is taken under it
 	trusted *x509.CertPool
@@ -77,7 +105,7 @@ func (t *trustingTransport) now(roots *x509.CertPool) *http.Transport {
 		t.mu.Unlock()
 		return old
 	}
-	t.trusted, t.current = roots, t.dialer.transport(roots)
+	t.trusted, t.current = roots, t.dialer.transport(roots, t.headers)
 	now := t.current
 	t.mu.Unlock()
 	if old != nil {

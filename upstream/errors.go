@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -52,7 +53,8 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Summary says which host failed, how, and with which status. It says nothing of Err.
+// Summary says which host failed, how, and with which status. Of Err it says only whether it is
+// about the host's certificate, since that is for whoever set up the cache.
 func (e *Error) Summary() string {
 	what := map[Cause]string{
 		NotFound: "has no such thing", Denied: "denies access", Refused: "refuses our credential", Throttled: "limits requests",
@@ -62,6 +64,9 @@ func (e *Error) Summary() string {
 	s := "upstream " + e.Host + " " + what
 	if e.Status != 0 {
 		s += fmt.Sprintf(" (HTTP %d)", e.Status)
+	}
+	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](e.Err); untrusted {
+		s += ": its certificate is not trusted"
 	}
 	return s
 }
