@@ -209,6 +209,9 @@ func (r *repo) askList(ctx context.Context, path string, query url.Values) (upst
 // streamList passes on a list that is too large for memory, as it comes, to this client alone. It
 // isn't kept, so each request for it goes upstream, tagLists at one time.
 func (r *repo) streamList(w http.ResponseWriter, req *http.Request, path string, query url.Values) result {
+	if err := r.client.enter(); err != nil {
+		return result{err: err}
+	}
 	ctx, done, err := r.m.ask(r.m.requester(withClient(req.Context(), r.client), r.name), r.m.listing, 0)
 	if err != nil {
 		return result{err: err}

@@ -152,9 +152,11 @@ func (m *mirror) ask(ctx context.Context, s *slots.Slots, deadline time.Duration
 		}
 		return nil, nil, errors.Join(errBusy, &upstream.Error{Cause: upstream.Throttled, Host: m.client.Host(), RetryAfter: retrySoon})
 	}
-	asking, end := context.WithCancel(ctx)
+	var end context.CancelFunc
 	if deadline > 0 {
 		asking, end = context.WithTimeout(ctx, deadline)
+	} else {
+		asking, end = context.WithCancel(ctx)
 	}
 	return asking, func() { end(); s.Release(client) }, nil
 }

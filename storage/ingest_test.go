@@ -146,9 +146,9 @@ func TestNoByteIsChangedOnceWritten(t *testing.T) {
 	}
 }
 
-// TestFailedCommitLeavesNoFile: the process is out of file descriptors during the commit.
+// TestFailedCommitLeavesNoFile: the process is out of file descriptors during the commit. So no other
+// test may run beside it.
 func TestFailedCommitLeavesNoFile(t *testing.T) {
-	t.Parallel()
 	s := open(t, t.TempDir(), 100<<20)
 	put(t, s, noise(1, 100))
 	b := noise(4, 2<<20)
