@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -16,9 +15,17 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-func newStatsCommand() *cobra.Command {
+// bindAdmin defines the flag that says where the server is asked, and returns what finds it.
+// Every command that asks the server uses it.
+func bindAdmin(cmd *cobra.Command, l *settings.Loader) *adminclient.Finder {
+	f := &adminclient.Finder{Load: l.Load}
+	cmd.Flags().StringVar(&f.Given, "admin", "", "admin `address` of the server: host:port or unix:/path (default $HUBCACHE_ADMIN, else admin.listen of the settings, else unix:/run/hubcache/admin.sock where it is, else 127.0.0.1:5001)")
+	return f
+}
+
+func newStatsCommand(l *settings.Loader) *cobra.Command {
 	var (
-		addr   string
+		find   *adminclient.Finder
 		asJSON bool
 		watch  settings.Duration
 	)
@@ -28,7 +35,7 @@ func newStatsCommand() *cobra.Command {
 		Example: "  hubcache stats --watch=5s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := adminclient.New(cmp.Or(addr, os.Getenv("HUBCACHE_ADMIN"), settings.Default().Admin.Listen[0]))
+			c, err := find.Find()
 			if err != nil {
 				return err
 			}
@@ -49,7 +56,7 @@ func newStatsCommand() *cobra.Command {
 			return watchStats(cmd, time.Duration(watch), asJSON, show)
 		},
 	}
-	cmd.Flags().StringVar(&addr, "admin", "", "admin address of the server: host:port or unix:/path (default $HUBCACHE_ADMIN, else 127.0.0.1:5001)")
+	find = bindAdmin(cmd, l)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document of GET /api/v1/stats")
 	cmd.Flags().Var(settings.Flag(&watch), "watch", "show again at this interval, until Ctrl-C")
 	cmd.Flags().Lookup("watch").NoOptDefVal = "2s"

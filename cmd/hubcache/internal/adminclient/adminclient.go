@@ -8,9 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
+	"os/user"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
@@ -22,8 +28,20 @@ const timeout = 5 * time.Second
 
 // Client asks one server. It is safe for concurrent use.
 type Client struct {
-	addr string
-	http *http.Client
+	addr   string
+	source string // where the address is from; "": from the caller of New
+	http   *http.Client
+}
+
+// Addr returns the address that is asked: host:port or unix:/path.
+func (c *Client) Addr() string { return c.addr }
+
+// String returns the address and where it is from.
+func (c *Client) String() string {
+	if c.source == "" {
+		return c.addr
+	}
+	return c.addr + " (" + c.source + ")"
 }
 
 // New returns a client of the admin listener at addr: host:port, with http:// or without,
@@ -39,7 +57,7 @@ func New(addr string) (*Client, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}
 	}
-	return &Client{addr, &http.Client{Transport: t, Timeout: timeout}}, nil
+	return &Client{addr: addr, http: &http.Client{Transport: t, Timeout: timeout}}, nil
 }
 
 // Stats returns the server's figures, and the document as it came. It fails when nothing
@@ -49,7 +67,7 @@ func (c *Client) Stats(ctx context.Context) (s admin.Stats, raw []byte, err erro
 		return s, nil, err
 	}
 	if err := json.Unmarshal(raw, &s); err != nil {
-		return s, nil, fmt.Errorf("what answers at %s is not hubcache: %w", c.addr, err)
+		return s, nil, fmt.Errorf("what answers at %s is not hubcache: %w", c, err)
 	}
 	return s, raw, nil
 }
@@ -76,11 +94,8 @@ func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, settings.UsageError{Err: fmt.Errorf("admin address %q: %w", c.addr, err)}
 	}
 	resp, err := c.http.Do(req)
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		return nil, fmt.Errorf("no hubcache answers at %s (%w); is 'hubcache serve' running, with this admin address?", c.addr, op.Err)
-	}
 	if err != nil {
-		return nil, err
+		return nil, c.unanswered(err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
@@ -88,7 +103,36 @@ func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s: %s (is it the admin address?)", c.addr, resp.Status, bytes.TrimSpace(b))
+		return nil, fmt.Errorf("%s answers %s: %s (is it the admin address?)", c, resp.Status, bytes.TrimSpace(b))
 	}
 	return b, nil
+}
+
+// unanswered says why there was no answer, and at which address and from where.
+func (c *Client) unanswered(err error) error {
+	op, ok := errors.AsType[*net.OpError](err)
+	switch {
+	case !ok || op.Op != "dial":
+		if wrapped, ok := errors.AsType[*url.Error](err); ok {
+			err = wrapped.Err // the rest is the URL of the request
+		}
+		return fmt.Errorf("asking hubcache at %s: %w", c, err)
+	case errors.Is(op.Err, fs.ErrPermission):
+		return fmt.Errorf("this user may not ask hubcache at %s: only root and the members of the group %s may", c, groupOf(strings.TrimPrefix(c.addr, "unix:")))
+	}
+	return fmt.Errorf("no hubcache answers at %s: %w; is 'hubcache serve' running, with this admin address? --admin or $HUBCACHE_ADMIN names another", c, op.Err)
+}
+
+// groupOf is the name of the group of a file, its number if it has no name, and what the
+// package calls it if the file can't be looked at.
+func groupOf(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "hubcache"
+	}
+	gid := strconv.Itoa(int(info.Sys().(*syscall.Stat_t).Gid)) // what os.Stat returns on Linux
+	if g, err := user.LookupGroupId(gid); err == nil {
+		return g.Name
+	}
+	return gid
 }

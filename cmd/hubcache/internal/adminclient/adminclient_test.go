@@ -5,8 +5,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
@@ -70,6 +75,28 @@ func TestStatsErrors(t *testing.T) {
 		_, err := New(addr)
 		if _, usage := errors.AsType[settings.UsageError](err); !usage {
 			t.Errorf("%q: %v", addr, err)
+		}
+	}
+}
+
+// TestNoPermissionNamesTheGroup: who may not use the socket is told who may.
+func TestNoPermissionNamesTheGroup(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	group, err := user.LookupGroupId(strconv.Itoa(os.Getegid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]string{"unix:" + path: "the group " + group.Name + " may", "unix:/nowhere/admin.sock": "the group hubcache may"} {
+		c, err := New(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := c.unanswered(&url.Error{Op: "Get", URL: "http://localhost/", Err: &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}})
+		if !strings.Contains(got.Error(), want) || !strings.Contains(got.Error(), addr) {
+			t.Errorf("%s: %v", addr, got)
 		}
 	}
 }

@@ -157,6 +157,10 @@ func (l *Loader) readFile(s *Loaded) error {
 	return nil
 }
 
+// Source returns where a setting is from, such as "file /etc/hubcache/config.yaml:3"; "" if it
+// has its default.
+func (s *Loaded) Source(key string) string { return s.source[key] }
+
 // Shown is a setting as config show prints it. Its JSON form is stable.
 type Shown struct {
 	Key    string `json:"key"`
