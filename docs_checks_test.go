@@ -187,13 +187,14 @@ var (
 	// A word with an underscore is a setting's last part.
 	underscored = regexp.MustCompile(`^([a-z]+(?:_[a-z]+)+)(?::.*)?$`)
 	// What ends like this is a file or a host.
-	notASetting = regexp.MustCompile(`\.(?:md|go|mod|sum|yaml|json|toml|conf|db|bad|damaged|nix|lock|service|socket|timer|d|sh|io|com|org)$`)
+	notASetting = regexp.MustCompile(`\.(?:md|go|mod|sum|yaml|yml|json|toml|conf|db|bad|damaged|nix|lock|service|socket|timer|d|sh|io|com|org)$`)
 	// What looks like a setting and belongs to another program or another document.
 	foreign = []string{
 		"builder.gc", "proxy_cache", "proxy_cache_lock", // dockerd, nginx
 		"credentials.username", // an option of the NixOS module
 		"services.hubcache",    // the NixOS module
 		"expires_in",           // a field of a token service's answer
+		"sshd_config",          // a file of OpenSSH
 	}
 )
 

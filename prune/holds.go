@@ -131,16 +131,32 @@ func (h Holds) tryExclusive(do func() error) error {
 	return do()
 }
 
+// create makes the folder and both lock files. A hold needs both, and a user who can't make them
+// can take one as soon as root has used either.
+func (h Holds) create() error {
+	if err := os.MkdirAll(h.Dir, 0o755); err != nil {
+		return fmt.Errorf("hold directory: %w", err)
+	}
+	for _, name := range []string{"gate", "run"} {
+		f, err := os.OpenFile(filepath.Join(h.Dir, name), os.O_RDONLY|os.O_CREATE, 0o644)
+		if err != nil {
+			return fmt.Errorf("hold lock: %w", err)
+		}
+		f.Close()
+	}
+	return nil
+}
+
 // open opens a lock file and checks its version. flock(2) needs no permission to write, so
 // that every user who can read the files can take holds.
 func (h Holds) open(name string) (*os.File, error) {
 	path := filepath.Join(h.Dir, name)
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(h.Dir, 0o755); err != nil {
-			return nil, fmt.Errorf("hold directory: %w", err)
+		if err := h.create(); err != nil {
+			return nil, err
 		}
-		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644)
+		f, err = os.Open(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("hold lock: %w", err)
