@@ -1,8 +1,11 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -20,4 +23,27 @@ func newDockerCommand(load loadFunc) *cobra.Command {
 	cmd.AddCommand(newDockerPruneCommand(load), newDockerHoldCommand(load), newDockerWatchCommand(load),
 		newDockerSetupCommand(load), newDockerGuardCommand())
 	return cmd
+}
+
+// hostFlag is the flag --host of the commands that look at a Docker engine.
+type hostFlag string
+
+func (f *hostFlag) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar((*string)(f), "host", "",
+		"the Docker engine's `URL` (default: docker.host, DOCKER_HOST, the docker context)")
+}
+
+// local says where the engine is, for a command that works only on the engine's own
+// machine.
+func (f hostFlag) local(cmd *cobra.Command, s *settings.Settings) (dockerhost.Location, error) {
+	at, err := dockerhost.Locate(string(f), s)
+	if err != nil {
+		return at, err
+	}
+	return at, at.Local(commandName(cmd))
+}
+
+// commandName is the command without the program's name.
+func commandName(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }

@@ -8,19 +8,24 @@ import (
 )
 
 func newDockerHoldCommand(load loadFunc) *cobra.Command {
-	return &cobra.Command{
+	var host hostFlag
+	cmd := &cobra.Command{
 		Use:   "hold -- COMMAND [ARG…]",
 		Short: "Run a command; while it runs, no image of this host is pruned",
 		Long: `Runs a deploy, a build or a test run under a hold. While a hold is in force,
 "hubcache docker prune" deletes nothing. The hold ends with the command, however
 it ends; processes that the command leaves in the background do not prolong it.
 The exit code is the command's, and signals are passed on. A hold inside a hold
-does nothing.`,
+does nothing. The images are those of this machine's engine: with another
+machine's in DOCKER_HOST or in the docker context the command isn't started.`,
 		Example: "  hubcache docker hold -- abra app deploy cloud.example.org\n  hubcache docker hold -- make test",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := load()
 			if err != nil {
+				return err
+			}
+			if _, err := host.local(cmd, s); err != nil {
 				return err
 			}
 			h := dockerhost.Hold{
@@ -33,6 +38,8 @@ does nothing.`,
 			return exitCode(code)
 		},
 	}
+	host.register(cmd)
+	return cmd
 }
 
 // newDockerGuardCommand is for docker hold, which starts it.

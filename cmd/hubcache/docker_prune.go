@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +16,7 @@ import (
 func newDockerPruneCommand(load loadFunc) *cobra.Command {
 	var apply, asJSON bool
 	var flags pruneFlags
+	var host hostFlag
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove images that nothing here needs, when the disk is full",
@@ -39,10 +38,11 @@ later.`,
 			if err := flags.over(cmd, &policy); err != nil {
 				return settings.UsageError{Err: err}
 			}
-			if !strings.HasPrefix(string(d.Host), "unix://") {
-				return settings.UsageError{Err: fmt.Errorf("docker.host is %q: prune looks at this machine's disks and needs the engine's unix socket", d.Host)}
+			at, err := host.local(cmd, s)
+			if err != nil {
+				return err
 			}
-			engine, err := dockerhost.Connect(string(d.Host))
+			engine, err := at.Connect(commandName(cmd))
 			if err != nil {
 				return err
 			}
@@ -69,6 +69,7 @@ later.`,
 	cmd.Flags().BoolVar(&apply, "apply", false, "delete; without it nothing is deleted")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	flags.register(cmd)
+	host.register(cmd)
 	return cmd
 }
 

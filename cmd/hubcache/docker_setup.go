@@ -13,6 +13,7 @@ import (
 func newDockerSetupCommand(load loadFunc) *cobra.Command {
 	var apply, undo bool
 	var mirror string
+	var host hostFlag
 	paths := dockerhost.DefaultSetupPaths()
 	cmd := &cobra.Command{
 		Use:   "setup",
@@ -27,6 +28,10 @@ prints what containerd, podman and BuildKit need.`,
 			if err != nil {
 				return err
 			}
+			at, err := host.local(cmd, s)
+			if err != nil {
+				return err
+			}
 			if mirror == "" {
 				mirror = dockerhost.MirrorURL(s)
 			}
@@ -34,11 +39,12 @@ prints what containerd, podman and BuildKit need.`,
 				return settings.UsageError{Err: errors.New("the server listens on no TCP address: --mirror says by which URL the daemon reaches it")}
 			}
 			setup := dockerhost.Setup{
-				Host: string(s.Docker.Host), Mirror: strings.TrimRight(mirror, "/"), Paths: paths, Out: cmd.OutOrStdout(),
+				Engine: at, Mirror: strings.TrimRight(mirror, "/"), Paths: paths, Out: cmd.OutOrStdout(),
 			}
 			return setup.Run(cmd.Context(), apply, undo)
 		},
 	}
+	host.register(cmd)
 	fs := cmd.Flags()
 	fs.BoolVar(&apply, "apply", false, "write the files and reload the daemon")
 	fs.BoolVar(&undo, "undo", false, "take the mirror out again")

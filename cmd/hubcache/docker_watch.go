@@ -4,13 +4,13 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
-	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/prune"
 )
 
 func newDockerWatchCommand(load loadFunc) *cobra.Command {
-	return &cobra.Command{
+	var host hostFlag
+	cmd := &cobra.Command{
 		Use:   "watch",
 		Short: "Record when this host's images are used, for docker prune",
 		Long: `Records from the Docker daemon's events when each image was last used. It runs
@@ -22,7 +22,11 @@ time it runs.`,
 			if err != nil {
 				return err
 			}
-			engine, err := dockerhost.Connect(string(s.Docker.Host))
+			at, err := host.local(cmd, s)
+			if err != nil {
+				return err
+			}
+			engine, err := at.Connect(commandName(cmd))
 			if err != nil {
 				return err
 			}
@@ -34,4 +38,6 @@ time it runs.`,
 			return w.Run(cmd.Context())
 		},
 	}
+	host.register(cmd)
+	return cmd
 }

@@ -42,6 +42,7 @@ with 1 when something is broken.`,
 			return err
 		},
 	}
+	(*hostFlag)(&d.Host).register(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	cmd.Flags().StringVar(&d.Image, "image", "hello-world:latest", "the small image that the daemon is made to ask for")
 	cmd.Flags().StringVar(&d.Certs, "certs-dir", d.Certs, "the daemon's directory of registries")

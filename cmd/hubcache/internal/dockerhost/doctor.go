@@ -33,6 +33,7 @@ const askWithin = 5 * time.Second
 // Doctor checks the way from this host's Docker daemon through the cache to Docker Hub.
 type Doctor struct {
 	Settings *settings.Settings
+	Host     string // the flag --host; "" to let Locate find the engine
 	Image    string // a small image that the daemon is made to ask for
 	Certs    string // the daemon's directory with a directory for each registry
 

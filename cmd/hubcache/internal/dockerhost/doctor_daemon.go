@@ -13,7 +13,12 @@ import (
 // checkDaemon looks whether the Docker daemon has the mirror, whether that is safe, and,
 // with the server's figures, whether it uses it.
 func (d *Doctor) checkDaemon(ctx context.Context, haveStats bool) {
-	engine, err := Connect(string(d.Settings.Docker.Host))
+	at, err := Locate(d.Host, d.Settings)
+	if err != nil {
+		d.say("docker", StatusBroken, err.Error(), "")
+		return
+	}
+	engine, err := at.Connect("doctor")
 	if err != nil {
 		d.say("docker", StatusBroken, err.Error(), "")
 		return
@@ -21,7 +26,7 @@ func (d *Doctor) checkDaemon(ctx context.Context, haveStats bool) {
 	defer engine.Close()
 	info, err := engine.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		d.say("docker", StatusNote, "no Docker engine answers: "+err.Error(), "without one there is nothing to check; docker.host says where it is")
+		d.say("docker", StatusNote, "no Docker engine answers at "+at.String()+": "+err.Error(), "without one there is nothing to check; --host, docker.host, DOCKER_HOST or the docker context say where it is")
 		return
 	}
 	facts := factsOf(info.Info)

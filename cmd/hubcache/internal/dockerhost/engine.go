@@ -14,17 +14,6 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Connect returns a client of the Docker Engine at host, a URL such as
-// unix:///var/run/docker.sock. It doesn't ask the engine anything yet; it fails when host
-// is no such URL.
-func Connect(host string) (*client.Client, error) {
-	c, err := client.New(client.WithHost(host), client.WithUserAgent("hubcache"))
-	if err != nil {
-		return nil, fmt.Errorf("docker.host %q: %w", host, err)
-	}
-	return c, nil
-}
-
 // engineFacts decide how an engine is pointed at a mirror.
 type engineFacts struct {
 	version    string
@@ -34,15 +23,15 @@ type engineFacts struct {
 }
 
 // askEngine asks the engine for its facts.
-func askEngine(ctx context.Context, host string) (engineFacts, error) {
-	c, err := Connect(host)
+func askEngine(ctx context.Context, at Location) (engineFacts, error) {
+	c, err := at.Connect("docker setup")
 	if err != nil {
 		return engineFacts{}, err
 	}
 	defer c.Close()
 	info, err := c.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return engineFacts{}, fmt.Errorf("ask the Docker engine at %s: %w", host, err)
+		return engineFacts{}, fmt.Errorf("ask the Docker engine at %s: %w", at, err)
 	}
 	return factsOf(info.Info), nil
 }

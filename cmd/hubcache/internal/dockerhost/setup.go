@@ -28,7 +28,7 @@ var errNixOS = errors.New("this is NixOS, where /etc is built from the configura
 
 // Setup makes the Docker engine of this host pull through a mirror.
 type Setup struct {
-	Host   string // the engine's URL
+	Engine Location
 	Mirror string // URL of the mirror as the engine reaches it, without a slash at the end
 	Paths  SetupPaths
 	Out    io.Writer // for what is, or would be, done
@@ -41,7 +41,10 @@ func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
 	if _, err := os.Stat(s.Paths.NixOS); err == nil {
 		return errNixOS
 	}
-	engine, err := askEngine(ctx, s.Host)
+	if err := s.Engine.Local("docker setup"); err != nil {
+		return err
+	}
+	engine, err := askEngine(ctx, s.Engine)
 	if err != nil && !undo {
 		return err
 	}

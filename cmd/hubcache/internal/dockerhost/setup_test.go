@@ -50,7 +50,7 @@ func newSetup(t *testing.T, host, mirror string) (*Setup, *bytes.Buffer) {
 	t.Helper()
 	dir := t.TempDir()
 	out := new(bytes.Buffer)
-	return &Setup{Host: host, Mirror: mirror, Out: out, Paths: SetupPaths{
+	return &Setup{Engine: Location{Host: host}, Mirror: mirror, Out: out, Paths: SetupPaths{
 		DaemonJSON: filepath.Join(dir, "docker", "daemon.json"), Certs: filepath.Join(dir, "certs.d"),
 		PIDFile: filepath.Join(dir, "docker.pid"), NixOS: filepath.Join(dir, "NIXOS"),
 	}}, out

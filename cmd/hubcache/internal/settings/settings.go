@@ -213,7 +213,7 @@ func (s *Settings) dockerTable() []row {
 	d := &s.Docker
 	p := &d.Prune
 	return []row{
-		{key: "host", value: &d.Host, defValue: "unix:///var/run/docker.sock"},
+		{key: "host", value: &d.Host},
 		{key: "admin", value: &d.Admin},
 		{key: "hold_dir", value: &d.HoldDir, defValue: "/run/hubcache/hold"},
 		{key: "state", value: &d.State, defValue: "/var/lib/hubcache-docker/uses.db"},
