@@ -36,6 +36,7 @@ type Options struct {
 
 	Ready      func() bool       // false makes /readyz answer 503, so that load balancers send nobody; nil: always ready
 	LastReload func() LastReload // the last reload of the settings; nil: reloads are not reported
+	Refused    func() int64      // connections that were refused since the start; nil: none can be
 }
 
 // LastReload says how the last SIGHUP ended. The zero value means that there was none yet.
@@ -49,6 +50,9 @@ type LastReload struct {
 // /healthz, /readyz and /metrics are answered for every Host. All other paths need one that
 // Options.Hosts allows.
 func New(o Options) http.Handler {
+	if o.Refused == nil {
+		o.Refused = func() int64 { return 0 }
+	}
 	a := &admin{Options: o, hosts: map[string]bool{"localhost": true}}
 	for _, h := range o.Hosts {
 		if name := hostname(h); name != "" {

@@ -50,6 +50,7 @@ func busy() Options {
 				{Digest: "sha256:aa", Repository: "docker.io/library/redis", Size: 64, Received: 65, Readers: 66},
 			},
 		},
+		Refused: func() int64 { return 71 },
 		Version: "1.2.3", Started: time.Now().Add(-90*time.Second - 500*time.Millisecond),
 	}
 }

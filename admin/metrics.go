@@ -39,6 +39,7 @@ var families = map[string][]string{
 	"visibility_overdue":            {"Public repositories, asked for in the last hour, of which nobody can tell whether they still are public."},
 	"visibility_oldest_seconds":     {"Age of the oldest visibility among them; 0 when there are none."},
 	"read_ahead_unused_bytes_total": {"Bytes read ahead that nobody asked for within ten minutes."},
+	"connections_refused_total":     {"Connections of clients whose addresses are not in listen_allow."},
 	"inflight_downloads":            {"Blobs that are being downloaded."},
 	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
 	"cache_reserved_bytes":          {"Bytes promised to downloads, whose files have not grown to it yet."},
@@ -100,6 +101,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
 	count("evictions_total", s.Evictions)
 	count("evicted_bytes_total", s.EvictedBytes)
+	count("connections_refused_total", c.a.Refused())
 	gauge("visibility_overdue", int64(r.OverdueVisibilities))
 	gauge("visibility_oldest_seconds", int64(r.OldestVisibility.Seconds()))
 	gauge("inflight_downloads", int64(len(r.Inflight)))

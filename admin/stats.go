@@ -12,15 +12,16 @@ const Schema = 1
 // Stats is the document of GET /api/v1/stats and of "hubcache stats --json". Sizes are in
 // bytes. Counters count from the start of the server.
 type Stats struct {
-	Schema        int        `json:"schema"`
-	Version       string     `json:"version"` // of the program
-	UptimeSeconds int64      `json:"uptime_seconds"`
-	Store         Store      `json:"store"`
-	Requests      Requests   `json:"requests"`
-	Bytes         Bytes      `json:"bytes"`
-	Upstreams     []Upstream `json:"upstreams"` // never null
-	Visibility    Visibility `json:"visibility"`
-	Inflight      []Inflight `json:"inflight"` // never null; by repository and digest
+	Schema        int         `json:"schema"`
+	Version       string      `json:"version"` // of the program
+	UptimeSeconds int64       `json:"uptime_seconds"`
+	Store         Store       `json:"store"`
+	Requests      Requests    `json:"requests"`
+	Bytes         Bytes       `json:"bytes"`
+	Upstreams     []Upstream  `json:"upstreams"` // never null
+	Visibility    Visibility  `json:"visibility"`
+	Inflight      []Inflight  `json:"inflight"` // never null; by repository and digest
+	Connections   Connections `json:"connections"`
 }
 
 // Store says what the cache holds.
@@ -79,6 +80,11 @@ type Bytes struct {
 	ReadAheadUnused int64 `json:"read_ahead_unused"` // read ahead, and not asked for within ten minutes
 }
 
+// Connections counts those to the listeners for pulls.
+type Connections struct {
+	Refused int64 `json:"refused"` // of clients whose addresses are not in listen_allow
+}
+
 // Visibility says for how many public repositories nobody can tell whether they still are public.
 // What is cached of them is served, and the rest is asked for without the credential.
 type Visibility struct {
@@ -130,7 +136,8 @@ func (a *admin) document(now time.Time) Stats {
 		},
 		Bytes:     Bytes{r.Served, r.Fetched, r.ReadAheadUnused},
 		Upstreams: []Upstream{}, Inflight: []Inflight{},
-		Visibility: Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
+		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
+		Connections: Connections{a.Refused()},
 	}
 	if !s.OldestUse.IsZero() {
 		t := s.OldestUse.UTC()

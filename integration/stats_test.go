@@ -32,6 +32,7 @@ const statsShape = `
 bytes.fetched number
 bytes.read_ahead_unused number
 bytes.served number
+connections.refused number
 inflight[].digest string
 inflight[].readers number
 inflight[].received number

@@ -330,6 +330,7 @@ type faults struct {
 	writeErrors atomic.Int64
 	corrupt     atomic.Int64 // blobs dropped because their bytes had changed
 	logged      atomic.Int64 // Unix seconds of the last log line about a failing disk
+	fullLogged  atomic.Int64 // the same about a full one
 
 	// mu guards foreign. It is not held during I/O, and no other lock is taken while it is held.
 	mu      sync.Mutex
@@ -376,6 +377,15 @@ func (f *faults) disk(err error) {
 	now, last := time.Now().Unix(), f.logged.Load()
 	if now-last >= 60 && f.logged.CompareAndSwap(last, now) {
 		f.log.Error("the cache disk fails; clients are served without it", "error", err, "dir", f.dir)
+	}
+}
+
+// full logs, at most once a minute, that the file system has no room, though everything that
+// could be evicted has been.
+func (f *faults) full(short int64) {
+	now, last := time.Now().Unix(), f.fullLogged.Load()
+	if now-last >= 60 && f.fullLogged.CompareAndSwap(last, now) {
+		f.log.Error("the disk is full (min_free): clients are served without keeping anything", "missing_bytes", short, "dir", f.dir)
 	}
 }
 

@@ -85,6 +85,9 @@ func (r *room) reserve(v *reservation, n int64) error {
 			if short <= 0 && r.reserveNow(v, n) { // somebody has given room back meanwhile
 				return nil
 			}
+			if short > 0 {
+				r.files.faults.full(short)
+			}
 			return ErrNoRoom
 		}
 		r.unlink(victims)

@@ -1,9 +1,12 @@
 package storage
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,8 +116,15 @@ func TestMinFreeEvicts(t *testing.T) {
 	if st := s.Stats(); st.Bytes != 10<<20 || st.Evictions != 10 {
 		t.Errorf("%+v", st)
 	}
-	if err := (&reservation{room: &s.room}).grow(11 << 20); !errors.Is(err, ErrNoRoom) {
-		t.Errorf("room for more than may be used: %v", err)
+	var log bytes.Buffer
+	s.files.faults.log = slog.New(slog.NewTextHandler(&log, nil))
+	for range 5 {
+		if err := (&reservation{room: &s.room}).grow(11 << 20); !errors.Is(err, ErrNoRoom) {
+			t.Errorf("room for more than may be used: %v", err)
+		}
+	}
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR msg=\"the disk is full") {
+		t.Errorf("the log says of a full disk: %s", got)
 	}
 	balanced(t, s)
 }

@@ -66,6 +66,7 @@ type Client struct {
 	dialer dialer
 	health health
 	quota  quota
+	log    *slog.Logger
 
 	requests  atomic.Int64
 	fetched   atomic.Int64 // body bytes of manifests and blobs
@@ -76,7 +77,7 @@ type Client struct {
 // New returns a Client. It makes no request.
 // Errors: a URL that no registry can have.
 func New(o Options) (*Client, error) {
-	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential}
+	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential, log: cmp.Or(o.Log, slog.Default())}
 	if c.base == nil || c.base.Host == "" || c.base.Scheme != "http" && c.base.Scheme != "https" {
 		return nil, errors.New("the upstream needs an http or https URL")
 	}
@@ -90,7 +91,7 @@ func New(o Options) (*Client, error) {
 		base = newTransport(&c.dialer, o.RootCAs)
 	}
 	c.health = newHealth(c.title())
-	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Public: o.Public, Log: cmp.Or(o.Log, slog.Default())}
+	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Public: o.Public, Log: c.log}
 	return c, nil
 }
 
@@ -187,7 +188,9 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 	}
 	c.responses[min(max(resp.StatusCode/100, 0), 5)].Add(1)
 	if l != cdn {
-		c.health.answered(version)
+		if c.health.answered(version) {
+			c.log.Info("the upstream answers again", "upstream", c.title())
+		}
 		c.quota.observe(resp.Header)
 	}
 	if s := resp.StatusCode; s < 400 || s == http.StatusRequestedRangeNotSatisfiable {
@@ -205,7 +208,7 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 	e := classify(host, err)
 	if auth.IsAbuseLimit(err) {
 		e = &Error{Cause: Throttled, Host: host, Status: http.StatusTooManyRequests, Err: errors.New("its abuse limit")}
-		c.health.throttle(abuse, 0, 0)
+		c.throttled(abuse, 0, 0)
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
 		return e // the caller ended it, not the upstream
@@ -213,8 +216,8 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 	if e.Cause == Refused {
 		c.health.credentialRefused(time.Now().Add(max(e.RetryAfter, refusedFor)), version)
 	}
-	if l != cdn && !isPatient(ctx) && (e.Cause == Timeout || e.Cause == Unreachable) {
-		c.health.failed(e, sent)
+	if l != cdn && !isPatient(ctx) && (e.Cause == Timeout || e.Cause == Unreachable) && c.health.failed(e, sent) {
+		c.log.Warn("the upstream can't be reached: what is cached is served, and nothing else can be pulled", "upstream", c.title(), "error", e)
 	}
 	return e
 }
@@ -256,9 +259,27 @@ func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version 
 		if l != pulls || strings.Contains(string(a.Body), "HAP429") {
 			which = abuse
 		}
-		e.RetryAfter = c.health.throttle(which, wait, version)
+		e.RetryAfter = c.throttled(which, wait, version)
 	}
 	return e
+}
+
+// throttled begins the pause of a limit and returns how long it is.
+func (c *Client) throttled(l limit, wait time.Duration, version uint64) time.Duration {
+	left, say := c.health.throttle(l, wait, version)
+	if !say {
+		return left
+	}
+	what := "the upstream limits requests: what is cached is served, and nothing is asked until the limit ends"
+	if l == pulls {
+		what = "the pull quota is used up: what is cached is served, and no other image can be pulled until it is whole again"
+	}
+	attrs := []any{"upstream", c.title(), "next_attempt", time.Now().Add(left).Round(time.Second)}
+	if q := c.quota.rateLimit(); q != nil && l == pulls {
+		attrs = append(attrs, "limit", q.Limit, "window", (time.Duration(q.WindowSeconds) * time.Second).String(), "counted_for", q.Source)
+	}
+	c.log.Warn(what, attrs...)
+	return left
 }
 
 // place says what a URL is for package answer.

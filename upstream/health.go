@@ -40,6 +40,10 @@ type health struct {
 	refused        time.Time // until when our credential isn't tried
 	refusedVersion uint64    // of that credential
 
+	limitSaid time.Time // when the log last said that a limit was met
+	downSaid  time.Time // when the log last said that the registry can't be reached
+	downKnown bool      // the log says that it can't be reached
+
 	heard      time.Time     // when the registry last answered anything
 	breaker    *Error        // why the breaker is open; nil: it is closed
 	opened     time.Time     // when the breaker's current pause began
@@ -79,16 +83,26 @@ func (h *health) pull(version uint64) *cooldown.Pause {
 	return &h.pullPause
 }
 
-// throttle begins the pause of a limit after a 429 and returns how long to wait. wait is what
-// the upstream named, 0 when it named nothing. version is that of the credential that the
-// request was sent with, 0 when it was sent without; it counts with pulls only.
-func (h *health) throttle(l limit, wait time.Duration, version uint64) time.Duration {
+// sayEvery is how often, at most, the log says that the registry limits requests or can't be
+// reached: it may do so for some requests, and answer others.
+const sayEvery = time.Minute
+
+// throttle begins the pause of a limit after a 429 and returns how long to wait, and whether the
+// log should say so. wait is what the upstream named, 0 when it named nothing. version is that of
+// the credential that the request was sent with, 0 when it was sent without; it counts with pulls
+// only.
+func (h *health) throttle(l limit, wait time.Duration, version uint64) (left time.Duration, say bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	now, pause := time.Now(), &h.abusePause
 	if l == pulls {
-		return h.pull(version).Begin(wait, time.Now())
+		pause = h.pull(version)
 	}
-	return h.abusePause.Begin(wait, time.Now())
+	say = pause.Left(now) <= 0 && now.Sub(h.limitSaid) >= sayEvery // others may have met it at the same time
+	if say {
+		h.limitSaid = now
+	}
+	return pause.Begin(wait, now), say
 }
 
 // passed takes note of a request that met no limit: the next 429 begins with the first pause.
@@ -143,28 +157,37 @@ func (h *health) cooling(left time.Duration, why string) error {
 
 // failed opens the breaker, or keeps it open for longer, because a request failed. It changes
 // nothing if the registry has answered anybody since the request was sent, or if the request was
-// under way already when the breaker's pause began: requests that fail together count once.
-func (h *health) failed(e *Error, sent time.Time) {
+// under way already when the breaker's pause began: requests that fail together count once. say
+// reports whether the log should say that the registry can't be reached.
+func (h *health) failed(e *Error, sent time.Time) (say bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.heard.After(sent) || h.breaker != nil && !sent.After(h.opened) {
-		return
+		return false
+	}
+	now := time.Now()
+	if say = !h.downKnown && now.Sub(h.downSaid) >= sayEvery; say {
+		h.downSaid, h.downKnown = now, true
 	}
 	h.probePause = cooldown.Double(h.probePause, probeFirst, probeMost)
-	h.breaker, h.opened = e, time.Now()
+	h.breaker, h.opened = e, now
 	h.probeAt = h.opened.Add(h.probePause)
+	return say
 }
 
 // answered takes note of an answer of the registry, of any status, to a request with this
-// version of the credential: it can be reached, and the credential is good.
-func (h *health) answered(version uint64) {
+// version of the credential: it can be reached, and the credential is good. say reports whether
+// the log has said that it can't be reached.
+func (h *health) answered(version uint64) (say bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	say, h.downKnown = h.downKnown, false
 	h.heard = time.Now()
 	h.breaker, h.probePause = nil, 0
 	if version == h.refusedVersion {
 		h.refused = time.Time{}
 	}
+	return say
 }
 
 // credentialRefused takes note that this version of our credential isn't accepted, and until

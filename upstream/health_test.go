@@ -19,7 +19,7 @@ func TestPullPauseIsTheCredentials(t *testing.T) {
 			time.Sleep(throttleMost)
 		}
 		h.throttle(pulls, time.Hour, 1)
-		if wait := h.throttle(pulls, 0, 2); wait != throttleFirst {
+		if wait, _ := h.throttle(pulls, 0, 2); wait != throttleFirst {
 			t.Errorf("the new credential pauses for %s", wait)
 		}
 		time.Sleep(throttleFirst)

@@ -50,7 +50,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(stderr, "hubcache:", err)
+	server.PrintError(stderr, err)
 	if _, ok := errors.AsType[settings.UsageError](err); ok {
 		return exitUsage
 	}

@@ -9,16 +9,46 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // gate decides which clients may connect: those of some networks, or all if there are no
 // networks. It is safe for concurrent use.
 type gate struct {
-	log  *slog.Logger
-	nets atomic.Pointer[[]netip.Prefix]
+	log     *slog.Logger
+	nets    atomic.Pointer[[]netip.Prefix]
+	refused atomic.Int64 // connections
 
-	mu    sync.Mutex // guards conns; no other lock is taken under it
-	conns map[net.Conn]struct{}
+	mu     sync.Mutex // guards what follows; no other lock is taken under it
+	conns  map[net.Conn]struct{}
+	said   time.Time // when the log last said that clients are refused
+	unsaid int64     // connections that were refused since
+}
+
+// sayEvery is how often, at most, the log says that clients are refused: a client may try
+// again as often as it likes.
+const sayEvery = time.Minute
+
+// refuse closes a connection of a client that may not connect. It counts it, and logs it unless
+// another one was logged a moment ago.
+func (g *gate) refuse(c net.Conn) {
+	cut(c)
+	g.refused.Add(1)
+	g.mu.Lock()
+	g.unsaid++
+	n, now := g.unsaid, time.Now()
+	say := g.said.IsZero() || now.Sub(g.said) >= sayEvery
+	if say {
+		g.said, g.unsaid = now, 0
+	}
+	g.mu.Unlock()
+	if say {
+		client := c.RemoteAddr().String()
+		if host, _, err := net.SplitHostPort(client); err == nil {
+			client = host
+		}
+		g.log.Warn("a client was refused: its address is not in listen_allow", "client", client, "connections", n)
+	}
 }
 
 // set replaces the networks, and closes the open connections of clients that may no longer
@@ -53,7 +83,7 @@ func (g *gate) track(c net.Conn, state http.ConnState) {
 		g.conns[c] = struct{}{}
 		g.mu.Unlock()
 		if !g.open(c.RemoteAddr()) { // set was called since it was accepted
-			cut(c)
+			g.refuse(c)
 		}
 	case http.StateClosed, http.StateHijacked:
 		g.mu.Lock()
@@ -99,7 +129,6 @@ func (l gated) Accept() (net.Conn, error) {
 		if err != nil || l.gate.open(c.RemoteAddr()) {
 			return c, err
 		}
-		l.gate.log.Debug("connection refused: its address is not in listen_allow", "client", c.RemoteAddr().String())
-		c.Close()
+		l.gate.refuse(c)
 	}
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,7 +13,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
@@ -106,10 +109,53 @@ func TestOtherConnectionsAreClosed(t *testing.T) {
 	if resp, err := client.Get(url); err == nil {
 		t.Errorf("not listed, and served: %s", resp.Status)
 	}
+	if g.refused.Load() == 0 {
+		t.Error("the refusal is not counted")
+	}
+	refused := g.refused.Load() // a client may try again
 	g.set([]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")})
 	if _, err := client.Get(url); err != nil {
 		t.Errorf("listed, and may not connect: %v", err)
 	}
+	if n := g.refused.Load(); n != refused {
+		t.Errorf("%d refusals after one that wasn't, %d before", n, refused)
+	}
+}
+
+// fakeConn is a connection of a client at an address.
+type fakeConn struct {
+	net.Conn
+	from string
+}
+
+func (c fakeConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.from))
+}
+func (c fakeConn) Close() error { return nil }
+
+// TestRefusalsAreCountedAndLoggedNowAndThen: each refusal counts. The log has the first one at
+// once, and then one line a minute with the number of those since the last.
+func TestRefusalsAreCountedAndLoggedNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		g := &gate{log: slog.New(slog.NewTextHandler(&log, nil))}
+		g.set([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")})
+		for range 600 { // for ten minutes
+			g.refuse(fakeConn{from: "10.1.2.3:4711"})
+			time.Sleep(time.Second)
+		}
+		g.track(fakeConn{from: "10.9.9.9:1"}, http.StateNew) // listed when it was accepted
+		if n := g.refused.Load(); n != 601 {
+			t.Errorf("%d refusals are counted, of 601", n)
+		}
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		if len(lines) != 11 {
+			t.Errorf("%d lines in ten minutes:\n%s", len(lines), log.String())
+		}
+		if want := "level=WARN msg=\"a client was refused: its address is not in listen_allow\" client=10.1.2.3 connections="; !strings.HasSuffix(lines[0], want+"1") || !strings.HasSuffix(lines[1], want+"60") {
+			t.Errorf("%s\n%s", lines[0], lines[1])
+		}
+	})
 }
 
 // TestNarrowedListReachesOpenConnections: a client that is no longer listed loses its

@@ -10,9 +10,10 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// NewLogger is the log of the commands other than serve: text on a terminal, else JSON.
+// NewLogger is the log of the commands other than serve: text on a terminal, else JSON, with
+// levels for systemd's journal.
 func NewLogger(w io.Writer) *slog.Logger {
-	return slog.New(logHandler(w, logFormat(w, ""), slog.LevelInfo))
+	return slog.New(logHandler(w, logFormat(w, ""), slog.LevelInfo, toJournal(w)))
 }
 
 // IsTerminal reports whether w is a terminal.
@@ -29,8 +30,12 @@ func logFormat(w io.Writer, format settings.LogFormat) settings.LogFormat {
 	return format
 }
 
-// logHandler logs as text or, if format says anything else, as JSON.
-func logHandler(w io.Writer, format settings.LogFormat, level slog.Leveler) slog.Handler {
+// logHandler logs as text or, if format says anything else, as JSON. For the journal each line
+// begins with its level.
+func logHandler(w io.Writer, format settings.LogFormat, level slog.Leveler, journal bool) slog.Handler {
+	if journal {
+		return newJournalHandler(w, func(w io.Writer) slog.Handler { return logHandler(w, format, level, false) })
+	}
 	o := &slog.HandlerOptions{Level: level}
 	if format == "text" {
 		return slog.NewTextHandler(w, o)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/docker/go-units"
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
@@ -15,14 +16,17 @@ import (
 func (srv *server) reload() {
 	notify(daemon.SdNotifyReloading + "\nMONOTONIC_USEC=" + monotonic())
 	defer notify(daemon.SdNotifyReady)
-	err := srv.adopt()
+	changed, err := srv.adopt()
 	srv.lastReload.Store(&admin.LastReload{Time: time.Now(), OK: err == nil})
 	if err != nil {
 		srv.log.Error("the new settings can't be used; the old ones stay", "error", err)
 	}
 	if srv.cred != nil {
+		was := srv.cred.Version()
 		if err := srv.cred.Reload(); err != nil {
 			srv.log.Error("the access token can't be read; the last one stays in force", "error", err)
+		} else if srv.cred.Version() != was {
+			srv.log.Info("the access token has changed and is in use", "password_file", srv.cred.Path())
 		}
 	}
 	if srv.tls != nil {
@@ -36,37 +40,57 @@ func (srv *server) reload() {
 		}
 	}
 	if err == nil {
-		srv.log.Info("settings read again")
+		srv.log.Info("settings read again", "changed", changed)
 	}
 }
 
-// adopt reads the settings again and puts those into effect that can change.
-func (srv *server) adopt() error {
+// adopt reads the settings again and puts those into effect that can change. It returns which
+// did, for people. No setting is a secret.
+func (srv *server) adopt() (changed []string, err error) {
 	next, err := srv.loader.Load()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// What waits for the next start has no part in anything below: its folder need not exist.
 	now, later := settings.Reloaded(srv.settings, next)
 	budget, err := now.Budget.In(string(now.DataDir))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	nets, err := now.AllowedClients()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := srv.registry.SetPolicy(policy(now.Settings)); err != nil {
-		return err
+		return nil, err
 	}
+	changed = srv.changes(now, budget)
 	srv.settings = now
 	srv.setLevel()
 	srv.store.SetLimits(budget, now.MinFree.Bytes)
 	srv.gate.set(nets)
-	for _, key := range later {
-		srv.log.Warn("this setting changes with the next start only", "setting", key)
+	waiting := map[string]settings.Change{}
+	for _, c := range settings.Changes(now, next) {
+		waiting[c.Key] = c
 	}
-	return nil
+	for _, key := range later {
+		srv.log.Warn("this setting changes with the next start only", "setting", key, "running", waiting[key].Old, "next", waiting[key].New)
+	}
+	return changed, nil
+}
+
+// changes says what of the settings is another value in now than in what runs, and whether a
+// budget in per cent has become another one, because the disk has.
+func (srv *server) changes(now *settings.Loaded, budget int64) []string {
+	changed := []string{}
+	for _, c := range settings.Changes(srv.settings, now) {
+		changed = append(changed, c.String())
+	}
+	was := srv.store.Budget()
+	if now.Budget == srv.settings.Budget && was != budget {
+		changed = append(changed, "budget in bytes: "+units.BytesSize(float64(was))+" → "+units.BytesSize(float64(budget)))
+	}
+	return changed
 }
 
 func (srv *server) setLevel() {

@@ -97,3 +97,70 @@ func TestReloadsKeepToTheFolderThatRuns(t *testing.T) {
 		t.Errorf("the old folder again: the budget is %d, the log says %s", r.store.Budget(), log)
 	}
 }
+
+// TestReloadSaysWhatHasChanged: the line of a reload names each setting with its old and its new
+// value, and a token without its value. A reload that changes nothing says that.
+func TestReloadSaysWhatHasChanged(t *testing.T) {
+	dir := t.TempDir()
+	tokenFile := filepath.Join(dir, "token")
+	writeToken := func(secret string) {
+		t.Helper()
+		if err := os.WriteFile(tokenFile, []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeToken("dckr_pat_first")
+	base := fmt.Sprintf("data_dir: %s\nupstream: {username: jane, password_file: %s}\n", filepath.Join(dir, "data"), tokenFile)
+	r := startReloading(t, base+"budget: 10GiB\n")
+	r.cred.Version() // as the first request does
+	if log := r.reloadWith(base + "budget: 10GiB\n"); !strings.Contains(log, `msg="settings read again" changed=[]`) {
+		t.Errorf("nothing has changed, and the log says %s", log)
+	}
+	log := r.reloadWith(base + "budget: 20GiB\nlisten_allow: [10.0.0.0/8]\ntags: {rules: [{match: 'library/*:*', ttl: 5m}]}\n")
+	for _, want := range []string{"budget: 10GiB → 20GiB", "listen_allow: nothing → 10.0.0.0/8", "tags.rules: [] → ", "library/*:*"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("%q is not in the log: %s", want, log)
+		}
+	}
+	if strings.Contains(log, "tags.ttl") || strings.Contains(log, "min_free") {
+		t.Errorf("what stayed is in the log: %s", log)
+	}
+	log = r.reloadWith(base + "budget: 20GiB\nlisten: 127.0.0.1:5999\n")
+	for _, want := range []string{"listen_allow: 10.0.0.0/8 → nothing", "setting=listen running=127.0.0.1:5000 next=127.0.0.1:5999"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("%q is not in the log: %s", want, log)
+		}
+	}
+	writeToken("dckr_pat_second")
+	log = r.reloadWith(base + "budget: 20GiB\n")
+	if !strings.Contains(log, "the access token has changed") || strings.Contains(log, "dckr_pat") {
+		t.Errorf("a new token: %s", log)
+	}
+	if log := r.reloadWith(base + "budget: 20GiB\n"); strings.Contains(log, "token has changed") {
+		t.Errorf("the same token: %s", log)
+	}
+}
+
+// TestChangesOfManyValuesAreShort: a long list doesn't fill the log.
+func TestChangesOfManyValuesAreShort(t *testing.T) {
+	dir := t.TempDir()
+	config := fmt.Sprintf("data_dir: %s\n", dir)
+	r := startReloading(t, config)
+	log := r.reloadWith(config + "listen_allow: [" + strings.Repeat("10.0.0.0/8, ", 10_000) + "10.0.0.0/8]\n")
+	if !strings.Contains(log, "listen_allow: nothing → 10.0.0.0/8,10.0") || len(log) > 2000 {
+		t.Errorf("%d bytes: %.3000s", len(log), log)
+	}
+}
+
+// TestStopIsLoggedWhenItHasEnded: the last line of the log says that the server has stopped.
+func TestStopIsLoggedWhenItHasEnded(t *testing.T) {
+	var log bytes.Buffer
+	t.Run("server", func(t *testing.T) {
+		r := startReloading(t, "data_dir: "+t.TempDir()+"\n") // stops it when the subtest ends
+		r.server.log = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	if last := lines[len(lines)-1]; !strings.Contains(last, "level=INFO msg=stopped took=") {
+		t.Errorf("the log ends with %q", last)
+	}
+}

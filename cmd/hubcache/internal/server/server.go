@@ -75,7 +75,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 	srv.setLevel()
 	lines := &batch{w: stderr}
 	defer lines.flush()
-	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format), srv.level), lines})
+	srv.log = slog.New(batchHandler{logHandler(lines, logFormat(stderr, s.Log.Format), srv.level, toJournal(stderr)), lines})
 	slog.SetDefault(srv.log)
 	if err := srv.open(); err != nil {
 		return err
@@ -157,6 +157,7 @@ func (srv *server) wait(ctx context.Context, hup <-chan os.Signal, closed func()
 // end. A second signal ends the waiting for pulls.
 func (srv *server) stop() error {
 	srv.stopping.Store(true)
+	began := time.Now()
 	notify(daemon.SdNotifyStopping)
 	srv.log.Info("stopping: running pulls may end", "within", drainWithin.String())
 	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
@@ -187,5 +188,12 @@ func (srv *server) stop() error {
 	for _, s := range srv.admins {
 		s.Close()
 	}
-	return errors.Join(err, srv.store.Close())
+	err = errors.Join(err, srv.store.Close())
+	took := time.Since(began).Round(time.Millisecond).String()
+	if err != nil {
+		srv.log.Error("stopped, but not everything was saved", "took", took, "error", err)
+	} else {
+		srv.log.Info("stopped", "took", took)
+	}
+	return err
 }

@@ -251,6 +251,46 @@ func Reloaded(running, next *Loaded) (now *Loaded, later []string) {
 	return now, needRestart(running.table(), next.table())
 }
 
+// Change is a setting that has another value than before. Either value is "" if there is none.
+type Change struct{ Key, Old, New string }
+
+// maxShown is how many bytes of a value String shows: a list of rules may be long.
+const maxShown = 200
+
+// String is the change for people: "budget: 10GiB → 20GiB".
+func (c Change) String() string {
+	show := func(s string) string {
+		switch {
+		case s == "":
+			return "nothing"
+		case len(s) > maxShown:
+			return strings.ToValidUTF8(s[:maxShown], "") + "…"
+		}
+		return s
+	}
+	return c.Key + ": " + show(c.Old) + " → " + show(c.New)
+}
+
+// Changes returns the settings that differ between before and now, in the order of the table.
+func Changes(before, now *Loaded) (changes []Change) {
+	was := map[string]string{}
+	for key, r := range leaves(before.table()) {
+		was[key] = textOf(r.value)
+	}
+	for key, r := range leaves(now.table()) {
+		if text := textOf(r.value); text != was[key] {
+			changes = append(changes, Change{key, was[key], text})
+		}
+		delete(was, key)
+	}
+	for _, key := range slices.Sorted(maps.Keys(was)) { // of a record that is gone
+		if was[key] != "" {
+			changes = append(changes, Change{key, was[key], ""})
+		}
+	}
+	return changes
+}
+
 // keepRunning sets what needs a restart in now to what it is in running. Both are tables of the
 // same type, in a section with that effect. A Map is kept or replaced as a whole.
 func keepRunning(running, now []row, section effect) {
