@@ -34,7 +34,8 @@ var floors = map[string][]string{
 	"fetch":        {"content", "cooldown", "slots", "storage"},
 	"registry":     {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"admin":        {"fetch", "registry", "storage", "upstream"},
-	"prune":        {"disk"},
+	"compose":      {},
+	"prune":        {"compose", "disk"},
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},

@@ -23,6 +23,7 @@ buildGoModule (finalAttrs: {
       ../auth
       ../calls
       ../cmd
+      ../compose
       ../content
       ../cooldown
       ../disk

@@ -65,9 +65,7 @@ func (d *ImageDecision) skip(rule Rule, why string) { d.Action, d.Rule, d.Why = 
 // the records by image ID; ages are counted from now.
 func Decide(s Snapshot, p Policy, uses map[string]Record, now time.Time) []ImageDecision {
 	d := decider{s: s, p: p, uses: uses, now: now, users: usersByImage(s), newest: newestImages(s, uses, now), parents: map[string]string{}}
-	for _, glob := range p.Keep {
-		d.keep = append(d.keep, parsePattern(glob))
-	}
+	d.keep = p.patterns()
 	for _, img := range s.Images {
 		d.parents[img.Parent] = label(img)
 	}
@@ -114,7 +112,7 @@ func (d *decider) decide(img Image) ImageDecision {
 	}
 	for _, p := range d.keep {
 		if p.keeps(img) {
-			v.Rule, v.Why = RuleKeepList, "the keep list has "+p.String()
+			v.Rule, v.Why = RuleKeepList, p.why()
 			return v
 		}
 	}

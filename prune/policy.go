@@ -25,13 +25,16 @@ type Policy struct {
 	// names or uses are.
 	Tagged bool
 	// Keep has patterns of images that are kept: "redis", "library/*:*-alpine",
-	// "ghcr.io/*/*". A * doesn't match a slash. A pattern without a tag means every tag. An
-	// image that has only a digest is kept if the rest of the pattern matches, because its
-	// tag isn't known.
+	// "ghcr.io/*/*", an image ID. Each spelling of a name that Docker knows matches
+	// ("docker.io/redis", "index.docker.io/library/redis"). A * doesn't match a slash. A pattern
+	// without a tag means every tag. An image that has only a digest is kept if the rest of the
+	// pattern matches, because its tag isn't known.
 	Keep []string
 	// KeepFiles are compose files whose images are kept. They are only read. If one can't be
-	// read, the run fails.
+	// read or understood, or names no image, the run fails.
 	KeepFiles []string
+
+	fromFiles []pattern // what KeepFiles name, once they were read
 }
 
 // DefaultPolicy returns the policy of a host without any settings.

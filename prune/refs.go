@@ -1,7 +1,6 @@
 package prune
 
 import (
-	"path"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -80,73 +79,4 @@ func repositories(img Image) map[string]bool {
 		}
 	}
 	return names
-}
-
-// pattern is one entry of the keep list.
-type pattern struct{ name, tag, digest string }
-
-// parsePattern splits a pattern of the keep list.
-func parsePattern(s string) pattern {
-	var p pattern
-	s, p.digest, _ = strings.Cut(s, "@")
-	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, '/') {
-		s, p.tag = s[:i], s[i+1:]
-	}
-	p.name = s
-	return p
-}
-
-// keeps reports whether the pattern matches img.
-func (p pattern) keeps(img Image) bool {
-	for _, ref := range img.Tags {
-		named, err := reference.ParseNormalizedNamed(ref)
-		if err != nil || !p.matchesName(named) {
-			continue
-		}
-		tagged, ok := named.(reference.Tagged)
-		if ok && (p.tag == "" || matches(p.tag, tagged.Tag())) && p.digest == "" {
-			return true
-		}
-	}
-	for _, ref := range img.Digests {
-		named, err := reference.ParseNormalizedNamed(ref)
-		if err != nil || !p.matchesName(named) {
-			continue
-		}
-		_, digest, _ := strings.Cut(ref, "@")
-		switch {
-		case p.digest != "":
-			if p.digest == digest {
-				return true
-			}
-		case p.tag == "" || len(img.Tags) == 0:
-			return true
-		}
-	}
-	return false
-}
-
-// matchesName compares the pattern with all forms of the name: redis, library/redis and
-// docker.io/library/redis.
-func (p pattern) matchesName(named reference.Named) bool {
-	return matches(p.name, reference.FamiliarName(named)) ||
-		matches(p.name, reference.Path(named)) && reference.Domain(named) == "docker.io" ||
-		matches(p.name, named.Name())
-}
-
-func matches(glob, s string) bool {
-	ok, err := path.Match(glob, s)
-	return ok && err == nil
-}
-
-// String returns the pattern as it was written.
-func (p pattern) String() string {
-	s := p.name
-	if p.tag != "" {
-		s += ":" + p.tag
-	}
-	if p.digest != "" {
-		s += "@" + p.digest
-	}
-	return s
 }

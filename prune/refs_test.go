@@ -1,6 +1,7 @@
 package prune
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/distribution/reference"
@@ -26,6 +27,22 @@ func TestPatternMatchesNames(t *testing.T) {
 		{"localhost:5000/a:2", "localhost:5000/a:1", false},
 		{"redis", digestRef("redis", "d"), true},
 		{"redis:7", digestRef("redis", "d"), true}, // its tag is not known
+		{"docker.io/redis:7", "redis:7", true},
+		{"docker.io/redis", "redis:7", true},
+		{"docker.io/library/redis:7", "redis:7", true},
+		{"index.docker.io/redis:7", "redis:7", true},
+		{"index.docker.io/library/redis:*", "redis:7", true},
+		{"index.docker.io/foo/bar:1", "foo/bar:1", true},
+		{"docker.io/foo/*", "foo/bar:1", true},
+		{"docker.io/redis:7", "redis:6", false},
+		{"docker.io/redis:7", "ghcr.io/library/redis:7", false},
+		{"docker.io/redis@" + id("d"), digestRef("redis", "d"), true},
+		{"docker.io/redis:7@" + id("d"), digestRef("redis", "d"), true},
+		{"redis:7@" + id("d"), digestRef("redis", "e"), false},
+		{id("a"), "redis:7", true}, // its ID
+		{strings.TrimPrefix(id("a"), "sha256:")[:12], "redis:7", true},
+		{id("b"), "redis:7", false},
+		{id("d"), digestRef("redis", "d"), true},
 		{"redis@" + id("d"), digestRef("redis", "d"), true},
 		{"redis@" + id("e"), digestRef("redis", "d"), false},
 	}

@@ -32,6 +32,8 @@ type Report struct {
 	High, Low float64
 	// Before and After are the file systems before the run and after it.
 	Before, After []Disk
+	// Warnings are for people: what in the settings has no effect, and what prune had to repair.
+	Warnings []string
 	// Images has a decision for each image, in the order of [Decide], deleted images first.
 	Images []ImageDecision
 }
@@ -76,9 +78,11 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		Before   []Disk   `json:"disks_before"`
 		After    []Disk   `json:"disks_after"`
 		Freed    int64    `json:"freed_bytes"`
+		Warnings []string `json:"warnings"`
 		Images   []image  `json:"images"`
 	}{1, r.Decision, r.Reason, r.DryRun, r.Watched, r.Critical, r.High, r.Low,
-		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(), images})
+		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(),
+		append([]string{}, r.Warnings...), images})
 }
 
 // References returns all names of the image, tags first; never nil.

@@ -56,7 +56,7 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 	if err := p.Policy.Validate(); err != nil {
 		return err
 	}
-	policy, err := p.Policy.withKeepFiles()
+	policy, err := p.Policy.withKeepFiles(ctx)
 	if err != nil {
 		return err
 	}
@@ -117,6 +117,7 @@ func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy) (s Snapshot
 	}
 	r.Watched = o.watched
 	r.Images = Decide(s, policy, o.uses, now)
+	r.Warnings = policy.unmatched(s.Images)
 	return s, o, nil
 }
 

@@ -1,0 +1,206 @@
+// Package compose finds the images that a compose file names. It follows include, extends,
+// further YAML documents, anchors and merges as Docker Compose does, with Compose's own library.
+package compose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/compose-spec/compose-go/v2/dotenv"
+	"github.com/compose-spec/compose-go/v2/interpolation"
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/distribution/reference"
+)
+
+// Any stands in an [Image.Name] where the file has a variable that is set nowhere. It can stand
+// for any text, also for an empty one, a slash, a colon or a whole reference.
+const Any = "\x00"
+
+// Image is an image that a compose file names.
+type Image struct {
+	// Name is what the file has, with its variables replaced, and with [Any] for those that are
+	// set nowhere. Without Any it is a valid reference or image ID.
+	Name string
+	// Where is the key in the file, for people: services.web.image.
+	Where string
+}
+
+// Images returns the images that a compose file names, ordered by [Image.Where]: those that
+// services, jobs and hooks of every profile run, and those that they mount or build from.
+//
+// Variables come from the environment, then from a file .env in the folder of the compose file,
+// then from the defaults in the compose file.
+//
+// Errors: a file that it needs can't be read, or can't be understood as a whole, or names no
+// image; an image's name is not valid.
+func Images(ctx context.Context, file string) ([]Image, error) {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	environment, err := environmentOf(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	model, err := load(ctx, path, environment)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s", file, strings.ReplaceAll(err.Error(), placeholder, "${a variable that is set nowhere}"))
+	}
+	images, err := imagesOf(model)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if len(images) == 0 {
+		return nil, fmt.Errorf("%s names no image", file)
+	}
+	slices.SortFunc(images, func(a, b Image) int { return strings.Compare(a.Where, b.Where) })
+	return images, nil
+}
+
+// environmentOf returns the variables of the environment and of the .env file in the folder.
+func environmentOf(dir string) (types.Mapping, error) {
+	environment := types.NewMapping(os.Environ())
+	path := filepath.Join(dir, ".env")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return environment, nil
+	}
+	fromFile, err := dotenv.GetEnvFromFile(environment, []string{path})
+	if err != nil {
+		return nil, err
+	}
+	return environment.Merge(fromFile), nil
+}
+
+// load returns the file as Compose merges it, as a tree.
+func load(ctx context.Context, path string, environment types.Mapping) (model map[string]any, err error) {
+	// The library checks the file's types only where it validates, and this is skipped: a variable
+	// that is set nowhere would fail it in places that have nothing to do with images.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("not a compose file: %v", p)
+		}
+	}()
+	_, named := environment[projectVariable]
+	details := types.ConfigDetails{
+		WorkingDir:  filepath.Dir(path),
+		ConfigFiles: types.ToConfigFiles([]string{path}),
+		Environment: environment.Clone(),
+	}
+	return loader.LoadModelWithContext(ctx, details, func(o *loader.Options) {
+		o.SkipValidation, o.SkipNormalization, o.SkipDefaultValues = true, true, true
+		o.SetProjectName("project", true)
+		o.Interpolate = &interpolation.Options{
+			LookupValue: details.LookupEnv,
+			Substitute: func(text string, lookup lookup) (string, error) {
+				if !named { // the library sets it, but the one who deploys may choose another name
+					lookup = without(lookup, projectVariable)
+				}
+				return substitute(text, lookup)
+			},
+		}
+	})
+}
+
+// projectVariable is the variable that Compose sets to the name of the project.
+const projectVariable = "COMPOSE_PROJECT_NAME"
+
+func without(lookup lookup, name string) lookup {
+	return func(other string) (string, bool) {
+		if other == name {
+			return "", false
+		}
+		return lookup(other)
+	}
+}
+
+// imagesOf collects the images from the whole model.
+func imagesOf(model map[string]any) ([]Image, error) {
+	c := collector{}
+	for _, kind := range []string{"services", "jobs"} {
+		all, err := mapping(model[kind], kind)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			c.container(kind+"."+name, all[name])
+		}
+	}
+	return c.images, errors.Join(c.errs...)
+}
+
+// collector gathers images and what is wrong.
+type collector struct {
+	images []Image
+	errs   []error
+}
+
+// container collects the images that a service, a job or a hook needs.
+func (c *collector) container(where string, v any) {
+	container, err := mapping(v, where)
+	if err != nil {
+		c.errs = append(c.errs, err)
+		return
+	}
+	c.add(where+".image", container["image"])
+	volumes, _ := container["volumes"].([]any)
+	for i, volume := range volumes {
+		if v, _ := volume.(map[string]any); v["type"] == "image" {
+			c.add(fmt.Sprintf("%s.volumes[%d].source", where, i), v["source"])
+		}
+	}
+	hooks, _ := container["pre_start"].([]any)
+	for i, hook := range hooks {
+		c.container(fmt.Sprintf("%s.pre_start[%d]", where, i), hook)
+	}
+	build, _ := container["build"].(map[string]any)
+	contexts, _ := build["additional_contexts"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(contexts)) {
+		text, _ := contexts[name].(string)
+		if ref, ok := strings.CutPrefix(text, "docker-image://"); ok {
+			c.add(where+".build.additional_contexts."+name, ref)
+		}
+	}
+}
+
+// add collects one image. v is nil if there is none.
+func (c *collector) add(where string, v any) {
+	text, ok := v.(string)
+	if v != nil && !ok {
+		c.errs = append(c.errs, fmt.Errorf("%s is %v and not a name", where, v))
+		return
+	}
+	if text == "" {
+		return
+	}
+	name := strings.ReplaceAll(text, placeholder, Any)
+	if _, err := reference.ParseAnyReference(name); err != nil && !strings.Contains(name, Any) {
+		c.errs = append(c.errs, fmt.Errorf("%s: %q: %w", where, name, err))
+		return
+	}
+	c.images = append(c.images, Image{Name: name, Where: where})
+}
+
+// mapping returns v as a mapping; a missing one is empty.
+func mapping(v any, where string) (map[string]any, error) {
+	m, ok := v.(map[string]any)
+	if v != nil && !ok {
+		return nil, fmt.Errorf("%s is not a mapping", where)
+	}
+	return m, nil
+}
+
+// placeholder stands for a variable that is set nowhere while the library reads the file. It is
+// a number that also is valid as a port, because the library parses the ports.
+const placeholder = "60807"
+
+// anyAddress is a published port whose address is a variable that is set nowhere. An image's
+// name has no two colons without a slash.
+var anyAddress = regexp.MustCompile(`^` + placeholder + `(:[0-9-]*:[0-9-]+(/[a-z]+)?)$`)
