@@ -155,16 +155,7 @@ func checkImage(t *testing.T, archive string) {
 	}
 	args := append(dockerRunArgs(service), "--network", "host", "--health-interval", "1s", "--env", "HUBCACHE_UPSTREAM="+hub.RegistryURL())
 	d.Docker(append(args, service.Image)...)
-	var health string
-	for range 60 {
-		if health = d.Docker("inspect", "--format", "{{.State.Health.Status}}", "hubcache"); health == "healthy" {
-			break
-		}
-		time.Sleep(500 * time.Millisecond)
-	}
-	if health != "healthy" {
-		t.Fatalf("the container is %s\n%s", health, d.Docker("inspect", "--format", "{{json .State}}", "hubcache"))
-	}
+	waitHealthy(t, d, "hubcache")
 	// The program has the compose file's budget.
 	if stats := d.Docker("exec", "hubcache", "hubcache", "stats", "--json"); !strings.Contains(stats, "21474836480") {
 		t.Errorf("stats do not show a budget of %s: %s", *service.Environment["HUBCACHE_BUDGET"], stats)
@@ -179,6 +170,44 @@ func checkImage(t *testing.T, archive string) {
 			t.Errorf("%s, X-Hubcache %q, want %q", resp.Status, got, want)
 		}
 	}
+	checkImageEnvironment(t, d, service.Image)
+}
+
+// checkImageEnvironment runs the image with all that a cluster may set: both addresses, a
+// document of settings, and variables that are no settings. The health check has to find the
+// server, and another host its metrics.
+func checkImageEnvironment(t *testing.T, d *dockertest.Daemon, image string) {
+	addr := d.Addr.String()
+	d.Docker("run", "--detach", "--name", "elsewhere", "--network", "host", "--health-interval", "1s",
+		"--env", "HUBCACHE_LISTEN="+net.JoinHostPort(addr, "6000"), "--env", "HUBCACHE_ADMIN_LISTEN=0.0.0.0:6001",
+		"--env", "HUBCACHE_SETTINGS=tags: {rules: [{match: 'a:*', ttl: 1h}]}",
+		"--env", "HUBCACHE_PORT=tcp://10.96.0.7:5000", image)
+	waitHealthy(t, d, "elsewhere")
+	for _, url := range []string{"http://" + net.JoinHostPort(addr, "6000") + "/v2/", "http://" + net.JoinHostPort(addr, "6001") + "/metrics"} {
+		if got := get(t, url); got.Status != http.StatusOK {
+			t.Errorf("%s: status %d", url, got.Status)
+		}
+	}
+	if settings := d.Docker("exec", "elsewhere", "hubcache", "config", "show"); !strings.Contains(settings, "environment HUBCACHE_SETTINGS:1") {
+		t.Errorf("config show in the container:\n%s", settings)
+	}
+	log, err := d.Command("logs", "elsewhere").CombinedOutput()
+	if err != nil || strings.Count(string(log), "HUBCACHE_PORT: ignored; Kubernetes") != 1 {
+		t.Errorf("the log has no warning of HUBCACHE_PORT, or more than one: %v\n%s", err, log)
+	}
+}
+
+// waitHealthy waits until the health check of a container succeeds.
+func waitHealthy(t *testing.T, d *dockertest.Daemon, container string) {
+	t.Helper()
+	var health string
+	for range 120 {
+		if health = d.Docker("inspect", "--format", "{{.State.Health.Status}}", container); health == "healthy" {
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	t.Fatalf("the container is %s\n%s", health, d.Docker("inspect", "--format", "{{json .State}}", container))
 }
 
 // dockerRunArgs are the arguments of docker that start a service of a compose file.

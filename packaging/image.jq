@@ -5,13 +5,13 @@
 	created: $created,
 	config: {
 		User: $user,
-		Env: ["PATH=/usr/bin", "HUBCACHE_DATA_DIR=/var/lib/hubcache"],
+		Env: ["PATH=/usr/bin"],
 		Entrypoint: ["/usr/bin/hubcache"],
-		Cmd: ["serve", "--listen", "0.0.0.0:5000"],
+		Cmd: ["serve"],
 		ExposedPorts: {"5000/tcp": {}},
 		Volumes: {"/var/lib/hubcache": {}},
 		WorkingDir: "/",
-		# Times are in nanoseconds. The check asks the admin listener inside the container.
+		# Times are in nanoseconds. The check asks the admin listener, wherever admin.listen says it is.
 		Healthcheck: {
 			Test: ["CMD", "/usr/bin/hubcache", "stats", "--json"],
 			Interval: 30000000000,

@@ -26,6 +26,7 @@ something is wrong.`,
 			if err != nil {
 				return err
 			}
+			warn(cmd, s)
 			from := s.File
 			if from == "" {
 				from = "no file, defaults and environment"
@@ -42,6 +43,7 @@ something is wrong.`,
 			if err != nil {
 				return err
 			}
+			warn(cmd, s)
 			return showSettings(cmd, s.Show(), asJSON)
 		},
 	}
@@ -49,6 +51,13 @@ something is wrong.`,
 	l.BindFlags(show.Flags()) // the flags of serve, so that its command line can be tried
 	cmd.AddCommand(check, show)
 	return cmd
+}
+
+// warn prints what has no effect.
+func warn(cmd *cobra.Command, s *settings.Loaded) {
+	for _, w := range s.Warnings() {
+		fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", w)
+	}
 }
 
 func showSettings(cmd *cobra.Command, rows []settings.Shown, asJSON bool) error {

@@ -69,6 +69,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	srv.setLevel()
 	srv.store.SetLimits(budget, now.MinFree.Bytes)
 	srv.gate.set(nets)
+	srv.warn(next)
 	waiting := map[string]settings.Change{}
 	for _, c := range settings.Changes(now, next) {
 		waiting[c.Key] = c

@@ -115,12 +115,20 @@ func (srv *server) greet(ls []listener) {
 	srv.log.Info("hubcache is ready", "version", srv.version, "listen", pull, "admin", adm, "data_dir", s.DataDir,
 		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
 		"upstream", s.Upstream.URL, "as", as)
+	srv.warn(s)
 	if room, err := srv.room(); err == nil && budget > room {
 		srv.log.Warn("the budget is larger than what the disk has room for; min_free will bound the cache",
 			"budget", units.BytesSize(float64(budget)), "room", units.BytesSize(float64(room)))
 	}
 	if srv.cred == nil {
 		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
+	}
+}
+
+// warn logs what was set and has no effect.
+func (srv *server) warn(s *settings.Loaded) {
+	for _, w := range s.Warnings() {
+		srv.log.Warn("a setting has no effect", "warning", w)
 	}
 }
 

@@ -13,11 +13,21 @@ import (
 // defaultConfig is the file that is read when no other is named, and that may be missing.
 const defaultConfig = "/etc/hubcache/config.yaml"
 
+// installedDefaults is a file of the installation and not of the operator: the container image
+// has one, because it has to listen on all addresses of its container. Whatever else is set has
+// precedence.
+const installedDefaults = "/usr/share/hubcache/defaults.yaml"
+
 // Loader puts the settings of a command together from flags, environment and file. It is
 // not safe for concurrent use.
 type Loader struct {
 	File  string                // of --config; "": $HUBCACHE_CONFIG or the default file
 	Check func(*Settings) error // is called after the checks of this package; nil: no more checks
+
+	// Defaults is the file with the defaults of the installation, which may be missing; ""
+	// is /usr/share/hubcache/defaults.yaml.
+	Defaults string
+
 	flags map[string]*rawFlag
 }
 
@@ -74,9 +84,14 @@ func (l *Loader) BindFlags(fs *pflag.FlagSet) {
 // Loaded are settings with the source of each.
 type Loaded struct {
 	*Settings
-	File   string            // the file that was read; "": none
-	source map[string]string // by key; absent: the default
+	File     string            // the file that was read; "": none
+	source   map[string]string // by key; absent: the default
+	warnings []string
 }
+
+// Warnings are about what was written and has no effect, a line each. The server logs them, and
+// config check and config show print them.
+func (s *Loaded) Warnings() []string { return s.warnings }
 
 // UsageError is a fault in what the user wrote: on the command line, in the environment
 // or in the settings file. The program ends with exit code 2.
@@ -105,16 +120,13 @@ func (l *Loader) Load() (*Loaded, error) {
 // gather puts the settings together without checking them.
 func (l *Loader) gather() (*Loaded, error) {
 	s := &Loaded{Settings: Default(), source: map[string]string{}}
-	if err := l.readFile(s); err != nil {
+	if err := l.readFiles(s); err != nil {
+		return nil, err
+	}
+	if err := readEnvironment(s); err != nil {
 		return nil, err
 	}
 	for key, r := range leaves(s.table()) {
-		if v := os.Getenv(r.env()); v != "" {
-			if err := r.value.UnmarshalText([]byte(v)); err != nil {
-				return nil, fmt.Errorf("%s: %w", r.env(), err)
-			}
-			s.source[key] = "environment " + r.env()
-		}
 		if f := l.flags[key]; f != nil && f.isSet {
 			if err := r.value.UnmarshalText([]byte(f.String())); err != nil {
 				return nil, fmt.Errorf("--%s: %w", r.flag, err)
@@ -130,31 +142,48 @@ func (l *Loader) path() (path string, must bool) {
 	if l.File != "" {
 		return l.File, true
 	}
-	if p := os.Getenv("HUBCACHE_CONFIG"); p != "" {
+	if p := os.Getenv(configVariable); p != "" {
 		return p, true
 	}
 	return defaultConfig, false
 }
 
-// readFile reads the file, if there is one.
-func (l *Loader) readFile(s *Loaded) error {
+// readFiles reads the defaults of the installation, if it has any, and then the file, if there is
+// one.
+func (l *Loader) readFiles(s *Loaded) error {
+	defaults := l.Defaults
+	if defaults == "" {
+		defaults = installedDefaults
+	}
+	if _, err := readFile(s, defaults, false); err != nil {
+		return err
+	}
 	path, must := l.path()
+	found, err := readFile(s, path, must)
+	if found {
+		s.File = path
+	}
+	return err
+}
+
+// readFile sets what a file has, and reports whether there is one. It is an error if there is
+// none and there must be.
+func readFile(s *Loaded, path string, must bool) (found bool, err error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !must {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("settings: %w", err)
+		return false, fmt.Errorf("settings: %w", err)
 	}
-	s.File = path
 	lines, err := decodeFile(path, b, s.table())
 	if err != nil {
-		return err
+		return false, err
 	}
 	for key, line := range lines {
 		s.source[key] = fmt.Sprintf("file %s:%d", path, line)
 	}
-	return nil
+	return true, nil
 }
 
 // Source returns where a setting is from, such as "file /etc/hubcache/config.yaml:3"; "" if it

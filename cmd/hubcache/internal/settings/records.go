@@ -31,9 +31,10 @@ func changedOf[T any, P record[T]](r P) map[string]any {
 }
 
 // errFileOnly refuses a flag or variable for what has more than one value.
-var errFileOnly = errors.New("can be set in the file only")
+var errFileOnly = errors.New("doesn't fit into one word: set it in the file, or as YAML in " + documentVariable)
 
-// Records is a list of records, such as tags.rules. Only the file can set it.
+// Records is a list of records, such as tags.rules. Only YAML can set it: the file, or
+// HUBCACHE_SETTINGS.
 type Records[T any, P record[T]] []T
 
 // UnmarshalText always fails. It is there for Value only; the file is read by decode.

@@ -1,9 +1,6 @@
 package settings
 
-import (
-	"iter"
-	"strings"
-)
+import "iter"
 
 // row is one key of a table: a setting, or a section with a table of its own.
 type row struct {
@@ -11,7 +8,7 @@ type row struct {
 	rows     []row  // of a section; nil for a setting
 	value    Value  // of a setting; nil for a section
 	defValue string // the default, as text; "" is the zero value
-	flag     string // "" when there is none; the environment variable's name follows from it
+	flag     string // "" when there is none
 	help     string // of the flag; the word in backquotes is the placeholder, and "(default …)" replaces the computed default
 	effect   effect // when a change of it takes effect
 }
@@ -27,15 +24,6 @@ const (
 	onRestart        // when the server is started again
 	onRun            // when the command that uses it is run again; the server doesn't use it
 )
-
-// env is the environment variable of a setting, "" when there is none: --tag-ttl is
-// HUBCACHE_TAG_TTL.
-func (r row) env() string {
-	if r.flag == "" {
-		return ""
-	}
-	return "HUBCACHE_" + strings.ToUpper(strings.ReplaceAll(r.flag, "-", "_"))
-}
 
 // leaves are the settings of a table in its order, each with its whole key and its own
 // effect. A Map with records counts as a section that has a section for each name; an empty

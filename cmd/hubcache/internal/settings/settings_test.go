@@ -15,9 +15,10 @@ import (
 
 // isolate keeps the settings of this machine out of the test.
 func isolate(t testing.TB) {
-	for _, r := range leaves(Default().table()) {
-		if r.env() != "" {
-			t.Setenv(r.env(), "")
+	for _, e := range os.Environ() {
+		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, prefix) {
+			t.Setenv(name, "") // so that it is there again after the test
+			os.Unsetenv(name)
 		}
 	}
 	t.Setenv("STATE_DIRECTORY", "/var/lib/hubcache")
@@ -56,7 +57,7 @@ func TestExampleHasEverySetting(t *testing.T) {
 		if !slices.Contains(keys, key) {
 			t.Errorf("%s is missing", key)
 		}
-		for _, name := range []string{"--" + r.flag, r.env()} {
+		for _, name := range []string{"--" + r.flag, r.alias(key)} {
 			if r.flag != "" && !strings.Contains(string(b), name) {
 				t.Errorf("%s: %s is not mentioned", key, name)
 			}
@@ -84,22 +85,20 @@ func texts(s *Settings) map[string]string {
 	return m
 }
 
-// TestFlagsAndVariablesHaveOneName: --tag-ttl is HUBCACHE_TAG_TTL, and what has one of them
-// has the other.
-func TestFlagsAndVariablesHaveOneName(t *testing.T) {
+// TestNamesAreUnique: no two settings have a flag or a variable in common, older names of
+// variables and those that are no settings included.
+func TestNamesAreUnique(t *testing.T) {
 	seen := map[string]bool{}
+	for _, name := range otherVariables() {
+		seen[name] = true
+	}
 	for key, r := range leaves(Default().table()) {
-		env := ""
-		if r.flag != "" {
-			env = "HUBCACHE_" + strings.ToUpper(strings.ReplaceAll(r.flag, "-", "_"))
+		for _, name := range []string{key, "--" + r.flag, variable(key), r.alias(key)} {
+			if name != "--" && name != "" && seen[name] {
+				t.Errorf("%s: %s is there twice", key, name)
+			}
+			seen[name] = true
 		}
-		if r.env() != env {
-			t.Errorf("%s: flag %q and variable %q", key, r.flag, r.env())
-		}
-		if seen[key] || r.flag != "" && seen["--"+r.flag] {
-			t.Errorf("%s is in the table twice", key)
-		}
-		seen[key], seen["--"+r.flag] = true, true
 		if (r.flag == "") != (r.help == "") {
 			t.Errorf("%s: help goes with a flag", key)
 		}
@@ -107,7 +106,7 @@ func TestFlagsAndVariablesHaveOneName(t *testing.T) {
 }
 
 // TestEverySettingCanBeSet sets each setting alone to something else than its default, in a
-// file, by its variable and by its flag. Then that setting has changed and no other: no
+// file, by its variables and by its flag. Then that setting has changed and no other: no
 // row of the table points at the field of another.
 func TestEverySettingCanBeSet(t *testing.T) {
 	isolate(t)
@@ -121,14 +120,23 @@ func TestEverySettingCanBeSet(t *testing.T) {
 		if got := gathered(t, &Loader{File: writeYAML(t, doc)}); !maps.Equal(got, want) {
 			t.Errorf("%s in the file: got %v, want %v", key, got, want)
 		}
+		for _, name := range []string{variable(key), r.alias(key), documentVariable} {
+			text := shown
+			if _, list := r.value.(nodeValue); name == "" || list && text[0] == '[' && name != documentVariable {
+				continue
+			}
+			if name == documentVariable {
+				text = string(encodeYAML(t, doc))
+			}
+			t.Setenv(name, text)
+			if got := gathered(t, &Loader{}); !maps.Equal(got, want) {
+				t.Errorf("%s: got %v, want %v", name, got, want)
+			}
+			os.Unsetenv(name)
+		}
 		if r.flag == "" {
 			continue
 		}
-		t.Setenv(r.env(), shown)
-		if got := gathered(t, &Loader{}); !maps.Equal(got, want) {
-			t.Errorf("%s: got %v, want %v", r.env(), got, want)
-		}
-		t.Setenv(r.env(), "")
 		l, fs := &Loader{}, pflag.NewFlagSet("test", pflag.ContinueOnError)
 		l.BindFlags(fs)
 		if err := fs.Parse([]string{"--" + r.flag, shown}); err != nil {
@@ -182,15 +190,21 @@ func insert(m map[string]any, key string, v any) {
 
 func writeYAML(t testing.TB, doc any) string {
 	t.Helper()
-	b, err := yaml.Marshal(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := encodeYAML(t, doc)
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+func encodeYAML(t testing.TB, doc any) []byte {
+	t.Helper()
+	b, err := yaml.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // TestTableHasEveryField: a setting that is not in the table can't be set.
