@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
@@ -44,6 +45,9 @@ func busy() Options {
 				RateLimit:     &upstream.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},
 				Responses:     map[string]int64{"2xx": 55, "error": 56},
 				TokenRequests: map[string]int64{"ok": 57},
+				Credential:    auth.CredentialStatus{State: auth.CredentialState(auth.FileEmpty), Detail: "is empty", Usable: true, Exposed: true},
+				Failure:       &upstream.Failure{Kind: upstream.FailureBroken, Host: "auth.docker.io", Status: 503, At: observed},
+				ClockAhead:    ptr(-58 * time.Second),
 			}},
 			Inflight: []fetch.Inflight{
 				{Digest: "sha256:bb", Repository: "docker.io/library/redis", Size: -1, Received: 62, Readers: 63},
@@ -55,11 +59,13 @@ func busy() Options {
 	}
 }
 
+func ptr[T any](v T) *T { return &v }
+
 // idle is a server that nobody has used yet.
 func idle() Options {
 	return Options{
 		Store:    fakeStore{},
-		Registry: fakeRegistry{Upstreams: []upstream.Stats{{Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok"}}},
+		Registry: fakeRegistry{Upstreams: []upstream.Stats{{Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok", Credential: auth.CredentialStatus{State: auth.CredentialNone}}}},
 		Version:  "1.2.3", Started: time.Now(),
 	}
 }

@@ -100,6 +100,28 @@ type Upstream struct {
 	Requests      int64      `json:"requests"`      // to the registry and its CDN
 	Authenticated bool       `json:"authenticated"` // a credential is configured
 	RateLimit     *RateLimit `json:"rate_limit"`    // null when unknown or unlimited
+	Credential    Credential `json:"credential"`
+	Failure       *Failure   `json:"failure"`             // why the last request failed; null when it didn't
+	ClockAhead    *int64     `json:"clock_ahead_seconds"` // of the server's clock, compared with the upstream's; null when unknown
+}
+
+// Credential says what is known of the access token. Nothing of the token is in it.
+type Credential struct {
+	// State is none (no credential is configured), untried, accepted, refused, expired, throttled
+	// (the token service limits requests), or what is wrong with the file: missing, unreadable,
+	// empty, malformed.
+	State   string `json:"state"`
+	Detail  string `json:"detail"`  // what is wrong with the file; "" when nothing is
+	Usable  bool   `json:"usable"`  // there is a token: with a fault of the file, the one before
+	Exposed bool   `json:"exposed"` // every user of the machine may read the file
+}
+
+// Failure is a request to an upstream that failed.
+type Failure struct {
+	Kind   string    `json:"kind"`   // dns, refused, unreachable, timeout, tls, clock, proxy or broken
+	Host   string    `json:"host"`   // of the registry, its token service or its CDN
+	Status int       `json:"status"` // of the answer; 0: there was none
+	At     time.Time `json:"at"`
 }
 
 // RateLimit is what the upstream last said about its limit on pulls.
@@ -147,6 +169,14 @@ func (a *admin) document(now time.Time) Stats {
 		up := Upstream{Registry: u.Registry, URL: u.URL, State: u.State, Requests: u.Requests, Authenticated: u.Authenticated}
 		if q := u.RateLimit; q != nil {
 			up.RateLimit = &RateLimit{q.Limit, q.Remaining, q.WindowSeconds, q.Source, q.Observed.UTC()}
+		}
+		up.Credential = Credential{string(u.Credential.State), u.Credential.Detail, u.Credential.Usable, u.Credential.Exposed}
+		if f := u.Failure; f != nil {
+			up.Failure = &Failure{string(f.Kind), f.Host, f.Status, f.At.UTC()}
+		}
+		if u.ClockAhead != nil {
+			seconds := int64(u.ClockAhead.Seconds())
+			up.ClockAhead = &seconds
 		}
 		d.Upstreams = append(d.Upstreams, up)
 	}

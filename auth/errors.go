@@ -15,10 +15,14 @@ type RefusedError struct {
 	Username string
 	Host     string    // that refused it: the token service, or a registry that wants Basic
 	Until    time.Time // of the next attempt
+	Expired  bool      // the host said that the token has expired
 }
 
 // Error implements error.
 func (e *RefusedError) Error() string {
+	if e.Expired {
+		return fmt.Sprintf("%s says that the access token of %q has expired: replace it in the password file", e.Host, e.Username)
+	}
 	return fmt.Sprintf("%s refused the access token of %q: replace it in the password file", e.Host, e.Username)
 }
 

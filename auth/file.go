@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -56,10 +58,23 @@ func (c Credential) basic() string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+*c.secret))
 }
 
-// FileError says why a password file can't be used. Its text names the file.
+// FileFault is what is wrong with a password file, in one word.
+type FileFault string
+
+// The faults.
+const (
+	FileMissing    FileFault = "missing"
+	FileUnreadable FileFault = "unreadable" // by this user, or at all
+	FileEmpty      FileFault = "empty"
+	FileMalformed  FileFault = "malformed" // its content can't be an access token or a password
+)
+
+// FileError says why a password file can't be used. Its text names the file, and holds nothing
+// of its content.
 type FileError struct {
-	Path string
-	Err  error
+	Path  string
+	Fault FileFault
+	Err   error
 }
 
 // Error implements error.
@@ -78,6 +93,7 @@ type File struct {
 	cred    Credential
 	checked time.Time // the last look at the file; zero: look now
 	err     error     // of the last look
+	exposed bool      // every user may read the file, as of the last look
 }
 
 // NewFile returns the credential of username (a Docker ID, or an organisation's name)
@@ -126,12 +142,31 @@ func (f *File) Path() string {
 	return filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), f.path)
 }
 
+// Exposed reports whether every user of this machine may read the file, as of the last look.
+func (f *File) Exposed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.exposed
+}
+
+// look reads the file if that is due. It returns what the last look found wrong, "" for
+// nothing, and the version of the secret in use, which is an earlier one then; 0 for none.
+func (f *File) look() (fault FileFault, detail string, version uint64) {
+	c, _ := f.Credential() // what is wrong is in f.err
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fe, ok := errors.AsType[*FileError](f.err); ok {
+		return fe.Fault, fe.Err.Error(), c.Version
+	}
+	return "", "", c.Version
+}
+
 // refresh reads the file. Callers hold mu.
 func (f *File) refresh() {
 	f.checked = time.Now()
-	secret, err := f.read()
+	secret, fault, err := f.read()
 	if err != nil {
-		f.err = &FileError{Path: f.Path(), Err: err}
+		f.err = &FileError{Path: f.Path(), Fault: fault, Err: err}
 		return
 	}
 	f.err = nil
@@ -140,40 +175,52 @@ func (f *File) refresh() {
 	}
 }
 
-// read returns the secret that is in the file.
-func (f *File) read() (string, error) {
+// read returns the secret that is in the file, and sets exposed. Callers hold mu. fault says what is wrong if there is an error.
+func (f *File) read() (secret string, fault FileFault, err error) {
 	if strings.ContainsRune(f.username, ':') {
-		return "", fmt.Errorf("user name %q: must not contain a colon", f.username)
+		return "", FileMalformed, fmt.Errorf("user name %q: must not contain a colon", f.username)
 	}
 	path := f.Path()
 	if !filepath.IsAbs(path) {
-		return "", errors.New("a relative name needs $CREDENTIALS_DIRECTORY (systemd's LoadCredential=), which is not set")
+		return "", FileMissing, errors.New("a relative name needs $CREDENTIALS_DIRECTORY (systemd's LoadCredential=), which is not set")
 	}
 	// Stat comes before open, because opening a FIFO would block until somebody writes to it.
 	info, err := os.Stat(path)
 	if err != nil {
-		return "", cause(err)
+		return "", faultOf(err), cause(err)
 	}
+	f.exposed = info.Mode().Perm()&0o004 != 0
 	if !info.Mode().IsRegular() {
-		return "", errors.New("is not a regular file")
+		return "", FileUnreadable, errors.New("is not a regular file")
 	}
 	file, err := os.Open(path)
 	if err != nil {
-		return "", cause(err)
+		return "", faultOf(err), cause(err)
 	}
 	defer file.Close()
 	data, err := io.ReadAll(io.LimitReader(file, maxSecret+1))
 	if err != nil {
-		return "", cause(err)
+		return "", FileUnreadable, cause(err)
 	}
 	if len(data) > maxSecret {
-		return "", errors.New("is longer than 64 KiB: not an access token")
+		return "", FileMalformed, errors.New("is longer than 64 KiB: not an access token")
 	}
-	secret := strings.TrimRight(string(data), "\r\n")
-	if secret == "" {
-		return "", errors.New("is empty: put the access token in it")
+	secret = strings.TrimRight(string(data), "\r\n")
+	if strings.TrimSpace(secret) == "" {
+		return "", FileEmpty, errors.New("is empty: put the access token in it")
 	}
-	return secret, nil
+	if err := checkSecret(secret); err != nil {
+		return "", FileMalformed, fmt.Errorf("can't be an access token: %w", err)
+	}
+	return secret, "", nil
+}
+
+// faultOf is the fault of a file that can't be opened.
+func faultOf(err error) FileFault {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return FileMissing
+	}
+	return FileUnreadable
 }
 
 // cause returns err without its path, since FileError names that.

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"sync"
@@ -30,6 +31,8 @@ type login struct {
 	version  uint64     // of the credential that the times below are about
 	accepted time.Time  // the last success; zero: none, or refused since
 	refused  time.Time  // no attempt before this time; zero: not refused
+	turned   bool       // the last attempt was refused, however long ago
+	expired  bool       // the refusal said that the token has expired
 }
 
 func newLogin(file *File, log *slog.Logger) *login {
@@ -63,11 +66,11 @@ func (l *login) works(host string, cred Credential) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if cred.Version > l.version {
-		l.version, l.accepted, l.refused = cred.Version, time.Time{}, time.Time{}
+		l.version, l.accepted, l.refused, l.turned, l.expired = cred.Version, time.Time{}, time.Time{}, false, false
 	}
 	now := time.Now()
 	if now.Before(l.refused) {
-		return false, &RefusedError{Username: cred.Username, Host: host, Until: l.refused}
+		return false, &RefusedError{Username: cred.Username, Host: host, Until: l.refused, Expired: l.expired}
 	}
 	return !l.accepted.IsZero() && now.Sub(l.accepted) < acceptedFor, nil
 }
@@ -77,7 +80,7 @@ func (l *login) accept(cred Credential) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if cred.Version == l.version {
-		l.accepted, l.refused = time.Now(), time.Time{}
+		l.accepted, l.refused, l.turned, l.expired = time.Now(), time.Time{}, false, false
 	}
 }
 
@@ -88,15 +91,38 @@ func (l *login) wasAccepted(cred Credential) bool {
 	return cred.Version == l.version && !l.accepted.IsZero()
 }
 
-// refuse records that host refused cred, and logs it. It returns a *RefusedError.
-func (l *login) refuse(host string, cred Credential) error {
-	err := &RefusedError{Username: cred.Username, Host: host, Until: time.Now().Add(refusedPause)}
+// refuse records that host refused cred, and logs it. said is what the host answered: Docker Hub
+// says "personal access token is expired". It returns a *RefusedError.
+func (l *login) refuse(host string, cred Credential, said []byte) error {
+	expired := bytes.Contains(bytes.ToLower(said), []byte("expired"))
+	err := &RefusedError{Username: cred.Username, Host: host, Until: time.Now().Add(refusedPause), Expired: expired}
 	l.mu.Lock()
 	if cred.Version == l.version {
-		l.accepted, l.refused = time.Time{}, err.Until
+		l.accepted, l.refused, l.turned, l.expired = time.Time{}, err.Until, true, expired
 	}
 	l.mu.Unlock()
-	l.log.Error("the access token was refused: create a new one and put it in the password file; it is picked up within seconds",
+	why := "was refused"
+	if expired {
+		why = "has expired"
+	}
+	l.log.Error("the access token "+why+": create a new one and put it in the password file; it is picked up within seconds",
 		"user", cred.Username, "host", host, "password_file", l.file.Path(), "next_attempt", err.Until)
 	return err
+}
+
+// state says of the newest credential how its last attempt ended.
+func (l *login) state(version uint64) CredentialState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case version != l.version:
+		return CredentialUntried
+	case l.expired:
+		return CredentialExpired
+	case l.turned:
+		return CredentialRefused
+	case l.accepted.IsZero():
+		return CredentialUntried
+	}
+	return CredentialAccepted
 }

@@ -266,7 +266,7 @@ func (s *tokenSource) denied(r tokenRequest, a answer.Answer) (*token, error) {
 	// logins lock accounts.
 	refused := a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden && !s.login.wasAccepted(r.cred)
 	if refused && r.cred.Version != 0 {
-		return nil, s.login.refuse(r.realm.Host, r.cred)
+		return nil, s.login.refuse(r.realm.Host, r.cred, a.Body)
 	}
 	if about == answer.Access {
 		return &token{received: time.Now(), lifetime: defaultLifetime}, nil

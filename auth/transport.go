@@ -174,8 +174,9 @@ func (t *Transport) send(req *http.Request) (*http.Response, authorization, erro
 		t.login.accept(a.cred)
 	case resp.StatusCode == http.StatusUnauthorized && !t.login.wasAccepted(a.cred):
 		// After an earlier success a 401 is about this repository only, and is returned.
+		said := ReadAnswer(answer.Registry, resp)
 		resp.Body.Close()
-		return nil, a, t.login.refuse(t.Registry.Host, a.cred)
+		return nil, a, t.login.refuse(t.Registry.Host, a.cred, said.Body)
 	}
 	return resp, a, nil
 }

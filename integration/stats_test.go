@@ -63,6 +63,12 @@ store.pinned_bytes number
 store.reserved_bytes number
 store.tags number
 upstreams[].authenticated bool
+upstreams[].clock_ahead_seconds number
+upstreams[].credential.detail string
+upstreams[].credential.exposed bool
+upstreams[].credential.state string
+upstreams[].credential.usable bool
+upstreams[].failure <nil>
 upstreams[].rate_limit.limit number
 upstreams[].rate_limit.observed string
 upstreams[].rate_limit.remaining number

@@ -66,6 +66,7 @@ type Client struct {
 	dialer dialer
 	health health
 	quota  quota
+	record record
 	log    *slog.Logger
 
 	requests  atomic.Int64
@@ -116,7 +117,13 @@ func (c *Client) HasCredential() bool { return c.cred != nil }
 // Learn asks the registry how it wants to be authenticated to, unless that is known: this
 // spares the first pull a round trip and a connection.
 // Errors: those of the transport.
-func (c *Client) Learn() error { return c.auth.Learn() }
+func (c *Client) Learn() error {
+	err := c.auth.Learn()
+	if err != nil {
+		c.record.failed(plain, classify(c.base.Host, err))
+	}
+	return err
+}
 
 // Anonymous returns a copy of ctx for requests that are made without the credential.
 func Anonymous(ctx context.Context) context.Context { return auth.Anonymous(ctx) }
@@ -187,7 +194,9 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 		return nil, c.transportError(ctx, err, to.Host, l, sent, version)
 	}
 	c.responses[min(max(resp.StatusCode/100, 0), 5)].Add(1)
+	c.record.succeeded(l)
 	if l != cdn {
+		c.record.compare(resp.Header)
 		if c.health.answered(version) {
 			c.log.Info("the upstream answers again", "upstream", c.title())
 		}
@@ -212,6 +221,9 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
 		return e // the caller ended it, not the upstream
+	}
+	if e.Cause == Timeout || e.Cause == Unreachable || e.Cause == Broken {
+		c.record.failed(l, e)
 	}
 	if e.Cause == Refused {
 		c.health.credentialRefused(time.Now().Add(max(e.RetryAfter, refusedFor)), version)
@@ -260,6 +272,9 @@ func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version 
 			which = abuse
 		}
 		e.RetryAfter = c.throttled(which, wait, version)
+	}
+	if e.Cause == Broken {
+		c.record.failed(l, e)
 	}
 	return e
 }
@@ -363,6 +378,10 @@ type Stats struct {
 	Authenticated bool   // a credential is configured
 	RateLimit     *RateLimit
 
+	Credential auth.CredentialStatus
+	Failure    *Failure       // that still stands; nil: none
+	ClockAhead *time.Duration // of this machine, compared with the registry, to a second; nil: unknown
+
 	// Responses counts answers by status class ("2xx" … "5xx", "error").
 	Responses map[string]int64
 	// TokenRequests counts requests to the token service by result ("ok", "denied",
@@ -375,6 +394,7 @@ func (c *Client) Stats() Stats {
 	s := Stats{
 		Registry: c.name, URL: c.base.String(), State: c.health.state(c.version(context.Background())), Requests: c.requests.Load(),
 		Fetched: c.fetched.Load(), Resumes: c.resumes.Load(), Authenticated: c.cred != nil, RateLimit: c.quota.rateLimit(),
+		Credential: c.auth.CredentialStatus(), Failure: c.record.last(), ClockAhead: c.record.clock(),
 		Responses: map[string]int64{}, TokenRequests: map[string]int64{},
 	}
 	for i, class := range []string{"error", "1xx", "2xx", "3xx", "4xx", "5xx"} {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -49,9 +50,8 @@ func (srv *server) openRegistry() (err error) {
 	if s.Upstream.Username != "" {
 		srv.cred = auth.NewFile(string(s.Upstream.Username), string(s.Upstream.PasswordFile))
 		up.Credential = srv.cred
-		if _, err := srv.cred.Credential(); err != nil {
-			// Not fatal: what is cached can be served, and the file may appear later.
-			srv.log.Error("the access token can't be read", "error", err)
+		if err := srv.checkToken(); err != nil {
+			return err
 		}
 	}
 	if s.TLS.CertFile != "" {
@@ -61,6 +61,23 @@ func (srv *server) openRegistry() (err error) {
 	}
 	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: policy(s.Settings), Log: srv.log})
 	return err
+}
+
+// checkToken looks at the file with the access token. Only content that can't be a token is an
+// error: whoever wrote it should hear of it now. A file that isn't there, or is empty, is not,
+// since what is cached can be served, and the file may come later.
+func (srv *server) checkToken() error {
+	_, err := srv.cred.Credential()
+	if fe, ok := errors.AsType[*auth.FileError](err); ok && fe.Fault == auth.FileMalformed {
+		return settings.UsageError{Err: fmt.Errorf("upstream.password_file: %w", err)}
+	}
+	if err != nil {
+		srv.log.Error("the access token can't be read", "error", err)
+	}
+	if srv.cred.Exposed() {
+		srv.log.Warn("every user of this machine may read the access token: take the others' right to read away (chmod o-r)", "password_file", srv.cred.Path())
+	}
+	return nil
 }
 
 // Check finds what the registry refuses of the settings.
