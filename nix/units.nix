@@ -196,6 +196,10 @@ in
       ExecStart = "${program} docker prune --apply --config ${config}";
       # 75: a hold is in force or the host is busy. The timer starts it again later.
       SuccessExitStatus = 75;
+      # A run ends by itself: it waits at most max_wait for holds, and ten minutes for each
+      # deletion. Without this a unit of this type may run for ever, and the timer never starts
+      # it again.
+      TimeoutStartSec = "2h";
       CPUSchedulingPolicy = "idle";
       IOSchedulingClass = "idle";
     };

@@ -126,6 +126,8 @@ func (p *Pruner) deleteReference(ctx context.Context, d *ImageDecision, ref stri
 	case err == nil || cerrdefs.IsNotFound(err):
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(err, errSilent):
+		return err
 	case cerrdefs.IsConflict(err):
 		d.skip(RuleConflict, err.Error())
 	default:

@@ -1,6 +1,7 @@
 package prune
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,8 +25,9 @@ type Pruner struct {
 	// Logger gets one line for each deletion and each wait; nil: no log.
 	Logger *slog.Logger
 
-	now  func() time.Time           // nil: time.Now
-	stat func(string) (Disk, error) // nil: statDisk
+	limits limits                     // zero: defaultLimits
+	now    func() time.Time           // nil: time.Now
+	stat   func(string) (Disk, error) // nil: statDisk
 }
 
 // Run does what the policy says. If apply is false, it is a dry run: it only finds out what a
@@ -36,7 +38,9 @@ type Pruner struct {
 // report's decision is then [Failed], and nothing was deleted after that.
 func (p *Pruner) Run(ctx context.Context, apply bool) (Report, error) {
 	r := Report{DryRun: !apply, High: p.Policy.High, Low: p.Policy.Low}
-	err := p.run(ctx, apply, &r)
+	run := *p
+	run.Engine = boundedEngine{p.Engine, cmp.Or(p.limits, defaultLimits)}
+	err := run.run(ctx, apply, &r)
 	for _, later := range []error{ErrHeld, ErrBusy, errActive} {
 		if errors.Is(err, later) {
 			r.Decision, r.Reason = Deferred, err.Error()

@@ -75,7 +75,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	b := batch{engine: w.Engine, images: map[string][]string{}, used: map[string]time.Time{}}
+	engine := boundedEngine{w.Engine, defaultLimits}
+	b := batch{engine: engine, images: map[string][]string{}, used: map[string]time.Time{}}
 	now, since := time.Now(), time.Now()
 	err := w.Uses.update(func(r *records) (err error) {
 		if err := r.settle(now); err != nil {
@@ -91,7 +92,7 @@ func (w *Watcher) session(ctx context.Context) error {
 		since = time.Unix(0, last.Nano)
 	}
 	// Connect before taking the snapshot: what happens in between is then in the stream.
-	stream := w.Engine.Events(ctx, client.EventsListOptions{Since: timestamp(since)})
+	stream := engine.Events(ctx, client.EventsListOptions{Since: timestamp(since)})
 	queue := buffer(ctx, stream)
 	if err := b.start(ctx, since, now); err != nil {
 		return err
