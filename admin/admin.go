@@ -35,6 +35,7 @@ type Options struct {
 	Hosts []string
 
 	Ready      func() bool       // false makes /readyz answer 503, so that load balancers send nobody; nil: always ready
+	Settings   func() Settings   // what the server runs with, but for Schema; nil: it isn't told
 	LastReload func() LastReload // the last reload of the settings; nil: reloads are not reported
 	Refused    func() int64      // connections that were refused since the start; nil: none can be
 }
@@ -68,6 +69,9 @@ func New(o Options) http.Handler {
 	get("/readyz", http.HandlerFunc(a.ready))
 	get("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	get("/api/v1/stats", a.checkHost(http.HandlerFunc(a.stats)))
+	if o.Settings != nil {
+		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))
+	}
 	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, "no such path"))
 	m.MethodNotAllowedHandler = a.checkHost(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Allow", "GET, HEAD") // every path allows these

@@ -68,7 +68,7 @@ func (w *secretSearch) folder(dir string) {
 // admin adds all pages of the admin listener, and what the kernel says of the process.
 func (w *secretSearch) admin(s *server) {
 	w.t.Helper()
-	for _, path := range []string{"/", "/metrics", "/healthz", "/readyz", "/api/v1/stats", "/api/v1/images", "/api/v1/pins", "/debug/vars", "/debug/pprof/cmdline"} {
+	for _, path := range []string{"/", "/metrics", "/healthz", "/readyz", "/api/v1/stats", "/api/v1/settings", "/api/v1/images", "/api/v1/pins", "/debug/vars", "/debug/pprof/cmdline"} {
 		w.get("http://" + s.Admin + path)
 	}
 	for _, name := range []string{"cmdline", "environ", "comm", "status"} {

@@ -72,6 +72,34 @@ func (c *Client) Stats(ctx context.Context) (s admin.Stats, raw []byte, err erro
 	return s, raw, nil
 }
 
+// statusError is an answer with another status than 200.
+type statusError struct {
+	status int
+	text   string
+}
+
+func (e *statusError) Error() string { return e.text }
+
+// Settings returns what the server runs with. It fails with ErrNotTold when the server doesn't
+// tell whoever asks at this address.
+func (c *Client) Settings(ctx context.Context) (s admin.Settings, err error) {
+	raw, err := c.get(ctx, "/api/v1/settings")
+	if e, ok := errors.AsType[*statusError](err); ok && (e.status == http.StatusForbidden || e.status == http.StatusNotFound) {
+		return s, fmt.Errorf("%w: %w", ErrNotTold, err)
+	}
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return s, fmt.Errorf("what answers at %s is not hubcache: %w", c, err)
+	}
+	return s, nil
+}
+
+// ErrNotTold is wrapped by the errors of Settings when the server refuses, or is too old to know
+// the question. The rest of the text is the server's.
+var ErrNotTold = errors.New("the server doesn't tell its settings here")
+
 // Stats asks the admin listener at addr once. Its errors are those of New and
 // Client.Stats.
 func Stats(ctx context.Context, addr string) (admin.Stats, error) {
@@ -103,7 +131,7 @@ func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s: %s (is it the admin address?)", c, resp.Status, bytes.TrimSpace(b))
+		return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s answers %s: %s (is it the admin address?)", c, resp.Status, bytes.TrimSpace(b))}
 	}
 	return b, nil
 }

@@ -66,6 +66,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	}
 	changed = srv.changes(now, budget)
 	srv.settings = now
+	srv.showSettings()
 	srv.setLevel()
 	srv.store.SetLimits(budget, now.MinFree.Bytes)
 	srv.gate.set(nets)

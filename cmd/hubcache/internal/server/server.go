@@ -51,6 +51,7 @@ type server struct {
 
 	stopping   atomic.Bool
 	lastReload atomic.Pointer[admin.LastReload]
+	shown      atomic.Pointer[admin.Settings] // what GET /api/v1/settings answers
 
 	pulls, admins []*http.Server
 	failed        chan error
@@ -85,6 +86,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 		srv.store.Close()
 		return err
 	}
+	srv.show(listeners)
 	srv.serveAll(listeners)
 	srv.greet(listeners)
 	srv.registry.Introduce()

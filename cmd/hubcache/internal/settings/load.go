@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
 )
 
 // defaultConfig is the file that is read when no other is named, and that may be missing.
@@ -208,4 +209,38 @@ func (s *Loaded) Show() []Shown {
 		all = append(all, Shown{key, textOf(r.value), source})
 	}
 	return all
+}
+
+// Restore returns the settings whose texts Show gave, such as those of a running server. Keys
+// that this program doesn't know, and values that it can't read, are left out: a newer server
+// may have both.
+func Restore(rows []Shown) *Settings {
+	s := Default()
+	table := map[string]row{}
+	for key, r := range leaves(s.table()) {
+		table[key] = r
+	}
+	for _, shown := range rows {
+		r, known := table[shown.Key]
+		if !known {
+			continue
+		}
+		if v, ok := r.value.(nodeValue); ok && r.value.Kind() != kindList {
+			_ = decodeText(v, shown) // what can't be read stays the default
+		} else {
+			_ = r.value.UnmarshalText([]byte(shown.Value))
+		}
+	}
+	return s
+}
+
+// decodeText reads what only the file can set from its text, which is JSON and so YAML too.
+func decodeText(v nodeValue, shown Shown) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(shown.Value), &doc); err != nil || len(doc.Content) == 0 {
+		return err
+	}
+	d := &decoder{path: shown.Key, lines: map[string]int{}}
+	v.decode(d, doc.Content[0], shown.Key)
+	return errors.Join(d.faults...)
 }
