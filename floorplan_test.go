@@ -25,7 +25,8 @@ var floors = map[string][]string{
 	"lru":          {},
 	"slots":        {},
 	"image":        {},
-	"index":        {},
+	"boltfile":     {},
+	"index":        {"boltfile"},
 	"storage":      {"disk", "image", "index", "lru"},
 	"answer":       {},
 	"auth":         {"answer", "calls", "cooldown", "name"},
@@ -35,7 +36,7 @@ var floors = map[string][]string{
 	"registry":     {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"admin":        {"fetch", "registry", "storage", "upstream"},
 	"compose":      {},
-	"prune":        {"compose", "disk"},
+	"prune":        {"boltfile", "compose", "disk"}, // boltfile: its records may be damaged too
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -24,7 +23,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
-	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/boltfile"
 )
 
 // Index is an open file. All methods are safe for concurrent use.
@@ -76,12 +76,9 @@ type Options struct {
 // Visitor is called with a key of a bucket and its value.
 type Visitor func(bucket, key, value []byte) error
 
-// How long a start waits for another process to let go of the file: a server that is being
-// restarted may still be closing it.
-const (
-	lockWait  = 2 * time.Second
-	lockRetry = 50 * time.Millisecond // as bbolt does
-)
+// lockWait is how long a start waits for another process to let go of the file: a server that is
+// being restarted may still be closing it.
+const lockWait = 2 * time.Second
 
 // Open opens or creates the file at path, and checks and visits all that is in it.
 //
@@ -93,7 +90,7 @@ func Open(path string, o Options) (x *Index, err error) {
 		return nil, err
 	}
 	// The lock is taken before the check: a server that is being stopped may still be writing.
-	if err := lockFile(f); err != nil {
+	if err := boltfile.Lock(f, lockWait); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -101,7 +98,7 @@ func Open(path string, o Options) (x *Index, err error) {
 		f.Close()
 		return nil, err
 	}
-	defer recoverDamage(&err)()
+	defer boltfile.Recover(&err)()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
 		FreelistType: bbolt.FreelistMapType,
 		// bbolt locks the open file, which has the lock already, so it gets it at once.
@@ -139,34 +136,13 @@ func check(f *os.File, o Options) error {
 	if visit == nil {
 		visit = func(_, _, _ []byte) error { return nil }
 	}
-	return walkPages(f, o.First, visit)
-}
-
-// lockFile takes the lock that bbolt takes.
-func lockFile(f *os.File) error {
-	for end := time.Now().Add(lockWait); ; time.Sleep(lockRetry) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case err != unix.EWOULDBLOCK:
-			return fmt.Errorf("locking %s: %w", f.Name(), err)
-		case time.Now().After(end):
-			return fmt.Errorf("%s is in use by another process", f.Name())
+	return boltfile.Walk(f, o.First, func(bucket, key, row []byte) error {
+		value, err := unsealRow(row, len(key))
+		if err != nil {
+			return err
 		}
-	}
-}
-
-// recoverDamage makes ErrDamaged of what a damaged memory-mapped file causes, which is a
-// panic in bbolt or a fault on a page beyond its end. Call it as defer recoverDamage(&err)().
-func recoverDamage(err *error) func() {
-	old := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(old)
-		if p := recover(); p != nil {
-			*err = fmt.Errorf("%w: %v", ErrDamaged, p)
-		}
-	}
+		return visit(bucket, key, value)
+	})
 }
 
 // damagedNote is the file that says that the one at path was found damaged.
@@ -175,7 +151,7 @@ func damagedNote(path string) string { return path + ".damaged" }
 // SetAside renames a damaged file at path, which must not be open, to path.bad, so that
 // someone can look at it. One such file is kept, the newest.
 func SetAside(path string) error {
-	if err := os.Rename(path, path+".bad"); err != nil {
+	if err := boltfile.SetAside(path); err != nil {
 		return err
 	}
 	// Last, or a crash in between would leave a damaged file without its note.
@@ -233,7 +209,7 @@ func (x *Index) Get(bucket, key []byte) (value []byte, err error) {
 	case ok:
 		return unseal(key, c.sealed)
 	}
-	defer recoverDamage(&err)()
+	defer boltfile.Recover(&err)()
 	err = x.db.View(func(tx *bbolt.Tx) error {
 		sealed := tx.Bucket(bucket).Get(key)
 		if sealed == nil {
@@ -331,7 +307,7 @@ func (x *Index) Flush() error {
 }
 
 func (x *Index) write(batch map[string]change) (err error) {
-	defer recoverDamage(&err)()
+	defer boltfile.Recover(&err)()
 	return x.db.Update(func(tx *bbolt.Tx) error {
 		var name []byte
 		for k, c := range batch {
@@ -365,7 +341,7 @@ func (x *Index) MarkDamaged(why error) {
 //
 // Errors: ErrDamaged; that of f.
 func (x *Index) Each(bucket, prefix []byte, f func(key, value []byte) error) (err error) {
-	defer recoverDamage(&err)()
+	defer boltfile.Recover(&err)()
 	// Before the transaction begins: a change that is flushed in between is then in both.
 	pending := x.unwritten(bucket, prefix)
 	visit := func(k, sealed []byte) error {

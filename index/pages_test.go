@@ -18,6 +18,15 @@ import (
 
 var buckets = [][]byte{[]byte("blobs"), []byte("links"), []byte("tags"), []byte("meta")}
 
+// bbolt's format, as package boltfile knows it.
+const (
+	pageHeader = 16
+	element    = 16
+	bucketLeaf = 0x01
+	branchPage = 0x01
+	leafPage   = 0x02
+)
+
 // noise returns n random bytes.
 func noise(n int) []byte {
 	b := make([]byte, n)

@@ -2,13 +2,14 @@ package index
 
 import (
 	"encoding/binary"
-	"errors"
 	"hash/crc32"
+
+	"github.com/hubcache/hubcache/boltfile"
 )
 
 // ErrDamaged says that the file, or a value in it, is not what was written. Every value ends
 // in a checksum over key and value, so that damage is found when the value is read.
-var ErrDamaged = errors.New("damaged index")
+var ErrDamaged = boltfile.ErrDamaged
 
 // Overhead is by how many bytes a stored value is longer than the value itself. A value that
 // has this much spare capacity is not copied by Set.

@@ -20,6 +20,7 @@ buildGoModule (finalAttrs: {
       ../go.sum
       ../admin
       ../answer
+      ../boltfile
       ../auth
       ../calls
       ../cmd

@@ -1,4 +1,7 @@
-package index
+// Package boltfile opens bbolt files that may be damaged. bbolt trusts what is in its file: a wrong
+// pointer on a page can lead it in circles, or into a panic. So [Lock] the file, [Walk] its pages
+// before bbolt opens it, and do what reads it under [Recover].
+package boltfile
 
 import (
 	"bytes"
@@ -15,19 +18,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// walkPages checks all pages of a bbolt file before bbolt opens it. bbolt trusts its pages: a
-// wrong pointer on one of them can lead it in circles, or beyond the end of the mapped file.
-// Anything wrong is ErrDamaged. An empty file is right.
+// ErrDamaged says that a file, or what is in it, is not what was written.
+var ErrDamaged = errors.New("damaged")
+
+// Visitor is called with a key of a bucket, and with the row that it begins: key and value, one
+// after the other, as they are in the file.
+type Visitor func(bucket, key, row []byte) error
+
+// Walk checks all pages of a bbolt file before bbolt opens it. Anything wrong is [ErrDamaged]. An
+// empty file is right.
 //
-// It calls visit for every key, in the order of the keys, with the value that the checksum
-// was checked for: a start needs all of them, and to read them again would take as long again.
-// The buckets in first are visited one after the other, and all others at the same time, from
-// another goroutine. Key and value are valid until visit returns. The error of visit is
-// returned as it is.
+// It calls visit for every key, in the order of the keys: a start needs all of them, and to read
+// them again would take as long again. The buckets in first are visited one after the other, and
+// all others at the same time, from another goroutine. Key and row are valid until visit returns.
+// The error of visit is returned as it is, unless it is ErrDamaged: then the file is.
 //
 // The format is described in bbolt's internal/common/{page,meta}.go. It has been version 2
 // since 2014, and is little-endian on the machines that hubcache runs on.
-func walkPages(f *os.File, first [][]byte, visit Visitor) error {
+func Walk(f *os.File, first [][]byte, visit Visitor) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
@@ -38,19 +46,20 @@ func walkPages(f *os.File, first [][]byte, visit Visitor) error {
 	readAhead(f, fi.Size())
 	file := pageFile{f: f, size: fi.Size()}
 	var visitFailed visitError
-	err = file.walk(first, func(bucket, key, value []byte) error {
-		if err := visit(bucket, key, value); err != nil {
+	err = file.walk(first, func(bucket, key, row []byte) error {
+		if err := visit(bucket, key, row); err != nil && !errors.Is(err, ErrDamaged) {
 			return visitError{err}
+		} else {
+			return err
 		}
-		return nil
 	})
 	switch {
 	case errors.As(err, &visitFailed):
 		return visitFailed.error
-	case err != nil:
+	case err != nil && !errors.Is(err, ErrDamaged):
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return nil
+	return err
 }
 
 // visitError marks an error of the caller's visitor, which says nothing about the pages.
@@ -162,11 +171,7 @@ func (p *pageFile) bucket(name, header []byte, visit Visitor) error {
 		if kind == bucketLeaf || len(key) == 0 {
 			return fmt.Errorf("bucket %s has %q, which is not a key with a value", name, key)
 		}
-		value, err := unsealRow(row, len(key))
-		if err != nil {
-			return err
-		}
-		return visit(name, key, value)
+		return visit(name, key, row)
 	}}
 	if len(header) < 16 {
 		return fmt.Errorf("bucket %s has no header", name)
