@@ -49,6 +49,9 @@ type Options struct {
 	Network *Network
 	// Dockerd is the program to run; "" is dockerd from PATH or /usr/sbin.
 	Dockerd string
+	// Docker29 runs the dockerd 29 and containerd 2 that integration/install-tools builds. The
+	// older docker client can use it.
+	Docker29 bool
 }
 
 // Daemon is a running dockerd. Its methods must be called from the test's goroutine.
@@ -233,6 +236,9 @@ func (d *Daemon) writeConfig() {
 	if len(d.opts.Mirrors) > 0 {
 		config["registry-mirrors"] = d.opts.Mirrors
 	}
+	if d.opts.Docker29 {
+		config["seccomp-profile"] = "unconfined" // its runc is built without libseccomp
+	}
 	for k, v := range d.opts.Config {
 		config[k] = v
 	}
@@ -262,8 +268,13 @@ func (d *Daemon) start() {
 	for _, name := range []string{"containerd", "runc", "ip", "mount"} {
 		program(d.t, name)
 	}
-	dockerd := d.opts.Dockerd
-	if dockerd == "" {
+	dockerd, path, env := d.opts.Dockerd, searchPath(), d.opts.Env
+	switch {
+	case d.opts.Docker29:
+		dir := Docker29(d.t)
+		dockerd, path = filepath.Join(dir, "dockerd"), dir+":"+path // it starts the containerd of PATH
+		env = append([]string{"DOCKER_MIN_API_VERSION=1.24"}, env...)
+	case dockerd == "":
 		dockerd = program(d.t, "dockerd")
 	}
 	log, err := os.OpenFile(d.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -276,7 +287,7 @@ func (d *Daemon) start() {
 		"--pidfile", filepath.Join(d.dir, "pid"), "--host", d.Host(),
 		"--bridge=none", "--iptables=false", "--ip-masq=false", "--shutdown-timeout=2"}, d.opts.ExtraArgs...)
 	cmd := exec.Command("/bin/sh", args...)
-	cmd.Env = append(append(os.Environ(), "PATH="+searchPath()), d.opts.Env...)
+	cmd.Env = append(append(os.Environ(), "PATH="+path), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,

@@ -16,6 +16,19 @@ import (
 	"github.com/hubcache/hubcache/integration/dockertest"
 )
 
+// TestDocker29Runs checks that the engine that install-tools builds is the one that answers, and
+// that the older client can use it.
+func TestDocker29Runs(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{Docker29: true})
+	if v := d.Docker("version", "--format", "{{.Server.Version}}"); !strings.HasPrefix(v, "29.") {
+		t.Errorf("the daemon has version %s", v)
+	}
+	d.ImportBusybox("box:1", "content")
+	if got := d.Docker("run", "--rm", "--network", "none", "box:1", "/bin/busybox", "echo", "it runs"); got != "it runs" {
+		t.Errorf("docker run says %q", got)
+	}
+}
+
 // TestDaemonKeepsImagesAndLeavesNoFiles checks that a daemon runs containers, has its images after
 // a restart, and leaves no files.
 func TestDaemonKeepsImagesAndLeavesNoFiles(t *testing.T) {
