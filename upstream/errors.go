@@ -61,6 +61,9 @@ func (e *Error) Summary() string {
 		Broken: "fails", Timeout: "does not answer in time", Unreachable: "can't be reached", NoVisibility: "does not tell whether the repository is public",
 		Unsupported: "has it only in a form that isn't served here: a manifest of schema 1, or a larger one than clients take",
 	}[e.Cause]
+	if _, noToken := errors.AsType[*auth.FileError](e.Err); noToken {
+		what = "can't be asked: the access token of this cache can't be read"
+	}
 	s := "upstream " + e.Host + " " + what
 	if e.Status != 0 {
 		s += fmt.Sprintf(" (HTTP %d)", e.Status)

@@ -171,3 +171,11 @@ func TestFailureEndsWithAnAnswer(t *testing.T) {
 	ask(ctx)
 	is("", "", 0)
 }
+
+// TestUnreadableTokenIsNotCalledRefused: clients and the log hear of the cause.
+func TestUnreadableTokenIsNotCalledRefused(t *testing.T) {
+	e := classify("registry.hub.test", &auth.FileError{Path: "/secret/place", Fault: auth.FileMissing, Err: errors.New("no such file")})
+	if e.Cause != Refused || strings.Contains(e.Summary(), "refuses") || !strings.Contains(e.Summary(), "the access token of this cache can't be read") || strings.Contains(e.Summary(), "/secret") {
+		t.Error(e.Summary())
+	}
+}

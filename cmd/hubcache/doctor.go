@@ -7,30 +7,34 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-func newDoctorCommand(load loadFunc) *cobra.Command {
+func newDoctorCommand(l *settings.Loader) *cobra.Command {
 	var asJSON bool
+	var find *adminclient.Finder
 	d := dockerhost.Doctor{Certs: dockerhost.DefaultSetupPaths().Certs}
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check the way from Docker to Docker Hub, and say what is wrong",
 		Long: `Checks the way from the Docker daemon through the cache to Docker Hub, and the
-machine under it, and says in plain words what is wrong and what to do. Exits
-with 1 when something is broken.`,
+machine under it, and says in plain words what is wrong and what to do. What the
+server runs with, it asks the server. Exits with 0 when pulls work as intended,
+and with 1 when something is broken, or when nobody can tell.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := load()
+			s, err := l.Load()
 			if err != nil {
 				return err
 			}
-			d.Settings = s
-			findings := d.Examine(cmd.Context())
-			broken := false
-			for _, f := range findings {
-				broken = broken || f.Status == dockerhost.StatusBroken
+			d.Settings, d.Find = s.Settings, *find
+			findings, err := d.Examine(cmd.Context())
+			if err != nil {
+				return err
 			}
+			broken := dockerhost.Broken(findings)
 			if asJSON {
 				err = printJSON(cmd.OutOrStdout(), map[string]any{"schema": 1, "broken": broken, "checks": findings})
 			} else {
@@ -42,6 +46,7 @@ with 1 when something is broken.`,
 			return err
 		},
 	}
+	find = bindAdmin(cmd, l)
 	(*hostFlag)(&d.Host).register(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	cmd.Flags().StringVar(&d.Image, "image", "hello-world:latest", "the small image that the daemon is made to ask for")

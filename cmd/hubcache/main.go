@@ -92,7 +92,7 @@ disk, within a byte budget.`,
 	}
 	root.AddCommand(
 		newServeCommand(l), newStatsCommand(l), newConfigCommand(l), newVersionCommand(), newManCommand(root),
-		newDockerCommand(load), newDoctorCommand(load),
+		newDockerCommand(load), newDoctorCommand(l),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()

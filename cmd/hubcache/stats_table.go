@@ -11,6 +11,7 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 )
 
 // printStats prints the table, with bytes rounded to powers of 1024.
@@ -91,7 +92,10 @@ func upstreamState(u admin.Upstream) string {
 	case "cooling":
 		return "COOLING DOWN after a 429" + as
 	case "denied":
-		return "ACCESS TOKEN REFUSED"
+		if dockerhost.TokenFault(u.Credential.State) {
+			return "ACCESS TOKEN " + strings.ToUpper(u.Credential.State)
+		}
+		return "ACCESS TOKEN REFUSED" // by an older server
 	case "down":
 		return "DOWN" + as
 	}

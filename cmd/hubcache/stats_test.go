@@ -82,6 +82,16 @@ func TestStatsTable(t *testing.T) {
 	}
 }
 
+// TestStatsSaysWhatIsWrongWithTheToken: a token that can't be read is not called a refused one.
+func TestStatsSaysWhatIsWrongWithTheToken(t *testing.T) {
+	for _, state := range []string{"missing", "unreadable", "empty", "malformed", "refused", "expired"} {
+		u := admin.Upstream{State: "denied", Credential: admin.Credential{State: state}}
+		if got, want := upstreamState(u), "ACCESS TOKEN "+strings.ToUpper(state); got != want {
+			t.Errorf("%s: %q", state, got)
+		}
+	}
+}
+
 func golden(t *testing.T, path string, got []byte) {
 	t.Helper()
 	if os.Getenv("HUBCACHE_UPDATE") != "" {

@@ -19,6 +19,7 @@ type Match struct {
 	Path       string // glob
 	Repository string // glob
 	Reference  string // tag or digest, whole
+	Account    string // as in [Entry]
 	Ranged     bool   // only requests with a Range header
 
 	Skip   int     // how many matching requests to let pass first
@@ -143,6 +144,7 @@ func (m Match) matches(e *Entry) bool {
 	return (m.Face == "" || m.Face == e.Face) &&
 		(m.Method == "" || m.Method == e.Method) &&
 		(m.Kind == "" || m.Kind == e.Kind) &&
+		(m.Account == "" || m.Account == e.Account) &&
 		(m.Reference == "" || m.Reference == e.Reference) &&
 		(!m.Ranged || e.Range != "") &&
 		globMatch(m.Path, e.Path) && globMatch(m.Repository, e.Repository)

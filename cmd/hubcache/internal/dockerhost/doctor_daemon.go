@@ -2,74 +2,174 @@ package dockerhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 )
 
-// checkDaemon looks whether the Docker daemon has the mirror, whether that is safe, and,
-// with the server's figures, whether it uses it.
-func (d *Doctor) checkDaemon(ctx context.Context, haveStats bool) {
-	at, err := Locate(d.Host, d.Settings)
-	if err != nil {
-		d.say("docker", StatusBroken, err.Error(), "")
-		return
-	}
-	engine, err := at.Connect("doctor")
-	if err != nil {
-		d.say("docker", StatusBroken, err.Error(), "")
-		return
-	}
-	defer engine.Close()
-	info, err := engine.Info(ctx, client.InfoOptions{})
-	if err != nil {
-		d.say("docker", StatusNote, "no Docker engine answers at "+at.String()+": "+err.Error(), "without one there is nothing to check; --host, docker.host, DOCKER_HOST or the docker context say where it is")
-		return
-	}
-	facts := factsOf(info.Info)
-	mirror := MirrorURL(d.Settings)
-	hosts, _ := os.ReadFile(filepath.Join(d.Certs, "docker.io", "hosts.toml")) // no file counts as an empty one
-	inHosts := strings.Contains(string(hosts), mirror)
-	inMirrors := len(withMirror(facts.mirrors, mirror, false)) < len(facts.mirrors)
-	switch {
-	case !inMirrors && !(inHosts && facts.major >= hostsSince):
-		d.say("docker", StatusBroken, fmt.Sprintf("engine %s does not have the mirror %s (it has: %s)", facts.version, mirror, orNone(facts.mirrors)), "hubcache docker setup --apply")
-	case facts.unsafeLoopback() && !inHosts:
-		d.say("docker", StatusBroken, fmt.Sprintf("engine %s with a mirror on a loopback address accepts any certificate for Docker Hub when it falls back", facts.version),
-			"hubcache docker setup --apply writes a hosts.toml instead; or let hubcache listen on another address")
-	default:
-		d.ok("docker", "engine %s has the mirror %s", facts.version, mirror)
-	}
-	if haveStats {
-		d.checkUse(ctx, engine)
+// engine is a Docker engine that answers. nil is none.
+type engine struct {
+	*client.Client
+	info  system.Info
+	facts engineFacts
+}
+
+func (e *engine) close() {
+	if e != nil {
+		e.Close()
 	}
 }
 
-// checkUse makes the daemon ask for a manifest and looks whether the cache was asked. The
-// daemon itself doesn't say when it falls back to Docker Hub.
-func (d *Doctor) checkUse(ctx context.Context, engine *client.Client) {
-	before, err := d.stats(ctx)
-	if err != nil {
-		d.say("pull", StatusBroken, err.Error(), "")
-		return
+// insecure reports whether the engine asks for no certificate at a host and port.
+func (e *engine) insecure(host string) bool {
+	if e == nil || e.info.RegistryConfig == nil {
+		return false
 	}
-	_, asked := engine.DistributionInspect(ctx, d.Image, client.DistributionInspectOptions{})
-	after, err := d.stats(ctx)
-	if err != nil {
-		d.say("pull", StatusBroken, err.Error(), "")
-		return
+	if index := e.info.RegistryConfig.IndexConfigs[host]; index != nil && !index.Secure {
+		return true
 	}
+	name, _, _ := strings.Cut(host, ":")
+	ap, err := netip.ParseAddrPort(host)
+	if err != nil {
+		return name == "localhost" // which resolves to one of the addresses below
+	}
+	return slices.ContainsFunc(e.info.RegistryConfig.InsecureRegistryCIDRs, func(p netip.Prefix) bool { return p.Contains(ap.Addr().Unmap()) })
+}
+
+// findEngine asks the Docker engine for its facts; nil when there is none.
+func (d *Doctor) findEngine(ctx context.Context) *engine {
+	at, err := Locate(d.Host, d.Settings)
+	if err != nil {
+		d.broken("docker", err.Error(), "")
+		return nil
+	}
+	c, err := at.Connect("doctor")
+	if err != nil {
+		d.broken("docker", err.Error(), "")
+		return nil
+	}
+	info, err := c.Info(ctx, client.InfoOptions{})
+	if err == nil {
+		return &engine{c, info.Info, factsOf(info.Info)}
+	}
+	c.Close()
+	const where = "--host, docker.host, DOCKER_HOST or the docker context say where it is"
+	path, local := strings.CutPrefix(at.Host, "unix://")
+	if _, missing := os.Stat(path); local && errors.Is(missing, fs.ErrNotExist) {
+		d.note("docker", "there is no Docker engine at "+at.String(), "nothing to do on a machine without one; else "+where)
+	} else {
+		d.broken("docker", "no Docker engine answers at "+at.String()+", so nobody can tell whether it pulls through the cache: "+err.Error(), "start Docker, or run doctor as root; "+where)
+	}
+	return nil
+}
+
+// inHosts reports whether the daemon's hosts.toml for Docker Hub names one of the URLs.
+func (d *Doctor) inHosts(urls []string) bool {
+	hosts, _ := os.ReadFile(filepath.Join(d.Certs, "docker.io", "hosts.toml")) // no file counts as an empty one
+	return slices.ContainsFunc(urls, func(u string) bool { return strings.Contains(string(hosts), u) })
+}
+
+// checkMirror looks whether the Docker daemon has the mirror, and whether that is safe. It is not
+// sure when the daemon has other mirrors: one of them may be another name of the cache.
+func (d *Doctor) checkMirror(e *engine) (sure bool) {
+	urls := d.pullURLs()
+	if e == nil || len(urls) == 0 {
+		return true
+	}
+	f, inHosts := e.facts, d.inHosts(urls)
+	mine := slices.IndexFunc(f.mirrors, func(m string) bool { return slices.Contains(urls, m) })
 	switch {
-	case after.Requests.Manifest.Total() == before.Requests.Manifest.Total():
-		d.say("pull", StatusBroken, "the daemon asked for "+d.Image+" and not through the cache", "the daemon's log says why it did not use the mirror (journalctl -u docker)")
-	case asked != nil:
-		d.say("pull", StatusBroken, "the daemon asked the cache for "+d.Image+" and got: "+asked.Error(), "see the upstream above, or the server's log")
+	case f.unsafeLoopback() && !inHosts:
+		d.broken("docker", fmt.Sprintf("engine %s with a mirror on a loopback address accepts any certificate for Docker Hub when it falls back", f.version),
+			"hubcache docker setup --apply writes a hosts.toml instead; or let hubcache listen on another address")
+	case mine > 0:
+		d.note("docker", fmt.Sprintf("engine %s asks another mirror first: %s", f.version, f.mirrors[0]), "put "+f.mirrors[mine]+" first in registry-mirrors")
+	case mine == 0, inHosts && f.major >= hostsSince:
+		d.ok("docker", "engine %s has the mirror %s", f.version, urls[0])
+	case len(f.mirrors) > 0:
+		return false
 	default:
-		d.ok("pull", "the daemon asked for %s through the cache", d.Image)
+		d.noMirror(e)
 	}
+	return true
+}
+
+// noMirror says that the daemon has none that is the cache.
+func (d *Doctor) noMirror(e *engine) {
+	d.broken("docker", fmt.Sprintf("engine %s does not have the mirror %s (it has: %s)", e.facts.version, d.mirror(), orNone(e.facts.mirrors)), "hubcache docker setup --apply")
+}
+
+// checkUse makes the daemon ask for a manifest and looks whether the cache was asked. The daemon
+// itself doesn't say when it falls back to Docker Hub. served says that the cache serves the image;
+// sure that checkMirror was.
+func (d *Doctor) checkUse(ctx context.Context, e *engine, served, sure bool) {
+	if e == nil {
+		return
+	}
+	before, _, err := d.client.Stats(ctx)
+	if err != nil {
+		d.broken("pull", err.Error(), "")
+		return
+	}
+	_, asked := e.DistributionInspect(ctx, d.Image, client.DistributionInspectOptions{})
+	after, _, err := d.client.Stats(ctx)
+	if err != nil {
+		d.broken("pull", err.Error(), "")
+		return
+	}
+	used := after.Requests.Manifest.Total() != before.Requests.Manifest.Total()
+	switch {
+	case !used && !sure:
+		d.noMirror(e)
+		return
+	case !sure:
+		d.ok("docker", "engine %s has a mirror that is the cache (%s)", e.facts.version, orNone(e.facts.mirrors))
+	}
+	cause := d.brokenIn("docker", "server", "token", "upstream", "clock")
+	switch {
+	case !used && cause:
+		d.note("pull", "the daemon asked for "+d.Image+" and not through the cache, for what is broken above", "")
+	case !used:
+		d.broken("pull", "the daemon has the mirror and does not use it: it asked for "+d.Image+" and not through the cache", e.whyUnused(d.mirror()))
+	case asked == nil:
+		d.ok("pull", "the daemon asked for %s through the cache", d.Image)
+	case cause:
+		d.note("pull", "the daemon asked the cache for "+d.Image+" and got, for what is broken above: "+asked.Error(), "")
+	case !served:
+		d.ok("pull", "the daemon asked for %s through the cache, which doesn't serve it", d.Image)
+	default:
+		d.broken("pull", "the daemon asked the cache for "+d.Image+" and got: "+asked.Error(), "look into the server's log (journalctl -u hubcache)")
+	}
+}
+
+// brokenIn reports whether one of these checks found something broken.
+func (d *Doctor) brokenIn(checks ...string) bool {
+	return slices.ContainsFunc(d.findings, func(f Finding) bool {
+		check, _, _ := strings.Cut(f.Check, " ")
+		return f.Status == StatusBroken && slices.Contains(checks, check)
+	})
+}
+
+// whyUnused is what to look at when the engine has the mirror and doesn't use it.
+func (e *engine) whyUnused(mirror string) string {
+	u, err := url.Parse(mirror)
+	proxy := e.info.HTTPProxy
+	if err == nil && u.Scheme == "https" {
+		proxy = e.info.HTTPSProxy
+	}
+	if err == nil && proxy != "" && !isLoopback(mirror) && !strings.Contains(e.info.NoProxy, u.Hostname()) {
+		return "the daemon asks it through its proxy: add " + u.Hostname() + " to the daemon's NO_PROXY"
+	}
+	return "the daemon's log says why (journalctl -u docker)"
 }
 
 func orNone(list []string) string {

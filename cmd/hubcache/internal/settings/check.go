@@ -11,6 +11,10 @@ import (
 	"strings"
 )
 
+// LeastBudget is the smallest budget, in bytes, that is of use: most images are larger, and what is
+// larger than the budget isn't kept.
+const LeastBudget = 100 << 20
+
 // check finds what can't work. It looks at no files that the settings name, because they
 // may not be on the machine that checks.
 func (s *Settings) check() error {

@@ -1,0 +1,261 @@
+package dockerhost
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hubcache/hubcache/auth"
+)
+
+// askWithin is how long the pull port may take to answer. With an upstream that doesn't answer, it
+// needs five seconds for an error.
+const askWithin = 10 * time.Second
+
+// pullURLs are the URLs by which this host reaches the pull API: those that the server has told,
+// else those of the settings.
+func (d *Doctor) pullURLs() (urls []string) {
+	if d.told == nil {
+		if u := MirrorURL(d.running); u != "" {
+			urls = append(urls, u)
+		}
+		return urls
+	}
+	for _, at := range d.told.Listen {
+		u, err := url.Parse(at)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" {
+			continue
+		}
+		if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.IsUnspecified() {
+			u.Host = net.JoinHostPort("127.0.0.1", u.Port())
+		}
+		urls = append(urls, u.String())
+	}
+	return urls
+}
+
+// mirror is the first of pullURLs; "" if the server listens on no TCP address.
+func (d *Doctor) mirror() string {
+	if urls := d.pullURLs(); len(urls) > 0 {
+		return urls[0]
+	}
+	return ""
+}
+
+// pullClient asks the pull port. It trusts what the daemon trusts, and uses no proxy.
+func (d *Doctor) pullClient(host string, insecure bool) *http.Client {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	files, _ := filepath.Glob(filepath.Join(d.Certs, host, "*.crt")) // the pattern has no fault
+	for _, file := range files {
+		if pem, err := os.ReadFile(file); err == nil {
+			roots.AppendCertsFromPEM(pem)
+		}
+	}
+	return &http.Client{Timeout: askWithin, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, InsecureSkipVerify: insecure},
+	}}
+}
+
+// checkPort asks the pull port for /v2/, as a daemon does first, and reports whether it can be
+// used.
+func (d *Doctor) checkPort(ctx context.Context, e *engine) bool {
+	base := d.mirror()
+	if base == "" {
+		d.broken("server", "the server listens on no TCP address ("+orNone(d.running.Listen)+"), and Docker pulls over TCP only", "add one to listen")
+		return false
+	}
+	u, err := url.Parse(base)
+	if err != nil {
+		d.broken("server", base+" is not a URL", "")
+		return false
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/v2/", nil)
+	if err != nil {
+		d.broken("server", err.Error(), "")
+		return false
+	}
+	resp, err := d.pullClient(u.Host, false).Do(req)
+	if certificateFault(err) && e.insecure(u.Host) {
+		d.note("server", fmt.Sprintf("the certificate of %s is not trusted, and Docker doesn't ask for one there", base), "")
+		resp, err = d.pullClient(u.Host, true).Do(req)
+	}
+	if err != nil {
+		d.portFault(base, u.Host, err)
+		return false
+	}
+	resp.Body.Close()
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		d.broken("server", base+"/v2/ answers "+resp.Status, "is it hubcache that listens there?")
+		return false
+	case resp.Header.Get("Docker-Distribution-Api-Version") != "registry/2.0":
+		d.broken("server", base+"/v2/ answers, but not as a registry does", "is it hubcache that listens there?")
+		return false
+	}
+	d.ok("server", "%s answers", base)
+	return true
+}
+
+// localAddr is the address from which this host connects to another; invalid if it can't. No
+// packet is sent.
+func localAddr(host string) netip.Addr {
+	c, err := net.Dial("udp", host)
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	ap, err := netip.ParseAddrPort(c.LocalAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
+}
+
+// certificateFault reports whether a certificate is not accepted.
+func certificateFault(err error) bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	return ok
+}
+
+// portFault says why the pull port can't be used.
+func (d *Doctor) portFault(base, host string, err error) {
+	from := localAddr(host)
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		err = wrapped.Err // the rest is the URL
+	}
+	switch {
+	case certificateFault(err):
+		d.broken("server", fmt.Sprintf("Docker does not trust the certificate of %s: %v", base, err),
+			fmt.Sprintf("put the certificate of its authority into %s", filepath.Join(d.Certs, host, "ca.crt")))
+	case errors.Is(err, syscall.ECONNREFUSED) && d.told == nil:
+		d.broken("server", "nothing listens at "+host+" (connection refused)", "start hubcache (systemctl start hubcache)")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		d.broken("server", "the port "+host+" is closed to this host, although the server listens there", "a firewall, a container or another network is between them")
+	case turnedAway(err) && from.IsValid() && d.excludes(from):
+		d.broken("server", fmt.Sprintf("the server turns this host away: its address %s is not in listen_allow (%s)", from, strings.Join(d.running.ListenAllow, ", ")),
+			fmt.Sprintf("add %s to listen_allow, and reload the server", from))
+	case turnedAway(err):
+		d.broken("server", host+" closes the connection at once: "+err.Error(), "is this host's address in listen_allow of the server, and is it hubcache that listens there?")
+	default:
+		d.broken("server", fmt.Sprintf("%s can't be asked: %v", base, err), "is it hubcache that listens there, and with this scheme?")
+	}
+}
+
+// turnedAway reports whether a connection was closed before an answer.
+func turnedAway(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// excludes reports whether listen_allow leaves an address out.
+func (d *Doctor) excludes(from netip.Addr) bool {
+	nets, err := d.running.AllowedClients()
+	return err == nil && len(nets) > 0 && !slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(from) })
+}
+
+// checkServing asks the pull port for a tag that doesn't exist, in the repository of the image, so
+// that the server asks the upstream with its token now. That costs no quota. It reports whether the
+// repository is one that the server serves; what is wrong with the upstream, the server's figures
+// say.
+func (d *Doctor) checkServing(ctx context.Context) bool {
+	before, _, err := d.client.Stats(ctx)
+	if err != nil {
+		return false // said by who asks next
+	}
+	repository := repositoryOf(d.Image)
+	u, _ := url.Parse(d.mirror())
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/v2/%s/manifests/hubcache-doctor-%d", u, repository, time.Now().UnixNano()), nil)
+	if err != nil {
+		d.broken("image", fmt.Sprintf("--image %s is not the name of an image: %v", d.Image, err), "")
+		return false
+	}
+	resp, err := d.pullClient(u.Host, true).Do(req) // whom Docker trusts is checked already
+	if err != nil {
+		d.broken("server", fmt.Sprintf("%s answers /v2/, and no request for a manifest: %v", u, err), "look into the server's log (journalctl -u hubcache)")
+		return false
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	var answer struct {
+		Errors []struct{ Code, Detail string }
+	}
+	_ = json.Unmarshal(body, &answer) // an answer without errors says nothing more
+	code, detail := "", ""
+	if len(answer.Errors) > 0 {
+		code, detail = answer.Errors[0].Code, answer.Errors[0].Detail
+	}
+	after, _, err := d.client.Stats(ctx)
+	switch {
+	case err == nil && after.Requests.Manifest.Total() == before.Requests.Manifest.Total():
+		d.broken("server", fmt.Sprintf("what answers at %s is another hubcache than the one at %s", u, d.client), "say with --admin which one is meant")
+	case resp.StatusCode == http.StatusNotFound && strings.Contains(detail, "not allowed"):
+		d.note("image", fmt.Sprintf("the server's allow and deny leave %s out, so it is no test of the upstream", repository), "say with --image which image the server serves")
+	case resp.StatusCode == http.StatusNotFound && code == "NAME_UNKNOWN":
+		d.note("image", fmt.Sprintf("the upstream has no public repository %s, so it is no test of pulls", repository), "say with --image which image it has")
+	default:
+		return true
+	}
+	return false
+}
+
+// repositoryOf is the repository of an image's name at Docker Hub.
+func repositoryOf(image string) string {
+	name := strings.TrimPrefix(strings.TrimPrefix(image, "index."), "docker.io/")
+	name, _, _ = strings.Cut(name, "@")
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		name = name[:i]
+	}
+	if !strings.Contains(name, "/") {
+		name = "library/" + name
+	}
+	return name
+}
+
+// checkStart looks for what may have kept a server that doesn't answer from starting.
+func (d *Doctor) checkStart() {
+	s := d.running.Upstream
+	if s.Username == "" {
+		return
+	}
+	path := string(s.PasswordFile)
+	if !filepath.IsAbs(path) {
+		service, err := InstalledService(d.Root)
+		if err != nil {
+			return
+		}
+		if path = service.credentialFile(path); path == "" {
+			d.broken("token", service.whyNoCredential(string(s.PasswordFile)).Error(), TokenRecipe)
+			return
+		}
+	}
+	err := auth.NewFile(string(s.Username), path).Reload()
+	fe, ok := errors.AsType[*auth.FileError](err)
+	switch {
+	case !ok:
+		d.ok("token", "%s holds one", path)
+	case fe.Fault == auth.FileMalformed:
+		d.broken("token", fmt.Sprintf("%s %v; the server doesn't start with it", path, fe.Err), "put the access token into it, and nothing else")
+	case fe.Fault == auth.FileUnreadable && errors.Is(fe.Err, os.ErrPermission):
+		d.note("token", "this user may not look at "+path, "run doctor as root")
+	default:
+		d.broken("token", fmt.Sprintf("%s: %v", path, fe.Err), TokenRecipe)
+	}
+}
