@@ -90,31 +90,147 @@ func TestWatchReplaysWhatItMissed(t *testing.T) {
 	}
 }
 
-// TestSetupConfiguresDaemonAndUndoesIt checks that a real daemon accepts what docker setup
-// writes, and that nothing is left of it after an undo.
-func TestSetupConfiguresDaemonAndUndoesIt(t *testing.T) {
-	d := dockertest.Start(t, dockertest.Options{Config: map[string]any{"labels": []string{"kept=yes"}}})
-	config := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(config, []byte(fmt.Sprintf("docker: {host: %q}\n", d.Host())), 0o644); err != nil {
+// setupOf returns a function that runs docker setup on the daemon, and what it prints.
+func setupOf(t *testing.T, d *dockertest.Daemon) func(args ...string) (out string, code int) {
+	t.Helper()
+	certs := t.TempDir()
+	return func(args ...string) (string, int) {
+		t.Helper()
+		cmd := exec.Command(hubcacheProgram(t), append([]string{"docker", "setup", "--certs-dir", certs}, args...)...)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+d.Host(), "HUBCACHE_CONFIG=/dev/null")
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+}
+
+func fileOf(t *testing.T, path string) string {
+	t.Helper()
+	body, err := os.ReadFile(path)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return string(body)
+}
+
+// TestSetupConfiguresDaemonAndUndoesIt checks that a real daemon has the mirror when docker
+// setup says so, starts with what it writes, and has nothing of it after an undo. The daemon
+// and its --config-file are found by its socket.
+func TestSetupConfiguresDaemonAndUndoesIt(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{Config: map[string]any{"labels": []string{"kept=yes"}}})
 	mirrors := func() string { return d.Docker("info", "--format", "{{.RegistryConfig.Mirrors}} {{.Labels}}") }
-	setup := func(how string, want string) {
-		t.Helper()
-		// The daemon is in another PID namespace, so setup can't signal it by its pid file.
-		out, err := exec.Command(hubcacheProgram(t), "--config", config, "docker", "setup", how, "--mirror", "http://127.0.0.1:5000",
-			"--daemon-json", d.ConfigFile, "--certs-dir", t.TempDir(), "--docker-pidfile", "/does/not/exist").CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "systemctl reload docker") {
-			t.Fatalf("docker setup %s: %v\n%s", how, err, out)
+	run := setupOf(t, d)
+	before := fileOf(t, d.ConfigFile)
+	for _, step := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{}, "[] [kept=yes]"},
+		{[]string{"--apply"}, "[http://127.0.0.1:5000/] [kept=yes]"},
+		{[]string{"--apply"}, "[http://127.0.0.1:5000/] [kept=yes]"},
+		{[]string{"--undo"}, "[http://127.0.0.1:5000/] [kept=yes]"},
+		{[]string{"--undo", "--apply"}, "[] [kept=yes]"},
+	} {
+		if out, code := run(append(step.args, "--mirror", "http://127.0.0.1:5000")...); code != 0 {
+			t.Fatalf("docker setup %s: exit code %d\n%s", step.args, code, out)
 		}
-		d.Reload()
-		for deadline := time.Now().Add(5 * time.Second); mirrors() != want; time.Sleep(100 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("after docker setup %s the daemon has %s, want %s", how, mirrors(), want)
-			}
+		if got := mirrors(); got != step.want {
+			t.Errorf("after docker setup %s the daemon has %s, want %s", step.args, got, step.want)
+		}
+		d.Restart() // it must also start with that file
+		if got := mirrors(); got != step.want {
+			t.Errorf("after docker setup %s and a restart the daemon has %s, want %s", step.args, got, step.want)
 		}
 	}
-	setup("--apply", "[http://127.0.0.1:5000/] [kept=yes]")
-	d.Restart() // it must also start with that file
-	setup("--undo", "[] [kept=yes]")
+	if backup := fileOf(t, d.ConfigFile+".before-hubcache"); backup != before {
+		t.Errorf("the backup has %s, want %s", backup, before)
+	}
+}
+
+// TestSetupLeavesADaemonThatStarts: whatever setup is told to write, and whatever is in the
+// file already, a real daemon starts with the file as it is afterwards, or the file wasn't
+// touched.
+func TestSetupLeavesADaemonThatStarts(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{Config: map[string]any{"labels": []string{"kept=yes"}}})
+	run := setupOf(t, d)
+	before := fileOf(t, d.ConfigFile)
+	for mirror, says := range map[string]string{
+		"127.0.0.1:6000": "no scheme", "cache.lan:5000": "no scheme", "http://cache.lan:5000/v2/": "/v2",
+		"http://cache.lan/hub": "path /hub", "https://u:p@cache.lan": "user name", "http://cache.lan?a=b": "query", "ftp://cache.lan": "ftp",
+	} {
+		out, code := run("--apply", "--mirror", mirror)
+		if code != 2 || !strings.Contains(out, says) {
+			t.Errorf("--mirror %s: exit code %d, want 2 and %q\n%s", mirror, code, says, out)
+		}
+		if fileOf(t, d.ConfigFile) != before {
+			t.Fatalf("--mirror %s was written:\n%s", mirror, fileOf(t, d.ConfigFile))
+		}
+	}
+	d.Restart()
+
+	// What the running daemon would refuse is in the file already.
+	for content, says := range map[string]string{
+		`{"registry-mirrors": [""]}`:               "(it is empty)",
+		`{"registry-mirrors": ["cache.lan:5000"]}`: "(it has no scheme",
+		"{\n  // a comment\n}":                     "invalid character '/'",
+		`{"no-such-option": true}`:                 "were put back",
+		`{"debug": "no"}`:                          "were put back",
+	} {
+		if err := os.WriteFile(d.ConfigFile, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, code := run("--apply", "--mirror", "http://127.0.0.1:5000")
+		if code != 1 || !strings.Contains(out, says) {
+			t.Errorf("%s: exit code %d, want 1 and %q\n%s", content, code, says, out)
+		}
+		if got := fileOf(t, d.ConfigFile); got != content {
+			t.Errorf("%s became %s", content, got)
+		}
+	}
+	if got := d.Docker("info", "--format", "{{.RegistryConfig.Mirrors}} {{.Labels}}"); got != "[] [kept=yes]" {
+		t.Errorf("the daemon has %s", got)
+	}
+}
+
+// TestSetupOfADaemonWithMirrorsOnItsCommandLine: a real daemon with --registry-mirror doesn't
+// start with a list in its file too. Ours there is success.
+func TestSetupOfADaemonWithMirrorsOnItsCommandLine(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{ExtraArgs: []string{"--registry-mirror", "http://127.0.0.1:5000"}})
+	run := setupOf(t, d)
+	before := fileOf(t, d.ConfigFile)
+	if out, code := run("--apply", "--mirror", "http://127.0.0.1:5000"); code != 0 || !strings.Contains(out, "already, by --registry-mirror") {
+		t.Errorf("ours: exit code %d\n%s", code, out)
+	}
+	if out, code := run("--apply", "--mirror", "http://127.0.0.1:6000"); code != 1 || !strings.Contains(out, "add --registry-mirror=http://127.0.0.1:6000") {
+		t.Errorf("another: exit code %d\n%s", code, out)
+	}
+	if got := fileOf(t, d.ConfigFile); got != before {
+		t.Errorf("the file is %s, was %s", got, before)
+	}
+	d.Restart()
+}
+
+// TestSetupLeavesTheFilesOfAContainerAlone: a daemon whose files are not this machine's, as in
+// a container, is configured there and not here.
+func TestSetupLeavesTheFilesOfAContainerAlone(t *testing.T) {
+	hidden := t.TempDir() // the daemon sees another directory in its place
+	config := filepath.Join(hidden, "daemon.json")
+	if err := os.WriteFile(config, []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wrapper := filepath.Join(t.TempDir(), "dockerd-in-a-container")
+	script := fmt.Sprintf("#!/bin/sh\nmount -t tmpfs none %s && echo '{}' >%s && exec dockerd \"$@\"\n", hidden, config)
+	if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := dockertest.Start(t, dockertest.Options{Dockerd: wrapper, ExtraArgs: []string{"--config-file", config}})
+	out, code := setupOf(t, d)("--apply", "--mirror", "http://10.0.0.1:5000")
+	if code != 1 || !strings.Contains(out, "another "+config+" than this machine, as in a container") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+	if got := fileOf(t, config); got != "{}" {
+		t.Errorf("this machine's file was written: %s", got)
+	}
 }

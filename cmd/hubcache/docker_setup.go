@@ -14,14 +14,16 @@ func newDockerSetupCommand(load loadFunc) *cobra.Command {
 	var apply, undo bool
 	var mirror string
 	var host hostFlag
-	paths := dockerhost.DefaultSetupPaths()
+	var paths dockerhost.SetupPaths
 	cmd := &cobra.Command{
 		Use:   "setup",
 		Short: "Make this host's Docker pull through the cache",
 		Long: `Looks at the Docker engine's version and image store and shows what makes it
-pull through the cache; --apply writes it, after a backup, and makes the daemon
-reload its configuration. No container restarts. --undo takes it back. It also
-prints what containerd, podman and BuildKit need.`,
+pull through the cache. --apply writes it, after a backup, makes the daemon read
+its configuration again, and asks it whether the mirror is in force; if not, the
+old files are put back. No container restarts. --undo shows how to take it back,
+and --undo --apply does. It also prints what containerd, podman and BuildKit
+need.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
@@ -47,11 +49,10 @@ prints what containerd, podman and BuildKit need.`,
 	host.register(cmd)
 	fs := cmd.Flags()
 	fs.BoolVar(&apply, "apply", false, "write the files and reload the daemon")
-	fs.BoolVar(&undo, "undo", false, "take the mirror out again")
+	fs.BoolVar(&undo, "undo", false, "show how to take the mirror out again; with --apply, do it")
 	fs.StringVar(&mirror, "mirror", "", "the cache's URL as the daemon reaches it (default: from listen)")
-	fs.StringVar(&paths.DaemonJSON, "daemon-json", paths.DaemonJSON, "the daemon's configuration file")
-	fs.StringVar(&paths.Certs, "certs-dir", paths.Certs, "the daemon's directory of registries")
-	fs.StringVar(&paths.PIDFile, "docker-pidfile", paths.PIDFile, "the daemon's pid file")
-	cmd.MarkFlagsMutuallyExclusive("apply", "undo")
+	fs.StringVar(&paths.DaemonJSON, "daemon-json", "", "the daemon's configuration `file` (default: the daemon's)")
+	fs.StringVar(&paths.Certs, "certs-dir", "", "the daemon's `directory` of registries (default: the daemon's)")
+	fs.StringVar(&paths.PIDFile, "docker-pidfile", "", "the daemon's pid `file` (default: found by its socket)")
 	return cmd
 }

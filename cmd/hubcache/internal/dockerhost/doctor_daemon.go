@@ -86,7 +86,7 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 		return true
 	}
 	f, inHosts := e.facts, d.inHosts(urls)
-	mine := slices.IndexFunc(f.mirrors, func(m string) bool { return slices.Contains(urls, m) })
+	mine := slices.IndexFunc(f.mirrors, func(m string) bool { return slices.ContainsFunc(urls, func(u string) bool { return sameMirror(u, m) }) })
 	switch {
 	case f.unsafeLoopback() && !inHosts:
 		d.broken("docker", fmt.Sprintf("engine %s with a mirror on a loopback address accepts any certificate for Docker Hub when it falls back", f.version),
@@ -161,13 +161,9 @@ func (d *Doctor) brokenIn(checks ...string) bool {
 
 // whyUnused is what to look at when the engine has the mirror and doesn't use it.
 func (e *engine) whyUnused(mirror string) string {
-	u, err := url.Parse(mirror)
-	proxy := e.info.HTTPProxy
-	if err == nil && u.Scheme == "https" {
-		proxy = e.info.HTTPSProxy
-	}
-	if err == nil && proxy != "" && !isLoopback(mirror) && !strings.Contains(e.info.NoProxy, u.Hostname()) {
-		return "the daemon asks it through its proxy: add " + u.Hostname() + " to the daemon's NO_PROXY"
+	if proxy := e.facts.proxyFor(mirror); proxy != "" {
+		u, _ := url.Parse(mirror) // proxyFor has parsed it
+		return "the daemon asks it through its proxy " + proxy + ": add " + u.Hostname() + " to the daemon's NO_PROXY"
 	}
 	return "the daemon's log says why (journalctl -u docker)"
 }

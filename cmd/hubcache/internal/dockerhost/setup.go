@@ -8,23 +8,23 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// SetupPaths are the files that Setup reads and writes.
+// SetupPaths are the files that Setup reads and writes. An empty one is found out from the
+// engine.
 type SetupPaths struct {
 	DaemonJSON string // the Docker daemon's configuration
 	Certs      string // the daemon's directory with a directory for each registry
 	PIDFile    string // the daemon's, to make it reload its configuration
-	NixOS      string // a file that exists on NixOS only
 }
 
 // DefaultSetupPaths are the files of an ordinary host.
 func DefaultSetupPaths() SetupPaths {
-	return SetupPaths{"/etc/docker/daemon.json", "/etc/docker/certs.d", "/var/run/docker.pid", "/etc/NIXOS"}
+	return SetupPaths{"/etc/docker/daemon.json", "/etc/docker/certs.d", defaultPIDFile}
 }
-
-// errNixOS refuses to write files that the next rebuild of the system would overwrite.
-var errNixOS = errors.New("this is NixOS, where /etc is built from the configuration: set services.hubcache.registryMirror = true instead")
 
 // Setup makes the Docker engine of this host pull through a mirror.
 type Setup struct {
@@ -32,28 +32,31 @@ type Setup struct {
 	Mirror string // URL of the mirror as the engine reaches it, without a slash at the end
 	Paths  SetupPaths
 	Out    io.Writer // for what is, or would be, done
+	// Patience is how long the engine may take until it has what was written; 0 is 15 s.
+	Patience time.Duration
 }
 
 // Run says what has to change for this engine, and with apply does it. undo takes back
-// what an earlier run did instead, and works without an engine. A file that can't be
-// merged with what it should contain is an error, and nothing is written.
+// what an earlier run did instead, and works without an engine. If the engine doesn't take
+// what was written, the old files are put back. A file that can't be merged with what it
+// should contain is an error, and nothing is written.
 func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
-	if _, err := os.Stat(s.Paths.NixOS); err == nil {
-		return errNixOS
-	}
 	if err := s.Engine.Local("docker setup"); err != nil {
 		return err
 	}
-	engine, err := askEngine(ctx, s.Engine)
-	if err != nil && !undo {
-		return err
+	if err := checkMirror(s.Mirror); err != nil && !undo {
+		return s.wrongMirror(err)
 	}
-	plan, err := s.plan(engine, undo)
+	plan, err := s.plan(ctx, undo)
+	if e, ok := errors.AsType[elsewhere](err); ok && !apply {
+		fmt.Fprintf(s.Out, "%s.\n", upperFirst(e.text))
+		return s.others(undo)
+	}
 	if err != nil {
 		return err
 	}
 	for _, c := range plan.changes {
-		fmt.Fprintf(s.Out, "%s: %s\n", c.path, c.what)
+		fmt.Fprintf(s.Out, "%s: %s\n", c.file.path, c.what)
 	}
 	if len(plan.changes) == 0 {
 		fmt.Fprintln(s.Out, "Nothing to change.")
@@ -61,107 +64,246 @@ func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
 	for _, note := range plan.notes {
 		fmt.Fprintln(s.Out, "Note:", note)
 	}
-	if apply || undo {
-		return s.write(plan)
+	if apply {
+		return s.write(ctx, plan)
 	}
 	if len(plan.changes) > 0 {
-		fmt.Fprintln(s.Out, "\nNothing was written; --apply does it.")
+		how := "--apply"
+		if undo {
+			how = "--undo --apply"
+		}
+		fmt.Fprintf(s.Out, "\nNothing was written; %s does it.\n", how)
 	}
-	_, err = io.WriteString(s.Out, snippets(s.Mirror))
+	return s.others(undo)
+}
+
+// others prints what other clients need, unless everything is to be taken back.
+func (s *Setup) others(undo bool) error {
+	if undo {
+		return nil
+	}
+	_, err := io.WriteString(s.Out, snippets(s.Mirror))
 	return err
+}
+
+func (s *Setup) wrongMirror(err error) error {
+	return settings.UsageError{Err: fmt.Errorf("the mirror %q can't be used: %w", printable(s.Mirror), err)}
 }
 
 // setupPlan is what there is to write and to say.
 type setupPlan struct {
 	changes []change
 	notes   []string
+	process *daemonProcess // to be told; nil if the engine isn't running
+	has     bool           // whether the engine has the mirror in its list before
+	want    bool           // and whether it should have it after
 }
 
 // change is the new content of one file; nil content removes it.
 type change struct {
-	path, what string
-	content    []byte
+	file    fileState
+	what    string
+	content []byte
+	reload  bool // the daemon has to be told
 }
 
 // plan says which files have to change for this engine.
-func (s *Setup) plan(engine engineFacts, undo bool) (setupPlan, error) {
-	var plan setupPlan
-	body, err := readOptional(s.Paths.DaemonJSON)
-	if err != nil {
+func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
+	engine, err := askEngine(ctx, s.Engine)
+	if err != nil && !undo {
+		return setupPlan{}, err
+	}
+	var files daemonFiles
+	if err == nil {
+		if err := engine.refuses(s.Mirror); err != nil && !undo {
+			return setupPlan{}, s.wrongMirror(err)
+		}
+		if files, err = s.findFiles(engine); err != nil {
+			return setupPlan{}, err
+		}
+	} else {
+		files = s.filesWithoutEngine(err)
+		if isNixOS(files.config) {
+			return setupPlan{}, errNixOS
+		}
+	}
+	plan := setupPlan{process: files.process, notes: files.notes, has: engine.uses(s.Mirror), want: !undo && engine.usesMirrors(s.Mirror)}
+	if err := s.planHosts(&plan, files.certs, !undo && engine.needsHosts(s.Mirror)); err != nil {
 		return plan, err
 	}
-	config, err := parseObject(body)
-	if err != nil {
-		return plan, fmt.Errorf("%s is not valid: %w", s.Paths.DaemonJSON, err)
-	}
-	before, err := config.mirrors()
-	if err != nil {
-		return plan, fmt.Errorf("%s: %w", s.Paths.DaemonJSON, err)
-	}
-	wantMirror, wantHosts := !undo && engine.usesMirrors(s.Mirror), !undo && engine.needsHosts(s.Mirror)
-	if wantMirror && len(before) == 0 && len(engine.mirrors) > 0 {
-		return plan, fmt.Errorf("the daemon has mirrors (%s) that are not in %s: they were given on its command line, and it refuses to start with both; move them to the file first",
-			strings.Join(engine.mirrors, ", "), s.Paths.DaemonJSON)
-	}
-	if after := withMirror(before, s.Mirror, wantMirror); len(after) != len(before) {
-		config.setMirrors(after)
-		what := "take " + s.Mirror + " out of registry-mirrors"
-		if wantMirror {
-			what = "put " + s.Mirror + " first in registry-mirrors"
-		}
-		plan.changes = append(plan.changes, change{s.Paths.DaemonJSON, what, config.bytes()})
-	}
-	if err := s.planHosts(&plan, wantHosts); err != nil {
+	if err := s.planMirrors(&plan, files, engine); err != nil {
 		return plan, err
 	}
 	if !undo {
-		plan.notes = engine.notes(s.Mirror)
+		plan.notes = append(plan.notes, engine.notes(s.Mirror)...)
 	}
 	return plan, nil
+}
+
+// filesWithoutEngine are the files from which a mirror is taken out when no engine answers,
+// which may be because of that mirror.
+func (s *Setup) filesWithoutEngine(why error) daemonFiles {
+	d := DefaultSetupPaths()
+	f := daemonFiles{config: s.Paths.DaemonJSON, certs: s.Paths.Certs}
+	if f.certs == "" {
+		f.certs = d.Certs
+	}
+	if f.config == "" {
+		f.config = d.DaemonJSON
+		f.notes = []string{fmt.Sprintf("no engine answers (%v), so %s is taken for its configuration; --daemon-json names another file", why, f.config)}
+	}
+	return f
+}
+
+// planMirrors adds to the plan what has to happen to the daemon's list of mirrors.
+func (s *Setup) planMirrors(plan *setupPlan, files daemonFiles, engine engineFacts) error {
+	file, err := readState(files.config)
+	if err != nil {
+		return err
+	}
+	config, err := parseDaemonJSON(file.body)
+	if err != nil {
+		return fmt.Errorf("%s can't be changed, and Docker may refuse it too: %w", file.path, err)
+	}
+	if err := s.checkEntries(file.path, config, engine, plan.want); err != nil {
+		return err
+	}
+	done, err := s.onCommandLine(plan, file.path, config, engine)
+	if err != nil || done {
+		return err
+	}
+	content, changed := config.withMirror(s.Mirror, plan.want)
+	if !changed {
+		return nil
+	}
+	what := "take " + printable(s.Mirror) + " out of registry-mirrors"
+	if plan.want {
+		what = "put " + s.Mirror + " first in registry-mirrors"
+	}
+	plan.changes = append(plan.changes, change{file, what, content, true})
+	return nil
+}
+
+// checkEntries names the entries of the file that the engine refuses. With them it doesn't
+// start, whatever is added. An entry that is to be taken out may be one of them.
+func (s *Setup) checkEntries(path string, config daemonJSON, engine engineFacts, want bool) error {
+	var wrong []string
+	for _, m := range config.urls() {
+		if !want && sameMirror(m, s.Mirror) {
+			continue
+		}
+		if err := engine.refuses(m); err != nil {
+			wrong = append(wrong, fmt.Sprintf("%q (%v)", printable(m), err))
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s has mirrors with which Docker doesn't start: %s. Correct or remove them; nothing was written", path, strings.Join(wrong, ", "))
+}
+
+// onCommandLine looks whether the daemon has mirrors by its command line. It refuses to
+// start with such and with mirrors in its file too. Nothing is left to do if ours is there.
+func (s *Setup) onCommandLine(plan *setupPlan, path string, config daemonJSON, engine engineFacts) (done bool, err error) {
+	if plan.process == nil {
+		return false, nil
+	}
+	given := plan.process.flag("--registry-mirror")
+	if len(given) == 0 {
+		return false, nil
+	}
+	const remedy = "take --registry-mirror off its command line (systemctl cat docker shows where it is)"
+	switch {
+	case config.end > 0:
+		return false, fmt.Errorf("the daemon has mirrors on its command line (--registry-mirror) and in %s, and doesn't start with both: %s", path, remedy)
+	case plan.want && plan.has:
+		plan.notes = append(plan.notes, fmt.Sprintf("the engine has %s already, by --registry-mirror on its command line", s.Mirror))
+		return true, nil
+	case plan.want:
+		return false, fmt.Errorf("the daemon has mirrors on its command line (--registry-mirror: %s), and doesn't start if %s has some too: move them to the file, or add --registry-mirror=%s there",
+			strings.Join(given, ", "), path, s.Mirror)
+	case plan.has:
+		plan.notes = append(plan.notes, fmt.Sprintf("the engine has %s by its command line: to take it out, %s", s.Mirror, remedy))
+	}
+	return true, nil
 }
 
 // hostsMark is the first line of each hosts.toml that Setup writes: it removes no other.
 const hostsMark = "# Written by hubcache docker setup; --undo removes it.\n"
 
 // planHosts adds to the plan what has to happen to Docker Hub's hosts.toml.
-func (s *Setup) planHosts(plan *setupPlan, want bool) error {
-	path := filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml")
-	body, err := readOptional(path)
+func (s *Setup) planHosts(plan *setupPlan, certs string, want bool) error {
+	file, err := readState(filepath.Join(certs, "docker.io", "hosts.toml"))
 	if err != nil {
 		return err
 	}
-	ours, content := strings.HasPrefix(string(body), hostsMark), hostsTOML(s.Mirror)
+	ours, content := strings.HasPrefix(string(file.body), hostsMark), hostsTOML(s.Mirror)
 	switch {
-	case want && string(body) == hostsMark+content:
-	case want && body != nil && !ours:
-		return fmt.Errorf("%s is there already and was not written by hubcache; add to it:\n%s", path, content)
+	case want && string(file.body) == hostsMark+content:
+	case want && file.body != nil && !ours:
+		return fmt.Errorf("%s is there already and was not written by hubcache; add to it:\n%s", file.path, content)
 	case want:
-		plan.changes = append(plan.changes, change{path, "ask " + s.Mirror + " first, then Docker Hub", []byte(hostsMark + content)})
+		plan.changes = append(plan.changes, change{file, "ask " + s.Mirror + " first, then Docker Hub", []byte(hostsMark + content), false})
 	case ours:
-		plan.changes = append(plan.changes, change{path, "remove", nil})
+		plan.changes = append(plan.changes, change{file, "remove", nil, false})
 	}
 	return nil
 }
 
-// write does what the plan says and makes the daemon read its configuration again.
-func (s *Setup) write(plan setupPlan) error {
+// write does what the plan says and makes the daemon read its configuration again. All of
+// it is done, or nothing.
+func (s *Setup) write(ctx context.Context, plan setupPlan) error {
+	var done []written
 	reload := false
 	for _, c := range plan.changes {
-		backup, err := replaceFile(c.path, c.content)
+		w, err := c.file.replace(c.content)
 		if err != nil {
-			return err
+			return errors.Join(err, undoAll(done))
 		}
-		if backup != "" {
-			fmt.Fprintf(s.Out, "%s: the old one is %s\n", c.path, backup)
+		done, reload = append(done, w), reload || c.reload
+	}
+	if reload && plan.process != nil { // hosts.toml is read on every pull
+		if err := s.reload(ctx, plan); err != nil {
+			return s.putBack(plan, done, err)
 		}
-		reload = reload || c.path == s.Paths.DaemonJSON
 	}
-	if !reload {
-		return nil // hosts.toml is read on every pull
+	for _, w := range done {
+		if w.content == nil && w.backup != "" {
+			if err := os.Remove(w.backup); err != nil { // setup removes only what it wrote
+				return err
+			}
+		} else if w.backup != "" {
+			fmt.Fprintf(s.Out, "%s: the old one is %s\n", w.path, w.backup)
+		}
 	}
-	if err := reloadDaemon(s.Paths.PIDFile); err != nil {
-		return fmt.Errorf("written, but the daemon has to be told (systemctl reload docker): %w", err)
+	switch {
+	case reload && plan.process == nil:
+		fmt.Fprintln(s.Out, "The engine isn't running; it reads the file when it starts.")
+	case reload:
+		fmt.Fprintln(s.Out, "The engine has read its configuration again, and says the same.")
 	}
-	fmt.Fprintln(s.Out, "The daemon was told to read its configuration again.")
 	return nil
 }
+
+// putBack takes the changes back and makes the daemon read the old ones.
+func (s *Setup) putBack(plan setupPlan, done []written, why error) error {
+	if err := undoAll(done); err != nil {
+		return errors.Join(why, fmt.Errorf("the old files could not be put back: %w", err))
+	}
+	if err := plan.process.reload(); err != nil {
+		return errors.Join(fmt.Errorf("%w. The old files were put back", why), err)
+	}
+	return fmt.Errorf("%w. The old files were put back, and the engine was told", why)
+}
+
+// undoAll takes changes back, the last one first.
+func undoAll(done []written) error {
+	var errs []error
+	for i := len(done) - 1; i >= 0; i-- {
+		errs = append(errs, done[i].undo())
+	}
+	return errors.Join(errs...)
+}
+
+// upperFirst makes a sentence of an error's text.
+func upperFirst(text string) string { return strings.ToUpper(text[:1]) + text[1:] }

@@ -2,63 +2,46 @@ package dockerhost
 
 import (
 	"bytes"
-	"encoding/json"
+	"context"
 	"errors"
-	"net"
-	"net/http"
-	"net/http/httptest"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/client"
+
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
-
-// fakeEngine answers GET /info, and calls distribution for GET /distribution/….
-func fakeEngine(t *testing.T, version string, containerd bool, mirrors []string, distribution func()) (host string) {
-	t.Helper()
-	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	info := system.Info{ServerVersion: version, RegistryConfig: &registry.ServiceConfig{Mirrors: mirrors}}
-	if containerd {
-		info.DriverStatus = [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}}
-	}
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("API-Version", "1.41")
-		w.Header().Set("Content-Type", "application/json")
-		switch {
-		case strings.HasSuffix(r.URL.Path, "/info"):
-			_ = json.NewEncoder(w).Encode(info)
-		case strings.Contains(r.URL.Path, "/distribution/"):
-			distribution()
-			_, _ = w.Write([]byte("{}"))
-		}
-	}))
-	server.Listener.Close()
-	server.Listener = listener
-	server.Start()
-	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
-	return "unix://" + listener.Addr().String()
-}
-
-// newSetup returns a Setup whose files are in a temporary directory.
-func newSetup(t *testing.T, host, mirror string) (*Setup, *bytes.Buffer) {
-	t.Helper()
-	dir := t.TempDir()
-	out := new(bytes.Buffer)
-	return &Setup{Engine: Location{Host: host}, Mirror: mirror, Out: out, Paths: SetupPaths{
-		DaemonJSON: filepath.Join(dir, "docker", "daemon.json"), Certs: filepath.Join(dir, "certs.d"),
-		PIDFile: filepath.Join(dir, "docker.pid"), NixOS: filepath.Join(dir, "NIXOS"),
-	}}, out
-}
 
 const loopback = "http://127.0.0.1:5000"
 
-// TestSetupFitsTheEngine: setup writes the files that the engine's version and store need.
+// newSetup returns a Setup for the daemon and a mirror.
+func newSetup(d *fakeDaemon, mirror string) (*Setup, *bytes.Buffer) {
+	out := new(bytes.Buffer)
+	return &Setup{Engine: d.host, Mirror: mirror, Out: out, Paths: SetupPaths{Certs: d.certs}}, out
+}
+
+// mirrorsOf are the mirrors that the engine says it has.
+func mirrorsOf(t *testing.T, d *fakeDaemon) string {
+	t.Helper()
+	c, err := d.host.Connect("doctor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	info, err := c.Info(t.Context(), client.InfoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(info.Info.RegistryConfig.Mirrors, " ")
+}
+
+// TestSetupFitsTheEngine: setup writes the files that the engine's version and store need,
+// and the engine takes them.
 func TestSetupFitsTheEngine(t *testing.T) {
 	for _, test := range []struct {
 		name, version, mirror string
@@ -73,182 +56,400 @@ func TestSetupFitsTheEngine(t *testing.T) {
 		{"containerd 29", "29.7.2", loopback, true, false, true},
 		{"containerd 29, IPv6 loopback", "29.7.2", "http://[::1]:5000", true, false, true},
 		{"containerd 29, another host", "29.7.2", "https://cache.example:5000", true, true, false},
+		{"containerd 29, a path", "29.7.2", "https://cache.example/hub", true, true, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, out := newSetup(t, fakeEngine(t, test.version, test.containerd, nil, nil), test.mirror)
+			d := startDaemon(t, "", daemonOptions{Version: test.version, Containerd: test.containerd})
+			s, out := newSetup(d, test.mirror)
 			if err := s.Run(t.Context(), false, false); err != nil {
 				t.Fatal(err)
 			}
-			if body, _ := readOptional(s.Paths.DaemonJSON); body != nil {
+			if contentOf(t, d.config) != "" {
 				t.Error("it wrote without --apply")
 			}
-			if err := s.Run(t.Context(), true, false); err != nil && !strings.Contains(err.Error(), "systemctl reload docker") {
+			if err := s.Run(t.Context(), true, false); err != nil {
 				t.Fatal(err)
 			}
-			config, _ := readOptional(s.Paths.DaemonJSON)
-			hosts, _ := readOptional(filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml"))
-			if got := strings.Contains(string(config), test.mirror); got != test.mirrors {
-				t.Errorf("registry-mirrors has it: %v, want %v\n%s", got, test.mirrors, config)
+			hosts := filepath.Join(d.certs, "docker.io", "hosts.toml")
+			if got := strings.Contains(contentOf(t, d.config), test.mirror); got != test.mirrors {
+				t.Errorf("registry-mirrors has it: %v, want %v\n%s", got, test.mirrors, contentOf(t, d.config))
 			}
-			if got := strings.Contains(string(hosts), test.mirror); got != test.hosts {
-				t.Errorf("hosts.toml has it: %v, want %v\n%s", got, test.hosts, hosts)
+			if got := strings.Contains(mirrorsOf(t, d), test.mirror); got != test.mirrors {
+				t.Errorf("the engine has it: %v, want %v", got, test.mirrors)
+			}
+			if got := strings.Contains(contentOf(t, hosts), test.mirror); got != test.hosts {
+				t.Errorf("hosts.toml has it: %v, want %v\n%s", got, test.hosts, contentOf(t, hosts))
 			}
 			for _, client := range []string{"containerd", "podman", "BuildKit"} {
 				if !strings.Contains(out.String(), "For "+client) && !strings.Contains(out.String(), "For a "+client) {
 					t.Errorf("no snippet for %s", client)
 				}
 			}
+			out.Reset()
+			if err := s.Run(t.Context(), true, false); err != nil || !strings.Contains(out.String(), "Nothing to change") {
+				t.Errorf("the second time: %v\n%s", err, out)
+			}
 		})
 	}
 }
 
-// TestSetupMergesAndUndoes: daemon.json keeps everything else, and --undo takes the
-// mirror out again.
+// TestSetupMergesAndUndoes: daemon.json keeps everything else, --undo shows how the mirror is
+// taken out, and with --apply takes it out.
 func TestSetupMergesAndUndoes(t *testing.T) {
-	s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, []string{"https://other.example/"}, nil), loopback)
-	before := `{"zeta": 1e3, "registry-mirrors": ["https://other.example"], "log-opts": {"max-size": "10m"}, "big": 9007199254740993}`
-	if err := os.MkdirAll(filepath.Dir(s.Paths.DaemonJSON), 0o755); err != nil {
+	before := `{"data-root": "/1e3", "registry-mirrors": ["https://other.example"], "log-opts": {"max-size": "10m"}}`
+	with := strings.Replace(before, `["https`, `["http://127.0.0.1:5000", "https`, 1)
+	d := startDaemon(t, before, daemonOptions{Version: "28.5.2"})
+	hosts := filepath.Join(d.certs, "docker.io", "hosts.toml")
+	real := filepath.Join(d.dir, "real.json")
+	if err := errors.Join(os.Rename(d.config, real), os.Symlink(real, d.config), os.Chmod(real, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	real := filepath.Join(t.TempDir(), "real.json")
-	if err := errors.Join(os.WriteFile(real, []byte(before), 0o600), os.Symlink(real, s.Paths.DaemonJSON)); err != nil {
+	s, out := newSetup(d, loopback)
+	if err := s.Run(t.Context(), true, false); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time there is nothing to do
-		if err := s.Run(t.Context(), true, false); err != nil && !strings.Contains(err.Error(), "reload") {
-			t.Fatal(err)
-		}
+	if got := contentOf(t, real); got != with {
+		t.Errorf("daemon.json is\n%s\nwant\n%s", got, with)
 	}
-	got, _ := os.ReadFile(real)
-	want := `{
-  "zeta": 1e3,
-  "registry-mirrors": [
-    "http://127.0.0.1:5000",
-    "https://other.example"
-  ],
-  "log-opts": {
-    "max-size": "10m"
-  },
-  "big": 9007199254740993
-}
-`
-	if string(got) != want {
-		t.Errorf("daemon.json is\n%s\nwant\n%s", got, want)
+	if to, err := os.Readlink(d.config); to != real || err != nil {
+		t.Errorf("the symlink is %q, %v", to, err)
 	}
-	if info, err := os.Stat(real); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	if kept, _ := os.ReadFile(real + ".before-hubcache"); string(kept) != before {
+	if kept := contentOf(t, real+".before-hubcache"); kept != before {
 		t.Errorf("the backup is %q", kept)
 	}
-	if err := s.Run(t.Context(), false, true); err != nil && !strings.Contains(err.Error(), "reload") {
+	out.Reset()
+	if err := s.Run(t.Context(), false, true); err != nil || !strings.Contains(out.String(), "Nothing was written; --undo --apply does it") ||
+		!strings.Contains(out.String(), "take "+loopback+" out") || contentOf(t, real) != with || contentOf(t, hosts) == "" {
+		t.Errorf("--undo: %v\n%s%s", err, out, contentOf(t, real))
+	}
+	if err := s.Run(t.Context(), true, true); err != nil {
 		t.Fatal(err)
 	}
-	undone, _ := os.ReadFile(real)
-	var a, b map[string]json.RawMessage
-	if err := errors.Join(json.Unmarshal(undone, &a), json.Unmarshal([]byte(before), &b)); err != nil || len(a) != len(b) || strings.Contains(string(undone), "127.0.0.1") {
-		t.Errorf("after --undo: %s (%v)", undone, err)
+	if got := contentOf(t, real); got != before {
+		t.Errorf("after --undo --apply: %s", got)
+	}
+	if got := mirrorsOf(t, d); got != "https://other.example/" {
+		t.Errorf("the engine has %s", got)
+	}
+	if names, err := os.ReadDir(filepath.Dir(hosts)); err != nil || len(names) != 0 {
+		t.Errorf("beside hosts.toml there is %v, %v", names, err)
 	}
 }
 
-// TestSetupUndoTakesBackEverything: nothing that setup wrote stays, but for an
-// empty list of mirrors, without which the daemon would keep the mirror.
-func TestSetupUndoTakesBackEverything(t *testing.T) {
-	s, _ := newSetup(t, fakeEngine(t, "28.5.2", false, nil, nil), loopback)
-	_ = s.Run(t.Context(), true, false)
-	_ = s.Run(t.Context(), false, true) // fails: without a pid file the daemon has to be told by hand
-	if body, err := readOptional(filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml")); body != nil || err != nil {
-		t.Errorf("hosts.toml: %q, %v", body, err)
-	}
-	if body, err := readOptional(s.Paths.DaemonJSON); string(body) != "{\n  \"registry-mirrors\": []\n}\n" {
-		t.Errorf("daemon.json: %q, %v", body, err)
+// TestUndoWorksWithoutAnEngine: also for an entry with which no engine starts.
+func TestUndoWorksWithoutAnEngine(t *testing.T) {
+	for _, mirror := range []string{loopback, "127.0.0.1:6000", "https://u:p@cache.lan", "http://cache.lan/v2"} {
+		config := filepath.Join(t.TempDir(), "daemon.json")
+		writeFile(t, config, fmt.Sprintf(`{"registry-mirrors": [%q], "debug": true}`, mirror))
+		out := new(bytes.Buffer)
+		s := Setup{Engine: Location{Host: "unix:///does/not/exist"}, Mirror: mirror, Out: out, Paths: SetupPaths{DaemonJSON: config, Certs: t.TempDir()}}
+		if err := s.Run(t.Context(), true, true); err != nil || contentOf(t, config) != `{"registry-mirrors": [], "debug": true}` {
+			t.Errorf("%s: %v\n%s%s", mirror, err, out, contentOf(t, config))
+		}
+		if strings.Contains(out.String(), "u:p@") {
+			t.Errorf("the password is in the output:\n%s", out)
+		}
 	}
 }
 
+// TestSetupWritesNoMirrorThatDockerRefuses: such a URL is wrong usage, and nothing is written.
+func TestSetupWritesNoMirrorThatDockerRefuses(t *testing.T) {
+	const before = `{"debug": true}`
+	d := startDaemon(t, before, daemonOptions{})
+	for _, mirror := range []string{"127.0.0.1:6000", "cache.lan:5000", "http://cache.lan:5000/v2/", "http://cache.lan/hub", "https://u:p@cache.lan"} {
+		s, _ := newSetup(d, strings.TrimRight(mirror, "/"))
+		err := s.Run(t.Context(), true, false)
+		if _, ok := errors.AsType[settings.UsageError](err); !ok || strings.Contains(err.Error(), "u:p@") {
+			t.Errorf("%s: %v", mirror, err)
+		}
+		if got := contentOf(t, d.config); got != before {
+			t.Errorf("%s: the file has %s", mirror, got)
+		}
+	}
+}
+
+// TestSetupRefuses: a file that can't be merged, or with which the engine doesn't start, is
+// named with the reason, and stays as it is.
 func TestSetupRefuses(t *testing.T) {
-	t.Run("NixOS", func(t *testing.T) {
-		s, _ := newSetup(t, fakeEngine(t, "28.5.2", false, nil, nil), loopback)
-		if err := os.WriteFile(s.Paths.NixOS, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "services.hubcache.registryMirror") {
-			t.Errorf("err %v", err)
-		}
-	})
-	t.Run("mirrors on the command line", func(t *testing.T) {
-		s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, []string{"https://other.example/"}, nil), loopback)
-		if err := s.Run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "command line") {
-			t.Errorf("err %v", err)
-		}
-	})
-	t.Run("somebody's hosts.toml", func(t *testing.T) {
-		s, _ := newSetup(t, fakeEngine(t, "29.7.2", true, nil, nil), loopback)
-		path := filepath.Join(s.Paths.Certs, "docker.io", "hosts.toml")
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("mine"), 0o644)); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Run(t.Context(), true, false); err == nil {
-			t.Error("it was overwritten")
-		}
-		if body, _ := os.ReadFile(path); string(body) != "mine" {
-			t.Errorf("it is %q now", body)
-		}
-	})
-	for name, body := range map[string]string{"broken": `{"a": `, "an array": `[]`, "mirrors no list": `{"registry-mirrors": "x"}`, "a key twice": `{"a":1,"a":2}`} {
-		t.Run(name, func(t *testing.T) {
-			s, _ := newSetup(t, fakeEngine(t, "20.10.24", false, nil, nil), loopback)
-			if err := errors.Join(os.MkdirAll(filepath.Dir(s.Paths.DaemonJSON), 0o755), os.WriteFile(s.Paths.DaemonJSON, []byte(body), 0o644)); err != nil {
-				t.Fatal(err)
+	for _, test := range []struct{ name, body, says string }{
+		{"broken", `{"a": `, "can't be changed"},
+		{"a comment", "{\n  // mirrors\n  \"debug\": true\n}", "invalid character '/'"},
+		{"an array", `[]`, "not a JSON object"},
+		{"mirrors no list", `{"registry-mirrors": "x"}`, "not a list of strings"},
+		{"a mirror that is no string", `{"registry-mirrors": [1]}`, "not a list of strings"},
+		{"a key twice", `{"debug":true,"debug":false}`, "twice"},
+		{"two objects", `{} {}`, "follows"},
+		{"a brace too many", `{}}`, "follows"},
+		{"a byte order mark", "\ufeff{}", "invalid character"},
+		{"an empty mirror", `{"registry-mirrors": [""]}`, `"" (it is empty)`},
+		{"a null mirror", `{"registry-mirrors": [null]}`, `"" (it is empty)`},
+		{"a mirror without a scheme", `{"registry-mirrors": ["https://good.lan", "cache.lan:5000"]}`, `"cache.lan:5000" (it has no scheme`},
+		{"a path on 20.10", `{"registry-mirrors": ["http://cache.lan/hub"]}`, "path /hub"},
+		{"a password", `{"registry-mirrors": ["https://u:p@cache.lan"]}`, "https://…@cache.lan"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := startDaemon(t, "", daemonOptions{})
+			writeFile(t, d.config, test.body) // a running engine would not have it
+			for _, undo := range []bool{false, true} {
+				s, _ := newSetup(d, loopback)
+				if err := s.Run(t.Context(), true, undo); err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "u:p@") {
+					t.Errorf("undo %v: %v, want %q", undo, err, test.says)
+				}
 			}
-			if err := s.Run(t.Context(), true, false); err == nil {
-				t.Error("accepted")
+			if got := contentOf(t, d.config); got != test.body {
+				t.Errorf("it is %q now", got)
+			}
+		})
+	}
+	t.Run("somebody's hosts.toml", func(t *testing.T) {
+		d := startDaemon(t, "", daemonOptions{Version: "28.5.2"})
+		path := filepath.Join(d.certs, "docker.io", "hosts.toml")
+		writeFile(t, path, "mine")
+		s, _ := newSetup(d, loopback)
+		if err := s.Run(t.Context(), true, false); err == nil || contentOf(t, path) != "mine" || contentOf(t, d.config) != "" {
+			t.Errorf("%v; hosts.toml is %q, daemon.json %q", err, contentOf(t, path), contentOf(t, d.config))
+		}
+	})
+}
+
+// TestSetupPutsTheOldFilesBack: when the engine doesn't take what was written, all files are
+// as before, the engine is told, and the reason is said.
+func TestSetupPutsTheOldFilesBack(t *testing.T) {
+	for _, test := range []struct {
+		name, before, after string // after: what the file is when setup begins
+		options             daemonOptions
+		undo                bool
+	}{
+		{"the engine is deaf", `{"debug": true}`, `{"debug": true}`, daemonOptions{Version: "28.5.2", Deaf: true}, false},
+		{"no file before", "", "", daemonOptions{Version: "28.5.2", Deaf: true}, false},
+		{"the engine refuses another key", `{}`, `{"dbug": true}`, daemonOptions{Version: "28.5.2"}, false},
+		{"it has the mirror from a file that it has forgotten", `{"registry-mirrors": ["` + loopback + `"]}`, `{"dbug": true}`, daemonOptions{Version: "28.5.2"}, false},
+		{"undo", `{"registry-mirrors": ["` + loopback + `"]}`, `{"registry-mirrors": ["` + loopback + `"], "dbug": 1}`, daemonOptions{Version: "28.5.2"}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := startDaemon(t, test.before, test.options)
+			if test.after != "" {
+				writeFile(t, d.config, test.after)
+			}
+			hosts := filepath.Join(d.certs, "docker.io", "hosts.toml")
+			if test.undo {
+				writeFile(t, hosts, hostsMark)
+			}
+			hadHosts := contentOf(t, hosts)
+			s, _ := newSetup(d, loopback)
+			s.Patience = 500 * time.Millisecond
+			err := s.Run(t.Context(), true, test.undo)
+			if err == nil || !strings.Contains(err.Error(), "didn't take the new configuration") || !strings.Contains(err.Error(), "put back") {
+				t.Errorf("%v", err)
+			}
+			if got := contentOf(t, d.config); got != test.after {
+				t.Errorf("daemon.json is %q, want %q", got, test.after)
+			}
+			if got := contentOf(t, hosts); got != hadHosts {
+				t.Errorf("hosts.toml is %q, want %q", got, hadHosts)
+			}
+			if names, _ := filepath.Glob(filepath.Join(filepath.Dir(d.config), "*hubcache*")); len(names) > 0 {
+				t.Errorf("left over: %v", names)
 			}
 		})
 	}
 }
 
-// FuzzObject: an object that is written and read again has the same keys and values, in
-// the same order.
-func FuzzObject(f *testing.F) {
-	for _, seed := range []string{`{}`, `{"a": 1, "b": [1, {"c": "<&>"}]}`, `{"registry-mirrors": ["x"], "é": null}`, ``} {
-		f.Add([]byte(seed))
+// TestInterruptedSetupPutsTheOldFilesBack: Ctrl-C while the engine is waited for.
+func TestInterruptedSetupPutsTheOldFilesBack(t *testing.T) {
+	d := startDaemon(t, `{}`, daemonOptions{Deaf: true})
+	s, _ := newSetup(d, loopback)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for !strings.Contains(contentOf(t, d.config), loopback) {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	if err := s.Run(ctx, true, false); err == nil || !strings.Contains(err.Error(), "interrupted") || contentOf(t, d.config) != `{}` {
+		t.Errorf("%v; daemon.json is %s", err, contentOf(t, d.config))
 	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		o, err := parseObject(body)
-		if err != nil || len(bytes.TrimSpace(body)) == 0 {
-			return
-		}
-		again, err := parseObject(o.bytes())
-		if err != nil || len(again) != len(o) {
-			t.Fatalf("%q became %q: %v", body, o.bytes(), err)
-		}
-		for i := range o {
-			var a, b bytes.Buffer
-			if err := errors.Join(json.Compact(&a, o[i].value), json.Compact(&b, again[i].value)); err != nil {
-				t.Fatal(err)
+}
+
+// TestMirrorsOnTheCommandLine: ours is success, and another's is never doubled in the file,
+// since the engine doesn't start with both.
+func TestMirrorsOnTheCommandLine(t *testing.T) {
+	for _, test := range []struct {
+		name, flag string
+		undo       bool
+		fails      string
+		says       string
+	}{
+		{"ours", "--registry-mirror=" + loopback, false, "", "has http://127.0.0.1:5000 already, by --registry-mirror"},
+		{"ours with a slash", "--registry-mirror=" + loopback + "/", false, "", "already"},
+		{"another", "--registry-mirror=https://other.example", false, "add --registry-mirror=http://127.0.0.1:5000 there", ""},
+		{"ours, to be taken out", "--registry-mirror=" + loopback, true, "", "take --registry-mirror off its command line"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := startDaemon(t, `{"debug": true}`, daemonOptions{Args: []string{test.flag}})
+			s, out := newSetup(d, loopback)
+			err := s.Run(t.Context(), true, test.undo)
+			if test.fails == "" && err != nil || test.fails != "" && (err == nil || !strings.Contains(err.Error(), test.fails)) {
+				t.Errorf("%v, want %q", err, test.fails)
 			}
-			if o[i].key != again[i].key || a.String() != b.String() {
-				t.Errorf("%s: %s became %s: %s", o[i].key, a.String(), again[i].key, b.String())
+			if !strings.Contains(out.String(), test.says) {
+				t.Errorf("it doesn't say %q:\n%s", test.says, out)
 			}
+			if got := contentOf(t, d.config); got != `{"debug": true}` {
+				t.Errorf("daemon.json is %s", got)
+			}
+		})
+	}
+}
+
+// TestEnginesThatKeepTheirConfigurationElsewhere: what an engine says of itself decides.
+// Without --apply the instruction is the output, with it it is the error, and no file is
+// written.
+func TestEnginesThatKeepTheirConfigurationElsewhere(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		options daemonOptions
+		says    string
+	}{
+		{"Podman", daemonOptions{Version: "4.3.1", Component: "Podman Engine"}, "Podman 4.3.1: it reads its mirrors from /etc/containers/registries.conf"},
+		{"NixOS", daemonOptions{Info: system.Info{OperatingSystem: "NixOS 25.05 (Warbler)"}}, "services.hubcache.registryMirror"},
+		{"Docker Desktop", daemonOptions{Info: system.Info{OperatingSystem: "Docker Desktop"}}, "under Docker Engine there add"},
+		{"a proxy of the socket", daemonOptions{Parent: "proxy"}, "is proxy and not dockerd. Usually that is /etc/docker/daemon.json"},
+		{"a proxy of a snap's socket", daemonOptions{Parent: "proxy", Info: system.Info{DockerRootDir: "/var/snap/docker/common/var-lib-docker"}}, "/var/snap/docker/current/config/daemon.json"},
+		{"a proxy of a rootless socket", daemonOptions{Parent: "proxy", Info: system.Info{SecurityOptions: []string{"name=rootless"}}}, "~/.config/docker/daemon.json"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := startDaemon(t, `{}`, test.options)
+			s, out := newSetup(d, loopback)
+			if err := s.Run(t.Context(), false, false); err != nil || !strings.Contains(strings.ToLower(out.String()), strings.ToLower(test.says)) {
+				t.Errorf("%v\n%s\nwant %q", err, out, test.says)
+			}
+			if !strings.Contains(out.String(), "registries.conf.d/hubcache.conf") {
+				t.Error("no snippets")
+			}
+			if err := s.Run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("--apply: %v, want %q", err, test.says)
+			}
+			if contentOf(t, d.config) != `{}` {
+				t.Errorf("daemon.json is %s", contentOf(t, d.config))
+			}
+		})
+	}
+}
+
+// TestFileOfTheDaemonsProcess: --config-file of the daemon's command line is the file, also a
+// relative one; a rootless daemon's is in its user's home; one that the user names and the
+// daemon doesn't read is refused.
+func TestFileOfTheDaemonsProcess(t *testing.T) {
+	t.Run("rootless", func(t *testing.T) {
+		for _, variable := range []string{"HOME", "XDG_CONFIG_HOME"} {
+			home := t.TempDir()
+			d := startDaemon(t, "", daemonOptions{NoFile: true, Info: system.Info{SecurityOptions: []string{"name=rootless"}},
+				Env: []string{"HOME=/none", "XDG_CONFIG_HOME=", variable + "=" + home}})
+			want := filepath.Join(home, ".config/docker/daemon.json")
+			if variable == "XDG_CONFIG_HOME" {
+				want = filepath.Join(home, "docker/daemon.json")
+			}
+			s, out := newSetup(d, loopback)
+			if err := s.Run(t.Context(), false, false); err != nil || !strings.HasPrefix(out.String(), want+":") {
+				t.Errorf("%v\n%s", err, out)
+			}
+		}
+	})
+	t.Run("rootless, of another user", func(t *testing.T) {
+		p := daemonProcess{uid: 4242}
+		if err := p.checkUser(engineFacts{rootless: true}, 0); err == nil || !strings.Contains(err.Error(), "user 4242: run this command as that user") {
+			t.Error(err)
+		}
+		if err := p.checkUser(engineFacts{}, 0); err != nil {
+			t.Errorf("not rootless: %v", err)
+		}
+	})
+	t.Run("named and not the daemon's", func(t *testing.T) {
+		d := startDaemon(t, `{}`, daemonOptions{})
+		s, _ := newSetup(d, loopback)
+		s.Paths.DaemonJSON = filepath.Join(d.dir, "other.json")
+		if err := s.Run(t.Context(), true, false); err == nil || !strings.Contains(err.Error(), "reads "+d.config+" and not ") {
+			t.Error(err)
+		}
+		if contentOf(t, s.Paths.DaemonJSON) != "" {
+			t.Error("it was written")
+		}
+	})
+	t.Run("flags", func(t *testing.T) {
+		p := daemonProcess{pid: os.Getpid(), args: []string{"dockerd", "--config-file", "a", "--registry-mirror=b", "--config-file=c.json", "--registry-mirror", "d"}}
+		if got := p.flag("--config-file"); strings.Join(got, " ") != "a c.json" {
+			t.Errorf("--config-file is %q", got)
+		}
+		if got := p.flag("--registry-mirror"); strings.Join(got, " ") != "b d" {
+			t.Errorf("--registry-mirror is %q", got)
+		}
+		dir, err := os.Getwd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := p.path("c.json"); got != filepath.Join(dir, "c.json") || err != nil {
+			t.Errorf("the relative path is %q, %v", got, err)
 		}
 	})
 }
 
-func TestMirrorURL(t *testing.T) {
+// TestDaemonBehindSystemd: if systemd has made the socket, the pid file says which process is
+// the daemon, and it counts only if its data root is the engine's.
+func TestDaemonBehindSystemd(t *testing.T) {
+	root := t.TempDir()
+	d := startDaemon(t, fmt.Sprintf(`{"data-root": %q}`, root), daemonOptions{Parent: "systemd", Info: system.Info{DockerRootDir: root}})
+	pidFile := filepath.Join(d.dir, "pid")
+	for range 500 {
+		if contentOf(t, pidFile) != "" {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s, _ := newSetup(d, loopback)
+	s.Paths.PIDFile = pidFile
+	if err := s.Run(t.Context(), true, false); err != nil || mirrorsOf(t, d) != loopback+"/" {
+		t.Errorf("%v; the engine has %s", err, mirrorsOf(t, d))
+	}
+	for path, want := range map[string]bool{root: true, filepath.Join(root, "100000.100000"): true, root + "2": false, "/var/lib/docker": false} {
+		p, err := daemonOfFile(pidFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.guessed = true
+		if err := s.fillPaths(&daemonFiles{process: &p}, engineFacts{root: path}); (err == nil) != want {
+			t.Errorf("the engine's data root is %s: %v", path, err)
+		}
+	}
+	writeFile(t, pidFile, fmt.Sprint(os.Getpid()))
+	if err := s.Run(t.Context(), true, true); err == nil || !strings.Contains(err.Error(), "and not dockerd") {
+		t.Errorf("another process in the pid file: %v", err)
+	}
+}
+
+// TestProxyThatDoesNotKnowTheMirror: a daemon that would ask the mirror through its proxy is
+// said, unless NO_PROXY or a loopback address keeps it from that.
+func TestProxyThatDoesNotKnowTheMirror(t *testing.T) {
+	proxied := func(noProxy string) system.Info {
+		return system.Info{HTTPProxy: "http://xxxxx:xxxxx@proxy.lan:3128", HTTPSProxy: "http://proxy.lan:3129", NoProxy: noProxy}
+	}
 	for _, test := range []struct {
-		listen []string
-		tls    bool
-		want   string
+		mirror, noProxy, says string
 	}{
-		{[]string{"127.0.0.1:5000"}, false, "http://127.0.0.1:5000"},
-		{[]string{"unix:/run/x", "10.0.0.1:80"}, true, "https://10.0.0.1:80"},
-		{[]string{"0.0.0.0:5000"}, false, "http://127.0.0.1:5000"},
-		{[]string{":5000"}, false, "http://127.0.0.1:5000"},
-		{[]string{"[::]:5000"}, false, "http://127.0.0.1:5000"},
-		{[]string{"unix:/run/x"}, false, ""},
+		{"http://10.0.0.1:5000", "", "proxy.lan:3128; if the proxy can't reach the cache, add 10.0.0.1 to the daemon's NO_PROXY"},
+		{"https://cache.lan", "other.lan", "proxy.lan:3129"},
+		{"http://10.0.0.1:5000", "10.0.0.0/8", ""},
+		{"https://cache.lan", "localhost,.lan", ""},
+		{"http://127.0.0.1:5000", "", ""},
+		{"http://localhost:5000", "", ""},
 	} {
-		if got := mirrorURL(test.listen, test.tls); got != test.want {
-			t.Errorf("%v: %q, want %q", test.listen, got, test.want)
+		d := startDaemon(t, "", daemonOptions{Info: proxied(test.noProxy)})
+		s, out := newSetup(d, test.mirror)
+		if err := s.Run(t.Context(), false, false); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(out.String(), "through its proxy"); got != (test.says != "") || !strings.Contains(out.String(), test.says) {
+			t.Errorf("%s with NO_PROXY %q: want %q\n%s", test.mirror, test.noProxy, test.says, out)
 		}
 	}
 }
