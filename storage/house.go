@@ -210,6 +210,9 @@ func (h *housekeeping) sweep(now time.Time) {
 		return
 	}
 	h.sweepTags(now)
+	if err := h.sweepReferrers(); err != nil {
+		h.faults.disk(err)
+	}
 	if err := h.catalogue.repositories.sweep(); err != nil {
 		h.faults.disk(err)
 	}
@@ -267,7 +270,7 @@ func (h *housekeeping) sweepTags(now time.Time) {
 			next(name)
 		}
 		t, err := decodeTag(v)
-		if !h.catalogue.repositories.cached(t.Digest) {
+		if !isReferrers(tag) && !h.catalogue.repositories.cached(t.Digest) {
 			bare = append(bare, bareTag{tag, t.Checked})
 		}
 		return err

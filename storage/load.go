@@ -139,8 +139,10 @@ func (h *housekeeping) loadIndex() (entries []lastUse, err error) {
 			}
 			return err
 		case string(bucketTags):
-			tags++
-			name, _, _ := bytes.Cut(k, []byte{0})
+			name, tag, _ := bytes.Cut(k, []byte{0})
+			if !isReferrers(string(tag)) {
+				tags++
+			}
 			h.catalogue.repositories.load(name)
 			t, err := decodeTag(v)
 			if t.Checked.After(now) {

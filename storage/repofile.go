@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -303,7 +302,8 @@ func (w *repoWriter) writeFile(name string) error {
 	if err != nil {
 		return err
 	}
-	w.limitTags(&file)
+	w.limitTags(&file, maxTags, func(tag string) bool { return !isReferrers(tag) })
+	w.limitTags(&file, maxReferrers, isReferrers)
 	path := w.layout.repo(name)
 	if err := file.write(path); err != nil {
 		return err
@@ -317,15 +317,20 @@ func (w *repoWriter) writeFile(name string) error {
 	return nil
 }
 
-// limitTags forgets the oldest tags of a repository that has more than maxTags.
-func (w *repoWriter) limitTags(file *repoFile) {
-	if len(file.Tags) <= maxTags {
+// limitTags forgets the oldest rows among the tags of a repository that are of a kind, if it has
+// more than most.
+func (w *repoWriter) limitTags(file *repoFile, most int, kind func(tag string) bool) {
+	var tags []string
+	for tag := range file.Tags {
+		if kind(tag) {
+			tags = append(tags, tag)
+		}
+	}
+	if len(tags) <= most {
 		return
 	}
-	tags := slices.SortedFunc(maps.Keys(file.Tags), func(a, b string) int {
-		return file.Tags[a].Checked.Compare(file.Tags[b].Checked)
-	})
-	for _, tag := range tags[:len(tags)-maxTags] {
+	slices.SortFunc(tags, func(a, b string) int { return file.Tags[a].Checked.Compare(file.Tags[b].Checked) })
+	for _, tag := range tags[:len(tags)-most] {
 		delete(file.Tags, tag)
 		w.catalogue.repositories.deleteTag(file.Repository, tag)
 	}

@@ -94,9 +94,10 @@ func (r *repositories) setTag(repository, tag string, t Tag) (moved bool) {
 // restoreTag keeps in the index what the file of a repository says of a tag.
 func (r *repositories) restoreTag(repository, tag string, t Tag) {
 	if _, err := r.keptTag(repository, tag); err != nil {
-		r.tags.Add(1)
+		r.count(tag, 1)
 	}
 	r.catalogue.index.Set(bucketTags, pair(repository, tag), t.encode())
+	r.catalogue.noteReferrers(repository, tag, t.Digest)
 	r.keepVisibility(repository)
 }
 
@@ -130,8 +131,9 @@ func (r *repositories) keep(repository string, wanted func(tag string, d digest.
 	tags := r.transient.takeTags(repository, wanted)
 	for tag, t := range tags {
 		r.catalogue.index.Set(bucketTags, pair(repository, tag), t.encode())
+		r.catalogue.noteReferrers(repository, tag, t.Digest)
 		if !t.kept {
-			r.tags.Add(1)
+			r.count(tag, 1)
 		}
 	}
 	r.mu.Unlock()
@@ -152,8 +154,16 @@ func (r *repositories) deleteTag(repository, tag string) bool {
 		return false
 	}
 	r.catalogue.index.Delete(bucketTags, pair(repository, tag))
-	r.tags.Add(-1)
+	r.catalogue.dropReferrers(repository, tag)
+	r.count(tag, -1)
 	return true
+}
+
+// count counts a row among the tags, if it is a tag.
+func (r *repositories) count(tag string, n int64) {
+	if !isReferrers(tag) {
+		r.tags.Add(n)
+	}
 }
 
 // taggedName is a tag of a repository.
@@ -267,8 +277,8 @@ func (r *repositories) sweep() error {
 func (r *repositories) names(registry string) ([]string, error) {
 	var names []string
 	err := r.catalogue.index.Each(bucketTags, []byte(registry+"/"), func(k, v []byte) error {
-		name, _ := unpair(k)
-		if len(names) > 0 && names[len(names)-1] == name {
+		name, tag := unpair(k)
+		if len(names) > 0 && names[len(names)-1] == name || isReferrers(tag) {
 			return nil
 		}
 		t, err := decodeTag(v)

@@ -182,13 +182,16 @@ func (r *room) beginUnlink(e *entry) {
 func (r *room) unlink(victims []*entry) {
 	for _, e := range victims {
 		r.mu.Lock()
-		partial := e.Value.has(isPartial)
+		partial, manifest := e.Value.has(isPartial), e.Value.has(isManifest)
 		r.mu.Unlock()
 		if partial {
 			r.files.removePartial(e.Key)
 		} else {
 			r.files.remove(r.files.layout.blob(e.Key))
 			r.catalogue.forget(e.Key)
+		}
+		if manifest {
+			r.catalogue.forgetReferrers(e.Key)
 		}
 		r.mu.Lock()
 		close(r.unlinking[e.Key])

@@ -114,6 +114,10 @@ func (r *room) touch(d digest.Digest, now int64, depth int) {
 	for _, c := range rec.children {
 		r.touch(c.Digest, now, depth+1)
 	}
+	lists, _ := r.catalogue.referrersOf(d) // as above
+	for _, list := range lists {
+		r.touch(list, now, maxDepth)
+	}
 }
 
 // recoverUses takes over last uses, in Unix nanoseconds, that are later than what is known of
