@@ -159,3 +159,32 @@ func Copy(w http.ResponseWriter, off, n int64, read func(p []byte, off int64) (i
 	}
 	return sent, nil
 }
+
+// CopyShort sends all that r has, and waits for it. The client has the pace of Write for what has
+// come, however slowly that comes.
+// Errors: those of reading r and of the connection.
+func CopyShort(w http.ResponseWriter, r io.Reader) (sent int64, err error) {
+	control := http.NewResponseController(w)
+	setDeadline(w, short.within)
+	control.Flush() // the client waits for the headers
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := r.Read(buf[:])
+		if n > 0 {
+			setDeadline(w, short.within)
+			k, werr := w.Write(buf[:n])
+			sent += int64(k)
+			if werr != nil {
+				return sent, werr
+			}
+			control.Flush()
+		}
+		if err == io.EOF {
+			return sent, nil
+		}
+		if err != nil {
+			return sent, err
+		}
+	}
+}

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,57 +26,65 @@ import (
 	"github.com/hubcache/hubcache/upstream"
 )
 
-// Bounds of the lists kept in memory.
-const (
-	listKept  = 256 << 10 // the largest; a longer one isn't kept
-	listCount = 128       // of them, so 32 MiB at most
-
-	// referrersCount and referrersBytes are for the referrers of manifests that are cached. Most
-	// have none, and their lists are 100 bytes long.
-	referrersCount = 4096
-	referrersBytes = 16 << 20
-)
-
 // listLife is how long a list is kept at least, also where tags are asked for every time:
 // tools page through lists, and Docker asks for the referrers of an image at each pull.
 const listLife = 5 * time.Second
 
 // list is an answer to tags/list or referrers.
 type list struct {
-	upstream.List
-	at time.Time // when the upstream gave it
+	upstream.List           // without Rest
+	at            time.Time // when the upstream gave it
+	packed        bool      // Body is compressed
+	long          *longList // what follows Body, if the list is too large for memory; else nil
 }
 
-// lists are answers that are kept, within bounds.
+// Bounds of the lists kept in memory.
+const (
+	listKept  = 256 << 10 // the largest of the small ones
+	listCount = 128       // of them, so 32 MiB at most
+
+	// largeBytes is for all large ones, which push out no small one. They may be compressed;
+	// then one has packedMost bytes at most.
+	largeBytes = 16 << 20
+	packedMost = 4 << 20
+)
+
+// lists are answers that are kept, within bounds. All methods are safe for concurrent use.
 type lists struct {
-	most int64
-
-	mu    sync.Mutex // guards what follows
-	lru   *simplelru.LRU[string, *list]
-	bytes int64 // of the bodies in lru
+	mu           sync.Mutex // guards what follows
+	small, large *simplelru.LRU[string, *list]
+	bytes        int64 // of the bodies in large
 }
 
-// newLists returns lists of at most so many answers with at most so many bytes.
-func newLists(count int, bytes int64) *lists {
-	l := &lists{most: bytes}
-	l.lru, _ = simplelru.NewLRU(count, func(_ string, v *list) { l.bytes -= int64(len(v.Body)) })
+func newLists() *lists {
+	l := &lists{}
+	l.small, _ = simplelru.NewLRU[string, *list](listCount, nil)
+	l.large, _ = simplelru.NewLRU(listCount, func(_ string, v *list) { l.bytes -= int64(len(v.Body)) })
 	return l
 }
 
 func (l *lists) get(key string) *list {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	v, _ := l.lru.Get(key)
+	v, ok := l.small.Get(key)
+	if !ok {
+		v, _ = l.large.Get(key)
+	}
 	return v
 }
 
 func (l *lists) put(key string, v *list) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lru.Remove(key) // the bytes of the one before don't count any more
-	l.lru.Add(key, v)
-	for l.bytes += int64(len(v.Body)); l.bytes > l.most; {
-		l.lru.RemoveOldest()
+	l.small.Remove(key)
+	l.large.Remove(key) // its bytes don't count any more
+	if len(v.Body) <= listKept {
+		l.small.Add(key, v)
+		return
+	}
+	l.bytes += int64(len(v.Body))
+	for l.large.Add(key, v); l.bytes > largeBytes; {
+		l.large.RemoveOldest()
 	}
 }
 
@@ -95,26 +104,18 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 	if kept != nil && time.Since(kept.at) < max(s.ttl, listLife) {
 		return kept.write(w, req, OutcomeHit)
 	}
-	key := listKey(r.name, path, query)
-	if r.m.longLists.Has(key) {
-		return r.streamList(w, req, path, query)
-	}
-	mayBeStale := kept != nil && time.Since(kept.at) < s.maxStale
-	l, err := briefly(ctx, r.m, "list "+key, mayBeStale, func(ctx context.Context) (*list, error) { return r.list(ctx, path, query) })
+	l, err := r.currentList(ctx, path, query, kept, s.maxStale)
 	if err == nil {
-		return l.write(w, req, OutcomeMiss)
+		return r.sendList(w, req, listKey(r.name, path, query), l)
 	}
 	u, ok := errors.AsType[*upstream.Error](err)
-	switch {
-	case errors.Is(err, errLongList):
-		return r.streamList(w, req, path, query)
-	case mayBeStale && (ok && u.Down() || errors.Is(err, errSlow)):
+	if kept != nil && time.Since(kept.at) < s.maxStale && (ok && u.Down() || errors.Is(err, errSlow)) {
 		return kept.write(w, req, OutcomeStale)
 	}
 	if ok && u.Down() {
 		if q.kind == referrers && r.has(q.digest) {
 			r.m.log.Warn("serving referrers that could not be asked for", "repository", r.full, "digest", q.digest, "error", err)
-			return r.keptReferrers(path).write(w, req, OutcomeStale)
+			return r.staleReferrers(w, req, q.digest)
 		}
 	}
 	switch {
@@ -135,104 +136,237 @@ func (r *repo) has(d digest.Digest) bool {
 	return err == nil
 }
 
-// keptReferrers is what a client gets while the upstream can't be asked for the referrers of a
+// keepReferrers keeps in the store what refers to a manifest, if that is cached.
+func (r *repo) keepReferrers(d digest.Digest, l *list) {
+	if !r.has(d) {
+		return
+	}
+	body := l.Body
+	var index struct {
+		Manifests []json.RawMessage `json:"manifests"`
+	}
+	if json.Unmarshal(body, &index) == nil && len(index.Manifests) == 0 {
+		body = nil // staleReferrers says the same without it
+	}
+	if err := r.m.store.SetReferrers(r.origin(), d, cmp.Or(l.MediaType, v1.MediaTypeImageIndex), body); err != nil {
+		r.m.log.Debug("referrers are not kept", "repository", r.full, "digest", d, "error", err)
+	}
+}
+
+// staleReferrers is what a client gets while the upstream can't be asked for the referrers of a
 // manifest that is cached: the last list, of whatever age and without the filter that the client
 // may have asked for, as the spec allows; or the empty index. dockerd 29 fails the pull of a
 // cached image after an error here, and containerd 2 asks no other registry. The empty index is
-// not kept, since the upstream hasn't said so.
-func (r *repo) keptReferrers(path string) *list {
-	if l := r.m.referrers.get(listKey(r.name, path, nil)); l != nil {
-		return l
+// not kept, since the upstream hasn't said so. There is no link to more: it couldn't be followed.
+func (r *repo) staleReferrers(w http.ResponseWriter, req *http.Request, d digest.Digest) result {
+	r.m.store.Touch(d)
+	m, err := r.m.store.Referrers(r.full, d)
+	if err != nil {
+		return emptyIndex().write(w, req, OutcomeStale)
 	}
-	return emptyIndex()
+	l := &list{List: upstream.List{MediaType: m.MediaType, Body: m.Body}}
+	if m.Body != nil {
+		return l.write(w, req, OutcomeStale)
+	}
+	b, err := r.m.store.Open(m.Digest)
+	if err != nil {
+		return emptyIndex().write(w, req, OutcomeStale)
+	}
+	defer b.Close()
+	l.setHeader(w.Header(), OutcomeStale)
+	w.Header().Set("Content-Length", strconv.FormatInt(b.Size, 10))
+	w.WriteHeader(http.StatusOK)
+	if req.Method == http.MethodHead {
+		return result{status: http.StatusOK, outcome: OutcomeStale}
+	}
+	n, err := content.SendShort(w, b.File, 0, b.Size)
+	return result{http.StatusOK, n, OutcomeStale, err}
 }
 
 func listKey(repository, path string, query url.Values) string {
 	return repository + "/" + path + "?" + query.Encode()
 }
 
-// list gets a list from upstream, once for all who wait, and keeps it.
-func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, error) {
+// currentList gets a list from upstream. If kept may be stale, it doesn't wait long.
+func (r *repo) currentList(ctx context.Context, path string, query url.Values, kept *list, maxStale time.Duration) (*list, error) {
 	key := listKey(r.name, path, query)
-	return share(withClient(ctx, r.client), r.m.tasks, &r.m.calls, "list "+key, func(ctx context.Context) (*list, error) {
-		l := &list{}
-		var err error
-		if err = r.m.absent.get(listKind, r.name, path); err == nil {
-			l.List, err = r.askList(ctx, path, query)
-			r.m.absent.note(listKind, r.name, path, err)
+	mayBeStale := kept != nil && time.Since(kept.at) < maxStale
+	ask := r.list
+	if r.m.longLists.Has(key) { // it can't be shared, and is kept only when a client has had all of it
+		ask, mayBeStale = r.askList, false
+	}
+	ctx = withClient(ctx, r.client)
+	l, err := briefly(ctx, r.m, "list "+key, mayBeStale, func(ctx context.Context) (*list, error) { return ask(ctx, path, query) })
+	if err == nil && l.long != nil && !l.long.take() {
+		if l, err = r.askList(ctx, path, query); err == nil && l.long != nil {
+			l.long.take()
 		}
-		if err != nil {
-			u, ok := errors.AsType[*upstream.Error](err)
-			if !ok || u.Cause != upstream.NotFound || !strings.HasPrefix(path, "referrers/") {
-				return nil, err
-			}
-			l = emptyIndex()
-		}
-		l.at = time.Now()
-		if len(l.Body) <= listKept {
-			r.m.lists.put(key, l)
-			// Only without a filter: clients could invent any number of them.
-			if d, ok := strings.CutPrefix(path, "referrers/"); ok && len(query) == 0 && r.has(digest.Digest(d)) {
-				r.m.referrers.put(key, l)
-			}
-		}
-		return l, nil
+	}
+	return l, err
+}
+
+// list is askList, once for all who wait. A long list that it returns is for the first who takes it.
+func (r *repo) list(ctx context.Context, path string, query url.Values) (*list, error) {
+	return share(ctx, r.m.tasks, &r.m.calls, "list "+listKey(r.name, path, query), func(ctx context.Context) (*list, error) {
+		return r.askList(ctx, path, query)
 	})
 }
 
-// errLongList is the error for a list that is too large for memory, and so isn't shared.
-var errLongList = errors.New("the list is too large for memory")
-
-// longListFor is how long it is remembered that a list is too large, so that it is streamed at once.
-const longListFor = 10 * time.Minute
-
-func (r *repo) askList(ctx context.Context, path string, query url.Values) (upstream.List, error) {
-	ctx = r.m.requester(ctx, r.name)
-	slots, deadline := r.m.questions, requestDeadline // a pull waits for referrers
-	if path == "tags/list" {
-		slots, deadline = r.m.listing, upstream.ListDeadline
+// askList gets a list from upstream, and keeps it unless it is long.
+func (r *repo) askList(ctx context.Context, path string, query url.Values) (*list, error) {
+	if err := clientIn(ctx).enter(); err != nil {
+		return nil, err
 	}
-	ctx, done, err := r.m.ask(ctx, slots, deadline)
+	err := r.m.absent.get(listKind, r.name, path)
+	l := &list{}
+	if err == nil {
+		l, err = r.openList(ctx, path, query)
+		r.m.absent.note(listKind, r.name, path, err)
+	}
 	if err != nil {
-		return upstream.List{}, err
+		u, ok := errors.AsType[*upstream.Error](err)
+		if !ok || u.Cause != upstream.NotFound || !strings.HasPrefix(path, "referrers/") {
+			return nil, err
+		}
+		l = emptyIndex()
 	}
-	defer done()
-	l, err := r.m.client.List(ctx, r.name, path, query)
-	if l.Rest != nil {
-		l.Rest.Close()
-		r.m.longLists.Add(listKey(r.name, path, query), longListFor, nil)
-		return upstream.List{}, errLongList
+	l.at = time.Now()
+	if l.long == nil {
+		r.m.lists.put(listKey(r.name, path, query), l)
+		// Only without a filter: clients could invent any number of them.
+		if d, ok := strings.CutPrefix(path, "referrers/"); ok && len(query) == 0 {
+			r.keepReferrers(digest.Digest(d), l)
+		}
 	}
-	return l, untold(ctx, err)
+	return l, nil
 }
 
-// streamList passes on a list that is too large for memory, as it comes, to this client alone. It
-// isn't kept, so each request for it goes upstream, tagLists at one time.
-func (r *repo) streamList(w http.ResponseWriter, req *http.Request, path string, query url.Values) result {
-	if err := r.client.enter(); err != nil {
-		return result{err: err}
+// openList asks upstream for a list. A long one comes with a slot of its own, so that those who
+// read it slowly keep no other list waiting.
+func (r *repo) openList(ctx context.Context, path string, query url.Values) (*list, error) {
+	key := listKey(r.name, path, query)
+	slots, deadline := r.m.questions, requestDeadline // a pull waits for referrers
+	switch {
+	case r.m.longLists.Has(key):
+		slots, deadline = r.m.streaming, 0
+	case path == "tags/list":
+		slots, deadline = r.m.listing, 0
 	}
-	ctx, done, err := r.m.ask(r.m.requester(withClient(req.Context(), r.client), r.name), r.m.listing, 0)
+	asking, done, err := r.m.ask(r.m.requester(ctx, r.name), slots, deadline)
 	if err != nil {
-		return result{err: err}
+		return nil, err
 	}
-	defer done()
-	l, err := r.m.client.List(ctx, r.name, path, query)
-	if err != nil {
-		return result{err: untold(ctx, err)}
+	// A long list outlives the question.
+	reading, cancel := context.WithCancelCause(context.WithoutCancel(asking))
+	goOn := context.AfterFunc(asking, func() { cancel(context.Cause(asking)) })
+	l, err := r.m.client.List(reading, r.name, path, query)
+	if l.Rest == nil {
+		cancel(nil)
+		done()
+		return &list{List: l}, untold(asking, err)
 	}
-	if l.Rest == nil { // it has become shorter
-		return (&list{List: l}).write(w, req, OutcomeMiss)
+	r.m.longLists.Add(key, longListFor, nil)
+	long := &longList{rest: l.Rest, end: sync.OnceFunc(func() { cancel(nil); done() })}
+	l.Rest = nil
+	if slots != r.m.streaming {
+		defer done()
+		_, streamed, err := r.m.ask(asking, r.m.streaming, 0)
+		if err != nil {
+			long.rest.Close()
+			return nil, err
+		}
+		long.end = sync.OnceFunc(func() { cancel(nil); streamed() })
 	}
-	defer l.Rest.Close()
-	(&list{List: l}).setHeader(w.Header(), OutcomeMiss)
+	if !goOn() { // it has just ended
+		long.close()
+		return nil, context.Cause(reading)
+	}
+	time.AfterFunc(longWaits, func() {
+		if long.take() { // those who wanted it have left
+			long.close()
+		}
+	})
+	return &list{List: l, long: long}, nil
+}
+
+const (
+	// longListFor is how long it is remembered that a list is too large for memory, so that each
+	// client asks for it by itself at once.
+	longListFor = 10 * time.Minute
+
+	// longWaits is how long a long list waits for whoever passes it on.
+	longWaits = 2 * time.Second
+)
+
+// longList is what follows the beginning of a list that is too large for memory. One request
+// takes it, and passes it on as it comes. All methods are safe for concurrent use.
+type longList struct {
+	rest  io.ReadCloser
+	end   func() // ends the request to the upstream, and gives its slot back
+	taken atomic.Bool
+}
+
+// take reports whether the caller is the one who has to close the list.
+func (l *longList) take() bool { return l.taken.CompareAndSwap(false, true) }
+
+func (l *longList) close() {
+	l.rest.Close()
+	l.end()
+}
+
+// sendList sends a list. A long one is passed on as it comes, and is then kept for the next
+// clients if it is small enough when compressed.
+func (r *repo) sendList(w http.ResponseWriter, req *http.Request, key string, l *list) result {
+	if l.long == nil {
+		return l.write(w, req, OutcomeMiss)
+	}
+	defer l.long.close()
+	defer context.AfterFunc(req.Context(), l.long.end)() // upstream may be silent when the client leaves
+	l.setHeader(w.Header(), OutcomeMiss)
 	w.WriteHeader(http.StatusOK)
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK, outcome: OutcomeMiss}
 	}
-	all := io.MultiReader(bytes.NewReader(l.Body), l.Rest)
-	n, err := content.Copy(w, 0, -1, func(p []byte, _ int64) (int, error) { return all.Read(p) })
+	p := newPacker()
+	all := io.MultiReader(bytes.NewReader(l.Body), l.long.rest)
+	n, err := content.CopyShort(w, io.TeeReader(all, p))
+	if packed, ok := p.finish(); err == nil && ok {
+		kept := &list{List: l.List, at: l.at, packed: true}
+		kept.Body = packed
+		r.m.lists.put(key, kept)
+	}
 	return result{http.StatusOK, n, OutcomeMiss, err}
+}
+
+// packer compresses what is written to it, unless that becomes too much.
+type packer struct {
+	packed *bytes.Buffer // nil: it has become too much
+	z      *gzip.Writer
+}
+
+func newPacker() *packer {
+	b := &bytes.Buffer{}
+	z, _ := gzip.NewWriterLevel(b, gzip.BestSpeed) // the only error is another level
+	return &packer{b, z}
+}
+
+// Write implements io.Writer. It never fails.
+func (p *packer) Write(b []byte) (int, error) {
+	if p.packed != nil {
+		p.z.Write(b) // a bytes.Buffer takes all
+		if p.packed.Len() > packedMost {
+			p.packed, p.z = nil, nil
+		}
+	}
+	return len(b), nil
+}
+
+// finish returns what was written, compressed. ok is false if that is too much.
+func (p *packer) finish() (packed []byte, ok bool) {
+	if p.packed == nil || p.z.Close() != nil {
+		return nil, false
+	}
+	return bytes.Clone(p.packed.Bytes()), true // without the buffer's room to grow
 }
 
 // pick returns the parameters of a query that upstream is to see.
@@ -265,12 +399,22 @@ func (l *list) setHeader(h http.Header, o Outcome) {
 
 func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result {
 	l.setHeader(w.Header(), o)
-	w.Header().Set("Content-Length", strconv.Itoa(len(l.Body)))
+	if !l.packed {
+		w.Header().Set("Content-Length", strconv.Itoa(len(l.Body)))
+	}
 	w.WriteHeader(http.StatusOK)
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK, outcome: o}
 	}
-	n, err := content.Write(w, l.Body)
+	if !l.packed {
+		n, err := content.Write(w, l.Body)
+		return result{http.StatusOK, n, o, err}
+	}
+	z, err := gzip.NewReader(bytes.NewReader(l.Body))
+	if err != nil {
+		return result{status: http.StatusOK, outcome: o, err: err}
+	}
+	n, err := content.CopyShort(w, z)
 	return result{http.StatusOK, n, o, err}
 }
 

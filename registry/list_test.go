@@ -2,11 +2,14 @@ package registry_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -248,7 +252,7 @@ func TestLongListsAreStreamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
 		l.smallImage("library/redis", "1")
-		want := tagList(20 << 20)
+		want := randomList(20 << 20)
 		lists := hubtest.Match{Face: hubtest.Registry, Kind: "tags"}
 		rule := l.hub.Inject(lists, hubtest.Status(200, want, "Content-Type", "application/json"))
 		const path = "/v2/library/redis/tags/list"
@@ -257,8 +261,8 @@ func TestLongListsAreStreamed(t *testing.T) {
 				t.Fatalf("%d, %d bytes of %d, %v", r.status, len(r.body), len(want), r.err)
 			}
 		}
-		if n := len(l.hub.Ledger()); n > 8 {
-			t.Errorf("%d requests upstream for three lists", n)
+		if n := l.listRequests(); n != 3 {
+			t.Errorf("%d requests upstream for three lists:\n%s", n, l.hub.Ledger())
 		}
 		if r := l.do("HEAD", path); r.status != 200 || len(r.body) > 0 {
 			t.Errorf("HEAD: %d", r.status)
@@ -277,4 +281,212 @@ func TestLongListsAreStreamed(t *testing.T) {
 		}
 		l.waitIdle()
 	})
+}
+
+// randomList is a tag list of at least so many bytes, which hardly gets smaller when compressed.
+func randomList(bytes int) string {
+	var b strings.Builder
+	b.WriteString(`{"name":"library/redis","tags":["0"`)
+	for r := rand.New(rand.NewPCG(1, 2)); b.Len() < bytes; {
+		fmt.Fprintf(&b, `,"%016x%016x"`, r.Uint64(), r.Uint64())
+	}
+	b.WriteString("]}")
+	return b.String()
+}
+
+// listRequests counts the lists that upstream was asked for with a token.
+func (l *lab) listRequests() int {
+	return l.hub.Ledger().Count(func(e hubtest.Entry) bool {
+		return e.Face == hubtest.Registry && (e.Kind == "tags" || e.Kind == "referrers") && e.Status != http.StatusUnauthorized
+	})
+}
+
+// longAnswer answers requests for such a list of the Hub.
+func longAnswer(list string) hubtest.Fault {
+	return hubtest.Status(200, list, "Content-Type: application/json")
+}
+
+// TestLargeListsLiveForSeconds: a list isn't asked for again at once, however large it is, and
+// large ones push out no small one. After seconds they are asked for again.
+func TestLargeListsLiveForSeconds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+		small := l.smallImage("library/small", "1")
+		l.get("/v2/library/small/tags/list")
+		wants := map[string]string{}
+		for _, size := range []int{300 << 10, 3 << 20, 20 << 20} {
+			name := fmt.Sprint("library/list", size)
+			l.smallImage(name, "1")
+			l.get("/v2/" + name + "/manifests/1") // its visibility is known
+			wants[name] = tagList(size)
+			l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "tags", Repository: name}, longAnswer(wants[name]))
+		}
+		for name, want := range wants {
+			for range 2 {
+				l.hub.ResetLedger()
+				for range 10 {
+					if r := l.get("/v2/" + name + "/tags/list"); r.status != 200 || string(r.body) != want || r.err != nil {
+						t.Fatalf("%s: %d, %d bytes, %v", name, r.status, len(r.body), r.err)
+					}
+				}
+				if n := l.listRequests(); n != 1 {
+					t.Errorf("%s: %d requests upstream", name, n)
+				}
+				time.Sleep(6 * time.Second)
+			}
+		}
+		l.get("/v2/library/small/tags/list")
+		for n := range 30 {
+			l.get(fmt.Sprintf("/v2/library/list%d/tags/list?n=%d", 300<<10, n))
+		}
+		l.hub.ResetLedger()
+		if r := l.get("/v2/" + small.Repository + "/tags/list"); r.status != 200 || l.listRequests() > 0 {
+			t.Errorf("the small list: %d, %d requests", r.status, l.listRequests())
+		}
+	})
+}
+
+// TestNoToALongListIsRemembered: a list that has been large and is gone is asked for once in
+// seconds, as any other.
+func TestNoToALongListIsRemembered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+		l.smallImage("library/redis", "1")
+		lists := hubtest.Match{Face: hubtest.Registry, Kind: "tags"}
+		rule := l.hub.Inject(lists, longAnswer(randomList(5<<20)))
+		const path = "/v2/library/redis/tags/list"
+		if r := l.get(path); r.status != 200 || l.listRequests() != 1 {
+			t.Fatalf("%d, %d requests", r.status, l.listRequests())
+		}
+		time.Sleep(10 * time.Second)
+		rule.Remove()
+		l.hub.Inject(lists, apiRefusal(404, "NAME_UNKNOWN"))
+		l.hub.ResetLedger()
+		for range 20 {
+			if r := l.get(path); r.status != 404 {
+				t.Errorf("%d", r.status)
+			}
+		}
+		if n := l.listRequests(); n != 1 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+// TestStuckReadersOfLongListsHoldNothingBack: clients that don't read a long list keep no other
+// list waiting, and are cut in time. Those who leave end the request to upstream.
+func TestStuckReadersOfLongListsHoldNothingBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+		l.smallImage("library/redis", "1")
+		l.smallImage("library/other", "1")
+		want := randomList(20 << 20)
+		lists := hubtest.Match{Face: hubtest.Registry, Kind: "tags", Repository: "library/redis"}
+		l.hub.Inject(lists, longAnswer(want))
+		const path = "/v2/library/redis/tags/list"
+		var stuck []*http.Response
+		for range 20 {
+			resp, err := l.ask(t.Context(), "GET", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode == 200 {
+				stuck = append(stuck, resp)
+			} else {
+				resp.Body.Close()
+			}
+		}
+		if len(stuck) == 0 {
+			t.Error("no client is served")
+		}
+		for n := range 20 {
+			if r := l.get(fmt.Sprint("/v2/library/other/tags/list?n=", n+1)); r.status != 200 {
+				t.Errorf("another list beside them: %d %s", r.status, r.body)
+			}
+		}
+		time.Sleep(30 * time.Second)
+		if r := l.get(path); r.status != 200 || string(r.body) != want || r.err != nil {
+			t.Errorf("after half a minute: %d, %d bytes, %v", r.status, len(r.body), r.err)
+		}
+		for _, resp := range stuck {
+			resp.Body.Close()
+		}
+		l.hub.Inject(lists, longAnswer(want), hubtest.StallAfter(10<<20))
+		for range 20 {
+			ctx, leave := context.WithCancel(t.Context())
+			resp, err := l.ask(ctx, "GET", path)
+			if err != nil || resp.StatusCode != 200 {
+				t.Fatal(resp, err)
+			}
+			leave()
+			resp.Body.Close()
+			synctest.Wait()
+		}
+	})
+}
+
+// TestManyClientsOfALongListGetIt: one upstream request is shared by none of them, but each
+// client gets the whole list, or is told to come again.
+func TestManyClientsOfALongListGetIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		l.smallImage("library/redis", "1")
+		want := randomList(5 << 20)
+		l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "tags"}, longAnswer(want), hubtest.Delay(time.Second))
+		var clients sync.WaitGroup
+		for range 6 {
+			clients.Go(func() {
+				r := l.get("/v2/library/redis/tags/list")
+				if r.status != 429 && (r.status != 200 || string(r.body) != want || r.err != nil) {
+					t.Errorf("%d, %d bytes, %v", r.status, len(r.body), r.err)
+				}
+			})
+		}
+		clients.Wait()
+		time.Sleep(5 * time.Second)
+		if r := l.get("/v2/library/redis/tags/list"); r.status != 200 || string(r.body) != want {
+			t.Errorf("after that: %d", r.status)
+		}
+	})
+}
+
+// TestListThatComesSlowlyComesThrough: the body of a list may take as long as it likes, as long as
+// bytes come.
+func TestListThatComesSlowlyComesThrough(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1 << 20, 5 << 20} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t, labOptions{anonymous: true})
+			l.smallImage("library/redis", "1")
+			want := randomList(size)
+			l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "tags"}, longAnswer(want))
+			l.intercept(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+				resp, err := next.RoundTrip(req)
+				if err == nil && strings.HasSuffix(req.URL.Path, "/tags/list") {
+					resp.Body = tricklingBody{resp.Body}
+				}
+				return resp, err
+			})
+			start := time.Now()
+			r := l.get("/v2/library/redis/tags/list")
+			if r.status != 200 || string(r.body) != want || r.err != nil {
+				t.Errorf("%d, %d bytes of %d, %v", r.status, len(r.body), size, r.err)
+			}
+			if took := time.Since(start); took < 2*time.Minute {
+				t.Errorf("it took only %s", took)
+			}
+		})
+	}
+}
+
+// tricklingBody has 32 KiB in 9 s.
+type tricklingBody struct{ io.ReadCloser }
+
+func (b tricklingBody) Read(p []byte) (int, error) {
+	time.Sleep(9 * time.Second)
+	return b.ReadCloser.Read(p[:min(len(p), 32<<10)])
 }

@@ -34,12 +34,12 @@ type mirror struct {
 	hot       *hot             // manifests that are answered from memory
 	catalogue catalogue        // the repositories that are cached
 	lists     *lists           // tag lists and referrers
-	referrers *lists           // of manifests that are cached, for as long as there is room
 	ahead     *readAhead       // which layers to fetch ahead of a client
 	questions *slots.Slots     // how many questions the upstream is asked at one time; see ask
 	judging   *slots.Slots     // the same for visibilities, which questions may wait for
 	listing   *slots.Slots     // the same for tag lists
-	longLists cooldown.Memory  // tag lists that were too large for memory, by listKey
+	streaming *slots.Slots     // the same for lists that are too large for memory
+	longLists cooldown.Memory  // those, by listKey
 	absent    *absent          // what the upstream has just said that it hasn't got
 	renewed   cooldown.Memory  // repositories whose visibility has just been asked for again
 	overdue   overdue          // repositories whose visibility is too old
@@ -65,8 +65,8 @@ type shared struct {
 // Errors: those of upstream.New, a name with a slash.
 func newMirror(u Upstream, s *shared) (*mirror, error) {
 	m := &mirror{
-		shared: s, hot: newHot(), lists: newLists(listCount, listCount*listKept), referrers: newLists(referrersCount, referrersBytes), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
-		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting), listing: slots.New(tagLists, maxWaiting),
+		shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
+		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting), listing: slots.New(tagLists, maxWaiting), streaming: slots.New(longLists, maxWaiting),
 	}
 	u.Log = cmp.Or(u.Log, s.log)
 	u.Public = m.knownPublic

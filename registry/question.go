@@ -109,8 +109,10 @@ const (
 	visibilities = 16
 
 	// tagLists is how many tag lists the upstream is asked for at one time. They take long, and
-	// must not keep pulls waiting.
-	tagLists = 8
+	// must not keep pulls waiting. longLists is the same for those that are too large for memory:
+	// they take as long as their clients do.
+	tagLists  = 5
+	longLists = 3
 
 	// maxWaiting is how many more of each may wait, and questionPatience how long, which leaves
 	// a manifest's answerDeadline some time for the question itself.

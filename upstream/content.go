@@ -188,9 +188,8 @@ type List struct {
 	Filters string // OCI-Filters-Applied
 }
 
-// List gets a list of the repository: "tags/list", or "referrers/" and a digest. The answer to the
-// first may take ListDeadline to begin, and both may take as long as they like, as long as bytes
-// come.
+// List gets a list of the repository: "tags/list", or "referrers/" and a digest. The answer may take
+// ListDeadline to begin, and then as long as it likes, as long as bytes come.
 // Errors: *Error.
 func (c *Client) List(ctx context.Context, repository, list string, query url.Values) (List, error) {
 	to := c.url(repository + "/" + list)
@@ -199,10 +198,21 @@ func (c *Client) List(ctx context.Context, repository, list string, query url.Va
 		ctx = patiently(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(ListDeadline, func() { cancel(context.DeadlineExceeded) })
 	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodGet, to, http.Header{"Accept": {"application/json, " + v1.MediaTypeImageIndex}}, plain)
-	if err != nil {
+	if !late.Stop() && err == nil {
+		resp.Body.Close()
+		err = context.DeadlineExceeded
+	}
+	failed := func(host *url.URL, err error) (List, error) {
+		if cause := context.Cause(ctx); errors.Is(cause, context.DeadlineExceeded) {
+			err = cause // not every transport says so
+		}
 		cancel(nil)
-		return List{}, err
+		return List{}, classify(host.Host, err)
+	}
+	if err != nil {
+		return failed(to, err)
 	}
 	rest := newListBody(resp.Body, cancel)
 	l := List{MediaType: mediaTypeOf(resp.Header), Link: ownLink(resp.Header.Get("Link"), c.base), Filters: resp.Header.Get("OCI-Filters-Applied")}
@@ -211,13 +221,14 @@ func (c *Client) List(ctx context.Context, repository, list string, query url.Va
 		l.Rest = rest
 		return l, nil
 	}
-	rest.Close()
+	resp.Body.Close()
 	if err != nil {
-		return List{}, classify(host.Host, err)
+		return failed(host, err)
 	}
 	if resp.StatusCode != http.StatusOK || !json.Valid(l.Body) {
-		return List{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: errors.New("not a list")}
+		return failed(host, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode, Err: errors.New("not a list")})
 	}
+	cancel(nil)
 	return l, nil
 }
 
