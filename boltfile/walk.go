@@ -185,8 +185,40 @@ func (p *pageFile) bucket(name, header []byte, visit Visitor) error {
 	return w.elements(0, header[16:])
 }
 
+// CheckMetas checks that both meta pages of the file are undamaged and were written by two
+// transactions, one after the other. If the newest one is damaged, bbolt takes the other, and what
+// the last transaction wrote is lost without a word. Errors: [ErrDamaged]. An empty file is right.
+func CheckMetas(f *os.File) error {
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == 0 {
+		return err
+	}
+	metas := (&pageFile{f: f}).metas()
+	if len(metas) != 2 {
+		return fmt.Errorf("%w: %d of 2 meta pages are good", ErrDamaged, len(metas))
+	}
+	a, b := binary.LittleEndian.Uint64(metas[0][48:]), binary.LittleEndian.Uint64(metas[1][48:])
+	if a+1 != b && b+1 != a {
+		return fmt.Errorf("%w: the meta pages are of transactions %d and %d", ErrDamaged, a, b)
+	}
+	return nil
+}
+
 // meta returns the body of the newest meta page, of two, that is undamaged.
 func (p *pageFile) meta() (best []byte, err error) {
+	for _, m := range p.metas() {
+		if best == nil || binary.LittleEndian.Uint64(m[48:]) > binary.LittleEndian.Uint64(best[48:]) {
+			best, p.pageSize = m, uint64(binary.LittleEndian.Uint32(m[8:]))
+		}
+	}
+	if best == nil {
+		return nil, errors.New("both meta pages are damaged")
+	}
+	return best, nil
+}
+
+// metas returns the bodies of the meta pages that are undamaged.
+func (p *pageFile) metas() (good [][]byte) {
 	// The second one is on the second page, and only the meta page says how large pages are.
 	for _, size := range []uint64{4096, 8192, 16384, 32768, 65536} {
 		for _, at := range []uint64{0, size} {
@@ -201,15 +233,10 @@ func (p *pageFile) meta() (best []byte, err error) {
 				uint64(binary.LittleEndian.Uint32(m[8:])) != size || sum.Sum64() != binary.LittleEndian.Uint64(m[56:]) {
 				continue
 			}
-			if best == nil || binary.LittleEndian.Uint64(m[48:]) > binary.LittleEndian.Uint64(best[48:]) {
-				best, p.pageSize = m, size
-			}
+			good = append(good, m)
 		}
 	}
-	if best == nil {
-		return nil, errors.New("both meta pages are damaged")
-	}
-	return best, nil
+	return good
 }
 
 // page reads a whole page, its overflow included, and checks its header. The result is valid

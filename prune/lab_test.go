@@ -41,7 +41,7 @@ func old(images ...Image) map[string]Record {
 // every image was last used 30 days ago, the first one a little earlier than the next.
 func newPruner(t *testing.T, e *fakeEngine, c *client.Client) *Pruner {
 	t.Helper()
-	p := &Pruner{Engine: c, Policy: DefaultPolicy(), Holds: Holds{t.TempDir()}, Uses: Uses{filepath.Join(t.TempDir(), "uses.db")}, stat: e.disk}
+	p := &Pruner{Engine: c, Policy: DefaultPolicy(), Holds: Holds{t.TempDir()}, Uses: Uses{Path: filepath.Join(t.TempDir(), "uses.db")}, stat: e.disk}
 	p.age(t, e, 30*24*time.Hour)
 	return p
 }

@@ -2,6 +2,7 @@ package prune
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -83,6 +84,15 @@ func (r Report) MarshalJSON() ([]byte, error) {
 	}{1, r.Decision, r.Reason, r.DryRun, r.Watched, r.Critical, r.High, r.Low,
 		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(),
 		append([]string{}, r.Warnings...), images})
+}
+
+// warn adds warnings, each once.
+func (r *Report) warn(all ...string) {
+	for _, text := range all {
+		if !slices.Contains(r.Warnings, text) {
+			r.Warnings = append(r.Warnings, text)
+		}
+	}
 }
 
 // References returns all names of the image, tags first; never nil.

@@ -121,7 +121,10 @@ func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy) (s Snapshot
 	}
 	r.Watched = o.watched
 	r.Images = Decide(s, policy, o.uses, now)
-	r.Warnings = policy.unmatched(s.Images)
+	r.warn(policy.unmatched(s.Images)...)
+	if o.damage != nil {
+		r.warn(fmt.Sprintf("the last-use records were damaged (%v): every image counts as used now, and the damaged file is %s.bad", o.damage, p.Uses.Path))
+	}
 	return s, o, nil
 }
 

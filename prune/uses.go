@@ -1,6 +1,8 @@
 package prune
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +11,9 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/boltfile"
 )
 
 // ErrBusy means that another process has locked the records. Try again later.
@@ -38,9 +41,14 @@ type Record struct {
 // Uses are the last-use records in a bbolt file. Each method opens the file, runs one batch
 // and closes the file, so that a watcher and a prune can share it. The methods are safe for
 // concurrent use, by several processes too. Each may return [ErrBusy] and [ErrNewerFormat].
+//
+// A file that is damaged is renamed to Path.bad, and a new one is begun: every image then counts as
+// used at that time.
 type Uses struct {
 	// Path is the file. The file and its folder are created when missing.
 	Path string
+
+	clock func() (clockMark, error) // nil: readClock
 }
 
 // watchState is what the watcher stores for its next start and for prune.
@@ -55,41 +63,143 @@ var (
 	metaBucket   = []byte("meta")
 	watchKey     = []byte("watch")   // watchState
 	versionKey   = []byte("version") // of the file's format, in decimal; absent in version 1
+	clockKey     = []byte("clock")   // clockMark; absent if an older program wrote the file
+	sumKey       = []byte("sum")     // number of the transaction that wrote it, and SHA-256 of all else
 )
 
-// update runs one batch in a transaction. It changes nothing in a file of a newer format.
+// update runs one batch in a transaction. It changes nothing in a file of a newer format. A
+// damaged file is set aside, and the batch is run on a new one: every image then counts as used.
 func (u Uses) update(batch func(*records) error) error {
 	if err := os.MkdirAll(filepath.Dir(u.Path), 0o755); err != nil {
 		return fmt.Errorf("last-use records: %w", err)
 	}
-	db, err := bbolt.Open(u.Path, 0o640, &bbolt.Options{Timeout: lockWait})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return fmt.Errorf("%s: %w", u.Path, ErrBusy)
+	err := u.attempt(batch, nil)
+	if errors.Is(err, boltfile.ErrDamaged) {
+		err = u.attempt(batch, err)
 	}
+	if errors.Is(err, ErrBusy) || err == nil {
+		return err
+	}
+	return fmt.Errorf("last-use records %s: %w", u.Path, err)
+}
+
+// attempt runs one batch on the file as it is. The batch finds what was wrong with the file before
+// in damage. A file that is damaged is set aside while it is locked, so that no other process can
+// have made a new one. Errors: [boltfile.ErrDamaged].
+func (u Uses) attempt(batch func(*records) error, damage error) (err error) {
+	f, err := u.lock()
 	if err != nil {
-		return fmt.Errorf("last-use records %s can't be opened (if the file is damaged, remove it: every image then counts as used now): %w", u.Path, err)
+		return err
+	}
+	end := func() error { f.Close(); return nil }
+	defer func() {
+		if errors.Is(err, boltfile.ErrDamaged) {
+			err = errors.Join(err, boltfile.SetAside(u.Path))
+		}
+		err = errors.Join(err, end())
+	}()
+	if err := checkRecords(f); err != nil {
+		return err
+	}
+	defer boltfile.Recover(&err)()
+	db, err := bbolt.Open(u.Path, 0o640, &bbolt.Options{OpenFile: func(string, int, os.FileMode) (*os.File, error) { return f, nil }})
+	if err != nil {
+		return err
 	}
 	if err := chownLikeFolder(u.Path); err != nil {
 		return errors.Join(err, db.Close())
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		images, err := tx.CreateBucketIfNotExists(imagesBucket)
-		if err != nil {
-			return err
-		}
-		meta, err := tx.CreateBucketIfNotExists(metaBucket)
-		if err != nil {
-			return err
-		}
-		if err := checkVersion(string(meta.Get(versionKey)), usesVersion); err != nil {
-			return err
-		}
-		return batch(&records{images, meta})
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		return fmt.Errorf("last-use records %s: %w", u.Path, err)
+	// If bbolt panics in here, its locks are lost, and it can't be closed. Closing the file frees it.
+	err = db.Update(func(tx *bbolt.Tx) error { return run(tx, batch, damage) })
+	end = db.Close
+	if errors.Is(err, errNoChange) {
+		return nil
 	}
-	return nil
+	return err
+}
+
+// errNoChange is what a batch returns that has only read.
+var errNoChange = errors.New("nothing has changed")
+
+// run runs the batch between a check of the content and a new checksum.
+func run(tx *bbolt.Tx, batch func(*records) error, damage error) error {
+	images, err := tx.CreateBucketIfNotExists(imagesBucket)
+	if err != nil {
+		return err
+	}
+	meta, err := tx.CreateBucketIfNotExists(metaBucket)
+	if err != nil {
+		return err
+	}
+	if err := checkVersion(string(meta.Get(versionKey)), usesVersion); err != nil {
+		return err
+	}
+	r := &records{images, meta, damage}
+	if err := r.checkSum(uint64(tx.ID()) - 1); err != nil {
+		return err
+	}
+	if err := batch(r); err != nil {
+		return err
+	}
+	sum, err := r.sum()
+	if err != nil {
+		return err
+	}
+	return meta.Put(sumKey, append(binary.LittleEndian.AppendUint64(nil, uint64(tx.ID())), sum...))
+}
+
+// lock opens the file and locks it. Another process may set the file aside meanwhile; then the
+// lock is that of the wrong file.
+func (u Uses) lock() (*os.File, error) {
+	for {
+		f, err := os.OpenFile(u.Path, os.O_RDWR|os.O_CREATE, 0o640)
+		if err != nil {
+			return nil, err
+		}
+		if err := boltfile.Lock(f, lockWait); err != nil {
+			f.Close()
+			if errors.Is(err, boltfile.ErrLocked) {
+				return nil, fmt.Errorf("%s: %w", u.Path, ErrBusy)
+			}
+			return nil, err
+		}
+		opened, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if named, err := os.Stat(u.Path); err == nil && os.SameFile(opened, named) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+// checkRecords checks the file before bbolt opens it. Errors: [boltfile.ErrDamaged], and
+// [ErrNewerFormat], even if such a file is not what this program expects.
+func checkRecords(f *os.File) error {
+	err := boltfile.Walk(f, [][]byte{metaBucket, imagesBucket}, func(bucket, key, row []byte) error {
+		value := row[len(key):]
+		var target any
+		switch {
+		case string(bucket) == string(metaBucket) && string(key) == string(versionKey):
+			return checkVersion(string(value), usesVersion)
+		case string(bucket) == string(imagesBucket):
+			target = &Record{}
+		case string(bucket) == string(metaBucket) && string(key) == string(watchKey):
+			target = &watchState{}
+		default:
+			return nil
+		}
+		if err := json.Unmarshal(value, target); err != nil {
+			return fmt.Errorf("%w: the value of %q: %w", boltfile.ErrDamaged, key, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return boltfile.CheckMetas(f)
 }
 
 // chownLikeFolder gives the file to the owner of its folder. If root runs prune before the
@@ -110,7 +220,48 @@ func chownLikeFolder(path string) error {
 }
 
 // records is the content of the file during one batch.
-type records struct{ images, meta *bbolt.Bucket }
+type records struct {
+	images, meta *bbolt.Bucket
+	damage       error // what was wrong with the file before this one, if it was set aside just now
+}
+
+// sum returns the checksum of all that is in the file, but for the checksum itself. A value has
+// none of its own, and a wrong digit in a time would make an image look old.
+func (r *records) sum() ([]byte, error) {
+	hash := sha256.New()
+	for _, b := range []*bbolt.Bucket{r.images, r.meta} {
+		err := b.ForEach(func(k, v []byte) error {
+			if string(k) != string(sumKey) {
+				fmt.Fprintf(hash, "%d %d %s%s", len(k), len(v), k, v)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return hash.Sum(nil), nil
+}
+
+// checkSum compares the content with its checksum, if the checksum was written by the last
+// transaction. An older program writes none. Errors: [boltfile.ErrDamaged].
+func (r *records) checkSum(lastTransaction uint64) error {
+	stored := r.meta.Get(sumKey)
+	if stored == nil {
+		return nil
+	}
+	if len(stored) != 8+sha256.Size {
+		return fmt.Errorf("%w: the checksum has %d bytes", boltfile.ErrDamaged, len(stored))
+	}
+	if binary.LittleEndian.Uint64(stored) != lastTransaction {
+		return nil
+	}
+	sum, err := r.sum()
+	if err == nil && string(sum) != string(stored[8:]) {
+		err = fmt.Errorf("%w: the checksum is wrong", boltfile.ErrDamaged)
+	}
+	return err
+}
 
 func (r *records) get(id string) (rec Record, ok bool, err error) {
 	b := r.images.Get([]byte(id))
@@ -189,7 +340,17 @@ func (r *records) setWatchState(w watchState) error {
 // settle corrects the times that are ahead of the clock: it was wrong when they were stored, and is
 // right now. They count as now, and grow old from then on. The last recorded event is forgotten
 // then, as if it had been missed: a daemon isn't asked for events of the future.
-func (r *records) settle(now time.Time) error {
+//
+// If the clock was set since the last batch, every image counts as used now: nobody knows how long
+// ago anything was.
+func (r *records) settle(now clockMark) error {
+	if err := r.checkClock(now); err != nil {
+		return err
+	}
+	return r.settleTimes(now.Wall)
+}
+
+func (r *records) settleTimes(now time.Time) error {
 	all, err := r.all()
 	if err != nil {
 		return err
@@ -227,6 +388,7 @@ func notAfter(t, now time.Time) time.Time {
 // observation is what a run learns from the records.
 type observation struct {
 	uses     map[string]Record
+	damage   error    // the records were damaged, and are new
 	watched  bool     // a watcher is running
 	activity Activity // the last one that it saw
 }
@@ -236,8 +398,13 @@ type observation struct {
 // watcher has ended, nobody knows what happened since, and every image counts once as used now.
 func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
 	inUse := usersByImage(s)
+	mark, err := u.mark(now)
+	if err != nil {
+		return o, err
+	}
 	err = u.update(func(r *records) error {
-		if err := r.settle(now); err != nil {
+		o.damage = r.damage
+		if err := r.settle(mark); err != nil {
 			return err
 		}
 		w, err := r.watchState()
@@ -269,6 +436,17 @@ func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
 		return err
 	})
 	return o, err
+}
+
+// get returns the record of an image.
+func (u Uses) get(id string) (rec Record, known bool, err error) {
+	err = u.update(func(r *records) error {
+		if rec, known, err = r.get(id); err != nil {
+			return err
+		}
+		return errNoChange
+	})
+	return rec, known, err
 }
 
 // deleteOthers deletes the records of images that are not among these. If such an image comes

@@ -55,7 +55,7 @@ func oldUses(t *testing.T) Uses {
 	if err != nil {
 		t.Fatal(err)
 	}
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	if err := os.WriteFile(uses.Path, b, 0o640); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestRecordsOfAnEndedWatcherAreNotTrusted(t *testing.T) {
 
 // An image that was removed and comes back is first seen when it comes back.
 func TestImageThatComesBackIsNew(t *testing.T) {
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	with, without := Snapshot{Images: []Image{orphan("a")}}, Snapshot{}
 	for i, s := range []Snapshot{with, without, with} {
 		o, err := uses.observe(s, now.Add(time.Duration(i)*time.Hour))
@@ -185,18 +185,6 @@ func TestImageThatComesBackIsNew(t *testing.T) {
 	}
 }
 
-// If the file is not a database, the error says what to do.
-func TestDamagedRecordsAreAClearError(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "uses.db")
-	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<16), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	err := Uses{path}.update(func(*records) error { return nil })
-	if err == nil || errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "remove it") {
-		t.Errorf("err %v", err)
-	}
-}
-
 // When root creates the file, the service that owns the folder can still write it.
 func TestRecordsGetTheOwnerOfTheirFolder(t *testing.T) {
 	owner, dir := os.Geteuid(), t.TempDir()
@@ -206,7 +194,7 @@ func TestRecordsGetTheOwnerOfTheirFolder(t *testing.T) {
 	if err := os.Chown(dir, owner, -1); err != nil {
 		t.Fatal(err)
 	}
-	uses := Uses{filepath.Join(dir, "uses.db")}
+	uses := Uses{Path: filepath.Join(dir, "uses.db")}
 	if err := uses.update(func(*records) error { return nil }); err != nil {
 		t.Fatal(err)
 	}

@@ -78,8 +78,13 @@ func (w *Watcher) session(ctx context.Context) error {
 	engine := boundedEngine{w.Engine, defaultLimits}
 	b := batch{engine: engine, images: map[string][]string{}, used: map[string]time.Time{}}
 	now, since := time.Now(), time.Now()
-	err := w.Uses.update(func(r *records) (err error) {
-		if err := r.settle(now); err != nil {
+	mark, err := w.Uses.mark(now)
+	if err != nil {
+		return err
+	}
+	err = w.Uses.update(func(r *records) (err error) {
+		w.warnOf(r.damage)
+		if err := r.settle(mark); err != nil {
 			return err
 		}
 		b.state, err = r.watchState()
@@ -147,7 +152,15 @@ func (w *Watcher) record(ctx context.Context, queue <-chan []item, b *batch) err
 func (w *Watcher) flush(b *batch) error {
 	state := b.state
 	state.Alive = time.Now()
-	err := w.Uses.update(func(r *records) error {
+	mark, err := w.Uses.mark(state.Alive)
+	if err != nil {
+		return err
+	}
+	err = w.Uses.update(func(r *records) error {
+		w.warnOf(r.damage)
+		if err := r.checkClock(mark); err != nil {
+			return err
+		}
 		if !b.gap.IsZero() {
 			if err := r.addUseOfAll(b.gap); err != nil {
 				return err
@@ -169,6 +182,13 @@ func (w *Watcher) flush(b *batch) error {
 	b.state, b.gap, b.saved = state, time.Time{}, state.Event
 	clear(b.used)
 	return nil
+}
+
+// warnOf says that the records were damaged, if they were.
+func (w *Watcher) warnOf(damage error) {
+	if damage != nil {
+		w.log().Warn("the last-use records were damaged: every image counts as used now", "set_aside", w.Uses.Path+".bad", "error", damage)
+	}
 }
 
 func (w *Watcher) log() *slog.Logger {

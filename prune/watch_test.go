@@ -16,7 +16,7 @@ import (
 // When a newer program has taken over the records, a watcher writes nothing more into them.
 func TestWatcherEndsWhenRecordsBecomeNewer(t *testing.T) {
 	e, c := newEngine(t, "1.51")
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	addOrphans(e, 1)
 	ready, done := make(chan bool, 1), make(chan error, 1)
 	w := &Watcher{Engine: c, Uses: uses, Ready: func() { ready <- true }}
@@ -88,7 +88,7 @@ func message(kind events.Type, action events.Action, id string) events.Message {
 // Health checks and deletions are no uses.
 func TestWatcherRecordsUses(t *testing.T) {
 	e, c := newEngine(t, "1.51")
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	addOrphans(e, 5)
 	e.add("f", []string{"redis:7"}, nil)
 	e.send(message("container", "die", "before"))
@@ -145,7 +145,7 @@ func waitFor(t *testing.T, uses Uses, ok func(map[string]Record, watchState) boo
 // The daemon remembers what happened while no watcher ran. So nothing counts as missed.
 func TestWatcherRecordsWhatItMissed(t *testing.T) {
 	e, c := newEngine(t, "1.41")
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	addOrphans(e, 2)
 	e.send(message("network", "connect", "seen"))
 	ago := setRecords(t, e, uses)
@@ -168,7 +168,7 @@ func TestForgottenEventsCountAsUses(t *testing.T) {
 		},
 	} {
 		e, c := newEngine(t, "1.41")
-		uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+		uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 		addOrphans(e, 2)
 		e.send(message("network", "connect", "seen"))
 		ago := setRecords(t, e, uses)
@@ -184,7 +184,7 @@ func TestForgottenEventsCountAsUses(t *testing.T) {
 // When the daemon ends the connection, the watcher connects again.
 func TestWatcherReconnects(t *testing.T) {
 	e, c := newEngine(t, "1.41")
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	addOrphans(e, 1)
 	e.send(message("network", "connect", "seen"))
 	ago := setRecords(t, e, uses)
@@ -197,7 +197,7 @@ func TestWatcherReconnects(t *testing.T) {
 // What happens while another process has locked the file is recorded later.
 func TestWatcherWaitsForTheRecords(t *testing.T) {
 	e, c := newEngine(t, "1.41")
-	uses := Uses{filepath.Join(t.TempDir(), "uses.db")}
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	addOrphans(e, 1)
 	e.send(message("network", "connect", "seen"))
 	ago := setRecords(t, e, uses)
