@@ -234,3 +234,76 @@ func TestSetupLeavesTheFilesOfAContainerAlone(t *testing.T) {
 		t.Errorf("this machine's file was written: %s", got)
 	}
 }
+
+// TestSetupOnDocker29 checks with a real Docker 29 and its containerd store: a mirror on a
+// loopback address comes into hosts.toml and never into the list, and takes an older entry out
+// of the list; another one comes into the list, with a path too.
+func TestSetupOnDocker29(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{Docker29: true, Config: map[string]any{"registry-mirrors": []string{"http://127.0.0.1:5000"}}})
+	mirrors := func() string { return d.Docker("info", "--format", "{{.RegistryConfig.Mirrors}}") }
+	certs := t.TempDir()
+	hosts := filepath.Join(certs, "docker.io", "hosts.toml")
+	for _, step := range []struct {
+		args    []string
+		mirrors string
+		hosts   bool
+	}{
+		{[]string{"--apply", "--mirror", "http://127.0.0.1:5000"}, "[]", true},
+		{[]string{"--undo", "--apply", "--mirror", "http://127.0.0.1:5000"}, "[]", false},
+		{[]string{"--apply", "--mirror", "http://10.0.0.1:5000/hub"}, "[http://10.0.0.1:5000/hub/]", false},
+		{[]string{"--undo", "--apply", "--mirror", "http://10.0.0.1:5000/hub"}, "[]", false},
+	} {
+		cmd := exec.Command(hubcacheProgram(t), append([]string{"docker", "setup", "--certs-dir", certs}, step.args...)...)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+d.Host(), "HUBCACHE_CONFIG=/dev/null")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("docker setup %s: %v\n%s", step.args, err, out)
+		}
+		if got := mirrors(); got != step.mirrors {
+			t.Errorf("after docker setup %s the daemon has %s, want %s", step.args, got, step.mirrors)
+		}
+		if _, err := os.Stat(hosts); (err == nil) != step.hosts {
+			t.Errorf("after docker setup %s: hosts.toml: %v, want %v", step.args, err, step.hosts)
+		}
+	}
+	d.Restart()
+}
+
+// TestSetupKnowsPodman: a real Podman, which speaks Docker's API, is not taken for Docker.
+func TestSetupKnowsPodman(t *testing.T) {
+	dir, err := os.MkdirTemp("", "podman") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	podman := exec.Command("podman", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs",
+		"system", "service", "--time", "0", "unix://"+socket)
+	podman.Stderr = os.Stderr
+	if err := podman.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = podman.Process.Signal(syscall.SIGTERM)
+		_ = podman.Wait()
+		_ = os.RemoveAll(dir)
+	})
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("podman has no socket after a minute")
+		}
+	}
+	setup := func(args ...string) (string, error) {
+		cmd := exec.Command(hubcacheProgram(t), append([]string{"docker", "setup", "--host", "unix://" + socket}, args...)...)
+		cmd.Env = append(os.Environ(), "HUBCACHE_CONFIG=/dev/null")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := setup(); err != nil || !strings.Contains(out, "registries.conf") || !strings.Contains(out, "is Podman") {
+		t.Errorf("docker setup: %v\n%s", err, out)
+	}
+	if out, err := setup("--apply"); err == nil || !strings.Contains(out, "is Podman") {
+		t.Errorf("docker setup --apply: %v\n%s", err, out)
+	}
+}

@@ -222,9 +222,6 @@ func copyAttributes(f *os.File, path string, info fs.FileInfo) error {
 			return fmt.Errorf("%s belongs to user %d and group %d, which this user can't keep: %w", path, stat.Uid, stat.Gid, err)
 		}
 	}
-	if err := unix.Fchmod(int(f.Fd()), stat.Mode&0o7777); err != nil {
-		return err
-	}
 	names, err := listAttributes(path)
 	if err != nil {
 		return fmt.Errorf("the attributes of %s: %w", path, err)
@@ -241,7 +238,8 @@ func copyAttributes(f *os.File, path string, info fs.FileInfo) error {
 			return fmt.Errorf("the attribute %s of %s can't be kept: %w", name, path, err)
 		}
 	}
-	return nil
+	// Last, because the mode may be one with which the owner can't write.
+	return unix.Fchmod(int(f.Fd()), stat.Mode&0o7777)
 }
 
 // listAttributes are the names of the file's extended attributes, but for the kernel's

@@ -40,7 +40,10 @@ func TestReplacedFileKeepsOwnerModeAndAttributes(t *testing.T) {
 			syscall.Umask(0)
 			path := filepath.Join(t.TempDir(), "daemon.json")
 			writeFile(t, path, "old")
-			if err := unix.Setxattr(path, "user.note", []byte("kept"), 0); err != nil {
+			note := "kept"
+			if err := unix.Setxattr(path, "user.note", []byte(note), 0); notSupported(err) {
+				note = "" // this file system has no attributes that could be lost
+			} else if err != nil {
 				t.Fatal(err)
 			}
 			want := syscall.Stat_t{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
@@ -64,8 +67,8 @@ func TestReplacedFileKeepsOwnerModeAndAttributes(t *testing.T) {
 				if stat.Uid != want.Uid || stat.Gid != want.Gid || stat.Mode&0o7777 != mode {
 					t.Errorf("umask %03o: %s has %d:%d %04o, want %d:%d %04o", umask, file, stat.Uid, stat.Gid, stat.Mode&0o7777, want.Uid, want.Gid, mode)
 				}
-				if note, err := getAttribute(file, "user.note"); string(note) != "kept" {
-					t.Errorf("the attribute of %s is %q: %v", file, note, err)
+				if got, err := getAttribute(file, "user.note"); string(got) != note {
+					t.Errorf("the attribute of %s is %q, want %q: %v", file, got, note, err)
 				}
 				if got := contentOf(t, file); got != content {
 					t.Errorf("%s has %q, want %q", file, got, content)
