@@ -265,6 +265,31 @@ func composeService(t *testing.T) types.ServiceConfig {
 	return service
 }
 
+// checkTokenRecipe: doctor is content with the recipe, and config check and doctor find a file that
+// the service can't read.
+func checkTokenRecipe(t *testing.T, h *bootedHost, token string) {
+	t.Helper()
+	doctor := func(want string) {
+		t.Helper()
+		out, err := h.try("hubcache", "doctor", "--image", "busybox:latest")
+		if (err != nil) != (want != "") || !strings.Contains(out, want) {
+			t.Errorf("doctor: %v, want %q:\n%s", err, want, out)
+		}
+	}
+	doctor("")
+	h.shell("cp /etc/hubcache/config.yaml /etc/hubcache/config.yaml.right")
+	h.write("/etc/hubcache/token", "0600", token)
+	h.shell("sed -i 's|password_file:.*|password_file: /etc/hubcache/token|' /etc/hubcache/config.yaml")
+	if out, err := h.try("hubcache", "config", "check"); err == nil || !strings.Contains(out, "hubcache.service can't read /etc/hubcache/token") {
+		t.Errorf("config check: %v %s", err, out)
+	}
+	h.run("systemctl", "restart", "hubcache.service")
+	doctor("can't read the access token: /etc/hubcache/token")
+	h.shell("mv /etc/hubcache/config.yaml.right /etc/hubcache/config.yaml; rm /etc/hubcache/token")
+	h.run("systemctl", "restart", "hubcache.service")
+	doctor("")
+}
+
 // checkInstalledPackage installs the Debian package on a booted host, pulls, upgrades the
 // package and purges it.
 func checkInstalledPackage(t *testing.T, deb string) {
@@ -282,13 +307,14 @@ func checkInstalledPackage(t *testing.T, deb string) {
 	}
 
 	// The comments in config.yaml say to do this.
-	h.write("/etc/credstore/dockerhub-pat", "0600", token)
+	h.shell("echo " + token + " | $(sed -n 's/^# *\\(install .*\\)/\\1/p' /etc/hubcache/config.yaml)")
 	h.shell(`sed -i 's/^#\(upstream:\|  [a-z_]*:\)/\1/; s|^upstream:|&\n  url: http://127.0.0.1:5100|' /etc/hubcache/config.yaml`)
 	h.run("hubcache", "config", "check")
 	h.run("systemctl", "restart", "hubcache.service")
 	h.write("/etc/docker/daemon.json", "0644", `{"registry-mirrors": ["http://127.0.0.1:5000"], "iptables": false, "bridge": "none"}`)
 	h.run("systemctl", "start", "docker.service")
 	h.run("docker", "pull", "--quiet", "busybox:latest")
+	checkTokenRecipe(t, h, token)
 	if ledger := h.ledger(); !strings.Contains(ledger, "jane") {
 		t.Errorf("Hub did not see the account: %s", ledger)
 	}

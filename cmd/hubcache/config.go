@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -16,8 +17,9 @@ func newConfigCommand(l *settings.Loader) *cobra.Command {
 	check := &cobra.Command{
 		Use: "check [FILE]", Short: "Check the settings, without starting anything", Args: cobra.MaximumNArgs(1),
 		Long: `Checks the settings of file and environment. Files that they name, such as the
-one with the access token, need not be on this machine. Exits with 2 when
-something is wrong.`,
+one with the access token, need not be on this machine; but if hubcache.service
+is installed here and uses these settings, it has to be able to read the token.
+Exits with 2 when something is wrong.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				l.File = args[0]
@@ -26,7 +28,13 @@ something is wrong.`,
 			if err != nil {
 				return err
 			}
+			if err := checkService("", s); err != nil {
+				return settings.UsageError{Err: err}
+			}
 			warn(cmd, s)
+			if path := string(s.Upstream.PasswordFile); dockerhost.Exposed(path) {
+				fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning: every user of this machine may read "+path+": chmod o-r "+path)
+			}
 			from := s.File
 			if from == "" {
 				from = "no file, defaults and environment"
@@ -53,7 +61,20 @@ something is wrong.`,
 	return cmd
 }
 
-// warn prints what has no effect.
+// checkService finds out whether the installed service, if it uses these settings, can read the
+// access token. root is where the file system begins; "" is /.
+func checkService(root string, s *settings.Loaded) error {
+	service, err := dockerhost.InstalledService(root)
+	if err != nil || !service.Uses(s.File) {
+		return nil // there is none, or it is not about it
+	}
+	if err := service.CheckPasswordFile(string(s.Upstream.PasswordFile)); err != nil {
+		return fmt.Errorf("upstream.password_file: %w", err)
+	}
+	return nil
+}
+
+// warn prints what has no effect, or is probably not meant so.
 func warn(cmd *cobra.Command, s *settings.Loaded) {
 	for _, w := range s.Warnings() {
 		fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", w)

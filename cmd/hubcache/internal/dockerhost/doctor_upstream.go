@@ -14,8 +14,10 @@ import (
 )
 
 // TokenRecipe is the one way to give the packaged service an access token. config.yaml of the
-// package and operations.md have the same words.
-const TokenRecipe = "install -m 600 token /etc/credstore/dockerhub-pat, password_file: dockerhub-pat, systemctl restart hubcache"
+// package and operations.md say the same.
+const TokenRecipe = tokenCommand + " (paste the token, Enter, Ctrl-D), then password_file: dockerhub-pat in config.yaml, and systemctl restart hubcache"
+
+const tokenCommand = "install -m 600 /dev/stdin /etc/credstore/dockerhub-pat"
 
 // checkUpstream reads what the server knows of an upstream.
 func (d *Doctor) checkUpstream(ctx context.Context, u admin.Upstream) {

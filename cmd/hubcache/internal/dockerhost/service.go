@@ -232,6 +232,13 @@ func (s *Service) unreadable(path string) string {
 	return ""
 }
 
+// Exposed reports whether there is a file with this whole path that every user of the machine may
+// read.
+func Exposed(path string) bool {
+	info, err := os.Stat(path)
+	return filepath.IsAbs(path) && err == nil && info.Mode().Perm()&0o004 != 0
+}
+
 // may reports whether the service's user has a right, 4 to read or 1 to enter. A dynamic user has
 // the rights of all others: nothing belongs to it.
 func (s *Service) may(info fs.FileInfo, right fs.FileMode) bool {

@@ -127,10 +127,10 @@ func (srv *server) greet(ls []listener) {
 	}
 }
 
-// warn logs what was set and has no effect.
+// warn logs what was set and has no effect, or is probably not meant so.
 func (srv *server) warn(s *settings.Loaded) {
 	for _, w := range s.Warnings() {
-		srv.log.Warn("a setting has no effect", "warning", w)
+		srv.log.Warn("a setting needs a look", "warning", w)
 	}
 }
 

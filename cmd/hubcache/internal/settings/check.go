@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -31,6 +32,14 @@ func (s *Settings) check() error {
 			return fmt.Errorf("admin.listen: %w", err)
 		}
 	}
+	if err := s.checkConflicts(); err != nil {
+		return err
+	}
+	if addr := string(s.Docker.Admin); addr != "" {
+		if err := CheckAddress(addr); err != nil {
+			return fmt.Errorf("docker.admin: %w", err)
+		}
+	}
 	if _, err := s.AllowedClients(); err != nil {
 		return err
 	}
@@ -42,8 +51,14 @@ func (s *Settings) check() error {
 	} else if u.Username != "" && u.PasswordFile == "" {
 		return fmt.Errorf("upstream.username is set, and upstream.password_file is not")
 	}
+	if strings.Contains(string(s.Upstream.Username), ":") {
+		return errors.New("upstream.username: a name has no colon; the token is in the file that upstream.password_file names")
+	}
 	if err := checkUpstream(string(s.Upstream.URL)); err != nil {
 		return fmt.Errorf("upstream.url: %w", err)
+	}
+	if addr := s.loop(); addr != "" {
+		return fmt.Errorf("upstream.url is %s, an address of listen: the cache would ask itself", addr)
 	}
 	if s.DataDir == "" {
 		return fmt.Errorf("data_dir: a folder is needed")
@@ -69,6 +84,9 @@ func checkUpstream(s string) error {
 	return nil
 }
 
+// maxSocketPath is how long the path of a unix socket may be, in bytes, on Linux.
+const maxSocketPath = 107
+
 // CheckAddress finds what is wrong with an address to listen on or to connect to. It has to
 // be host:port or unix:/path.
 func CheckAddress(addr string) error {
@@ -76,16 +94,168 @@ func CheckAddress(addr string) error {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%q: a unix socket needs an absolute path", addr)
 		}
+		if len(path) > maxSocketPath {
+			return fmt.Errorf("%q: the path of a unix socket has at most %d bytes, and this one has %d", addr, maxSocketPath, len(path))
+		}
 		return nil
 	}
-	_, port, err := net.SplitHostPort(addr)
+	host, port, err := net.SplitHostPort(addr)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err == nil && host != "" && strings.Trim(host, "0123456789.") == "" {
+		_, err = netip.ParseAddr(host) // no name looks like this
 	}
 	if err != nil {
 		return fmt.Errorf("%q is not an address like 127.0.0.1:5000, [::1]:5000 or unix:/run/hubcache.sock", addr)
 	}
 	return nil
+}
+
+// checkConflicts finds two addresses of which only one could be listened on.
+func (s *Settings) checkConflicts() error {
+	for i, a := range s.Listen {
+		for _, b := range s.Listen[:i] {
+			if conflict(a, b) {
+				return fmt.Errorf("listen: %s and %s are the same address", b, a)
+			}
+		}
+	}
+	for i, a := range s.Admin.Listen {
+		for _, b := range s.Listen {
+			if conflict(a, b) {
+				return fmt.Errorf("admin.listen is %s, and listen is %s: each needs an address of its own", a, b)
+			}
+		}
+		for _, b := range s.Admin.Listen[:i] {
+			if conflict(a, b) {
+				return fmt.Errorf("admin.listen: %s and %s are the same address", b, a)
+			}
+		}
+	}
+	return nil
+}
+
+// conflict reports whether two addresses can't both be listened on.
+func conflict(a, b string) bool {
+	pathA, unixA := strings.CutPrefix(a, "unix:")
+	pathB, unixB := strings.CutPrefix(b, "unix:")
+	if unixA || unixB {
+		return unixA && unixB && filepath.Clean(pathA) == filepath.Clean(pathB)
+	}
+	hostA, portA, _ := net.SplitHostPort(a) // both have been checked
+	hostB, portB, _ := net.SplitHostPort(b)
+	numA, _ := strconv.ParseUint(portA, 10, 16)
+	numB, _ := strconv.ParseUint(portB, 10, 16)
+	return numA == numB && numA != 0 && overlap(hostA, hostB)
+}
+
+// overlap reports whether two hosts have an address in common, as far as is known without asking
+// for names.
+func overlap(a, b string) bool {
+	allA, allB := addresses(a), addresses(b)
+	if len(allA) == 0 || len(allB) == 0 {
+		return strings.EqualFold(a, b)
+	}
+	for _, x := range allA {
+		for _, y := range allB {
+			if x == y || x.Is4() == y.Is4() && (x.IsUnspecified() || y.IsUnspecified()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// addresses are what a host stands for: none for a name that has to be looked up. A listener on
+// every IPv6 address takes IPv4 connections too.
+func addresses(host string) []netip.Addr {
+	switch host {
+	case "", "::":
+		return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	case "localhost":
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return nil
+	}
+	return []netip.Addr{ip.Unmap()}
+}
+
+// loop returns the address of listen that the upstream's URL leads to, "" if it is another host.
+func (s *Settings) loop() string {
+	u, err := url.Parse(string(s.Upstream.URL))
+	if err != nil {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	for _, addr := range s.Listen {
+		host, own, err := net.SplitHostPort(addr)
+		if strings.HasPrefix(addr, "unix:") || err != nil || own != port {
+			continue
+		}
+		// Another machine's address may have the same port, so a server that listens on every
+		// address is meant by a loopback address alone.
+		if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+			host = "localhost"
+		}
+		if overlap(host, u.Hostname()) {
+			return addr
+		}
+	}
+	return ""
+}
+
+// doubts are about settings that work, and that are probably not meant so. They are known without
+// the machine that the settings are for.
+func (s *Settings) doubts() (all []string) {
+	say := func(doubt bool, format string, args ...any) {
+		if doubt {
+			all = append(all, fmt.Sprintf(format, args...))
+		}
+	}
+	say(s.Budget.Share == 0 && s.Budget.Bytes < LeastBudget, "budget is %s, and most images are larger: they pass through, and nothing of them is kept", textOf(&s.Budget))
+	nets, err := s.AllowedClients()
+	say(err == nil && len(nets) > 0 && !s.anybodyConnects(nets), "listen has loopback addresses alone, and listen_allow none of them: nobody can connect; add 127.0.0.0/8")
+	say(s.TLS.CertFile != "" && !slices.ContainsFunc(s.Listen, isTCP), "tls has no effect: listen has no TCP address")
+	say(len(s.ListenAllow) > 0 && !slices.ContainsFunc(s.Listen, isTCP), "listen_allow has no effect: listen has no TCP address")
+	say(len(s.Upstream.Private) > 0 && s.Upstream.Username == "", "upstream.private has no effect: without upstream.username nothing private can be read")
+	u, err := url.Parse(string(s.Upstream.URL))
+	say(err == nil && u.Scheme == "http" && s.Upstream.Username != "" && !loopback(u.Hostname()), "upstream.url is plain http: whoever is between here and %s reads the access token", u.Host)
+	for _, pattern := range s.Allow {
+		say(slices.Contains(s.Deny, pattern), "allow and deny both have %s: deny wins", pattern)
+	}
+	seen := map[Text]bool{}
+	for _, r := range s.Tags.Rules {
+		say(seen[r.Match], "tags.rules: the second rule for %s has no effect: the first that matches is used", r.Match)
+		seen[r.Match] = true
+	}
+	return all
+}
+
+// anybodyConnects reports whether some client may use some address of listen.
+func (s *Settings) anybodyConnects(nets []netip.Prefix) bool {
+	for _, addr := range s.Listen {
+		host, _, err := net.SplitHostPort(addr)
+		if !isTCP(addr) || err != nil || !loopback(host) {
+			return true // others may connect there
+		}
+	}
+	return slices.ContainsFunc(nets, func(p netip.Prefix) bool {
+		return p.Overlaps(netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)) || p.Contains(netip.IPv6Loopback())
+	})
+}
+
+func isTCP(addr string) bool { return !strings.HasPrefix(addr, "unix:") }
+
+// loopback reports whether a host is this machine alone.
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 // AllowedClients returns the networks of listen_allow, which may be single addresses. IPv4

@@ -90,7 +90,7 @@ type Loaded struct {
 	warnings []string
 }
 
-// Warnings are about what was written and has no effect, a line each. The server logs them, and
+// Warnings are about what was written and has no effect, or is probably not meant so, a line each. The server logs them, and
 // config check and config show print them.
 func (s *Loaded) Warnings() []string { return s.warnings }
 
@@ -115,6 +115,7 @@ func (l *Loader) Load() (*Loaded, error) {
 	if err != nil {
 		return nil, UsageError{err}
 	}
+	s.warnings = append(s.warnings, s.doubts()...)
 	return s, nil
 }
 
