@@ -307,3 +307,40 @@ func TestSetupKnowsPodman(t *testing.T) {
 		t.Errorf("docker setup --apply: %v\n%s", err, out)
 	}
 }
+
+// TestSetupOnABootedHost checks what only a booted host has: systemd has made the daemon's
+// socket, so the daemon is found by its pid file, and what it logs is in the journal.
+func TestSetupOnABootedHost(t *testing.T) {
+	h := bootHost(t, buildPrograms(t))
+	h.write("/etc/docker/daemon.json", "0600", `{"iptables": false, "bridge": "none"}`)
+	h.run("systemctl", "start", "docker.service")
+	const mirrors = "{{.RegistryConfig.Mirrors}}"
+	h.run("hubcache", "docker", "setup", "--apply")
+	if got := strings.TrimSpace(h.run("docker", "info", "--format", mirrors)); got != "[http://127.0.0.1:5000/]" {
+		t.Errorf("the daemon has %s", got)
+	}
+	if got := h.run("stat", "--format=%a", "/etc/docker/daemon.json"); got != "600\n" {
+		t.Errorf("the file's mode is %s", got)
+	}
+	h.run("systemctl", "restart", "docker.service")
+	h.run("hubcache", "docker", "setup", "--undo", "--apply")
+	if got := strings.TrimSpace(h.run("docker", "info", "--format", mirrors)); got != "[]" {
+		t.Errorf("after an undo the daemon has %s", got)
+	}
+
+	const broken = `{"iptables": false, "bridge": "none", "no-such-option": 1}`
+	h.write("/etc/docker/daemon.json", "0600", broken)
+	out, err := h.try("hubcache", "docker", "setup", "--apply")
+	if err == nil || !strings.Contains(out, "It logged: ") || !strings.Contains(out, "no-such-option") || !strings.Contains(out, "were put back") {
+		t.Errorf("a file that the daemon refuses: %v\n%s", err, out)
+	}
+	if got := h.run("cat", "/etc/docker/daemon.json"); got != broken {
+		t.Errorf("the file is %s", got)
+	}
+
+	// No engine, and a file with which it doesn't start: undo takes the mirror out.
+	h.write("/etc/docker/daemon.json", "0600", `{"iptables": false, "bridge": "none", "registry-mirrors": ["127.0.0.1:6000"]}`)
+	h.run("systemctl", "stop", "docker.socket", "docker.service")
+	h.run("hubcache", "docker", "setup", "--undo", "--apply", "--mirror", "127.0.0.1:6000")
+	h.run("systemctl", "start", "docker.service")
+}

@@ -222,6 +222,10 @@ func copyAttributes(f *os.File, path string, info fs.FileInfo) error {
 			return fmt.Errorf("%s belongs to user %d and group %d, which this user can't keep: %w", path, stat.Uid, stat.Gid, err)
 		}
 	}
+	// For the attributes, this user must be allowed to write, whatever the umask was.
+	if err := f.Chmod(0o600); err != nil {
+		return err
+	}
 	names, err := listAttributes(path)
 	if err != nil {
 		return fmt.Errorf("the attributes of %s: %w", path, err)
