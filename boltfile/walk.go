@@ -168,7 +168,7 @@ func (p *pageFile) buckets(root uint64, first [][]byte, visit Visitor) error {
 // bucket walks a bucket's tree. Its root is a page, or, for a small bucket, follows the header.
 func (p *pageFile) bucket(name, header []byte, visit Visitor) error {
 	w := pageWalk{pageFile: p, leaf: func(kind uint32, key, row []byte) error {
-		if kind == bucketLeaf || len(key) == 0 {
+		if kind != 0 || len(key) == 0 { // bbolt looks at one bit, and takes the row for a bucket if it is set
 			return fmt.Errorf("bucket %s has %q, which is not a key with a value", name, key)
 		}
 		return visit(name, key, row)

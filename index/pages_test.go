@@ -161,6 +161,13 @@ func TestWrongPagesAreDamage(t *testing.T) {
 			binary.LittleEndian.PutUint32(page[pageHeader:], bucketLeaf)
 			return true
 		},
+		"a value with the bit of a bucket among others": func(page []byte) bool {
+			if u16(page[8:]) != leafPage || u16(page[10:]) < 10 {
+				return false
+			}
+			binary.LittleEndian.PutUint32(page[pageHeader:], bucketLeaf|0x10)
+			return true
+		},
 		"a key without bytes": func(page []byte) bool {
 			if u16(page[8:]) != leafPage || u16(page[10:]) < 10 {
 				return false

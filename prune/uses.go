@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"time"
@@ -64,7 +65,7 @@ var (
 	watchKey     = []byte("watch")   // watchState
 	versionKey   = []byte("version") // of the file's format, in decimal; absent in version 1
 	clockKey     = []byte("clock")   // clockMark; absent if an older program wrote the file
-	sumKey       = []byte("sum")     // number of the transaction that wrote it, and SHA-256 of all else
+	sumKey       = []byte("sum")     // number of the transaction that wrote it, SHA-256 of all else, CRC-32 of both
 )
 
 // update runs one batch in a transaction. It changes nothing in a file of a newer format. A
@@ -123,6 +124,9 @@ var errNoChange = errors.New("nothing has changed")
 
 // run runs the batch between a check of the content and a new checksum.
 func run(tx *bbolt.Tx, batch func(*records) error, damage error) error {
+	if name, _ := tx.Cursor().First(); name != nil && (tx.Bucket(imagesBucket) == nil || tx.Bucket(metaBucket) == nil) {
+		return fmt.Errorf("%w: a bucket is missing", boltfile.ErrDamaged) // each version makes both at once
+	}
 	images, err := tx.CreateBucketIfNotExists(imagesBucket)
 	if err != nil {
 		return err
@@ -145,7 +149,8 @@ func run(tx *bbolt.Tx, batch func(*records) error, damage error) error {
 	if err != nil {
 		return err
 	}
-	return meta.Put(sumKey, append(binary.LittleEndian.AppendUint64(nil, uint64(tx.ID())), sum...))
+	row := append(binary.LittleEndian.AppendUint64(nil, uint64(tx.ID())), sum...)
+	return meta.Put(sumKey, binary.LittleEndian.AppendUint32(row, crc32.ChecksumIEEE(row)))
 }
 
 // lock opens the file and locks it. Another process may set the file aside meanwhile; then the
@@ -244,20 +249,22 @@ func (r *records) sum() ([]byte, error) {
 }
 
 // checkSum compares the content with its checksum, if the checksum was written by the last
-// transaction. An older program writes none. Errors: [boltfile.ErrDamaged].
+// transaction. An older program writes neither this checksum nor the clock's mark, and leaves
+// both as they are. Errors: [boltfile.ErrDamaged].
 func (r *records) checkSum(lastTransaction uint64) error {
 	stored := r.meta.Get(sumKey)
-	if stored == nil {
+	const size = 8 + sha256.Size
+	switch {
+	case stored == nil && r.meta.Get(clockKey) == nil:
 		return nil
-	}
-	if len(stored) != 8+sha256.Size {
-		return fmt.Errorf("%w: the checksum has %d bytes", boltfile.ErrDamaged, len(stored))
+	case len(stored) != size+4 || binary.LittleEndian.Uint32(stored[size:]) != crc32.ChecksumIEEE(stored[:size]):
+		return fmt.Errorf("%w: the checksum itself is damaged or missing", boltfile.ErrDamaged)
 	}
 	if binary.LittleEndian.Uint64(stored) != lastTransaction {
 		return nil
 	}
 	sum, err := r.sum()
-	if err == nil && string(sum) != string(stored[8:]) {
+	if err == nil && string(sum) != string(stored[8:size]) {
 		err = fmt.Errorf("%w: the checksum is wrong", boltfile.ErrDamaged)
 	}
 	return err
