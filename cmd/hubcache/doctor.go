@@ -15,7 +15,7 @@ import (
 func newDoctorCommand(l *settings.Loader) *cobra.Command {
 	var asJSON bool
 	var find *adminclient.Finder
-	d := dockerhost.Doctor{Certs: dockerhost.DefaultSetupPaths().Certs}
+	var d dockerhost.Doctor
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check the way from Docker to Docker Hub, and say what is wrong",
@@ -50,7 +50,7 @@ and with 1 when something is broken, or when nobody can tell.`,
 	(*hostFlag)(&d.Host).register(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	cmd.Flags().StringVar(&d.Image, "image", "hello-world:latest", "the small image that the daemon is made to ask for")
-	cmd.Flags().StringVar(&d.Certs, "certs-dir", d.Certs, "the daemon's directory of registries")
+	cmd.Flags().StringVar(&d.Certs, "certs-dir", "", "the daemon's `directory` of registries (default: the daemon's)")
 	return cmd
 }
 

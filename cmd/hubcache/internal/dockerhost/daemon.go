@@ -278,15 +278,14 @@ func isNixOS(path string) bool { return within(realPath(path), "/nix/store") }
 
 // fillPaths sets the paths: those that the user named, or else the daemon's.
 func (s *Setup) fillPaths(f *daemonFiles, engine engineFacts) error {
-	dir := "/etc/docker"
+	f.config, f.certs = defaultConfig, defaultCerts
 	if engine.rootless {
 		home, err := f.process.home()
 		if err != nil {
 			return err
 		}
-		dir = filepath.Join(home, "docker")
+		f.config, f.certs = filepath.Join(home, "docker", "daemon.json"), filepath.Join(home, "docker", "certs.d")
 	}
-	f.config, f.certs = filepath.Join(dir, "daemon.json"), filepath.Join(dir, "certs.d")
 	if files := f.process.flag("--config-file"); len(files) > 0 {
 		path, err := f.process.path(files[len(files)-1])
 		if err != nil {
@@ -329,7 +328,7 @@ func dataRoot(f *daemonFiles) string {
 
 // guess says where such an engine usually has its file, for people.
 func (s *Setup) guess(engine engineFacts) string {
-	path := "/etc/docker/daemon.json"
+	path := defaultConfig
 	switch {
 	case strings.HasPrefix(engine.root, "/var/snap/docker/"):
 		path = "/var/snap/docker/current/config/daemon.json (Docker is a snap)"

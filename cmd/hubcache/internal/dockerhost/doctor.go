@@ -1,6 +1,7 @@
 package dockerhost
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -31,13 +32,14 @@ type Doctor struct {
 	Settings *settings.Settings // of this host: where its engine is, and what else is its own
 	Host     string             // the flag --host; "" to let Locate find the engine
 	Image    string             // a small image that the daemon is made to ask for
-	Certs    string             // the daemon's directory with a directory for each registry
+	Certs    string             // the daemon's directory with a directory for each registry; "" to find it
 	Root     string             // where the file system with the system's units begins; "" is /
 
 	findings []Finding
 	client   *adminclient.Client
 	told     *admin.Settings    // by the server; nil: it wasn't
 	running  *settings.Settings // of the server; those of this host if it told none
+	certs    string             // Certs, or what was found
 }
 
 // Examine makes all checks and returns what they found. It changes nothing on this host. It fails
@@ -52,6 +54,7 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 	d.askSettings(ctx, down)
 	engine := d.findEngine(ctx)
 	defer engine.close()
+	d.certs = cmp.Or(d.Certs, engine.certs(), defaultCerts)
 	reached := d.checkPort(ctx, engine)
 	sure := d.checkMirror(engine)
 	if down != nil {

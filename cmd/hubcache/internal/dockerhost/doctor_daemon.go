@@ -19,6 +19,7 @@ import (
 // engine is a Docker engine that answers. nil is none.
 type engine struct {
 	*client.Client
+	at    Location
 	info  system.Info
 	facts engineFacts
 }
@@ -27,6 +28,23 @@ func (e *engine) close() {
 	if e != nil {
 		e.Close()
 	}
+}
+
+// certs is the directory with a directory for each registry, of the engine's process; "" if that
+// can't be known.
+func (e *engine) certs() string {
+	if e == nil || e.at.socket() == "" {
+		return ""
+	}
+	p, err := findDaemon(e.at.socket(), "")
+	if err != nil {
+		return ""
+	}
+	s, f := Setup{Engine: e.at}, daemonFiles{process: &p}
+	if err := s.fillPaths(&f, e.facts); err != nil {
+		return ""
+	}
+	return f.certs
 }
 
 // insecure reports whether the engine asks for no certificate at a host and port.
@@ -59,7 +77,7 @@ func (d *Doctor) findEngine(ctx context.Context) *engine {
 	}
 	info, err := c.Info(ctx, client.InfoOptions{})
 	if err == nil {
-		return &engine{c, info.Info, factsOf(info.Info)}
+		return &engine{c, at, info.Info, factsOf(info.Info)}
 	}
 	c.Close()
 	const where = "--host, docker.host, DOCKER_HOST or the docker context say where it is"
@@ -74,7 +92,7 @@ func (d *Doctor) findEngine(ctx context.Context) *engine {
 
 // inHosts reports whether the daemon's hosts.toml for Docker Hub names one of the URLs.
 func (d *Doctor) inHosts(urls []string) bool {
-	hosts, _ := os.ReadFile(filepath.Join(d.Certs, "docker.io", "hosts.toml")) // no file counts as an empty one
+	hosts, _ := os.ReadFile(filepath.Join(d.certs, "docker.io", "hosts.toml")) // no file counts as an empty one
 	return slices.ContainsFunc(urls, func(u string) bool { return strings.Contains(string(hosts), u) })
 }
 
@@ -86,6 +104,9 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 		return true
 	}
 	f, inHosts := e.facts, d.inHosts(urls)
+	if proxy := f.proxyNote(urls[0]); proxy != "" {
+		d.note("proxy", proxy, "")
+	}
 	mine := slices.IndexFunc(f.mirrors, func(m string) bool { return slices.ContainsFunc(urls, func(u string) bool { return sameMirror(u, m) }) })
 	switch {
 	case f.unsafeLoopback() && !inHosts:

@@ -62,7 +62,7 @@ func (d *Doctor) pullClient(host string, insecure bool) *http.Client {
 	if err != nil {
 		roots = x509.NewCertPool()
 	}
-	files, _ := filepath.Glob(filepath.Join(d.Certs, host, "*.crt")) // the pattern has no fault
+	files, _ := filepath.Glob(filepath.Join(d.certs, host, "*.crt")) // the pattern has no fault
 	for _, file := range files {
 		if pem, err := os.ReadFile(file); err == nil {
 			roots.AppendCertsFromPEM(pem)
@@ -143,7 +143,7 @@ func (d *Doctor) portFault(base, host string, err error) {
 	switch {
 	case certificateFault(err):
 		d.broken("server", fmt.Sprintf("Docker does not trust the certificate of %s: %v", base, err),
-			fmt.Sprintf("put the certificate of its authority into %s", filepath.Join(d.Certs, host, "ca.crt")))
+			fmt.Sprintf("put the certificate of its authority into %s", filepath.Join(d.certs, host, "ca.crt")))
 	case errors.Is(err, syscall.ECONNREFUSED) && d.told == nil:
 		d.broken("server", "nothing listens at "+host+" (connection refused)", "start hubcache (systemctl start hubcache)")
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -132,12 +132,21 @@ func (f engineFacts) notes(mirror string) []string {
 	if f.needsHosts(mirror) && !f.containerd {
 		notes = append(notes, "registry-mirrors is for docker pull, hosts.toml for docker build")
 	}
-	if proxy := f.proxyFor(mirror); proxy != "" {
-		u, _ := url.Parse(mirror) // proxyFor has parsed it
-		notes = append(notes, fmt.Sprintf("the engine asks %s through its proxy %s; if the proxy can't reach the cache, add %s to the daemon's NO_PROXY, which is %q now",
-			mirror, proxy, u.Hostname(), f.proxy.NoProxy))
+	if note := f.proxyNote(mirror); note != "" {
+		notes = append(notes, note)
 	}
 	return notes
+}
+
+// proxyNote says that the engine asks the mirror through a proxy; "" if it doesn't.
+func (f engineFacts) proxyNote(mirror string) string {
+	proxy := f.proxyFor(mirror)
+	if proxy == "" {
+		return ""
+	}
+	u, _ := url.Parse(mirror) // proxyFor has parsed it
+	return fmt.Sprintf("the engine asks %s through its proxy %s; if the proxy can't reach the cache, add %s to the daemon's NO_PROXY, which is %q now",
+		mirror, proxy, u.Hostname(), f.proxy.NoProxy)
 }
 
 // proxyFor is the proxy through which the engine would reach the mirror; "" for none. No

@@ -1,6 +1,7 @@
 package dockerhost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +22,11 @@ type SetupPaths struct {
 	PIDFile    string // the daemon's, to make it reload its configuration
 }
 
-// DefaultSetupPaths are the files of an ordinary host.
-func DefaultSetupPaths() SetupPaths {
-	return SetupPaths{"/etc/docker/daemon.json", "/etc/docker/certs.d", defaultPIDFile}
-}
+// The files of an ordinary host.
+const (
+	defaultConfig = "/etc/docker/daemon.json"
+	defaultCerts  = "/etc/docker/certs.d"
+)
 
 // Setup makes the Docker engine of this host pull through a mirror.
 type Setup struct {
@@ -143,13 +145,9 @@ func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
 // filesWithoutEngine are the files from which a mirror is taken out when no engine answers,
 // which may be because of that mirror.
 func (s *Setup) filesWithoutEngine(why error) daemonFiles {
-	d := DefaultSetupPaths()
-	f := daemonFiles{config: s.Paths.DaemonJSON, certs: s.Paths.Certs}
-	if f.certs == "" {
-		f.certs = d.Certs
-	}
+	f := daemonFiles{config: s.Paths.DaemonJSON, certs: cmp.Or(s.Paths.Certs, defaultCerts)}
 	if f.config == "" {
-		f.config = d.DaemonJSON
+		f.config = defaultConfig
 		f.notes = []string{fmt.Sprintf("no engine answers (%v), so %s is taken for its configuration; --daemon-json names another file", why, f.config)}
 	}
 	return f

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -450,6 +452,33 @@ func TestProxyThatDoesNotKnowTheMirror(t *testing.T) {
 		}
 		if got := strings.Contains(out.String(), "through its proxy"); got != (test.says != "") || !strings.Contains(out.String(), test.says) {
 			t.Errorf("%s with NO_PROXY %q: want %q\n%s", test.mirror, test.noProxy, test.says, out)
+		}
+	}
+}
+
+// TestDoctorReadsTheDaemonsOwnFiles: the hosts.toml of a rootless daemon is in its user's home;
+// a proxy between the engine and the cache is said.
+func TestDoctorReadsTheDaemonsOwnFiles(t *testing.T) {
+	home := t.TempDir()
+	d := startDaemon(t, "", daemonOptions{NoFile: true, Version: "29.7.2", Containerd: true, Env: []string{"XDG_CONFIG_HOME=" + home},
+		Info: system.Info{SecurityOptions: []string{"name=rootless"}, HTTPProxy: "http://proxy.lan:3128"}})
+	set := settings.Default()
+	set.Docker.Host = settings.Text(d.host.Host)
+	set.Listen = []string{"10.0.0.1:5000"}
+	writeFile(t, filepath.Join(home, "docker/certs.d/docker.io/hosts.toml"), hostsTOML("http://10.0.0.1:5000"))
+	doctor := Doctor{Settings: set, Find: adminclient.Finder{Given: "unix:" + filepath.Join(home, "none")}}
+	findings, err := doctor.Examine(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []Finding{
+		{Check: "docker", Status: StatusOK, Detail: "has the mirror http://10.0.0.1:5000"},
+		{Check: "proxy", Status: StatusNote, Detail: "through its proxy http://proxy.lan:3128"},
+	} {
+		if !slices.ContainsFunc(findings, func(f Finding) bool {
+			return f.Check == want.Check && f.Status == want.Status && strings.Contains(f.Detail, want.Detail)
+		}) {
+			t.Errorf("no %+v in %+v", want, findings)
 		}
 	}
 }
