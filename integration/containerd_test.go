@@ -20,7 +20,7 @@ import (
 func TestContainerdPullsFromHubOnce(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
 	s := startServer(t, serverOptions{Hub: hub})
-	c := startContainerd(t, s)
+	c := startContainerd(t, s, "")
 	for _, kind := range imageKinds {
 		img := runnableImage(t, hub, "library/app", kind.name, 2, 1<<20, kind.spec)
 		for by, name := range map[string]string{"tag": "docker.io/library/app:" + kind.name, "digest": "docker.io/library/app@" + img.Digest.String()} {
@@ -48,16 +48,18 @@ func TestContainerdPullsFromHubOnce(t *testing.T) {
 // containerd is a containerd of the test.
 type containerd struct {
 	socket, hosts string
+	dir           string // folder of the programs; "": those of Debian
 	env           []string
 }
 
-func startContainerd(t testing.TB, s *server) *containerd {
+// startContainerd starts the containerd of a folder, or Debian's with "".
+func startContainerd(t testing.TB, s *server, programs string) *containerd {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hubcache")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &containerd{socket: filepath.Join(dir, "sock"), hosts: filepath.Join(dir, "certs.d"), env: append(os.Environ(), deadProxy(s)...)}
+	c := &containerd{dir: programs, socket: filepath.Join(dir, "sock"), hosts: filepath.Join(dir, "certs.d"), env: append(os.Environ(), deadProxy(s)...)}
 	hosts := filepath.Join(c.hosts, "docker.io", "hosts.toml")
 	toml := fmt.Sprintf("server = %q\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", s.URL, s.URL)
 	if err := os.MkdirAll(filepath.Dir(hosts), 0o755); err != nil {
@@ -72,7 +74,7 @@ func startContainerd(t testing.TB, s *server) *containerd {
 	if err := os.WriteFile(config, []byte(toml), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program(t, "containerd", "containerd"), "--config", config)
+	cmd := exec.Command(c.program(t, "containerd"), "--config", config)
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr, cmd.Env = &log, &log, c.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Unshareflags: syscall.CLONE_NEWNS}
@@ -90,7 +92,7 @@ func startContainerd(t testing.TB, s *server) *containerd {
 		}
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if exec.Command(program(t, "ctr", "containerd"), "--address", c.socket, "version").Run() == nil {
+		if exec.Command(c.program(t, "ctr"), "--address", c.socket, "version").Run() == nil {
 			return c
 		}
 		if time.Now().After(deadline) {
@@ -99,9 +101,17 @@ func startContainerd(t testing.TB, s *server) *containerd {
 	}
 }
 
+func (c *containerd) program(t testing.TB, name string) string {
+	t.Helper()
+	if c.dir != "" {
+		return filepath.Join(c.dir, name)
+	}
+	return program(t, name, "containerd")
+}
+
 func (c *containerd) ctr(t testing.TB, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(program(t, "ctr", "containerd"), append([]string{"--address", c.socket}, args...)...)
+	cmd := exec.Command(c.program(t, "ctr"), append([]string{"--address", c.socket}, args...)...)
 	cmd.Env = c.env
 	return strings.TrimSpace(runCommand(t, cmd))
 }

@@ -23,6 +23,9 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/content"
+	"github.com/hubcache/hubcache/image"
+	"github.com/hubcache/hubcache/name"
+	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
 
@@ -109,16 +112,13 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 		return r.sendList(w, req, listKey(r.name, path, query), l)
 	}
 	u, ok := errors.AsType[*upstream.Error](err)
-	if kept != nil && time.Since(kept.at) < s.maxStale && (ok && u.Down() || errors.Is(err, errSlow)) {
-		return kept.write(w, req, OutcomeStale)
-	}
-	if ok && u.Down() {
-		if q.kind == referrers && r.has(q.digest) {
-			r.m.log.Warn("serving referrers that could not be asked for", "repository", r.full, "digest", q.digest, "error", err)
-			return r.staleReferrers(w, req, q.digest)
-		}
-	}
+	down := ok && u.Down()
 	switch {
+	case down && q.kind == referrers && r.has(q.digest):
+		r.m.log.Warn("serving referrers that could not be asked for", "repository", r.full, "digest", q.digest, "error", err)
+		return r.staleReferrers(ctx, q.digest, kept).write(w, req, OutcomeStale)
+	case kept != nil && time.Since(kept.at) < s.maxStale && (down || errors.Is(err, errSlow)):
+		return kept.write(w, req, OutcomeStale)
 	case ok && u.Cause == upstream.NotFound:
 		return result{err: &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: u.Summary(), err: err}}
 	case ok && u.Cause == upstream.Refused:
@@ -158,29 +158,73 @@ func (r *repo) keepReferrers(d digest.Digest, l *list) {
 // may have asked for, as the spec allows; or the empty index. dockerd 29 fails the pull of a
 // cached image after an error here, and containerd 2 asks no other registry. The empty index is
 // not kept, since the upstream hasn't said so. There is no link to more: it couldn't be followed.
-func (r *repo) staleReferrers(w http.ResponseWriter, req *http.Request, d digest.Digest) result {
+// inMemory is what is kept there, or nil.
+func (r *repo) staleReferrers(ctx context.Context, d digest.Digest, inMemory *list) *list {
 	r.m.store.Touch(d)
 	m, err := r.m.store.Referrers(r.full, d)
+	if err != nil && inMemory != nil && !inMemory.packed { // the store had no room
+		m, err = &storage.Manifest{MediaType: inMemory.MediaType, Body: inMemory.Body}, nil
+	}
 	if err != nil {
-		return emptyIndex().write(w, req, OutcomeStale)
+		return emptyIndex()
 	}
-	l := &list{List: upstream.List{MediaType: m.MediaType, Body: m.Body}}
-	if m.Body != nil {
-		return l.write(w, req, OutcomeStale)
+	body := m.Body
+	if body == nil {
+		if body, err = r.m.readLarge(ctx, m.Digest); err != nil {
+			return emptyIndex()
+		}
 	}
-	b, err := r.m.store.Open(m.Digest)
+	if body = r.withoutMissing(body); body == nil {
+		return emptyIndex()
+	}
+	return &list{List: upstream.List{MediaType: m.MediaType, Body: body}}
+}
+
+// withoutMissing returns an index without the manifests that can't be served now: dockerd 29 asks
+// for what a list of referrers names, and fails the pull if that can't be had. It returns nil for
+// what is no index.
+func (r *repo) withoutMissing(body []byte) []byte {
+	var index struct {
+		Manifests []json.RawMessage `json:"manifests"`
+	}
+	if json.Unmarshal(body, &index) != nil {
+		return nil
+	}
+	there := []json.RawMessage{}
+	for _, raw := range index.Manifests {
+		var d v1.Descriptor
+		if json.Unmarshal(raw, &d) == nil && r.whole(d.Digest) {
+			there = append(there, raw)
+		}
+	}
+	if len(there) == len(index.Manifests) {
+		return body
+	}
+	var all map[string]json.RawMessage
+	if json.Unmarshal(body, &all) != nil {
+		return nil
+	}
+	manifests, err := json.Marshal(there)
 	if err != nil {
-		return emptyIndex().write(w, req, OutcomeStale)
+		return nil
 	}
-	defer b.Close()
-	l.setHeader(w.Header(), OutcomeStale)
-	w.Header().Set("Content-Length", strconv.FormatInt(b.Size, 10))
-	w.WriteHeader(http.StatusOK)
-	if req.Method == http.MethodHead {
-		return result{status: http.StatusOK, outcome: OutcomeStale}
+	all["manifests"] = manifests
+	if body, err = json.Marshal(all); err != nil {
+		return nil
 	}
-	n, err := content.SendShort(w, b.File, 0, b.Size)
-	return result{http.StatusOK, n, OutcomeStale, err}
+	return body
+}
+
+// whole reports whether the repository has a manifest here, with all that it names.
+func (r *repo) whole(d digest.Digest) bool {
+	if !name.ValidDigest(string(d)) || !r.has(d) {
+		return false
+	}
+	m, err := r.m.store.Manifest(d)
+	return err == nil && !slices.ContainsFunc(m.Children, func(c image.Child) bool {
+		_, ok := r.m.store.Has(c.Digest)
+		return !ok
+	})
 }
 
 func listKey(repository, path string, query url.Values) string {

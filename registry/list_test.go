@@ -116,8 +116,7 @@ func TestReferrersWhileUpstreamFails(t *testing.T) {
 				if r := l.get("/v2/library/app/manifests/" + string(attestation)); r.status != 200 {
 					t.Fatal(r.status)
 				}
-				l.hub.AddManifest("library/app", "", "application/vnd.oci.image.manifest.v1+json",
-					[]byte(`{"schemaVersion":2,"artifactType":"x/y","subject":{"digest":"`+string(platform)+`","size":1}}`))
+				l.get("/v2/library/app/manifests/" + string(l.refer("library/app", platform, "x/y")))
 				path := func(d digest.Digest) string { return "/v2/library/app/referrers/" + string(d) }
 				if r := l.get(path(platform)); r.status != 200 || !strings.Contains(string(r.body), "x/y") {
 					t.Fatalf("%d %s", r.status, r.body)

@@ -199,24 +199,29 @@ func (q *manifestRequest) deliverable(ctx context.Context, m *storage.Manifest) 
 	return nil
 }
 
-// dispensable returns what the clients of the manifest can do without. Large manifests are
-// read one at a time.
+// dispensable returns what the clients of the manifest can do without.
 // Errors: those of reading the store, ctx's cause.
 func (q *manifestRequest) dispensable(ctx context.Context, m *storage.Manifest) (map[digest.Digest]bool, error) {
 	if m.Body != nil {
 		return image.Dispensable(m.Body), nil
 	}
-	if err := q.m.reading.Acquire(ctx, 1); err != nil {
+	body, err := q.m.readLarge(ctx, m.Digest)
+	return image.Dispensable(body), err
+}
+
+// readLarge reads a large manifest. They are read one at a time.
+// Errors: those of reading the store, ctx's cause.
+func (m *mirror) readLarge(ctx context.Context, d digest.Digest) ([]byte, error) {
+	if err := m.reading.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	defer q.m.reading.Release(1)
-	b, err := q.m.store.Open(m.Digest)
+	defer m.reading.Release(1)
+	b, err := m.store.Open(d)
 	if err != nil {
 		return nil, err
 	}
 	defer b.Close()
-	body, err := io.ReadAll(b.File)
-	return image.Dispensable(body), err
+	return io.ReadAll(b.File)
 }
 
 // fetch gets the manifest d from upstream, once for all who wait, and keeps it. The first to

@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -20,8 +21,9 @@ func (l *lab) attested(repository string) (img *hubtest.Image, path string) {
 	l.t.Helper()
 	img = l.hub.AddImage(repository, "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1000), Attestations: true})
 	d := img.Manifests[1].Digest
-	l.refer(repository, d, "signature/1")
+	signature := l.refer(repository, d, "signature/1")
 	l.pull(img)
+	l.get("/v2/" + repository + "/manifests/" + string(signature))
 	if r := l.get("/v2/" + repository + "/manifests/" + string(d)); r.status != 200 {
 		l.t.Fatal(r.status)
 	}
@@ -33,9 +35,43 @@ func (l *lab) attested(repository string) (img *hubtest.Image, path string) {
 }
 
 // refer puts a manifest that refers to another one into the Hub.
-func (l *lab) refer(repository string, to digest.Digest, artifactType string) {
-	l.hub.AddManifest(repository, "", "application/vnd.oci.image.manifest.v1+json",
-		fmt.Appendf(nil, `{"schemaVersion":2,"artifactType":%q,"subject":{"digest":%q,"size":1}}`, artifactType, to))
+func (l *lab) refer(repository string, to digest.Digest, artifactType string) digest.Digest {
+	body := fmt.Appendf(nil, `{"schemaVersion":2,"artifactType":%q,"subject":{"digest":%q,"size":1}}`, artifactType, to)
+	l.hub.AddManifest(repository, "", "application/vnd.oci.image.manifest.v1+json", body)
+	return digest.FromBytes(body)
+}
+
+// TestStaleReferrersNameWhatCanBeHad: dockerd 29 pulls what a list names, and fails the pull of the
+// image if that can't be had. So what isn't cached whole is left out while upstream is down.
+func TestStaleReferrersNameWhatCanBeHad(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img, path := l.attested("library/app")
+		subject := img.Manifests[1].Digest
+		l.refer("library/app", subject, "never/pulled")
+		half := fmt.Appendf(nil, `{"schemaVersion":2,"artifactType":"half/pulled","layers":[{"digest":%q,"size":5}],"subject":{"digest":%q,"size":1}}`, digest.FromString("layer"), subject)
+		l.hub.AddManifest("library/app", "", "application/vnd.oci.image.manifest.v1+json", half)
+		l.get("/v2/library/app/manifests/" + string(digest.FromBytes(half)))
+		time.Sleep(10 * time.Minute)
+		if r := l.get(path); !strings.Contains(string(r.body), "never/pulled") || !strings.Contains(string(r.body), "half/pulled") {
+			t.Fatalf("%d %s", r.status, r.body)
+		}
+		l.hub.Inject(hubtest.Match{}, hubtest.Reset())
+		time.Sleep(10 * time.Minute)
+		for range 2 {
+			r := l.get(path)
+			var index struct {
+				SchemaVersion int
+				Manifests     []struct{ ArtifactType string }
+			}
+			if err := json.Unmarshal(r.body, &index); err != nil || r.status != 200 || r.header.Get("X-Hubcache") != "stale" || index.SchemaVersion != 2 || len(index.Manifests) != 1 || index.Manifests[0].ArtifactType != "signature/1" {
+				t.Errorf("%d %s %s", r.status, r.header.Get("X-Hubcache"), r.body)
+			}
+			l.stop()
+			l.start()
+		}
+	})
 }
 
 // TestReferrersOutliveARestart: the referrers of a manifest that was pulled are served stale after
@@ -74,7 +110,8 @@ func TestReferrersOutliveARestart(t *testing.T) {
 					// What upstream says next replaces it.
 					l.hub.ClearFaults()
 					time.Sleep(time.Minute)
-					l.refer("library/app", img.Manifests[1].Digest, "signature/2")
+					second := l.refer("library/app", img.Manifests[1].Digest, "signature/2")
+					l.get("/v2/library/app/manifests/" + string(second))
 					l.get(path)
 					l.stop()
 					l.start()
@@ -124,8 +161,9 @@ func TestReferrersOfAnyLengthAreKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{})
-		_, path := l.attested("library/app")
-		want := `{"schemaVersion":2,"manifests":[{"annotations":{"a":"` + strings.Repeat("long ", 60_000) + `"}}]}`
+		img, path := l.attested("library/app")
+		want := `{"schemaVersion":2,"manifests":[{"digest":"` + string(img.Digest) + `","annotations":{"a":"` + strings.Repeat("long ", 60_000) + `"}}]}`
+		l.get("/v2/library/app/manifests/" + string(img.Manifests[0].Digest))
 		time.Sleep(10 * time.Minute)
 		rule := l.hub.Inject(hubtest.Match{Kind: "referrers"}, hubtest.Status(200, want, "Content-Type: application/vnd.oci.image.index.v1+json", "Link: <"+path+"?last=1>; rel=\"next\""))
 		if r := l.get(path); r.status != 200 || string(r.body) != want || r.header.Get("Link") == "" {
