@@ -18,9 +18,9 @@ signal stops the cache at once. SIGHUP makes it read settings, certificate and
 access token again.
 
 Every setting can be an environment variable: tags.ttl is HUBCACHE_TAGS_TTL.
-HUBCACHE_SETTINGS takes YAML like the file's. Flags win over the environment, the
-environment over the file, the file over defaults; 'hubcache config show' prints
-where each setting comes from.`,
+HUBCACHE_SETTINGS takes YAML like the file's. Flags win over the environment,
+the environment over the file, the file over defaults; 'hubcache config show'
+prints where each setting comes from.`,
 		Example: "  hubcache serve --budget 50GiB --username jane --password-file ~/hub-token",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
