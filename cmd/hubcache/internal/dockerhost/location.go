@@ -20,7 +20,10 @@ import (
 )
 
 // defaultHost is where the engine of a machine listens.
-const defaultHost = "unix:///var/run/docker.sock"
+const (
+	defaultHost   = "unix:///var/run/docker.sock"
+	defaultSource = "the default"
+)
 
 // Location is where a Docker engine is. It is a value; any number of goroutines may use it.
 type Location struct {
@@ -58,7 +61,7 @@ func Locate(flag string, s *settings.Settings) (Location, error) {
 		return Location{}, err
 	}
 	if name == "" || name == "default" {
-		return Location{Host: defaultHost, Source: "the default", tls: tlsFromEnvironment()}, nil
+		return Location{Host: defaultHost, Source: defaultSource, tls: tlsFromEnvironment()}, nil
 	}
 	return contextLocation(name)
 }
@@ -197,8 +200,13 @@ func (f tlsFiles) config() (*tls.Config, error) {
 	return c, nil
 }
 
-// String is the host and who said so.
-func (l Location) String() string { return fmt.Sprintf("%s (from %s)", l.Host, l.Source) }
+// String is the host and, unless it is the default, who said so.
+func (l Location) String() string {
+	if l.Source == defaultSource {
+		return l.Host
+	}
+	return fmt.Sprintf("%s (from %s)", l.Host, l.Source)
+}
 
 // socket is the path of the engine's unix socket; "" if it hasn't one.
 func (l Location) socket() string {

@@ -276,7 +276,7 @@ func (s *Setup) write(ctx context.Context, plan setupPlan) error {
 	}
 	switch {
 	case reload && plan.process == nil:
-		fmt.Fprintln(s.Out, "The engine isn't running; it reads the file when it starts.")
+		fmt.Fprintln(s.Out, "No engine answered. It reads the file when it starts, or when it is told (systemctl reload docker).")
 	case reload:
 		fmt.Fprintln(s.Out, "The engine has read its configuration again, and says the same.")
 	}
