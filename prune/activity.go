@@ -55,7 +55,7 @@ func pastEvents(ctx context.Context, e Engine, since, until time.Time, filters c
 func timestamp(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
 // latestEvent returns the latest activity since then that the daemon remembers.
-func latestEvent(ctx context.Context, e Engine, since, now time.Time) (Activity, error) {
+func latestEvent(ctx context.Context, e Engine, since, now time.Time, r restarts) (Activity, error) {
 	filters := client.Filters{}
 	for kind, actions := range deployEvents {
 		filters.Add("type", string(kind))
@@ -63,10 +63,11 @@ func latestEvent(ctx context.Context, e Engine, since, now time.Time) (Activity,
 			filters.Add("event", string(action))
 		}
 	}
+	filters.Add("event", string(events.ActionDie))
 	all, err := pastEvents(ctx, e, since, now, filters)
 	var last Activity
 	for _, m := range all {
-		if at := eventTime(m); deployEvents[m.Type][m.Action] && at.After(last.At) {
+		if at := eventTime(m); r.isDeploy(m) && at.After(last.At) {
 			last = Activity{at, describe(m)}
 		}
 	}
@@ -104,7 +105,7 @@ func (p *Pruner) busy(ctx context.Context, s Snapshot, seen Activity, critical b
 		return "", nil
 	}
 	now := p.time()
-	last, err := latestEvent(ctx, p.Engine, now.Add(-p.Policy.Quiet), now)
+	last, err := latestEvent(ctx, p.Engine, now.Add(-p.Policy.Quiet), now, s.restarts)
 	if err != nil {
 		return "", err
 	}

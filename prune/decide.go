@@ -54,7 +54,9 @@ type ImageDecision struct {
 	// LastUse is when the image was last known to be used, tagged or seen for the first time.
 	LastUse time.Time
 
-	deleted bool // it has been deleted
+	deleted bool      // it has been deleted
+	planned time.Time // when the plan was begun
+	record  Record    // as it was then
 }
 
 // skip notes that the image is not deleted after all.

@@ -121,6 +121,14 @@ func (p *Pruner) deleteReference(ctx context.Context, d *ImageDecision, ref stri
 		d.skip(RuleChanged, "since the plan was made "+u.why())
 		return nil
 	}
+	why, err := p.usedSince(ctx, *d)
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		d.skip(RuleChanged, why)
+		return nil
+	}
 	_, err = p.Engine.ImageRemove(ctx, ref, client.ImageRemoveOptions{})
 	switch {
 	case err == nil || cerrdefs.IsNotFound(err):

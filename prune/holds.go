@@ -103,14 +103,36 @@ func (h *Hold) File() *os.File { return h.run }
 // Release ends the hold, unless another process has inherited its file.
 func (h *Hold) Release() error { return h.run.Close() }
 
-// blockNewHolds makes new holds wait until unblock is called.
-func (h Holds) blockNewHolds(ctx context.Context) (unblock func(), err error) {
+// errHoldsGone means that the lock files aren't those that a run began with: holds that are in
+// force can't be seen any more.
+var errHoldsGone = errors.New("the hold folder was removed or replaced while prune ran, so it isn't known whether a hold is in force; see what removes it, and run prune again")
+
+// runFile returns which file the holds lock. It is created when missing.
+func (h Holds) runFile() (os.FileInfo, error) {
+	run, err := h.open("run")
+	if err != nil {
+		return nil, err
+	}
+	defer run.Close()
+	return run.Stat()
+}
+
+// blockNewHolds makes new holds wait until unblock is called. It waits at most so long for the
+// gate. Errors: [ErrHeld].
+func (h Holds) blockNewHolds(ctx context.Context, wait time.Duration) (unblock func(), err error) {
 	gate, err := h.open("gate")
 	if err != nil {
 		return nil, err
 	}
-	// A hold shares the gate only for moments, or while another prune deletes an image.
-	if err := waitLock(ctx, gate, unix.LOCK_EX); err != nil {
+	// A hold shares the gate only for moments, or while another prune deletes an image. One that
+	// was stopped (Ctrl-Z) at that moment keeps it.
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	err = waitLock(limited, gate, unix.LOCK_EX)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w or another prune runs: a process has kept %s locked for %v", ErrHeld, gate.Name(), wait)
+	}
+	if err != nil {
 		gate.Close()
 		return nil, err
 	}
@@ -118,15 +140,29 @@ func (h Holds) blockNewHolds(ctx context.Context) (unblock func(), err error) {
 }
 
 // tryExclusive calls do while no hold is in force and none can come into force. If a hold is
-// in force, it returns [ErrHeld] at once.
-func (h Holds) tryExclusive(do func() error) error {
-	run, err := h.open("run")
+// in force, it returns [ErrHeld] at once. The lock file has to be the one given; nil: any, which
+// is created when missing. Errors: errHoldsGone.
+func (h Holds) tryExclusive(which os.FileInfo, do func() error) error {
+	open := h.open
+	if which != nil {
+		open = h.openExisting
+	}
+	run, err := open("run")
+	if which != nil && errors.Is(err, os.ErrNotExist) {
+		return errHoldsGone
+	}
 	if err != nil {
 		return err
 	}
 	defer run.Close()
 	if err := lock(run, unix.LOCK_EX); err != nil {
 		return err
+	}
+	if which != nil {
+		now, err := os.Stat(run.Name()) // after locking: a hold locks what has the name
+		if err != nil || !os.SameFile(now, which) {
+			return errHoldsGone
+		}
 	}
 	return do()
 }
@@ -150,14 +186,19 @@ func (h Holds) create() error {
 // open opens a lock file and checks its version. flock(2) needs no permission to write, so
 // that every user who can read the files can take holds.
 func (h Holds) open(name string) (*os.File, error) {
-	path := filepath.Join(h.Dir, name)
-	f, err := os.Open(path)
+	f, err := h.openExisting(name)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := h.create(); err != nil {
 			return nil, err
 		}
-		f, err = os.Open(path)
+		f, err = h.openExisting(name)
 	}
+	return f, err
+}
+
+// openExisting is open for a file that has to be there.
+func (h Holds) openExisting(name string) (*os.File, error) {
+	f, err := os.Open(filepath.Join(h.Dir, name))
 	if err != nil {
 		return nil, fmt.Errorf("hold lock: %w", err)
 	}

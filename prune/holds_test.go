@@ -14,7 +14,7 @@ import (
 )
 
 func TestHoldsAreShared(t *testing.T) {
-	h := Holds{filepath.Join(t.TempDir(), "made", "here")}
+	h := Holds{Dir: filepath.Join(t.TempDir(), "made", "here")}
 	first, err := h.Acquire(t.Context(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -25,12 +25,12 @@ func TestHoldsAreShared(t *testing.T) {
 	}
 	nothing := func() error { return nil }
 	for _, hold := range []*Hold{first, second} {
-		if err := h.tryExclusive(nothing); !errors.Is(err, ErrHeld) {
+		if err := h.tryExclusive(nil, nothing); !errors.Is(err, ErrHeld) {
 			t.Errorf("alone in spite of a hold: %v", err)
 		}
 		hold.Release()
 	}
-	if err := h.tryExclusive(nothing); err != nil {
+	if err := h.tryExclusive(nil, nothing); err != nil {
 		t.Errorf("after the last hold: %v", err)
 	}
 }
@@ -48,7 +48,7 @@ func TestHoldIsNotInherited(t *testing.T) {
 	}
 	defer func() { _ = child.Process.Kill(); _ = child.Wait() }()
 	hold.Release()
-	if err := h.tryExclusive(func() error { return nil }); err != nil {
+	if err := h.tryExclusive(nil, func() error { return nil }); err != nil {
 		t.Errorf("with the child running: %v", err)
 	}
 }
@@ -57,34 +57,34 @@ func TestHoldIsNotInherited(t *testing.T) {
 // as it can.
 func TestOverdueHoldComesIntoForceLater(t *testing.T) {
 	h := Holds{t.TempDir()}
-	open, err := h.blockNewHolds(t.Context())
+	open, err := h.blockNewHolds(t.Context(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer open()
 	var hold *Hold
 	waited := 0
-	err = h.tryExclusive(func() error {
+	err = h.tryExclusive(nil, func() error {
 		hold, err = h.Acquire(t.Context(), 5*lockPoll, func() { waited++ })
 		return err
 	})
 	if !errors.Is(err, ErrOverdue) || waited != 1 {
 		t.Fatalf("err %v, waited %d times", err, waited)
 	}
-	if err := h.tryExclusive(func() error { return nil }); err != nil {
+	if err := h.tryExclusive(nil, func() error { return nil }); err != nil {
 		t.Errorf("an overdue hold is in force already: %v", err)
 	}
 	if err := hold.Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.tryExclusive(func() error { return nil }); !errors.Is(err, ErrHeld) {
+	if err := h.tryExclusive(nil, func() error { return nil }); !errors.Is(err, ErrHeld) {
 		t.Errorf("after Pursue: %v", err)
 	}
 }
 
 func TestAcquireEndsWithItsContext(t *testing.T) {
 	h := Holds{t.TempDir()}
-	open, err := h.blockNewHolds(t.Context())
+	open, err := h.blockNewHolds(t.Context(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,5 +264,83 @@ func TestCriticalRunGivesUpAfterMaxWait(t *testing.T) {
 	wantDecision(t, mustRun(t, p, true), Deferred, "after waiting")
 	if e.imagesLeft() != "abc" {
 		t.Errorf("left %q", e.imagesLeft())
+	}
+}
+
+// TestStoppedProcessAtTheGateDefers: above the critical watermark a run waits for the gate for
+// MaxWait, and for no longer.
+func TestStoppedProcessAtTheGateDefers(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	e.used = 960
+	p := newPruner(t, e, c)
+	p.Policy.MaxWait = 5 * lockPoll
+	gate, err := p.Holds.open("gate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gate.Close()
+	if err := lock(gate, unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r, err := p.Run(ctx, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantDecision(t, r, Deferred, "gate")
+	if e.imagesLeft() != "abc" {
+		t.Errorf("left %q", e.imagesLeft())
+	}
+}
+
+// TestWaitingOfARunIsBoundedAsAWhole, not for each image.
+func TestWaitingOfARunIsBoundedAsAWhole(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	e.used = 960
+	p := newPruner(t, e, c)
+	p.Policy.MaxWait = time.Second
+	p.patience, p.runFile = p.Policy.MaxWait, nil
+	hold, err := p.Holds.Acquire(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing := func() error { return nil }
+	time.AfterFunc(600*time.Millisecond, func() { hold.Release() })
+	if err := p.exclusively(t.Context(), true, nothing); err != nil {
+		t.Fatal(err)
+	}
+	if p.patience > p.Policy.MaxWait/2 {
+		t.Errorf("it has waited for 600 ms of %v, and would wait for %v more", p.Policy.MaxWait, p.patience)
+	}
+}
+
+// TestVanishedHoldFolderEndsTheRun: an empty folder of the same name says nothing about the holds
+// that were taken in the old one.
+func TestVanishedHoldFolderEndsTheRun(t *testing.T) {
+	for name, change := range map[string]func(dir string) error{
+		"removed":  os.RemoveAll,
+		"replaced": func(dir string) error { return errors.Join(os.RemoveAll(dir), Holds{Dir: dir}.create()) },
+		"the file": func(dir string) error { return os.Remove(filepath.Join(dir, "run")) },
+	} {
+		for _, used := range []int64{900, 960} {
+			e, c := newEngine(t, "1.41")
+			addOrphans(e, 3)
+			e.used = used
+			p := newPruner(t, e, c)
+			e.before = func(request string) {
+				if strings.HasPrefix(request, "DELETE /images/"+id("a")) {
+					if err := change(p.Holds.Dir); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			r, err := p.Run(t.Context(), true)
+			if r.Decision != Failed || !errors.Is(err, errHoldsGone) || e.imagesLeft() != "bc" {
+				t.Errorf("%s: %s (%v), left %q", name, r.Decision, err, e.imagesLeft())
+			}
+		}
 	}
 }

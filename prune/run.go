@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"time"
 
@@ -25,9 +26,14 @@ type Pruner struct {
 	// Logger gets one line for each deletion and each wait; nil: no log.
 	Logger *slog.Logger
 
-	limits limits                     // zero: defaultLimits
-	now    func() time.Time           // nil: time.Now
-	stat   func(string) (Disk, error) // nil: statDisk
+	limits limits // zero: defaultLimits
+
+	// What follows is of one run.
+	runFile  os.FileInfo   // the file that holds lock
+	patience time.Duration // how much longer it waits for holds
+
+	now  func() time.Time           // nil: time.Now
+	stat func(string) (Disk, error) // nil: statDisk
 }
 
 // Run does what the policy says. If apply is false, it is a dry run: it only finds out what a
@@ -68,13 +74,19 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 		return err
 	}
 	r.After = r.Before
+	p.patience = p.Policy.MaxWait
+	if p.runFile, err = p.Holds.runFile(); err != nil {
+		return err
+	}
 	needed := anyAbove(r.Before, p.Policy.High)
 	r.Critical = anyAbove(r.Before, p.Policy.Critical)
 	if needed && apply && r.Critical {
-		unblock, err := p.Holds.blockNewHolds(ctx)
+		began := time.Now()
+		unblock, err := p.Holds.blockNewHolds(ctx, p.patience)
 		if err != nil {
 			return err
 		}
+		p.patience -= time.Since(began)
 		defer unblock()
 	}
 	// Below the high watermark too: without a watcher, the records have only what runs see.
@@ -112,6 +124,7 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 
 // plan takes a snapshot, updates the records with it, and decides about each image.
 func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy) (s Snapshot, o observation, err error) {
+	began := p.time()
 	if s, err = TakeSnapshot(ctx, p.Engine); err != nil {
 		return s, o, err
 	}
@@ -121,6 +134,10 @@ func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy) (s Snapshot
 	}
 	r.Watched = o.watched
 	r.Images = Decide(s, policy, o.uses, now)
+	for i := range r.Images {
+		d := &r.Images[i]
+		d.planned, d.record = began, o.uses[d.Image.ID]
+	}
 	r.warn(policy.unmatched(s.Images)...)
 	if o.damage != nil {
 		r.warn(fmt.Sprintf("the last-use records were damaged (%v): every image counts as used now, and the damaged file is %s.bad", o.damage, p.Uses.Path))
@@ -130,22 +147,24 @@ func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy) (s Snapshot
 
 // exclusively calls do while no hold is in force. Before that it pauses, so that holds that
 // wait can come into force. If one is in force, it returns ErrHeld; if wait is set, only after
-// it has waited MaxWait for the hold to end.
+// the run has waited MaxWait for holds to end.
 func (p *Pruner) exclusively(ctx context.Context, wait bool, do func() error) error {
-	pause, deadline := betweenDeletions, time.Now().Add(p.Policy.MaxWait)
+	pause := betweenDeletions
 	for logged := false; ; pause = lockPoll {
+		began := time.Now()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(pause):
 		}
-		err := p.Holds.tryExclusive(do)
-		switch {
-		case !errors.Is(err, ErrHeld) || !wait:
+		err := p.Holds.tryExclusive(p.runFile, do)
+		if !errors.Is(err, ErrHeld) || !wait {
 			return err
-		case time.Now().After(deadline):
+		}
+		if p.patience -= time.Since(began); p.patience < 0 {
 			return fmt.Errorf("%w, after waiting %v for it to end", ErrHeld, p.Policy.MaxWait)
-		case !logged:
+		}
+		if !logged {
 			logged = true
 			p.log().Warn("the disk is nearly full: waiting for the holds in force to end; new holds have to wait", "at_most", p.Policy.MaxWait)
 		}

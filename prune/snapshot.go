@@ -7,6 +7,7 @@ import (
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
@@ -73,13 +74,15 @@ type Snapshot struct {
 	Busy []string
 	// Latest is the latest activity that containers and images themselves show.
 	Latest Activity
+
+	restarts restarts
 }
 
 // TakeSnapshot asks the Engine for everything that [Decide] needs. An image or container
 // that disappears meanwhile is no error. Every other error is returned, and then nothing
 // may be deleted.
 func TakeSnapshot(ctx context.Context, e Engine) (Snapshot, error) {
-	var s Snapshot
+	s := Snapshot{restarts: newRestarts()}
 	// Images first: an image that arrives later is then not in the snapshot at all.
 	if err := s.addImages(ctx, e); err != nil {
 		return Snapshot{}, err
@@ -144,6 +147,8 @@ func (s *Snapshot) addUsers(ctx context.Context, e Engine) error {
 }
 
 func (s *Snapshot) addContainers(ctx context.Context, e Engine) error {
+	var all []container.InspectResponse
+	defer func() { s.addStarts(all) }()
 	list, err := e.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
@@ -156,7 +161,6 @@ func (s *Snapshot) addContainers(ctx context.Context, e Engine) error {
 		if item.ImageManifestDescriptor != nil {
 			use(UseContainer, item.ImageManifestDescriptor.Digest.String())
 		}
-		s.addActivity(time.Unix(item.Created, 0), "container "+name+" was created")
 		// Only inspect shows the image mounts of a container that was never started.
 		details, err := e.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
 		if cerrdefs.IsNotFound(err) {
@@ -166,6 +170,7 @@ func (s *Snapshot) addContainers(ctx context.Context, e Engine) error {
 			return fmt.Errorf("inspect container %s: %w", name, err)
 		}
 		c := details.Container
+		all = append(all, c)
 		if c.HostConfig != nil {
 			for _, ref := range mountedImages(c.HostConfig.Mounts) {
 				use(UseMount, ref)
@@ -177,13 +182,34 @@ func (s *Snapshot) addContainers(ctx context.Context, e Engine) error {
 				use(UseMount, m.Source)
 			}
 		}
-		if c.State != nil {
-			if at, err := time.Parse(time.RFC3339Nano, c.State.StartedAt); err == nil {
-				s.addActivity(at, "container "+name+" was started")
-			}
-		}
 	}
 	return nil
+}
+
+// addStarts notes when the containers were created and started, unless that was a restart.
+func (s *Snapshot) addStarts(containers []container.InspectResponse) {
+	if s.restarts.ended == nil {
+		s.restarts = newRestarts()
+	}
+	for _, c := range containers {
+		s.restarts.addContainer(c)
+	}
+	for _, c := range containers {
+		service, image := "", ""
+		if c.Config != nil {
+			service, image = c.Config.Labels[serviceLabel], c.Config.Image
+		}
+		name := containerName([]string{c.Name}, c.ID)
+		if at, err := time.Parse(time.RFC3339Nano, c.Created); err == nil && !s.restarts.isRestart("", service, image) {
+			s.addActivity(at, "container "+name+" was created")
+		}
+		if c.State == nil || s.restarts.isRestart(c.ID, service, image) {
+			continue
+		}
+		if at, err := time.Parse(time.RFC3339Nano, c.State.StartedAt); err == nil {
+			s.addActivity(at, "container "+name+" was started")
+		}
+	}
 }
 
 // addActivity remembers the latest activity.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
@@ -24,12 +25,23 @@ func (s *Snapshot) addSwarm(ctx context.Context, e Engine) error {
 			s.Busy = append(s.Busy, fmt.Sprintf("service %s: %s", name, strings.ReplaceAll(string(u.State), "_", " ")))
 		}
 	}
+	changed := map[string]time.Time{}
+	for _, service := range services.Items {
+		changed[service.ID] = service.UpdatedAt
+	}
 	tasks, err := e.TaskList(ctx, client.TaskListOptions{})
 	if err != nil {
 		return fmt.Errorf("list tasks: %w", err)
 	}
+	failed := map[string]bool{}
 	for _, task := range tasks.Items {
-		if starting(task) {
+		if ended(task) {
+			failed[placeOf(task)] = true
+		}
+	}
+	for _, task := range tasks.Items {
+		again := failed[placeOf(task)] && time.Since(changed[task.ServiceID]) > deployTakes
+		if starting(task) && !again {
 			s.Busy = append(s.Busy, fmt.Sprintf("task %s is %s", task.ID, task.Status.State))
 		}
 	}
@@ -58,6 +70,31 @@ func starting(task swarm.Task) bool {
 		return true
 	}
 	return false
+}
+
+// deployTakes is how long after a change of its service a task still belongs to a deploy if an
+// earlier one has ended by itself: services that need one another fail until all are there.
+const deployTakes = 30 * time.Minute
+
+// ended reports whether the task has ended by itself, and not because swarm has stopped it.
+func ended(task swarm.Task) bool {
+	switch task.Status.State {
+	case swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateComplete:
+		return true
+	}
+	return false
+}
+
+// placeOf identifies what a task is to run, and where: the next one there takes its place.
+func placeOf(task swarm.Task) string {
+	place := fmt.Sprint(task.ServiceID, " ", task.Slot)
+	if task.Slot == 0 { // of a global service
+		place += task.NodeID
+	}
+	if c := task.Spec.ContainerSpec; c != nil {
+		place += " " + c.Image
+	}
+	return place
 }
 
 // mountedImages returns the images among the mounts.

@@ -76,7 +76,7 @@ func (w *Watcher) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	engine := boundedEngine{w.Engine, defaultLimits}
-	b := batch{engine: engine, images: map[string][]string{}, used: map[string]time.Time{}}
+	b := batch{engine: engine, restarts: newRestarts(), images: map[string][]string{}, used: map[string]time.Time{}}
 	now, since := time.Now(), time.Now()
 	mark, err := w.Uses.mark(now)
 	if err != nil {
@@ -200,12 +200,13 @@ func (w *Watcher) log() *slog.Logger {
 
 // batch is what was seen and is not written yet.
 type batch struct {
-	engine Engine
-	state  watchState
-	saved  eventMark            // state.Event as it was last written
-	images map[string][]string  // container ID → IDs of the images that it runs or mounts
-	used   map[string]time.Time // image ID → last use
-	gap    time.Time            // events before this time were missed; zero: none were
+	engine   Engine
+	state    watchState
+	saved    eventMark            // state.Event as it was last written
+	images   map[string][]string  // container ID → IDs of the images that it runs or mounts
+	used     map[string]time.Time // image ID → last use
+	restarts restarts
+	gap      time.Time // events before this time were missed; zero: none were
 }
 
 // dirty reports whether there is something to write.
@@ -272,6 +273,7 @@ func (b *batch) apply(ctx context.Context, m events.Message) error {
 		}
 		if m.Action == events.ActionDestroy {
 			delete(b.images, m.Actor.ID)
+			delete(b.restarts.policy, m.Actor.ID)
 		}
 	case m.Type == events.ImageEventType && !imageRemoved[m.Action]:
 		if ids, err = b.imageID(ctx, m.Actor.ID); err != nil {
@@ -281,10 +283,28 @@ func (b *batch) apply(ctx context.Context, m events.Message) error {
 	for _, id := range ids {
 		b.addUse(id, at)
 	}
-	if deployEvents[m.Type][m.Action] && at.After(b.state.Activity.At) {
+	if m.Type == events.ContainerEventType && m.Action == events.ActionStart {
+		if err := b.noteRestart(ctx, m.Actor.ID); err != nil {
+			return err
+		}
+	}
+	if b.restarts.isDeploy(m) && at.After(b.state.Activity.At) {
 		b.state.Activity = Activity{at, describe(m)}
 	}
 	b.state.Event = markOf(m)
+	return nil
+}
+
+// noteRestart finds out whether the restart policy has started the container.
+func (b *batch) noteRestart(ctx context.Context, container string) error {
+	details, err := b.engine.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
+	if cerrdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("inspect container %s: %w", container, err)
+	}
+	b.restarts.addContainer(details.Container)
 	return nil
 }
 
