@@ -491,6 +491,14 @@ func mirrorStates() []doctorState {
 		}},
 		{name: "hello-world is not allowed", before: func(e *examined) { e.config += "allow: [library/redis]\n" },
 			notes: map[string]string{"image": "allow and deny leave library/hello-world out", "pull": "which doesn't serve it"}},
+		{name: "hello-world is not allowed and the token is refused", before: func(e *examined) {
+			e.serves(e.hub.RegistryURL(), e.token("dckr_pat_hunter2x"), "")
+			e.config += "allow: [library/redis]\n"
+			e.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<10)})
+		}, check: "token", says: "refuses the access token"},
+		{name: "a server that doesn't tell its settings", before: func(e *examined) {
+			e.config += "admin: {listen: [127.0.0.1:0, 'unix:" + filepath.Join(e.t.TempDir(), "admin.sock") + "']}\n"
+		}, notes: map[string]string{"admin": "not told its settings", "pull": "through the cache"}},
 		{name: "hello-world is denied", before: func(e *examined) { e.config += "deny: [library/hello-*]\n" },
 			notes: map[string]string{"image": "allow and deny leave library/hello-world out"}},
 		{name: "another image", before: func(e *examined) {

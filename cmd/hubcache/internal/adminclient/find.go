@@ -39,9 +39,10 @@ func (f Finder) Find() (*Client, error) {
 	return c, nil
 }
 
-// Packaged returns a client of the packaged socket, nil if there is none that this user may use.
+// Packaged returns a client of the packaged socket, for what the server tells nobody over TCP. It is
+// nil if there is none that this user may use, and if the user has said which server is meant.
 func (f Finder) Packaged() *Client {
-	if !usable(f.socket()) {
+	if f.Given != "" || os.Getenv("HUBCACHE_ADMIN") != "" || !usable(f.socket()) {
 		return nil
 	}
 	c, err := New("unix:" + f.socket())

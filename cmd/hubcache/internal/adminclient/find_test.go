@@ -85,3 +85,28 @@ func TestFindFails(t *testing.T) {
 		}
 	}
 }
+
+// TestPackagedSocketIsNotThatOfAnotherServer: who has said which server is meant is not sent to the
+// packaged one.
+func TestPackagedSocketIsNotThatOfAnotherServer(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("HUBCACHE_ADMIN", "")
+	if c := (Finder{Socket: socket}).Packaged(); c == nil || c.Addr() != "unix:"+socket {
+		t.Errorf("%v", c)
+	}
+	if c := (Finder{Socket: socket, Given: "127.0.0.1:1"}).Packaged(); c != nil {
+		t.Errorf("beside --admin: %s", c)
+	}
+	if c := (Finder{Socket: socket + "x"}).Packaged(); c != nil {
+		t.Errorf("where there is none: %s", c)
+	}
+	t.Setenv("HUBCACHE_ADMIN", "127.0.0.1:1")
+	if c := (Finder{Socket: socket}).Packaged(); c != nil {
+		t.Errorf("beside HUBCACHE_ADMIN: %s", c)
+	}
+}

@@ -38,6 +38,7 @@ type Doctor struct {
 	findings []Finding
 	client   *adminclient.Client
 	told     *admin.Settings    // by the server; nil: it wasn't
+	guessed  []string           // the mirrors of the engine, if the server answers and tells nothing
 	running  *settings.Settings // of the server; those of this host if it told none
 	certs    string             // Certs, or what was found
 }
@@ -45,7 +46,7 @@ type Doctor struct {
 // Examine makes all checks and returns what they found. It changes nothing on this host. It fails
 // when the settings that say where the server is can't be used.
 func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
-	d.findings, d.told, d.running = nil, nil, d.Settings
+	d.findings, d.told, d.guessed, d.running = nil, nil, nil, d.Settings
 	var err error
 	if d.client, err = d.Find.Find(); err != nil {
 		return nil, err
@@ -55,6 +56,10 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 	engine := d.findEngine(ctx)
 	defer engine.close()
 	d.certs = cmp.Or(d.Certs, engine.certs(), defaultCerts)
+	if d.told == nil && down == nil && engine != nil {
+		// Which mirror is this server is found out when it is asked.
+		d.guessed = engine.facts.mirrors
+	}
 	reached := d.checkPort(ctx, engine)
 	sure := d.checkMirror(engine)
 	if down != nil {
@@ -80,6 +85,9 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 		d.noMirror(engine)
 	} else if reached {
 		d.checkUse(ctx, engine, served, sure)
+	}
+	if d.told != nil {
+		d.checkDirectory("data_dir", string(d.running.DataDir))
 	}
 	d.checkDirectories()
 	return d.findings, nil

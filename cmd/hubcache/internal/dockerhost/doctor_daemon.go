@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,9 +181,8 @@ func (d *Doctor) brokenIn(checks ...string) bool {
 
 // whyUnused is what to look at when the engine has the mirror and doesn't use it.
 func (e *engine) whyUnused(mirror string) string {
-	if proxy := e.facts.proxyFor(mirror); proxy != "" {
-		u, _ := url.Parse(mirror) // proxyFor has parsed it
-		return "the daemon asks it through its proxy " + proxy + ": add " + u.Hostname() + " to the daemon's NO_PROXY"
+	if note := e.facts.proxyNote(mirror); note != "" {
+		return note
 	}
 	return "the daemon's log says why (journalctl -u docker)"
 }

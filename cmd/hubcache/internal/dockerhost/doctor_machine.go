@@ -38,7 +38,6 @@ func (d *Doctor) checkDisk(store admin.Store) {
 
 // checkDirectories looks which users may write to the directories of this host.
 func (d *Doctor) checkDirectories() {
-	d.checkDirectory("data_dir", string(d.running.DataDir))
 	d.checkDirectory("docker.hold_dir", string(d.Settings.Docker.HoldDir))
 	d.checkDirectory("docker.state", filepath.Dir(string(d.Settings.Docker.State)))
 }

@@ -27,8 +27,11 @@ import (
 const askWithin = 10 * time.Second
 
 // pullURLs are the URLs by which this host reaches the pull API: those that the server has told,
-// else those of the settings.
+// else the mirrors of the engine, else those of the settings.
 func (d *Doctor) pullURLs() (urls []string) {
+	if len(d.guessed) > 0 {
+		return d.guessed
+	}
 	if d.told == nil {
 		if u := MirrorURL(d.running); u != "" {
 			urls = append(urls, u)
@@ -169,51 +172,80 @@ func (d *Doctor) excludes(from netip.Addr) bool {
 	return err == nil && len(nets) > 0 && !slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
-// checkServing asks the pull port for a tag that doesn't exist, in the repository of the image, so
-// that the server asks the upstream with its token now. That costs no quota. It reports whether the
-// repository is one that the server serves; what is wrong with the upstream, the server's figures
-// say.
+// checkServing asks the pull port for a tag that doesn't exist, so that the server asks the upstream
+// with its token now. That costs no quota. It takes the repository of the image, or one that the
+// server serves if it doesn't serve that one. It reports whether the server serves the image; what
+// is wrong with the upstream, the server's figures say.
 func (d *Doctor) checkServing(ctx context.Context) bool {
-	before, _, err := d.client.Stats(ctx)
-	if err != nil {
-		return false // said by who asks next
+	repositories := []string{repositoryOf(d.Image)}
+	for _, pattern := range d.running.Allow {
+		if !strings.ContainsAny(pattern, "*?[\\") {
+			repositories = append(repositories, repositoryOf(pattern))
+		}
 	}
-	repository := repositoryOf(d.Image)
-	u, _ := url.Parse(d.mirror())
+	repositories = append(repositories, "library/busybox", "library/alpine")
+	for i, repository := range repositories {
+		before, _, err := d.client.Stats(ctx)
+		if err != nil {
+			return false // said by who asks next
+		}
+		status, code, detail, err := d.askManifest(ctx, repository)
+		if err != nil {
+			d.broken("server", fmt.Sprintf("%s answers /v2/, and no request for a manifest: %v", d.mirror(), err), "look into the server's log (journalctl -u hubcache)")
+			return false
+		}
+		after, _, err := d.client.Stats(ctx)
+		switch {
+		case err == nil && after.Requests.Manifest.Total() == before.Requests.Manifest.Total():
+			d.broken("server", fmt.Sprintf("what answers at %s is another hubcache than the one at %s", d.mirror(), d.client), "say with --admin which one is meant")
+			return false
+		case status == http.StatusNotFound && strings.Contains(detail, "not allowed"):
+			if i == 0 {
+				d.note("image", fmt.Sprintf("the server's allow and deny leave %s out", repository), "say with --image which image the server serves")
+			}
+		case status == http.StatusNotFound && code == "NAME_UNKNOWN":
+			if i == 0 {
+				d.note("image", fmt.Sprintf("the upstream has no public repository %s", repository), "say with --image which image it has")
+			}
+			return false
+		default:
+			return i == 0
+		}
+	}
+	return false
+}
+
+// askManifest asks for a tag that doesn't exist. It returns the status of the answer, and the code
+// and the detail of its error.
+func (d *Doctor) askManifest(ctx context.Context, repository string) (status int, code, detail string, err error) {
+	base := d.mirror()
+	u, err := url.Parse(base)
+	if err != nil {
+		return 0, "", "", err
+	}
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/v2/%s/manifests/hubcache-doctor-%d", u, repository, time.Now().UnixNano()), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/v2/%s/manifests/hubcache-doctor-%d", base, repository, time.Now().UnixNano()), nil)
 	if err != nil {
-		d.broken("image", fmt.Sprintf("--image %s is not the name of an image: %v", d.Image, err), "")
-		return false
+		return 0, "", "", err
 	}
 	resp, err := d.pullClient(u.Host, true).Do(req) // whom Docker trusts is checked already
 	if err != nil {
-		d.broken("server", fmt.Sprintf("%s answers /v2/, and no request for a manifest: %v", u, err), "look into the server's log (journalctl -u hubcache)")
-		return false
+		return 0, "", "", err
 	}
 	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return 0, "", "", err
+	}
 	var answer struct {
 		Errors []struct{ Code, Detail string }
 	}
 	_ = json.Unmarshal(body, &answer) // an answer without errors says nothing more
-	code, detail := "", ""
 	if len(answer.Errors) > 0 {
 		code, detail = answer.Errors[0].Code, answer.Errors[0].Detail
 	}
-	after, _, err := d.client.Stats(ctx)
-	switch {
-	case err == nil && after.Requests.Manifest.Total() == before.Requests.Manifest.Total():
-		d.broken("server", fmt.Sprintf("what answers at %s is another hubcache than the one at %s", u, d.client), "say with --admin which one is meant")
-	case resp.StatusCode == http.StatusNotFound && strings.Contains(detail, "not allowed"):
-		d.note("image", fmt.Sprintf("the server's allow and deny leave %s out, so it is no test of the upstream", repository), "say with --image which image the server serves")
-	case resp.StatusCode == http.StatusNotFound && code == "NAME_UNKNOWN":
-		d.note("image", fmt.Sprintf("the upstream has no public repository %s, so it is no test of pulls", repository), "say with --image which image it has")
-	default:
-		return true
-	}
-	return false
+	return resp.StatusCode, code, detail, nil
 }
 
 // repositoryOf is the repository of an image's name at Docker Hub.

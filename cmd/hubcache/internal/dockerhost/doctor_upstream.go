@@ -27,6 +27,9 @@ func (d *Doctor) checkUpstream(ctx context.Context, u admin.Upstream) {
 	f := u.Failure
 	switch {
 	case f != nil && f.Kind == "clock": // said by checkClock
+	case f != nil && u.State != "down" && time.Since(f.At) > failureAge:
+		detail, advice := describeFailure(*f)
+		d.note(check, fmt.Sprintf("%s; that was %v ago, and nobody has tried since", detail, time.Since(f.At).Round(time.Minute)), advice)
 	case f != nil:
 		detail, advice := describeFailure(*f)
 		d.broken(check, detail, advice)
@@ -48,6 +51,10 @@ func (d *Doctor) checkUpstream(ctx context.Context, u admin.Upstream) {
 		d.say("quota", status, fmt.Sprintf("%d of %d pulls are left at %s", q.Remaining, q.Limit, u.Registry), advice)
 	}
 }
+
+// failureAge is after which time a failure says little of now. The registry has just been asked,
+// but perhaps not its CDN.
+const failureAge = 10 * time.Minute
 
 // describeFailure says in words why an upstream can't be asked, and what to do.
 func describeFailure(f admin.Failure) (detail, advice string) {
@@ -105,8 +112,16 @@ func (d *Doctor) renew() string {
 // checkToken says what state the access token is in.
 func (d *Doctor) checkToken(u admin.Upstream) {
 	c, user := u.Credential, string(d.running.Upstream.Username)
+	exposed := ""
 	if c.Exposed {
-		d.note("password file", "every user of this machine may read "+d.tokenFile(), "chmod o-r "+d.tokenFile())
+		exposed = d.tokenFile()
+	} else if service, err := InstalledService(d.Root); err == nil && d.fromCredential() {
+		if source := service.credentialFile(string(d.running.Upstream.PasswordFile)); Exposed(source) {
+			exposed = source
+		}
+	}
+	if exposed != "" {
+		d.note("password file", "every user of this machine may read "+exposed, "chmod o-r "+exposed)
 	}
 	if detail, advice := d.fileFault(c); detail != "" {
 		if c.Usable {

@@ -1,0 +1,56 @@
+package dockerhost
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+)
+
+// TestOldFailuresAreNotes: a failure of the CDN stands until somebody pulls a layer again. After a
+// while it is no news of now.
+func TestOldFailuresAreNotes(t *testing.T) {
+	for age, want := range map[time.Duration]string{time.Minute: StatusBroken, time.Hour: StatusNote} {
+		d := Doctor{Settings: settings.Default()}
+		d.running = d.Settings
+		d.checkUpstream(t.Context(), admin.Upstream{Registry: "docker.io", State: "ok", Failure: &admin.Failure{Kind: "dns", Host: "cdn.hub.test", At: time.Now().Add(-age)}})
+		at := len(d.findings) - 1
+		if f := d.findings[at]; f.Status != want || !strings.Contains(f.Detail, "the name cdn.hub.test can't be resolved") {
+			t.Errorf("%s ago: %+v", age, f)
+		}
+	}
+}
+
+// TestDoctorSeesAnExposedCredential: the copy that systemd makes is closed; the file that it is made
+// from may be open.
+func TestDoctorSeesAnExposedCredential(t *testing.T) {
+	for path, want := range map[string]bool{"etc/credstore/public": true, "etc/credstore/closed": false} {
+		root := installed(t, map[string]string{path: "x", "etc/systemd/system/hubcache.service.d/x.conf": "[Service]\nLoadCredential=" + filepath.Base(path) + "\n"})
+		d := Doctor{Settings: settings.Default(), Root: root}
+		d.running = d.Settings
+		d.running.Upstream.PasswordFile = settings.Text(filepath.Base(path))
+		d.checkToken(admin.Upstream{Credential: admin.Credential{State: "accepted"}})
+		found := false
+		for _, f := range d.findings {
+			found = found || f.Check == "password file" && strings.Contains(f.Detail, filepath.Join(root, path))
+		}
+		if found != want {
+			t.Errorf("%s: %+v", path, d.findings)
+		}
+	}
+}
+
+// TestRepositoryOf: an image's name is completed as Docker does.
+func TestRepositoryOf(t *testing.T) {
+	for image, want := range map[string]string{
+		"redis": "library/redis", "redis:7": "library/redis", "docker.io/redis:7": "library/redis", "index.docker.io/library/redis": "library/redis",
+		"me/app@sha256:00": "me/app", "me/app:1@sha256:00": "me/app", "hello-world:latest": "library/hello-world",
+	} {
+		if got := repositoryOf(image); got != want {
+			t.Errorf("%s: %s", image, got)
+		}
+	}
+}
