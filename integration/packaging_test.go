@@ -328,7 +328,11 @@ func checkInstalledPackage(t *testing.T, deb string) {
 	h.run("docker", "image", "rm", "busybox:latest")
 	h.run("docker", "pull", "--quiet", "busybox:latest")
 
-	h.run("dpkg", "--purge", "hubcache")
+	checkSockets(h)
+	h.run("systemctl", "enable", "--now", "hubcache-docker-prune.timer")
+	if out := h.run("dpkg", "--purge", "hubcache"); !strings.Contains(out, "/etc/docker/daemon.json still names a mirror") {
+		t.Errorf("a purge doesn't tell of the mirror:\n%s", out)
+	}
 	left := h.shell("ls -d /etc/hubcache /var/lib/hubcache* /var/lib/private/hubcache* /etc/systemd/system/*/hubcache* 2>/dev/null || true")
 	if left != "" {
 		t.Errorf("a purge leaves these files:\n%s", left)
@@ -336,4 +340,65 @@ func checkInstalledPackage(t *testing.T, deb string) {
 	if out, err := h.try("curl", "-sS", "http://127.0.0.1:5000/v2/"); err == nil {
 		t.Errorf("after a purge the server still answers: %s", out)
 	}
+	checkPortTaken(h)
+}
+
+// checkSockets serves another address, as operations.md says, and restarts sockets and service in
+// each order.
+func checkSockets(h *bootedHost) {
+	h.t.Helper()
+	h.shell(`printf 'listen: ["0.0.0.0:5000", "127.0.0.1:5005"]\n' >> /etc/hubcache/config.yaml`)
+	const warning = "listen is 0.0.0.0:5000,127.0.0.1:5005 (file /etc/hubcache/config.yaml:"
+	if out := h.run("hubcache", "config", "check"); !strings.Contains(out, warning) {
+		h.t.Errorf("config check doesn't say that the socket listens elsewhere:\n%s", out)
+	}
+	h.run("systemctl", "restart", "hubcache.service")
+	if log := h.run("journalctl", "--unit=hubcache.service", "--priority=warning", "--output=cat"); !strings.Contains(log, warning) {
+		h.t.Errorf("the server doesn't say that the socket listens elsewhere:\n%s", log)
+	}
+	out := h.run("hubcache", "config", "sockets", "--apply")
+	_, command, found := strings.Cut(out, "now run: ")
+	if !found {
+		h.t.Fatalf("config sockets: %s", out)
+	}
+	h.shell(command)
+	h.run("curl", "-sS", "--fail", "http://127.0.0.9:5000/v2/", "http://127.0.0.1:5005/v2/")
+	if out := h.run("hubcache", "config", "check"); strings.Contains(out, "warning") {
+		h.t.Errorf("config check after config sockets:\n%s", out)
+	}
+	for _, units := range [][]string{
+		{"hubcache-pull.socket"}, {"hubcache-admin.socket"}, {"hubcache.service"},
+		{"hubcache-pull.socket", "hubcache.service"}, {"hubcache.service", "hubcache-admin.socket", "hubcache-pull.socket"},
+	} {
+		h.run("systemctl", "reset-failed", "hubcache.service") // systemd counts: five starts in ten seconds are too many
+		h.run(append([]string{"systemctl", "restart"}, units...)...)
+		h.run("systemctl", "is-active", "hubcache.service", "hubcache-pull.socket", "hubcache-admin.socket")
+		h.run("curl", "-sS", "--fail", "http://127.0.0.9:5000/v2/")
+		h.run("hubcache", "stats")
+	}
+}
+
+// checkPortTaken installs the package while another program has its port. The installation says
+// so, leaves no failed unit, and what it says to do works.
+func checkPortTaken(h *bootedHost) {
+	h.t.Helper()
+	h.write("/etc/systemd/system/taken.socket", "0644", "[Socket]\nListenStream=127.0.0.1:5000\nAccept=yes\n")
+	h.write("/etc/systemd/system/taken@.service", "0644", "[Service]\nExecStart=/bin/cat\nStandardInput=socket\n")
+	h.run("systemctl", "daemon-reload")
+	h.run("systemctl", "start", "taken.socket")
+	out := h.run("dpkg", "--install", hostPrograms+"/hubcache.deb")
+	if !strings.Contains(out, "127.0.0.1:5000 is in use by systemd (process 1)") {
+		h.t.Errorf("the installation doesn't say what has the port:\n%s", out)
+	}
+	if failed := h.run("systemctl", "--failed", "--plain", "--no-legend"); strings.Contains(failed, "hubcache") {
+		h.t.Errorf("failed units are left:\n%s", failed)
+	}
+	_, command, found := strings.Cut(out, "Then run: ")
+	if !found {
+		h.t.Fatal("the installation doesn't say what to do")
+	}
+	h.run("systemctl", "stop", "taken.socket")
+	command, _, _ = strings.Cut(command, "\n")
+	h.shell(command)
+	h.run("curl", "-sS", "--fail", "http://127.0.0.1:5000/v2/")
 }

@@ -139,6 +139,11 @@ in
     documentation = [ "man:hubcache(1)" ];
     after = [ "network-online.target" ];
     wants = [ "network-online.target" ];
+    # systemd can't restart a socket whose service runs. With this it restarts the service, too.
+    requires = [
+      "hubcache-pull.socket"
+      "hubcache-admin.socket"
+    ];
     # Only an order: Docker finds the cache running, and neither stops the other.
     before = [ "docker.service" ];
     wantedBy = [ "multi-user.target" ];

@@ -7,8 +7,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
+
+// packagedConfig is the file of the packaged service, which systemd listens for.
+const packagedConfig = "/etc/hubcache/config.yaml"
 
 func newConfigCommand(l *settings.Loader) *cobra.Command {
 	cmd := &cobra.Command{
@@ -35,6 +39,11 @@ Exits with 2 when something is wrong.`,
 			if path := string(s.Upstream.PasswordFile); dockerhost.Exposed(path) {
 				fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning: every user of this machine may read "+path+": chmod o-r "+path)
 			}
+			if s.File == packagedConfig {
+				for _, w := range server.CheckSockets(cmd.Context(), s) {
+					fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", w)
+				}
+			}
 			from := s.File
 			if from == "" {
 				from = "no file, defaults and environment"
@@ -57,7 +66,7 @@ Exits with 2 when something is wrong.`,
 	}
 	show.Flags().BoolVar(&asJSON, "json", false, "print as JSON")
 	l.BindFlags(show.Flags()) // the flags of serve, so that its command line can be tried
-	cmd.AddCommand(check, show)
+	cmd.AddCommand(check, show, newConfigSocketsCommand(l))
 	return cmd
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hubcache/hubcache/admin"
 )
@@ -43,9 +44,7 @@ func TestReloadTakesOverWhatCanChange(t *testing.T) {
 	if !denied("library/evil") || denied("library/good") {
 		t.Error("deny isn't in force at the start")
 	}
-	hasDebug := func() bool { return strings.Contains(strings.Join(p.logged(), "\n"), `"level":"DEBUG"`) }
-
-	p.reload("budget: 2GiB\nlog: {level: debug}\ndeny: [library/good]\nupstream: {url: 'http://127.0.0.1:2'}\n", "settings read again")
+	p.reload("budget: 2GiB\nlog: {level: info}\ndeny: [library/good]\nupstream: {url: 'http://127.0.0.1:2'}\n", "settings read again")
 	if got := p.stats().Store.BudgetBytes; got != 2<<30 {
 		t.Errorf("the budget is %d", got)
 	}
@@ -55,17 +54,24 @@ func TestReloadTakesOverWhatCanChange(t *testing.T) {
 	if line := p.awaitLog("changes with the next start only"); !strings.Contains(line, `"upstream.url"`) {
 		t.Errorf("what can't change: %s", line)
 	}
-	if hasDebug() {
-		t.Error("debug lines before the level was debug")
-	}
-	p.reload("budget: 2GiB\nlog: {level: debug}\nlisten_allow: [127.0.0.2]\n", "settings read again")
+	p.reload("budget: 2GiB\nlog: {level: info}\nlisten_allow: [127.0.0.2]\n", "settings read again")
 	if _, err := http.Get(p.pull + "/v2/"); err == nil { // an open connection is there from above
 		t.Error("listen_allow isn't in force")
 	}
-	eventually(t, "a debug line", hasDebug)
 	p.reload("budget: 3GiB\n", "settings read again")
 	if status, _ := p.get(p.pull + "/v2/"); status != http.StatusOK {
 		t.Errorf("after listen_allow is gone: %d", status)
+	}
+	p.configure("budget: 4GiB\nlog: {level: warn}\ndeny: [library/quiet]\n")
+	p.signal(syscall.SIGHUP)
+	eventually(t, "the next budget", func() bool { return p.stats().Store.BudgetBytes == 4<<30 })
+	if !denied("library/quiet") {
+		t.Error("the last deny isn't in force")
+	}
+	p.signal(syscall.SIGTERM)
+	p.ends(time.Minute, 0)
+	if log := strings.Join(p.logged(), "\n"); strings.Contains(log, "library/quiet") {
+		t.Errorf("at level warn it logs a request:\n%s", log)
 	}
 }
 

@@ -53,10 +53,19 @@ func (srv *server) listen() (ls []listener, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("sockets from systemd: %w", err)
 	}
-	for name := range given {
+	srv.sockets = map[string][]string{}
+	for name, raw := range given {
 		if name != pullSocket && name != adminSocket {
 			return nil, fmt.Errorf("socket %q from systemd: its unit needs FileDescriptorName=%s or FileDescriptorName=%s", name, pullSocket, adminSocket)
 		}
+		for _, l := range raw {
+			if l != nil {
+				srv.sockets[name] = append(srv.sockets[name], address(l))
+			}
+		}
+	}
+	for _, w := range overrule(srv.settings, srv.sockets) {
+		srv.log.Warn("a setting has no effect", "warning", w)
 	}
 	nets, err := srv.settings.AllowedClients()
 	if err != nil {
@@ -89,6 +98,14 @@ func (srv *server) listen() (ls []listener, err error) {
 		}
 	}
 	return ls, nil
+}
+
+// address is the address of a listener as the settings have it.
+func address(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix:" + l.Addr().String()
+	}
+	return l.Addr().String()
 }
 
 // listenOn opens one address. A unix socket that a killed server left is replaced.

@@ -37,7 +37,8 @@ const (
 // server is the running program.
 type server struct {
 	loader   *settings.Loader
-	settings *settings.Loaded // what runs: after a reload, what needs a restart is still as it was
+	sockets  map[string][]string // addresses of the sockets that systemd has handed over, by name
+	settings *settings.Loaded    // what runs: after a reload, what needs a restart is still as it was
 	version  string
 	log      *slog.Logger
 	level    *slog.LevelVar

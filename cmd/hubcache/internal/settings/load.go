@@ -192,6 +192,9 @@ func readFile(s *Loaded, path string, must bool) (found bool, err error) {
 // has its default.
 func (s *Loaded) Source(key string) string { return s.source[key] }
 
+// SetSource says that a setting was overruled, and by what.
+func (s *Loaded) SetSource(key, source string) { s.source[key] = source }
+
 // Shown is a setting as config show prints it. Its JSON form is stable.
 type Shown struct {
 	Key    string `json:"key"`
