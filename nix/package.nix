@@ -46,7 +46,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-8AYuEJsA2YGuSHrCmQKYtSAEbs/HmiaCmMnDU01y0V4=";
+  vendorHash = "sha256-wjEM2dfwB+2vdVgOpKsNYLoCRDmczu1T+B34aTE0jWM=";
 
   env.CGO_ENABLED = 0;
   # These need root and a Docker daemon. The tests of the other packages need only

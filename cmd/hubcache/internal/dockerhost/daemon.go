@@ -204,6 +204,14 @@ func (p daemonProcess) sees(path string) bool {
 	}
 }
 
+// checkSees refuses a file that the daemon doesn't see.
+func (p daemonProcess) checkSees(path string) error {
+	if p.sees(path) {
+		return nil
+	}
+	return elsewheref("the daemon (process %d) has another %s than this machine, as in a container: configure it there", p.pid, path)
+}
+
 // sharesNetwork reports whether a loopback address of the daemon is this machine's. It is
 // true too if that can't be known.
 func (p daemonProcess) sharesNetwork() bool {
@@ -262,10 +270,8 @@ func (s *Setup) findFiles(engine engineFacts) (daemonFiles, error) {
 	if isNixOS(f.config) {
 		return f, errNixOS
 	}
-	for _, path := range []string{f.config, f.certs} {
-		if !p.sees(path) {
-			return f, elsewheref("the daemon (process %d) has another %s than this machine, as in a container: configure it there", p.pid, path)
-		}
+	if err := p.checkSees(f.config); err != nil {
+		return f, err
 	}
 	if isLoopback(s.Mirror) && !p.sharesNetwork() {
 		f.notes = append(f.notes, fmt.Sprintf("the daemon is in another network namespace than this command, so %s may not be the cache there; an address of this machine that isn't loopback works", s.Mirror))
@@ -276,10 +282,17 @@ func (s *Setup) findFiles(engine engineFacts) (daemonFiles, error) {
 // isNixOS reports whether the system's configuration makes the file.
 func isNixOS(path string) bool { return within(realPath(path), "/nix/store") }
 
+// snapData is where the snap of Docker keeps its configuration. It has it bound over
+// /etc/docker for itself.
+const snapData = "/var/snap/docker/current"
+
 // fillPaths sets the paths: those that the user named, or else the daemon's.
 func (s *Setup) fillPaths(f *daemonFiles, engine engineFacts) error {
 	f.config, f.certs = defaultConfig, defaultCerts
-	if engine.rootless {
+	switch {
+	case engine.snap():
+		f.config, f.certs = snapData+"/config/daemon.json", snapData+"/etc/docker/certs.d"
+	case engine.rootless:
 		home, err := f.process.home()
 		if err != nil {
 			return err
@@ -330,8 +343,8 @@ func dataRoot(f *daemonFiles) string {
 func (s *Setup) guess(engine engineFacts) string {
 	path := defaultConfig
 	switch {
-	case strings.HasPrefix(engine.root, "/var/snap/docker/"):
-		path = "/var/snap/docker/current/config/daemon.json (Docker is a snap)"
+	case engine.snap():
+		path = snapData + "/config/daemon.json (Docker is a snap)"
 	case engine.rootless:
 		path = "~/.config/docker/daemon.json of the user who runs it (it is rootless)"
 	}

@@ -115,6 +115,9 @@ func (f engineFacts) unsafeLoopback() bool {
 	return f.major >= hostsSince && slices.ContainsFunc(f.mirrors, isLoopback)
 }
 
+// snap reports whether the engine is a snap.
+func (f engineFacts) snap() bool { return strings.HasPrefix(f.root, "/var/snap/docker/") }
+
 // uses reports whether the engine has the mirror in its list.
 func (f engineFacts) uses(mirror string) bool {
 	return slices.ContainsFunc(f.mirrors, func(m string) bool { return sameMirror(m, mirror) })

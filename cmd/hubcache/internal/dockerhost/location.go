@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/moby/moby/client"
 
@@ -101,9 +102,12 @@ func currentContext() (string, error) {
 		return "", nil
 	}
 	path := filepath.Join(dir, "config.json")
-	body, err := readOptional(path)
-	if err != nil || len(body) == 0 {
-		return "", err
+	body, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || err == nil && len(body) == 0 {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w; --host says where the engine is, whatever docker context is in use", err)
 	}
 	var config struct{ CurrentContext string }
 	if err := json.Unmarshal(body, &config); err != nil {

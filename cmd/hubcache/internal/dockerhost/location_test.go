@@ -91,6 +91,7 @@ func TestLocateRefuses(t *testing.T) {
 		{name: "no such context", config: `{"currentContext":"gone"}`, says: `no docker context "gone"`},
 		{name: "a broken context", config: `{}`, context: `{"Host":`, says: `"ctx", can't be read`},
 		{name: "a context without an engine", config: `{}`, context: `{}`, says: "names no Docker engine"},
+		{name: "a config.json that can't be read", config: "a directory", says: "--host says where"},
 		{name: "a broken config.json", config: `{`, says: "config.json"},
 		{name: "a path as the flag", flag: "/var/run/docker.sock", says: "--host: \"/var/run/docker.sock\" is not the URL"},
 		{name: "DOCKER_HOST without an address", host: "tcp://", says: "DOCKER_HOST"},
@@ -102,7 +103,11 @@ func TestLocateRefuses(t *testing.T) {
 				writeContext(t, dir, "ctx", test.context)
 				t.Setenv("DOCKER_CONTEXT", "ctx")
 			}
-			if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(test.config), 0o600); err != nil {
+			err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(test.config), 0o600)
+			if test.config == "a directory" {
+				err = errors.Join(os.Remove(filepath.Join(dir, "config.json")), os.Mkdir(filepath.Join(dir, "config.json"), 0o755))
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			if at, err := Locate(test.flag, settings.Default()); err == nil || !strings.Contains(err.Error(), test.says) {

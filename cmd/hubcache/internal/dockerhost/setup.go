@@ -136,6 +136,14 @@ func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
 	if err := s.planMirrors(&plan, files, engine); err != nil {
 		return plan, err
 	}
+	for _, c := range plan.changes {
+		if plan.process == nil {
+			break
+		}
+		if err := plan.process.checkSees(c.file.path); err != nil {
+			return plan, err
+		}
+	}
 	if !undo {
 		plan.notes = append(plan.notes, engine.notes(s.Mirror)...)
 	}

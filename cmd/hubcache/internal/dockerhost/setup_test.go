@@ -358,6 +358,18 @@ func TestFileOfTheDaemonsProcess(t *testing.T) {
 			}
 		}
 	})
+	t.Run("snap", func(t *testing.T) {
+		s := Setup{}
+		for arg, want := range map[string]string{
+			"--debug": "/var/snap/docker/current/config/daemon.json", "--config-file=/var/snap/docker/2932/config/daemon.json": "/var/snap/docker/2932/config/daemon.json",
+		} {
+			f := daemonFiles{process: &daemonProcess{pid: os.Getpid(), args: []string{"dockerd", arg}}}
+			err := s.fillPaths(&f, engineFacts{root: "/var/snap/docker/common/var-lib-docker"})
+			if err != nil || f.config != want || f.certs != "/var/snap/docker/current/etc/docker/certs.d" {
+				t.Errorf("%s: %+v, %v", arg, f, err)
+			}
+		}
+	})
 	t.Run("rootless, of another user", func(t *testing.T) {
 		p := daemonProcess{uid: 4242}
 		if err := p.checkUser(engineFacts{rootless: true}, 0); err == nil || !strings.Contains(err.Error(), "user 4242: run this command as that user") {
