@@ -59,6 +59,9 @@ type ImageDecision struct {
 	record  Record    // as it was then
 }
 
+// Deleted reports whether the image was deleted, and not only chosen.
+func (d ImageDecision) Deleted() bool { return d.deleted }
+
 // skip notes that the image is not deleted after all.
 func (d *ImageDecision) skip(rule Rule, why string) { d.Action, d.Rule, d.Why = Skip, rule, why }
 

@@ -130,7 +130,7 @@ func (h Holds) blockNewHolds(ctx context.Context, wait time.Duration) (unblock f
 	defer cancel()
 	err = waitLock(limited, gate, unix.LOCK_EX)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w or another prune runs: a process has kept %s locked for %v", ErrHeld, gate.Name(), wait)
+		err = h.heldBy("gate", fmt.Errorf("%w or another prune runs: the gate %s was locked for %v", ErrHeld, gate.Name(), wait))
 	}
 	if err != nil {
 		gate.Close()

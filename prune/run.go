@@ -40,13 +40,18 @@ type Pruner struct {
 // real run would do, deletes nothing, makes no hold wait, and ends with the same decision as
 // a real run, as far as that can be predicted.
 //
-// An error means that the Engine, the disk, a keep file or the records could not be read. The
+// If ctx ends, the decision is [Deferred]. An error means that the Engine, the disk, a keep file or the records could not be read. The
 // report's decision is then [Failed], and nothing was deleted after that.
 func (p *Pruner) Run(ctx context.Context, apply bool) (Report, error) {
 	r := Report{DryRun: !apply, High: p.Policy.High, Low: p.Policy.Low}
 	run := *p
 	run.Engine = boundedEngine{p.Engine, cmp.Or(p.limits, defaultLimits)}
 	err := run.run(ctx, apply, &r)
+	if ctx.Err() != nil && err != nil { // not the Engine's fault, whatever it was asked at the moment
+		r.Decision, r.Reason = Deferred, "interrupted"
+		r.markDeletable()
+		return r, nil
+	}
 	for _, later := range []error{ErrHeld, ErrBusy, errActive} {
 		if errors.Is(err, later) {
 			r.Decision, r.Reason = Deferred, err.Error()
@@ -158,11 +163,14 @@ func (p *Pruner) exclusively(ctx context.Context, wait bool, do func() error) er
 		case <-time.After(pause):
 		}
 		err := p.Holds.tryExclusive(p.runFile, do)
-		if !errors.Is(err, ErrHeld) || !wait {
+		if !errors.Is(err, ErrHeld) {
 			return err
 		}
+		if !wait {
+			return p.Holds.heldBy("run", err)
+		}
 		if p.patience -= time.Since(began); p.patience < 0 {
-			return fmt.Errorf("%w, after waiting %v for it to end", ErrHeld, p.Policy.MaxWait)
+			return p.Holds.heldBy("run", fmt.Errorf("%w, after waiting %v for it to end", ErrHeld, p.Policy.MaxWait))
 		}
 		if !logged {
 			logged = true

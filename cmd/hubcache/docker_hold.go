@@ -1,6 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
@@ -9,6 +13,7 @@ import (
 
 func newDockerHoldCommand(load loadFunc) *cobra.Command {
 	var host hostFlag
+	var list bool
 	cmd := &cobra.Command{
 		Use:   "hold -- COMMAND [ARG…]",
 		Short: "Run a command; while it runs, no image of this host is pruned",
@@ -17,13 +22,24 @@ func newDockerHoldCommand(load loadFunc) *cobra.Command {
 it ends; processes that the command leaves in the background do not prolong it.
 The exit code is the command's, and signals are passed on. A hold inside a hold
 does nothing. The images are those of this machine's engine: with another
-machine's in DOCKER_HOST or in the docker context the command isn't started.`,
-		Example: "  hubcache docker hold -- abra app deploy cloud.example.org\n  hubcache docker hold -- make test",
-		Args:    cobra.MinimumNArgs(1),
+machine's in DOCKER_HOST or in the docker context the command isn't started.
+
+--list shows the holds in force: whose they are, since when, and which command
+runs under them.`,
+		Example: "  hubcache docker hold -- abra app deploy cloud.example.org\n  hubcache docker hold -- make test\n  hubcache docker hold --list",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.MinimumNArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := load()
 			if err != nil {
 				return err
+			}
+			if list {
+				return listHolds(cmd.OutOrStdout(), prune.Holds{Dir: string(s.Docker.HoldDir)})
 			}
 			if _, err := host.local(cmd, s); err != nil {
 				return err
@@ -39,7 +55,26 @@ machine's in DOCKER_HOST or in the docker context the command isn't started.`,
 		},
 	}
 	host.register(cmd)
+	cmd.Flags().BoolVar(&list, "list", false, "show the holds in force")
 	return cmd
+}
+
+// listHolds prints the holds in force.
+func listHolds(out io.Writer, holds prune.Holds) error {
+	all, err := holds.List()
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(out, "No hold is in force.")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "PID\tUSER\tSINCE\tCOMMAND")
+	for _, h := range all {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", h.PID, h.User, h.Since.Local().Format("2006-01-02 15:04"), h.CommandLine())
+	}
+	return w.Flush()
 }
 
 // newDockerGuardCommand is for docker hold, which starts it.

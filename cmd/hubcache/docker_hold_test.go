@@ -306,3 +306,38 @@ func TestHoldFollowsTheTerminal(t *testing.T) {
 	s.expect("got-typed")
 	eventually(t, "the hold ends", func() bool { return !held(t, holds) })
 }
+
+// TestHoldList shows whose hold is in force, since when, and for which command.
+func TestHoldList(t *testing.T) {
+	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
+	list := func() string {
+		t.Helper()
+		cmd := exec.Command("/proc/self/exe", "docker", "hold", "--list")
+		cmd.Env = append(os.Environ(), holdDirVariable+"="+holds.Dir)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	if got := list(); got != "No hold is in force.\n" {
+		t.Errorf("without a hold: %q", got)
+	}
+	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; read line")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, cmd, pidFile)
+	got := list()
+	for _, want := range []string{"COMMAND", strconv.Itoa(cmd.Process.Pid), time.Now().Format("2006-01-02"), "sh -c echo $$ > " + pidFile} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in\n%s", want, got)
+		}
+	}
+	if lines := strings.Count(got, "\n"); lines != 2 {
+		t.Errorf("%d lines:\n%s", lines, got)
+	}
+	stdin.Close()
+	_ = cmd.Wait()
+}

@@ -2,6 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,9 +56,10 @@ later.`,
 				Transfers: transfersOf(string(d.Admin)), Logger: server.NewLogger(cmd.ErrOrStderr()),
 			}
 			report, failure := p.Run(cmd.Context(), apply)
-			if asJSON {
+			switch deleted := slices.ContainsFunc(report.Images, prune.ImageDecision.Deleted); {
+			case asJSON:
 				err = printJSON(cmd.OutOrStdout(), report)
-			} else {
+			case failure == nil || deleted: // otherwise there is nothing to say but the error
 				err = writePruneTable(cmd.OutOrStdout(), report)
 			}
 			if failure != nil {
@@ -128,13 +133,17 @@ func set[T any](given bool, to *T, value T) {
 }
 
 // transfersOf returns a function that asks the cache at an admin address how many
-// downloads are in flight; nil for no address.
+// downloads are in flight; nil for no address. Where nobody listens, none is: the address may be
+// a package's, and its service not in use.
 func transfersOf(addr string) func(context.Context) (int, error) {
 	if addr == "" {
 		return nil
 	}
 	return func(ctx context.Context) (int, error) {
 		stats, err := adminclient.Stats(ctx, addr)
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+			return 0, nil
+		}
 		return len(stats.Inflight), err
 	}
 }

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +44,46 @@ func TestPruneExitCodes(t *testing.T) {
 		if int(code) != want {
 			t.Errorf("%s: exit code %d, want %d", decision, code, want)
 		}
+	}
+}
+
+// TestPruneFailurePrintsOneError and no table.
+func TestPruneFailurePrintsOneError(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("docker: {host: unix:///does/not/exist.sock}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	if code := run([]string{"--config", config, "docker", "prune"}, nil, &out, &errs); code != 1 || out.Len() > 0 || strings.Count(errs.String(), "\n") != 1 {
+		t.Errorf("exit code %d, output %q, errors %q", code, out.String(), errs.String())
+	}
+}
+
+// TestPruneDoesntWaitForACacheThatNobodyRuns: the package sets docker.admin, and its service may be
+// disabled. A cache that listens and doesn't answer may have transfers in flight.
+func TestPruneDoesntWaitForACacheThatNobodyRuns(t *testing.T) {
+	dir := t.TempDir()
+	refused := filepath.Join(dir, "refused.sock")
+	l, err := net.Listen("unix", refused)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp.Close()
+	for _, addr := range []string{"unix:" + filepath.Join(dir, "missing.sock"), "unix:" + refused, tcp.Addr().String()} {
+		if n, err := transfersOf(addr)(t.Context()); n != 0 || err != nil {
+			t.Errorf("%s: %d transfers, %v", addr, n, err)
+		}
+	}
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	if _, err := transfersOf(strings.TrimPrefix(other.URL, "http://"))(t.Context()); err == nil {
+		t.Error("something else that answers is no error")
 	}
 }
 
