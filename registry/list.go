@@ -267,10 +267,15 @@ func (r *repo) askList(ctx context.Context, path string, query url.Values) (*lis
 		l, err = r.openList(ctx, path, query)
 		r.m.absent.note(listKind, r.name, path, err)
 	}
+	d, isReferrers := strings.CutPrefix(path, "referrers/")
 	if err != nil {
 		u, ok := errors.AsType[*upstream.Error](err)
-		if !ok || u.Cause != upstream.NotFound || !strings.HasPrefix(path, "referrers/") {
+		if !ok || u.Cause != upstream.NotFound || !isReferrers {
 			return nil, err
+		}
+		if _, kept := r.m.store.Referrers(r.full, digest.Digest(d)); kept == nil {
+			// It has given the list once, and a registry that knows referrers never answers 404.
+			return nil, &upstream.Error{Cause: upstream.Broken, Host: u.Host, Status: u.Status, Err: errNoReferrers}
 		}
 		l = emptyIndex()
 	}
@@ -278,12 +283,14 @@ func (r *repo) askList(ctx context.Context, path string, query url.Values) (*lis
 	if l.long == nil {
 		r.m.lists.put(listKey(r.name, path, query), l)
 		// Only without a filter: clients could invent any number of them.
-		if d, ok := strings.CutPrefix(path, "referrers/"); ok && len(query) == 0 {
+		if isReferrers && len(query) == 0 && err == nil {
 			r.keepReferrers(digest.Digest(d), l)
 		}
 	}
 	return l, nil
 }
+
+var errNoReferrers = errors.New("it knows no referrers now")
 
 // openList asks upstream for a list. A long one comes with a slot of its own, so that those who
 // read it slowly keep no other list waiting.
