@@ -28,18 +28,32 @@ func (r fakeRegistry) Stats() registry.Stats { return registry.Stats(r) }
 
 var observed = time.Date(2026, 3, 4, 6, 6, 7, 0, time.FixedZone("", 3600))
 
+// times are the buckets of requests of which first took at most the first bound, and the others the
+// second.
+func times(first, all int64) (b [len(registry.FirstByteBounds)]int64) {
+	for i := range b {
+		b[i] = all
+	}
+	b[0] = first
+	return b
+}
+
 // busy has a different number in every field.
 func busy() Options {
 	return Options{
 		Store: fakeStore{
 			Bytes: 1, ReservedBytes: 2, PinnedBytes: 3, BudgetBytes: 4, IndexBytes: 5, Blobs: 6, Manifests: 7, Tags: 8,
-			Evictions: 9, EvictedBytes: 10, WriteErrors: 11, OldestUse: observed,
+			Evictions: 9, EvictedBytes: 10, WriteErrors: 11, OldestUse: observed, DiskBytes: 13, DiskFreeBytes: 12,
 		},
 		Registry: fakeRegistry{
-			Manifest:            registry.Requests{Hit: 21, Revalidated: 22, Miss: 23, Shared: 24, Stale: 25, Bypass: 26, Error: 27},
-			Blob:                registry.Requests{Hit: 31, Miss: 32, Shared: 33, Bypass: 34, Error: 35},
+			Manifest: registry.Requests{Hit: 21, Revalidated: 22, Miss: 23, Shared: 24, Stale: 25, Bypass: 26, Error: 27,
+				Errors:    registry.Errors{Client: 3, Policy: 5, Upstream: 7, Disk: 12},
+				FirstByte: map[registry.Outcome]registry.Histogram{registry.OutcomeHit: {Count: 3, Sum: 1500 * time.Millisecond, Buckets: times(1, 2)}}},
+			Blob: registry.Requests{Hit: 31, Miss: 32, Shared: 33, Bypass: 34, Error: 35, ReadAhead: 36,
+				Errors:    registry.Errors{Client: 4, Policy: 6, Upstream: 8, Disk: 17},
+				FirstByte: map[registry.Outcome]registry.Histogram{registry.OutcomeMiss: {Count: 5, Sum: time.Second, Buckets: times(2, 4)}}},
 			OverdueVisibilities: 46, OldestVisibility: 47 * time.Second,
-			Served: 41, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45, StaleReferrers: 48,
+			Served: 41, Hit: 40, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45, StaleReferrers: 48,
 			Upstreams: []upstream.Stats{{
 				Registry: "docker.io", URL: "https://registry-1.docker.io", State: "cooling", Requests: 51, Authenticated: true,
 				RateLimit:     &upstream.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},

@@ -21,6 +21,10 @@ type collector struct {
 // of its labels.
 var families = map[string][]string{
 	"requests_total":                {"GETs and HEADs of manifests and blobs, by result.", "kind", "result"},
+	"request_errors_total":          {"Requests with the result error, by whose fault it is (client, policy, upstream, disk).", "kind", "cause"},
+	"request_first_byte_seconds":    {"Time until the first byte of the answer, by result.", "kind", "result"},
+	"read_ahead_hits_total":         {"Requests with the result hit or shared for blobs that were read ahead for the same pull: no hits of earlier work."},
+	"hit_bytes_total":               {"Bytes sent to clients that earlier requests had fetched, or another one. Without what was read ahead for the same pull."},
 	"served_bytes_total":            {"Bytes of manifests and blobs sent to clients."},
 	"upstream_bytes_total":          {"Bytes of manifests and blobs read from upstream."},
 	"upstream_requests_total":       {"Requests to the registry and its CDN.", "upstream"},
@@ -48,6 +52,8 @@ var families = map[string][]string{
 	"cache_index_bytes":             {"Size of the index, which the budget does not include."},
 	"cache_entries":                 {"Blobs, manifests and tags in the cache.", "kind"},
 	"cache_longest_idle_seconds":    {"Time since the last use of what is evicted next. A short one means that the cache is small."},
+	"disk_size_bytes":               {"Size of the file system that the cache is on."},
+	"disk_free_bytes":               {"Bytes that are free on the file system that the cache is on, for the server."},
 	"evictions_total":               {"Blobs and manifests evicted."},
 	"evicted_bytes_total":           {"Bytes of evicted blobs and manifests."},
 	"config_last_reload_successful": {"1 if the last SIGHUP changed to the new settings, 0 if the old ones stayed."},
@@ -91,6 +97,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
+	c.answers("manifest", r.Manifest, ch)
+	c.answers("blob", r.Blob, ch)
+	count("read_ahead_hits_total", r.Blob.ReadAhead)
+	count("hit_bytes_total", r.Hit)
 	count("served_bytes_total", r.Served)
 	count("upstream_bytes_total", r.Fetched)
 	count("upstream_resumes_total", r.Resumes)
@@ -110,6 +120,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("cache_pinned_bytes", s.PinnedBytes)
 	gauge("cache_limit_bytes", s.BudgetBytes)
 	gauge("cache_index_bytes", s.IndexBytes)
+	if s.DiskBytes > 0 {
+		gauge("disk_size_bytes", s.DiskBytes)
+		gauge("disk_free_bytes", s.DiskFreeBytes)
+	}
 	gauge("cache_entries", s.Blobs, "blob")
 	gauge("cache_entries", s.Manifests, "manifest")
 	gauge("cache_entries", s.Tags, "tag")
@@ -123,6 +137,23 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, "uptime_seconds", time.Since(c.a.Started).Seconds())
 	for _, u := range r.Upstreams {
 		c.upstream(u, count, gauge)
+	}
+}
+
+// answers sends the errors and the times of one kind of requests.
+func (c *collector) answers(kind string, q registry.Requests, ch chan<- prometheus.Metric) {
+	for cause, n := range map[string]int64{"client": q.Errors.Client, "policy": q.Errors.Policy, "upstream": q.Errors.Upstream, "disk": q.Errors.Disk} {
+		ch <- prometheus.MustNewConstMetric(c.descs["request_errors_total"], prometheus.CounterValue, float64(n), kind, cause)
+	}
+	for outcome, h := range q.FirstByte {
+		if kind == "blob" && (outcome == registry.OutcomeRevalidated || outcome == registry.OutcomeStale) {
+			continue // no blob is either
+		}
+		buckets := map[float64]uint64{}
+		for i, n := range h.Buckets {
+			buckets[registry.FirstByteBounds[i].Seconds()] = uint64(n)
+		}
+		ch <- prometheus.MustNewConstHistogram(c.descs["request_first_byte_seconds"], uint64(h.Count), h.Sum.Seconds(), buckets, kind, string(outcome))
 	}
 }
 

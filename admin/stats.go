@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/hubcache/hubcache/registry"
 )
 
 // Schema is the version of Stats. It rises when a field changes its meaning or is removed.
@@ -18,6 +20,7 @@ type Stats struct {
 	Store         Store       `json:"store"`
 	Requests      Requests    `json:"requests"`
 	Bytes         Bytes       `json:"bytes"`
+	HitRatio      HitRatio    `json:"hit_ratio"`
 	Upstreams     []Upstream  `json:"upstreams"` // never null
 	Visibility    Visibility  `json:"visibility"`
 	Inflight      []Inflight  `json:"inflight"` // never null; by repository and digest
@@ -36,7 +39,9 @@ type Store struct {
 	Tags          int64      `json:"tags"`
 	Evictions     int64      `json:"evictions"` // of blobs and manifests
 	EvictedBytes  int64      `json:"evicted_bytes"`
-	OldestUse     *time.Time `json:"oldest_use"` // the oldest last use among what may be evicted next; null while the store is empty
+	DiskBytes     int64      `json:"disk_bytes"`      // size of the file system; it and what is free are measured every ten seconds
+	DiskFreeBytes int64      `json:"disk_free_bytes"` // that the server may write
+	OldestUse     *time.Time `json:"oldest_use"`      // the oldest last use among what may be evicted next; null while the store is empty
 }
 
 // Requests counts every GET and HEAD for a manifest or blob once, under its result.
@@ -53,13 +58,29 @@ type ManifestRequests struct {
 	Shared      int64 `json:"shared"`      // from an upstream request that another client began
 	Stale       int64 `json:"stale"`       // from the cache, because the upstream could not be asked
 	Bypass      int64 `json:"bypass"`      // from the upstream, and not kept
-	Error       int64 `json:"error"`       // answered with a status of 400 or above
+	Error       int64 `json:"error"`       // answered with a status of 400 or above; the sum of Errors
+
+	Errors Errors `json:"errors"`
+}
+
+// Errors counts requests that were answered with an error, by whose fault that is.
+type Errors struct {
+	Client   int64 `json:"client"`   // it asked for what doesn't exist, or isn't public, or made no sense
+	Policy   int64 `json:"policy"`   // the settings or a limit of this cache refused it
+	Upstream int64 `json:"upstream"` // the upstream didn't answer, limited requests, or sent what is wrong
+	Disk     int64 `json:"disk"`     // what is cached couldn't be read
 }
 
 // Total returns how many requests there were.
 func (r ManifestRequests) Total() int64 {
 	return r.Hit + r.Revalidated + r.Miss + r.Shared + r.Stale + r.Bypass + r.Error
 }
+
+// Answered returns how many requests were answered without an error.
+func (r ManifestRequests) Answered() int64 { return r.Total() - r.Error }
+
+// Hits returns how many requests were answered with what earlier ones had fetched, or another one.
+func (r ManifestRequests) Hits() int64 { return r.Hit + r.Revalidated + r.Shared + r.Stale }
 
 // BlobRequests counts requests for blobs. The fields mean what they do in ManifestRequests.
 type BlobRequests struct {
@@ -68,14 +89,25 @@ type BlobRequests struct {
 	Shared int64 `json:"shared"`
 	Bypass int64 `json:"bypass"`
 	Error  int64 `json:"error"`
+
+	ReadAhead int64  `json:"read_ahead"` // how many of Hit and Shared were for what had been read ahead for the same pull
+	Errors    Errors `json:"errors"`
 }
 
 // Total returns how many requests there were.
 func (r BlobRequests) Total() int64 { return r.Hit + r.Miss + r.Shared + r.Bypass + r.Error }
 
+// Answered returns how many requests were answered without an error.
+func (r BlobRequests) Answered() int64 { return r.Total() - r.Error }
+
+// Hits returns how many requests were answered with what earlier ones had fetched, or another
+// one, and not with what was read ahead for the same pull.
+func (r BlobRequests) Hits() int64 { return r.Hit + r.Shared - r.ReadAhead }
+
 // Bytes counts the bytes of manifests and blobs.
 type Bytes struct {
 	Served          int64 `json:"served"`            // sent to clients
+	Hit             int64 `json:"hit"`               // sent to clients, and fetched by earlier requests or with another one; not what was read ahead for the same pull
 	Fetched         int64 `json:"fetched"`           // read from upstreams
 	ReadAheadUnused int64 `json:"read_ahead_unused"` // read ahead, and not asked for within ten minutes
 }
@@ -83,6 +115,25 @@ type Bytes struct {
 // Connections counts those to the listeners for pulls.
 type Connections struct {
 	Refused int64 `json:"refused"` // of clients whose addresses are not in listen_allow
+}
+
+// HitRatio is the share of what was sent to clients that earlier requests had fetched, or another
+// one that was under way. What read-ahead fetches for a pull is no hit of that pull. Errors don't
+// count. A field is null while nothing was sent.
+type HitRatio struct {
+	Requests *float64 `json:"requests"` // from 0 to 1
+	Bytes    *float64 `json:"bytes"`
+}
+
+// Ratio returns the hit ratio of requests and their bytes.
+func Ratio(r Requests, b Bytes) (h HitRatio) {
+	if all := r.Manifest.Answered() + r.Blob.Answered(); all > 0 {
+		h.Requests = new(float64(r.Manifest.Hits()+r.Blob.Hits()) / float64(all))
+	}
+	if b.Served > 0 {
+		h.Bytes = new(float64(b.Hit) / float64(b.Served))
+	}
+	return h
 }
 
 // Visibility says for how many public repositories nobody can tell whether they still are public.
@@ -142,6 +193,16 @@ type Inflight struct {
 	Readers    int    `json:"readers"`    // clients that are reading
 }
 
+func requestsOf(r registry.Stats) Requests {
+	m, b := r.Manifest, r.Blob
+	return Requests{
+		Manifest: ManifestRequests{m.Hit, m.Revalidated, m.Miss, m.Shared, m.Stale, m.Bypass, m.Error, Errors(m.Errors)},
+		Blob:     BlobRequests{b.Hit, b.Miss, b.Shared, b.Bypass, b.Error, b.ReadAhead, Errors(b.Errors)},
+	}
+}
+
+func bytesOf(r registry.Stats) Bytes { return Bytes{r.Served, r.Hit, r.Fetched, r.ReadAheadUnused} }
+
 // document makes the Stats from one snapshot of the store and one of the registry.
 func (a *admin) document(now time.Time) Stats {
 	s, r := a.Store.Stats(), a.Registry.Stats()
@@ -150,13 +211,9 @@ func (a *admin) document(now time.Time) Stats {
 		Store: Store{
 			Bytes: s.Bytes, ReservedBytes: s.ReservedBytes, PinnedBytes: s.PinnedBytes, BudgetBytes: s.BudgetBytes,
 			IndexBytes: s.IndexBytes, Blobs: s.Blobs, Manifests: s.Manifests, Tags: s.Tags,
-			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes,
+			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes,
 		},
-		Requests: Requests{
-			Manifest: ManifestRequests(r.Manifest),
-			Blob:     BlobRequests{r.Blob.Hit, r.Blob.Miss, r.Blob.Shared, r.Blob.Bypass, r.Blob.Error},
-		},
-		Bytes:     Bytes{r.Served, r.Fetched, r.ReadAheadUnused},
+		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)),
 		Upstreams: []Upstream{}, Inflight: []Inflight{},
 		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 		Connections: Connections{a.Refused()},

@@ -35,6 +35,7 @@ type Flight struct {
 	err       error           // why the flight failed before there was anything to read; later errors reach the readers of in
 
 	// Guarded by the pool's mu.
+	ahead   *Ahead // nil: a client's request has started it
 	readers int
 	wanted  bool // somebody has asked for it; false: it is read ahead
 }
@@ -168,12 +169,13 @@ func (f *Flight) finish(err error) {
 		close(p.idle)
 		p.idle = nil
 	}
-	wanted := f.wanted
+	wanted, ahead := f.wanted, f.ahead
 	p.mu.Unlock()
 	if err == nil {
 		p.verified(f.blob.Digest)
-		if !wanted {
-			p.unused.add(f.blob.Digest, f.in.Size())
+		if ahead != nil {
+			ahead.size.Store(f.in.Size())
+			p.unused.add(f.blob.Digest, ahead, wanted)
 		}
 	}
 	f.announce(err)
@@ -202,6 +204,14 @@ func (f *Flight) urgent() bool {
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()
 	return f.readers > 0 || f.pool.withReaders == 0
+}
+
+// Ahead returns what is sent of a flight that read-ahead has started, and nil for one that a client
+// has.
+func (f *Flight) Ahead() *Ahead {
+	f.pool.mu.Lock()
+	defer f.pool.mu.Unlock()
+	return f.ahead
 }
 
 // Origin returns the repository under which the blob is fetched.

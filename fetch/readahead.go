@@ -3,7 +3,9 @@ package fetch
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -88,10 +90,12 @@ func (p *Pool) fetchAhead(b Blob, down func() error) bool {
 			}
 		}
 		f := p.start(b, doubtful)
-		p.mu.Unlock()
 		if f == nil {
+			p.mu.Unlock()
 			return false
 		}
+		f.ahead = newAhead()
+		p.mu.Unlock()
 		<-f.done
 		if _, ok := p.store.Has(b.Digest); ok || !onlySlot || !errors.Is(context.Cause(f.ctx), errGaveWay) {
 			return ok
@@ -121,10 +125,41 @@ func (p *Pool) giveWay() {
 	}
 }
 
-// Asked says that a client asks for the blob: if it was read ahead, it wasn't in vain.
-func (p *Pool) Asked(d digest.Digest) { p.unused.asked(d) }
+// Asked says that a client asks for the blob, and returns what is known of it if it was read
+// ahead in the last ten minutes, or nil. wanted is false for a HEAD: then it may still have been
+// read ahead in vain.
+func (p *Pool) Asked(d digest.Digest, wanted bool) *Ahead { return p.unused.asked(d, wanted) }
 
-// unused counts what was read ahead and not asked for in time.
+// Ahead is a blob that was read ahead a moment ago, for a pull whose client has yet to ask for it.
+// What is sent of it first is no hit of earlier work: it would have been fetched now. All methods
+// are safe for concurrent use.
+type Ahead struct {
+	size atomic.Int64 // bytes; a large number while it is unknown
+	sent atomic.Int64 // bytes that were sent of it, up to size
+}
+
+func newAhead() *Ahead {
+	a := &Ahead{}
+	a.size.Store(math.MaxInt64)
+	return a
+}
+
+// Sent says that n bytes of it were sent to a client. It returns how many of them are the first
+// that were sent of the blob, and whether some were missing before: each byte counts once,
+// whether its client asks for the blob as a whole or in parts.
+func (a *Ahead) Sent(n int64) (first int64, some bool) {
+	for {
+		sent := a.sent.Load()
+		if first = min(n, a.size.Load()-sent); first < 0 || sent >= a.size.Load() {
+			return 0, false
+		}
+		if a.sent.CompareAndSwap(sent, sent+first) {
+			return first, true
+		}
+	}
+}
+
+// unused knows what was read ahead, and counts what is not asked for in time.
 type unused struct {
 	mu    sync.Mutex // guards what follows
 	blobs map[digest.Digest]*unusedBlob
@@ -132,33 +167,39 @@ type unused struct {
 }
 
 type unusedBlob struct {
-	size  int64
+	*Ahead
+	asked bool // a client has asked for it
 	timer *time.Timer
 }
 
-// add takes note of a blob that nobody has asked for yet.
-func (u *unused) add(d digest.Digest, size int64) {
+// add takes note of a blob that was read ahead. asked says that a client has asked for it already.
+func (u *unused) add(d digest.Digest, a *Ahead, asked bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	b := &unusedBlob{size: size}
+	b := &unusedBlob{Ahead: a, asked: asked}
 	b.timer = time.AfterFunc(unusedAfter, func() {
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		if u.blobs[d] == b {
-			delete(u.blobs, d)
-			u.bytes += size
+		if u.blobs[d] != b {
+			return
+		}
+		delete(u.blobs, d)
+		if !b.asked {
+			u.bytes += a.size.Load()
 		}
 	})
 	u.blobs[d] = b
 }
 
-func (u *unused) asked(d digest.Digest) {
+func (u *unused) asked(d digest.Digest, wanted bool) *Ahead {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if b := u.blobs[d]; b != nil {
-		b.timer.Stop()
-		delete(u.blobs, d)
+	b := u.blobs[d]
+	if b == nil {
+		return nil
 	}
+	b.asked = b.asked || wanted
+	return b.Ahead
 }
 
 // stop stops the timers.

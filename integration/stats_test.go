@@ -30,9 +30,12 @@ func (s *server) Stats() admin.Stats {
 // with the JSON type of its value.
 const statsShape = `
 bytes.fetched number
+bytes.hit number
 bytes.read_ahead_unused number
 bytes.served number
 connections.refused number
+hit_ratio.bytes number
+hit_ratio.requests number
 inflight[].digest string
 inflight[].readers number
 inflight[].received number
@@ -40,11 +43,20 @@ inflight[].repository string
 inflight[].size number
 requests.blob.bypass number
 requests.blob.error number
+requests.blob.errors.client number
+requests.blob.errors.disk number
+requests.blob.errors.policy number
+requests.blob.errors.upstream number
 requests.blob.hit number
 requests.blob.miss number
+requests.blob.read_ahead number
 requests.blob.shared number
 requests.manifest.bypass number
 requests.manifest.error number
+requests.manifest.errors.client number
+requests.manifest.errors.disk number
+requests.manifest.errors.policy number
+requests.manifest.errors.upstream number
 requests.manifest.hit number
 requests.manifest.miss number
 requests.manifest.revalidated number
@@ -54,6 +66,8 @@ schema number
 store.blobs number
 store.budget_bytes number
 store.bytes number
+store.disk_bytes number
+store.disk_free_bytes number
 store.evicted_bytes number
 store.evictions number
 store.index_bytes number
@@ -192,6 +206,9 @@ func TestStatsAddUp(t *testing.T) {
 	}
 	if m.Revalidated != 1 || m.Error != 2 || b.Error != 1 || m.Stale+m.Bypass+b.Bypass != 0 {
 		t.Errorf("manifests %+v, blobs %+v", m, b)
+	}
+	if m.Errors != (admin.Errors{Client: 2}) || b.Errors != (admin.Errors{Client: 1}) {
+		t.Errorf("what doesn't exist is the client's fault: %+v, %+v", m.Errors, b.Errors)
 	}
 	if stats.Bytes.Served != served {
 		t.Errorf("bytes.served %d, the clients received %d", stats.Bytes.Served, served)

@@ -30,7 +30,7 @@ func send(w http.ResponseWriter, req *http.Request, o content.Object, from conte
 	if errors.Is(err, content.ErrRange) {
 		err = &failure{status: http.StatusRequestedRangeNotSatisfiable, code: errcode.ErrorCodeRangeInvalid, detail: "the blob ends before it begins"}
 	}
-	return result{status, sent, Outcome(o.Cache), err}
+	return result{status: status, sent: sent, outcome: Outcome(o.Cache), err: err}
 }
 
 // blobRequest is a GET or HEAD of a blob.
@@ -39,6 +39,7 @@ type blobRequest struct {
 	digest digest.Digest
 	w      http.ResponseWriter
 	req    *http.Request
+	ahead  *fetch.Ahead // nil: the blob was not read ahead
 }
 
 // send answers with the blob.
@@ -46,14 +47,21 @@ func (q *blobRequest) send(size int64, o Outcome, from content.Sender) result {
 	return send(q.w, q.req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(o)}, from)
 }
 
-// serve answers the request from the store, from a flight, or past both.
+// serve answers the request, and finds out whether what was sent had been read ahead for it.
 func (q *blobRequest) serve() result {
+	res := q.answer()
+	if q.ahead != nil && isHit(res.outcome) {
+		res.aheadSent, res.ahead = q.ahead.Sent(res.sent)
+	}
+	return res
+}
+
+// answer answers the request from the store, from a flight, or past both.
+func (q *blobRequest) answer() result {
 	if err := q.admission.wait(q.req.Context()); err != nil {
 		return result{err: err}
 	}
-	if q.req.Method == http.MethodGet {
-		q.m.pool.Asked(q.digest)
-	}
+	q.ahead = q.m.pool.Asked(q.digest, q.req.Method == http.MethodGet)
 	// Between two looks a flight may end, or a blob be evicted; and a blob that one repository
 	// hasn't got, another one may have.
 	for range 5 {
@@ -138,6 +146,9 @@ func (q *blobRequest) serveFlight() result {
 		return result{err: err}
 	}
 	defer f.Leave()
+	if a := f.Ahead(); a != nil {
+		q.ahead = a
+	}
 	ours := f.Origin().Repository == q.full
 	if !ours {
 		if ok, err := q.linked(q.digest, f.Origin().Private); err != nil || !ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
 
@@ -23,6 +25,7 @@ type failure struct {
 	code       errcode.ErrorCode
 	detail     string // for clients
 	retryAfter time.Duration
+	policy     bool  // the settings of this cache say so
 	err        error // for the log; nil: detail says all
 }
 
@@ -104,10 +107,34 @@ func ownError(err error) (u *upstream.Error, detail string) {
 	return &upstream.Error{Cause: upstream.Broken}, "this cache fails; its log says why"
 }
 
+// causeOf says whose fault an error is that a client is answered with. That something doesn't
+// exist, or isn't public, which Docker Hub doesn't tell apart, is the fault of who asks for it.
+func causeOf(err error) cause {
+	if f, ok := errors.AsType[*failure](err); ok && f.err == nil {
+		if f.policy {
+			return byPolicy
+		}
+		return byClient
+	}
+	u, ok := errors.AsType[*upstream.Error](err)
+	_, network := errors.AsType[net.Error](err)
+	switch {
+	case errors.Is(err, errClientLimit), errors.Is(err, fetch.ErrBusy), errors.Is(err, fetch.ErrEnded), errors.Is(err, errStopping):
+		return byPolicy
+	case ok && (u.Cause == upstream.NotFound || u.Cause == upstream.Denied):
+		return byClient
+	case ok && u.Cause == upstream.Unsupported: // what this cache doesn't serve
+		return byPolicy
+	case ok, network, errors.Is(err, storage.ErrDigest), errors.Is(err, context.DeadlineExceeded):
+		return byUpstream
+	}
+	return byDisk
+}
+
 // Failures that depend on nothing but the name and the policy.
 var (
 	impossibleName    = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "the registry can't have a repository of that name"}
-	notAllowed        = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "not allowed by this cache's settings"}
+	notAllowed        = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, policy: true, detail: "not allowed by this cache's settings"}
 	privateRepository = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "unknown, or private and not named in upstream.private"}
 )
 

@@ -386,7 +386,7 @@ func (r *repo) sendList(w http.ResponseWriter, req *http.Request, key string, l 
 		kept.Body = packed
 		r.m.lists.put(key, kept)
 	}
-	return result{http.StatusOK, n, OutcomeMiss, err}
+	return result{status: http.StatusOK, sent: n, outcome: OutcomeMiss, err: err}
 }
 
 // packer compresses what is written to it, unless that becomes too much.
@@ -459,14 +459,14 @@ func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result
 	}
 	if !l.packed {
 		n, err := content.Write(w, l.Body)
-		return result{http.StatusOK, n, o, err}
+		return result{status: http.StatusOK, sent: n, outcome: o, err: err}
 	}
 	z, err := gzip.NewReader(bytes.NewReader(l.Body))
 	if err != nil {
 		return result{status: http.StatusOK, outcome: o, err: err}
 	}
 	n, err := content.CopyShort(w, z)
-	return result{http.StatusOK, n, o, err}
+	return result{status: http.StatusOK, sent: n, outcome: o, err: err}
 }
 
 // catalogPage is how many names a page of the catalogue has at most, as in distribution: it

@@ -72,7 +72,7 @@ func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) 
 		return result{status: http.StatusOK, outcome: OutcomeHit}, true
 	}
 	n, err := content.Write(w, h.body)
-	return result{http.StatusOK, n, OutcomeHit, err}, true
+	return result{status: http.StatusOK, sent: n, outcome: OutcomeHit, err: err}, true
 }
 
 // serve answers the request from the store or from upstream.

@@ -124,6 +124,9 @@ const (
 // *upstream.Error, so that what is cached is served stale.
 var errBusy = errors.New("too many questions wait for the upstream")
 
+// errClientLimit says that one client has asked for too much.
+var errClientLimit = errors.New("limits.client")
+
 // clientOf returns the client with this RemoteAddr: its address, or of IPv6 its network, in
 // which it has as many addresses as it likes. The zero Addr is every client on this machine:
 // there may be a proxy among them, through which all others come.
@@ -292,7 +295,7 @@ func (a *asker) enter() error {
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()
 	if a.all.n[a.client] >= a.most {
-		return fmt.Errorf("limits.client: %w", errors.Join(errBusy, &upstream.Error{Cause: upstream.Throttled, Host: "hubcache", RetryAfter: retrySoon}))
+		return fmt.Errorf("%w: %w", errClientLimit, errors.Join(errBusy, &upstream.Error{Cause: upstream.Throttled, Host: "hubcache", RetryAfter: retrySoon}))
 	}
 	if a.all.n == nil {
 		a.all.n = map[netip.Addr]int{}

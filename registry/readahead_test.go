@@ -61,6 +61,72 @@ func TestReadAheadFetchesTheLayersOfThePlatformInUse(t *testing.T) {
 	})
 }
 
+// TestReadAheadIsNoHitOfEarlierWork: the first pull of an image hits nothing, though read-ahead has
+// most of its layers when the client asks for them: as a whole or in parts, after they have come
+// or on their way. A second pull hits everything.
+func TestReadAheadIsNoHitOfEarlierWork(t *testing.T) {
+	t.Parallel()
+	const layers, size = 6, 2 * mib
+	for name, c := range map[string]struct {
+		wait  time.Duration // between the first layer and the others
+		parts int           // requests for each layer
+		head  bool          // before each layer
+	}{
+		"there already": {wait: time.Minute, parts: 1},
+		"on their way":  {wait: time.Second, parts: 1},
+		"in parts":      {wait: time.Minute, parts: 4},
+		"after a HEAD":  {wait: time.Minute, parts: 1, head: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{policy: func(p *registry.Policy) { p.ReadAhead = true }, hub: hubtest.Options{Bandwidth: mib}})
+				img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(layers, size)})
+				pull := func(wait time.Duration) {
+					l.get("/v2/library/redis/manifests/" + string(img.Digest))
+					for i, layer := range img.Manifests[0].Layers {
+						if c.head && i > 0 {
+							l.do("HEAD", blobPath("library/redis", layer.Digest))
+						}
+						for part := range int64(c.parts) {
+							from, to := part*size/int64(c.parts), (part+1)*size/int64(c.parts)-1
+							if r := l.get(blobPath("library/redis", layer.Digest), "Range", fmt.Sprintf("bytes=%d-%d", from, to)); r.status != 206 {
+								t.Fatal(r.status)
+							}
+						}
+						if i == 0 {
+							time.Sleep(wait)
+						}
+					}
+				}
+				pull(c.wait)
+				synctest.Wait() // a request is counted when its client has all
+				s := l.reg.Stats()
+				if s.Blob.Hit+s.Blob.Shared == 0 || s.Blob.Miss == 0 {
+					t.Fatalf("nothing was read ahead: %+v", s.Blob)
+				}
+				// The parts of the first layer but the first are hits of the first, or share its download.
+				earlier := int64(c.parts) - s.Blob.Miss
+				if got := s.Blob.Hit + s.Blob.Shared - s.Blob.ReadAhead; got != earlier {
+					t.Errorf("%d requests are hits of earlier work, want %d: %+v", got, earlier, s.Blob)
+				}
+				if want := earlier * size / int64(c.parts); s.Hit != want {
+					t.Errorf("%d of %d bytes are hits of earlier work, want %d", s.Hit, s.Served, want)
+				}
+				pull(0)
+				synctest.Wait()
+				again := l.reg.Stats()
+				if again.Blob.ReadAhead != s.Blob.ReadAhead || again.Served-s.Served != again.Hit-s.Hit {
+					t.Errorf("a second pull: %+v, %d of %d bytes were hits", again.Blob, again.Hit-s.Hit, again.Served-s.Served)
+				}
+				time.Sleep(time.Hour)
+				if n := l.reg.Stats().ReadAheadUnused; n != img.Manifests[0].Config.Size { // for which nobody has asked
+					t.Errorf("%d bytes were read ahead in vain", n)
+				}
+			})
+		})
+	}
+}
+
 // TestLayersReadAheadAfterARepositoryBecamePrivateArePrivate: read-ahead goes on after the
 // request that began it. What it fetches after the repository was made private, and was named
 // in upstream.private, isn't served to another repository whose manifest names it.

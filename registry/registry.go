@@ -127,6 +127,11 @@ type result struct {
 	sent    int64 // body bytes
 	outcome Outcome
 	err     error
+
+	cause     cause     // of OutcomeError
+	first     time.Time // when the first byte of the body was written; zero: there was none, or nobody looked
+	ahead     bool      // what was sent had been read ahead for this request
+	aheadSent int64     // and so many bytes of it
 }
 
 // ServeHTTP answers one request of the pull API.
@@ -150,12 +155,17 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	default:
 		f := fail(q.kind, res.err)
 		f.write(w, req)
-		res.status, res.outcome = f.status, OutcomeError
+		res.status, res.outcome, res.cause = f.status, OutcomeError, causeOf(res.err)
 	}
+	end := time.Now()
 	if req.Method == http.MethodGet || req.Method == http.MethodHead {
-		r.counters.count(q.kind, res)
+		first := res.first
+		if first.IsZero() {
+			first = end
+		}
+		r.counters.count(q.kind, &res, first.Sub(start))
 	}
-	r.access(req, &q, res, start)
+	r.access(req, &q, &res, start, end)
 	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
 	}
@@ -193,6 +203,14 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) r
 	}
 	a := r.askers.asker(req.RemoteAddr, m.policy.Load().ClientLimit)
 	defer a.leave()
+	w, t := timed(w)
+	res := r.serveKind(w, req, q, m, a)
+	res.first = t.first
+	return res
+}
+
+// serveKind answers a request that isn't answered from memory.
+func (r *Registry) serveKind(w http.ResponseWriter, req *http.Request, q *request, m *mirror, a *asker) result {
 	switch q.kind {
 	case manifest:
 		epoch := m.hot.epoch() // before the policy and the visibility: see hot.put
@@ -222,7 +240,7 @@ func (r *Registry) mirror(u *url.URL) (m *mirror, named bool, err error) {
 	}
 	ns := query.Get("ns")
 	if m = r.byNamespace[ns]; m == nil {
-		return nil, true, &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "this cache does not serve " + short(ns)}
+		return nil, true, &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, policy: true, detail: "this cache does not serve " + short(ns)}
 	}
 	return m, true, nil
 }
@@ -242,15 +260,15 @@ func servePing(w http.ResponseWriter, req *http.Request) result {
 		return result{status: http.StatusOK}
 	}
 	n, err := content.Write(w, []byte("{}"))
-	return result{http.StatusOK, n, "", err}
+	return result{status: http.StatusOK, sent: n, err: err}
 }
 
 // AccessLine is the message of a line of the access log.
 const AccessLine = "request"
 
 // access writes the access log: one line per request.
-func (r *Registry) access(req *http.Request, q *request, res result, start time.Time) {
-	took := time.Since(start)
+func (r *Registry) access(req *http.Request, q *request, res *result, start, end time.Time) {
+	took := end.Sub(start)
 	level := slog.LevelInfo
 	f, failed := errors.AsType[*failure](res.err)
 	if res.status >= 500 || res.err != nil && res.status < 400 {
@@ -271,7 +289,7 @@ func (r *Registry) access(req *http.Request, q *request, res result, start time.
 		attrs = append(attrs, slog.String("error", res.err.Error()))
 	}
 	// As LogAttrs does it, without a look at the stack and another one at the clock.
-	line := slog.NewRecord(start.Add(took), level, AccessLine, 0)
+	line := slog.NewRecord(end, level, AccessLine, 0)
 	line.AddAttrs(attrs...)
 	r.log.Handler().Handle(ctx, line)
 }

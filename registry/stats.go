@@ -26,14 +26,33 @@ const (
 // Requests counts the GETs and HEADs of one kind, each once.
 type Requests struct {
 	Hit, Revalidated, Miss, Shared, Stale, Bypass, Error int64
+
+	// ReadAhead is how many of Hit and Shared were for what read-ahead had fetched for the same
+	// pull: they are no hits of earlier work.
+	ReadAhead int64
+
+	Errors Errors
+
+	// FirstByte is the time to the first byte of the answer, by outcome.
+	FirstByte map[Outcome]Histogram
+}
+
+// Errors are the requests that were answered with an error, by what caused it. Their sum is
+// Requests.Error.
+type Errors struct {
+	Client   int64 // it asked for what doesn't exist, or isn't public, or made no sense
+	Policy   int64 // the settings or a limit of this cache refused it
+	Upstream int64 // the upstream didn't answer, limited requests, or sent what is wrong
+	Disk     int64 // what is cached couldn't be read
 }
 
 // Stats is a snapshot of the registry's counters since the start.
 type Stats struct {
 	Manifest, Blob Requests
 
-	// Bytes of manifest and blob bodies.
-	Served, Fetched, ReadAheadUnused int64
+	// Bytes of manifest and blob bodies. Those of Hit were sent and had been brought in by
+	// earlier requests; see Requests.ReadAhead.
+	Served, Hit, Fetched, ReadAheadUnused int64
 
 	// Counters that explain failures; all since the start.
 	Resumes          int64 // broken or stalled upstream bodies that were continued by Range
@@ -54,9 +73,10 @@ func (r *Registry) Stats() Stats {
 	p := r.pool.Stats()
 	s := Stats{
 		Manifest: requests(&r.counters.manifests), Blob: requests(&r.counters.blobs),
-		Served: r.counters.served.Load(), ReadAheadUnused: p.ReadAheadUnused,
-		Resumes: p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), StaleReferrers: r.counters.staleReferrers.Load(), Inflight: p.Inflight,
+		ReadAheadUnused: p.ReadAheadUnused,
+		Resumes:         p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), StaleReferrers: r.counters.staleReferrers.Load(), Inflight: p.Inflight,
 	}
+	s.Served, s.Hit = r.counters.bytes()
 	for _, m := range r.mirrors {
 		u := m.client.Stats()
 		s.Fetched += u.Fetched
@@ -72,22 +92,41 @@ func (r *Registry) Stats() Stats {
 // counters are the requests of all mirrors. Clients of upstreams and the pool count for
 // themselves.
 type counters struct {
-	manifests, blobs [len(outcomes)]atomic.Int64
-	served           atomic.Int64
+	manifests, blobs tally
 	mismatches       atomic.Int64 // manifests with a wrong digest
 	staleReferrers   atomic.Int64
 }
 
+// tally counts the requests of one kind. An answer from memory adds to three of its numbers.
+type tally struct {
+	firstByte [len(outcomes)]histogram    // which also counts the requests
+	sent      [len(outcomes)]atomic.Int64 // body bytes
+	errors    [causes]atomic.Int64        // of OutcomeError
+	ahead     atomic.Int64                // requests for what was read ahead for them
+	aheadSent atomic.Int64                // and their bytes
+}
+
+// cause says whose fault an error answer is.
+type cause uint8
+
+const (
+	byClient cause = iota
+	byPolicy
+	byUpstream
+	byDisk
+	causes
+)
+
 var outcomes = [...]Outcome{OutcomeHit, OutcomeRevalidated, OutcomeMiss, OutcomeShared, OutcomeStale, OutcomeBypass, OutcomeError}
 
 // count counts a GET or HEAD of a manifest or blob, once, and one of referrers that is stale.
-func (c *counters) count(k kind, res result) {
-	var of *[len(outcomes)]atomic.Int64
+func (c *counters) count(k kind, res *result, firstByte time.Duration) {
+	var t *tally
 	switch k {
 	case manifest:
-		of = &c.manifests
+		t = &c.manifests
 	case blob:
-		of = &c.blobs
+		t = &c.blobs
 	case referrers:
 		if res.outcome == OutcomeStale {
 			c.staleReferrers.Add(1)
@@ -97,16 +136,53 @@ func (c *counters) count(k kind, res result) {
 		return
 	}
 	for i, o := range outcomes {
-		if o == res.outcome {
-			of[i].Add(1)
+		if o != res.outcome {
+			continue
+		}
+		t.firstByte[i].observe(firstByte)
+		if res.status < 300 {
+			t.sent[i].Add(res.sent)
 		}
 	}
-	if res.status < 300 {
-		c.served.Add(res.sent)
+	if res.outcome == OutcomeError {
+		t.errors[res.cause].Add(1)
+	}
+	if res.ahead {
+		t.ahead.Add(1)
+		t.aheadSent.Add(res.aheadSent)
 	}
 }
 
-func requests(of *[len(outcomes)]atomic.Int64) Requests {
-	n := func(i int) int64 { return of[i].Load() }
-	return Requests{Hit: n(0), Revalidated: n(1), Miss: n(2), Shared: n(3), Stale: n(4), Bypass: n(5), Error: n(6)}
+// isHit reports whether an outcome means that the bytes were here, or on their way, already.
+func isHit(o Outcome) bool {
+	return o == OutcomeHit || o == OutcomeRevalidated || o == OutcomeShared || o == OutcomeStale
+}
+
+// bytes returns how many bytes were sent, and how many of them earlier requests had brought in.
+func (c *counters) bytes() (served, hit int64) {
+	for _, t := range []*tally{&c.manifests, &c.blobs} {
+		hit -= t.aheadSent.Load()
+		for i, o := range outcomes {
+			n := t.sent[i].Load()
+			served += n
+			if isHit(o) {
+				hit += n
+			}
+		}
+	}
+	return served, max(hit, 0) // the two are not read at the same time
+}
+
+func requests(t *tally) Requests {
+	r := Requests{FirstByte: map[Outcome]Histogram{}, ReadAhead: t.ahead.Load()}
+	r.Errors = Errors{Client: t.errors[byClient].Load(), Policy: t.errors[byPolicy].Load(), Upstream: t.errors[byUpstream].Load(), Disk: t.errors[byDisk].Load()}
+	r.Error = r.Errors.Client + r.Errors.Policy + r.Errors.Upstream + r.Errors.Disk
+	for i, n := range []*int64{&r.Hit, &r.Revalidated, &r.Miss, &r.Shared, &r.Stale, &r.Bypass, nil} {
+		h := t.firstByte[i].snapshot()
+		r.FirstByte[outcomes[i]] = h
+		if n != nil {
+			*n = h.Count
+		}
+	}
+	return r
 }

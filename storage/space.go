@@ -2,6 +2,7 @@ package storage
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hubcache/hubcache/disk"
@@ -11,6 +12,8 @@ import (
 // eviction. So while there is far more than is needed, the last answer is used for a moment,
 // less what has been promised since.
 type freeSpace struct {
+	size, free atomic.Int64 // bytes, at the last measurement; for Stats, which waits for no disk
+
 	// mu guards what follows. It is never held while measure runs, and no other lock is taken
 	// while it is held.
 	mu       sync.Mutex
@@ -27,9 +30,14 @@ const (
 	spaceMargin = 1 << 30
 )
 
-func available(path string) func() (int64, error) {
+// measured returns a function for measure that measures the file system of path.
+func (f *freeSpace) measured(path string) func() (int64, error) {
 	return func() (int64, error) {
 		s, err := disk.Measure(path)
+		if err == nil {
+			f.size.Store(s.Total)
+			f.free.Store(s.Available)
+		}
 		return s.Available, err
 	}
 }

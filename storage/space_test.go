@@ -93,6 +93,30 @@ func TestFreeSpaceIsMeasuredSeldomButInTime(t *testing.T) {
 	})
 }
 
+// TestStatsKnowTheDisk: its size and what is free of it are known from the start, and measured
+// again by the work in the background, so that Stats waits for no disk.
+func TestStatsKnowTheDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir, 1<<20)
+	want, err := disk.Measure(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := s.Stats()
+	if st.DiskBytes != want.Total || st.DiskFreeBytes <= 0 || st.DiskFreeBytes > want.Total {
+		t.Errorf("%d of %d bytes are free, the file system has %d of %d", st.DiskFreeBytes, st.DiskBytes, want.Available, want.Total)
+	}
+	s.room.space.free.Store(-1)
+	s.room.space.mu.Lock()
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.shrink()
+	if free := s.Stats().DiskFreeBytes; free <= 0 {
+		t.Errorf("measured again, and %d are free", free)
+	}
+}
+
 // TestMinFreeEvicts: blobs leave so that the free space is kept, with budget for all of them, and what
 // can't be had that way is refused.
 func TestMinFreeEvicts(t *testing.T) {

@@ -96,12 +96,12 @@ func newStore(o Options) *Store {
 	s.room = room{
 		files:        &s.files,
 		catalogue:    &s.catalogue,
-		space:        freeSpace{measure: available(o.Dir)},
 		inodes:       freeInodes{measure: func() (disk.Space, error) { return disk.Measure(o.Dir) }},
 		lru:          lru.New[digest.Digest, info](o.Budget),
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},
 	}
+	s.room.space.measure = s.room.space.measured(o.Dir)
 	s.room.minFree.Store(o.MinFree)
 	s.catalogue.repositories = &s.repos
 	s.repos = repositories{
@@ -243,6 +243,8 @@ type Stats struct {
 	PinnedBytes   int64
 	BudgetBytes   int64
 	IndexBytes    int64 // the index; not part of the budget
+	DiskBytes     int64 // of the file system, 0 while it can't be measured
+	DiskFreeBytes int64 // of it, for this process; like DiskBytes at the last measurement, within ten seconds
 
 	Blobs     int64 // committed, without manifests
 	Manifests int64
@@ -259,6 +261,7 @@ type Stats struct {
 func (s *Store) Stats() Stats {
 	st := s.room.stats()
 	st.IndexBytes = s.catalogue.index.Size()
+	st.DiskBytes, st.DiskFreeBytes = s.room.space.size.Load(), s.room.space.free.Load()
 	st.Tags = s.repos.tags.Load()
 	st.WriteErrors = s.files.faults.writeErrors.Load()
 	st.Corrupt = s.files.faults.corrupt.Load()

@@ -21,13 +21,16 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	row("hubcache", "%s, up %s", s.Version, inWords(time.Duration(s.UptimeSeconds)*time.Second))
 
 	m, b := s.Requests.Manifest, s.Requests.Blob
-	manifests, blobs := m.Total(), b.Total()
+	manifests, blobs := m.Answered(), b.Answered()
 	var ratios []string
 	if blobs > 0 {
-		ratios = append(ratios, ratio(b.Hit+b.Shared, blobs)+" of "+plural(blobs, "blob"))
+		ratios = append(ratios, ratio(b.Hits(), blobs)+" of "+plural(blobs, "blob"))
 	}
 	if manifests > 0 {
-		ratios = append(ratios, ratio(m.Hit+m.Revalidated+m.Shared+m.Stale, manifests)+" of "+plural(manifests, "manifest"))
+		ratios = append(ratios, ratio(m.Hits(), manifests)+" of "+plural(manifests, "manifest"))
+	}
+	if s.Bytes.Served > 0 {
+		ratios = append(ratios, ratio(s.Bytes.Hit, s.Bytes.Served)+" of the bytes")
 	}
 	row("hit ratio", "%s", cmp.Or(strings.Join(ratios, ", "), "nothing was asked for yet"))
 	row("bytes saved", "%s: %s served, %s fetched", human(max(0, s.Bytes.Served-s.Bytes.Fetched)), human(s.Bytes.Served), human(s.Bytes.Fetched))
@@ -35,11 +38,14 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 		row("stale", "%s while the upstream could not be asked", plural(m.Stale, "answer"))
 	}
 	if n := m.Error + b.Error; n > 0 {
-		row("errors", "%d", n)
+		row("errors", "%d%s", n, causes(m.Errors, b.Errors))
 	}
 	st := s.Store
 	used := st.Bytes + st.ReservedBytes
 	row("budget", "%s%s of %s used (%s)", bar(used, st.BudgetBytes, terminal), human(used), human(st.BudgetBytes), ratio(used, st.BudgetBytes))
+	if st.DiskBytes > 0 {
+		row("disk", "%s of %s free", human(st.DiskFreeBytes), human(st.DiskBytes))
+	}
 	row("kept", "%s, %s, %s", plural(st.Blobs, "blob"), plural(st.Manifests, "manifest"), plural(st.Tags, "tag"))
 	evicted := fmt.Sprintf("%d, %s", st.Evictions, human(st.EvictedBytes))
 	if st.OldestUse != nil {
@@ -54,6 +60,23 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 		return err
 	}
 	return printInflight(out, s.Inflight, terminal)
+}
+
+// causes says whose fault the errors are: " (2 client, 1 disk)".
+func causes(m, b admin.Errors) string {
+	var parts []string
+	for _, c := range []struct {
+		n    int64
+		name string
+	}{{m.Client + b.Client, "client"}, {m.Policy + b.Policy, "policy"}, {m.Upstream + b.Upstream, "upstream"}, {m.Disk + b.Disk, "disk"}} {
+		if c.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.name))
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
 }
 
 // nameColumns is how much of a repository's name fits, so that a row of a download has at

@@ -27,14 +27,14 @@ func aBusyCache() admin.Stats {
 		Schema: 1, Version: "1.2.3", UptimeSeconds: 3*86400 + 7200,
 		Store: admin.Store{
 			Bytes: 41 << 30, ReservedBytes: 1 << 30, BudgetBytes: 50 << 30, IndexBytes: 4 << 20,
-			Blobs: 3120, Manifests: 812, Tags: 240, Evictions: 17, EvictedBytes: 3 << 30,
+			DiskBytes: 100 << 30, DiskFreeBytes: 23 << 30, Blobs: 3120, Manifests: 812, Tags: 240, Evictions: 17, EvictedBytes: 3 << 30,
 			OldestUse: ptr(statsNow.Add(-9 * 24 * time.Hour)),
 		},
 		Requests: admin.Requests{
-			Manifest: admin.ManifestRequests{Hit: 900, Revalidated: 50, Miss: 40, Shared: 4, Stale: 5, Error: 1},
-			Blob:     admin.BlobRequests{Hit: 7000, Miss: 400, Shared: 580, Bypass: 3, Error: 17},
+			Manifest: admin.ManifestRequests{Hit: 900, Revalidated: 50, Miss: 40, Shared: 4, Stale: 5, Error: 1, Errors: admin.Errors{Upstream: 1}},
+			Blob:     admin.BlobRequests{Hit: 7000, Miss: 400, Shared: 580, Bypass: 3, Error: 17, ReadAhead: 1200, Errors: admin.Errors{Client: 14, Policy: 1, Upstream: 2}},
 		},
-		Bytes: admin.Bytes{Served: 812 << 30, Fetched: 43 << 30},
+		Bytes: admin.Bytes{Served: 812 << 30, Hit: 768 << 30, Fetched: 43 << 30},
 		Upstreams: []admin.Upstream{{
 			Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok", Requests: 1532, Authenticated: true,
 			RateLimit: &admin.RateLimit{Limit: 200, Remaining: 161, WindowSeconds: 21600, Source: "jane", Observed: statsNow.Add(-40 * time.Minute)},
