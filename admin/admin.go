@@ -37,7 +37,11 @@ type Options struct {
 	Ready      func() bool       // false makes /readyz answer 503, so that load balancers send nobody; nil: always ready
 	Settings   func() Settings   // what the server runs with, but for Schema; nil: it isn't told
 	LastReload func() LastReload // the last reload of the settings; nil: reloads are not reported
-	Refused    func() int64      // connections that were refused since the start; nil: none can be
+	// Totals adds the counts of earlier runs to those of this one, and says since when; nil: there
+	// are none.
+	Totals func(Totals) Totals
+
+	Refused func() int64 // connections that were refused since the start; nil: none can be
 }
 
 // LastReload says how the last SIGHUP ended. The zero value means that there was none yet.

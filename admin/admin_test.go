@@ -69,6 +69,10 @@ func busy() Options {
 			},
 		},
 		Refused: func() int64 { return 71 },
+		Totals: func(t Totals) Totals {
+			t.Since, t.Bytes.Served, t.Requests.Manifest.Hit = observed.UTC(), t.Bytes.Served+1000, t.Requests.Manifest.Hit+2000
+			return t
+		},
 		Version: "1.2.3", Started: time.Now().Add(-90*time.Second - 500*time.Millisecond),
 	}
 }
@@ -80,7 +84,7 @@ func idle() Options {
 	return Options{
 		Store:    fakeStore{},
 		Registry: fakeRegistry{Upstreams: []upstream.Stats{{Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok", Credential: auth.CredentialStatus{State: auth.CredentialNone}}}},
-		Version:  "1.2.3", Started: time.Now(),
+		Version:  "1.2.3", Started: time.Now(), Totals: func(t Totals) Totals { t.Since = observed.UTC(); return t },
 	}
 }
 

@@ -6,13 +6,15 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
 )
 
 // Schema is the version of Stats. It rises when a field changes its meaning or is removed.
 const Schema = 1
 
 // Stats is the document of GET /api/v1/stats and of "hubcache stats --json". Sizes are in
-// bytes. Counters count from the start of the server.
+// bytes. Counters count from the start of the
+// server, but for Totals.
 type Stats struct {
 	Schema        int         `json:"schema"`
 	Version       string      `json:"version"` // of the program
@@ -21,6 +23,7 @@ type Stats struct {
 	Requests      Requests    `json:"requests"`
 	Bytes         Bytes       `json:"bytes"`
 	HitRatio      HitRatio    `json:"hit_ratio"`
+	Totals        Totals      `json:"totals"`
 	Upstreams     []Upstream  `json:"upstreams"` // never null
 	Visibility    Visibility  `json:"visibility"`
 	Inflight      []Inflight  `json:"inflight"` // never null; by repository and digest
@@ -117,6 +120,21 @@ type Connections struct {
 	Refused int64 `json:"refused"` // of clients whose addresses are not in listen_allow
 }
 
+// Totals counts since the first start of a server on its data directory. A crash loses the counts
+// of a minute or two.
+type Totals struct {
+	Since        time.Time `json:"since"`
+	Requests     Requests  `json:"requests"`
+	Bytes        Bytes     `json:"bytes"`
+	Evictions    int64     `json:"evictions"`
+	EvictedBytes int64     `json:"evicted_bytes"`
+}
+
+// Count returns the counters of the running server as Totals, without Since.
+func Count(s storage.Stats, r registry.Stats) Totals {
+	return Totals{Requests: requestsOf(r), Bytes: bytesOf(r), Evictions: s.Evictions, EvictedBytes: s.EvictedBytes}
+}
+
 // HitRatio is the share of what was sent to clients that earlier requests had fetched, or another
 // one that was under way. What read-ahead fetches for a pull is no hit of that pull. Errors don't
 // count. A field is null while nothing was sent.
@@ -206,6 +224,11 @@ func bytesOf(r registry.Stats) Bytes { return Bytes{r.Served, r.Hit, r.Fetched, 
 // document makes the Stats from one snapshot of the store and one of the registry.
 func (a *admin) document(now time.Time) Stats {
 	s, r := a.Store.Stats(), a.Registry.Stats()
+	totals := Count(s, r)
+	totals.Since = a.Started.UTC().Truncate(time.Second)
+	if a.Totals != nil {
+		totals = a.Totals(totals)
+	}
 	d := Stats{
 		Schema: Schema, Version: a.Version, UptimeSeconds: int64(now.Sub(a.Started).Seconds()),
 		Store: Store{
@@ -213,7 +236,7 @@ func (a *admin) document(now time.Time) Stats {
 			IndexBytes: s.IndexBytes, Blobs: s.Blobs, Manifests: s.Manifests, Tags: s.Tags,
 			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes,
 		},
-		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)),
+		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)), Totals: totals,
 		Upstreams: []Upstream{}, Inflight: []Inflight{},
 		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 		Connections: Connections{a.Refused()},

@@ -34,6 +34,9 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	}
 	row("hit ratio", "%s", cmp.Or(strings.Join(ratios, ", "), "nothing was asked for yet"))
 	row("bytes saved", "%s: %s served, %s fetched", human(max(0, s.Bytes.Served-s.Bytes.Fetched)), human(s.Bytes.Served), human(s.Bytes.Fetched))
+	if t := s.Totals; t.Since.Before(now.Add(-time.Duration(s.UptimeSeconds)*time.Second-time.Minute)) && t.Bytes.Served > 0 {
+		row("in total", "%s served, %s from the cache, since %s", human(t.Bytes.Served), ratio(t.Bytes.Hit, t.Bytes.Served), t.Since.Format(time.DateOnly))
+	}
 	if m.Stale > 0 {
 		row("stale", "%s while the upstream could not be asked", plural(m.Stale, "answer"))
 	}

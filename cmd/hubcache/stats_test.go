@@ -34,7 +34,8 @@ func aBusyCache() admin.Stats {
 			Manifest: admin.ManifestRequests{Hit: 900, Revalidated: 50, Miss: 40, Shared: 4, Stale: 5, Error: 1, Errors: admin.Errors{Upstream: 1}},
 			Blob:     admin.BlobRequests{Hit: 7000, Miss: 400, Shared: 580, Bypass: 3, Error: 17, ReadAhead: 1200, Errors: admin.Errors{Client: 14, Policy: 1, Upstream: 2}},
 		},
-		Bytes: admin.Bytes{Served: 812 << 30, Hit: 768 << 30, Fetched: 43 << 30},
+		Totals: admin.Totals{Since: statsNow.AddDate(0, -3, 0), Bytes: admin.Bytes{Served: 9 << 40, Hit: 8 << 40}},
+		Bytes:  admin.Bytes{Served: 812 << 30, Hit: 768 << 30, Fetched: 43 << 30},
 		Upstreams: []admin.Upstream{{
 			Registry: "docker.io", URL: "https://registry-1.docker.io", State: "ok", Requests: 1532, Authenticated: true,
 			RateLimit: &admin.RateLimit{Limit: 200, Remaining: 161, WindowSeconds: 21600, Source: "jane", Observed: statsNow.Add(-40 * time.Minute)},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/fetch"
@@ -31,8 +32,11 @@ func (srv *server) open() error {
 	err = srv.openRegistry()
 	if err != nil {
 		srv.store.Close()
+		return err
 	}
-	return err
+	count := func() admin.Totals { return admin.Count(srv.store.Stats(), srv.registry.Stats()) }
+	srv.totals = openTotals(string(s.DataDir), count, srv.log)
+	return nil
 }
 
 func (srv *server) openRegistry() (err error) {

@@ -27,7 +27,7 @@ func (srv *server) serveAll(ls []listener) {
 	adminHandler := admin.New(admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
-		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
+		Totals: srv.totals.add, Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 	})
 	for _, l := range ls {
 		h := http.Handler(srv.registry)

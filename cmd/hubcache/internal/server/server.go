@@ -44,6 +44,7 @@ type server struct {
 	level    *slog.LevelVar
 	store    *storage.Store
 	registry *registry.Registry
+	totals   *totals
 	cred     *auth.File   // nil: anonymous
 	tls      *keyPair     // nil: plain http
 	trusted  *authorities // nil: the system's
@@ -84,6 +85,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 	}
 	listeners, err := srv.listen()
 	if err != nil {
+		srv.totals.close()
 		srv.store.Close()
 		return err
 	}
@@ -199,6 +201,7 @@ func (srv *server) stop() error {
 	for _, s := range srv.admins {
 		s.Close()
 	}
+	srv.totals.close()
 	err = errors.Join(err, srv.store.Close())
 	took := time.Since(began).Round(time.Millisecond).String()
 	if err != nil {
