@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -29,8 +30,8 @@ type gate struct {
 // again as often as it likes.
 const sayEvery = time.Minute
 
-// refuse closes a connection of a client that may not connect. It counts it, and logs it unless
-// another one was logged a moment ago.
+// refuse closes a connection of a client that may not connect. It counts it, and warns unless
+// another warning was logged a moment ago.
 func (g *gate) refuse(c net.Conn) {
 	cut(c)
 	g.refused.Add(1)
@@ -42,13 +43,15 @@ func (g *gate) refuse(c net.Conn) {
 		g.said, g.unsaid = now, 0
 	}
 	g.mu.Unlock()
-	if say {
-		client := c.RemoteAddr().String()
-		if host, _, err := net.SplitHostPort(client); err == nil {
-			client = host
-		}
-		g.log.Warn("a client was refused: its address is not in listen_allow", "client", client, "connections", n)
+	client := c.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(client); err == nil {
+		client = host
 	}
+	level := slog.LevelDebug
+	if say {
+		level = slog.LevelWarn
+	}
+	g.log.Log(context.Background(), level, "a client was refused: its address is not in listen_allow", "client", client, "connections", n)
 }
 
 // set replaces the networks, and closes the open connections of clients that may no longer
