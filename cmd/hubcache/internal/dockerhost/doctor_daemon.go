@@ -1,6 +1,7 @@
 package dockerhost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +77,10 @@ func (d *Doctor) findEngine(ctx context.Context) *engine {
 	}
 	info, err := c.Info(ctx, client.InfoOptions{})
 	if err == nil {
-		return &engine{c, at, info.Info, factsOf(info.Info)}
+		e := &engine{c, at, info.Info, factsOf(info.Info)}
+		version, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
+		e.facts.podman = err == nil && isPodman(version.Components)
+		return e
 	}
 	c.Close()
 	const where = "--host, docker.host, DOCKER_HOST or the docker context say where it is"
@@ -102,6 +106,10 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 	if e == nil || len(urls) == 0 {
 		return true
 	}
+	if e.facts.podman {
+		d.checkPodman(e.facts, urls)
+		return true
+	}
 	f, inHosts := e.facts, d.inHosts(urls)
 	if proxy := f.proxyNote(urls[0]); proxy != "" {
 		d.note("proxy", proxy, "")
@@ -123,6 +131,28 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 	return true
 }
 
+// checkPodman looks into Podman's own files for the mirror. Podman asks for nothing without pulling
+// it, so nobody can tell whether it uses the mirror.
+func (d *Doctor) checkPodman(f engineFacts, urls []string) {
+	dir := filepath.Join(cmp.Or(d.Root, "/"), "etc/containers")
+	files, _ := filepath.Glob(filepath.Join(dir, "registries.conf.d", "*.conf")) // the pattern has no fault
+	for _, file := range append(files, filepath.Join(dir, "registries.conf")) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			continue // one that isn't there has no mirror
+		}
+		for line := range strings.Lines(string(body)) {
+			key, value, _ := strings.Cut(line, "=")
+			at := strings.Trim(strings.TrimSpace(value), `"'`)
+			if strings.TrimSpace(key) == "location" && slices.ContainsFunc(urls, func(u string) bool { return strings.HasSuffix(u, "://"+at) }) {
+				d.ok("docker", "Podman %s has the mirror %s in %s", f.version, at, file)
+				return
+			}
+		}
+	}
+	d.broken("docker", fmt.Sprintf("Podman %s has no mirror %s in %s", f.version, urls[0], filepath.Join(dir, "registries.conf")), "hubcache docker setup prints what to write into registries.conf.d")
+}
+
 // noMirror says that the daemon has none that is the cache.
 func (d *Doctor) noMirror(e *engine) {
 	d.broken("docker", fmt.Sprintf("engine %s does not have the mirror %s (it has: %s)", e.facts.version, d.mirror(), orNone(e.facts.mirrors)), "hubcache docker setup --apply")
@@ -132,7 +162,7 @@ func (d *Doctor) noMirror(e *engine) {
 // itself doesn't say when it falls back to Docker Hub. served says that the cache serves the image;
 // sure that checkMirror was.
 func (d *Doctor) checkUse(ctx context.Context, e *engine, served, sure bool) {
-	if e == nil {
+	if e == nil || e.facts.podman {
 		return
 	}
 	before, _, err := d.client.Stats(ctx)

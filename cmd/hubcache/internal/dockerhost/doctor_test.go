@@ -54,3 +54,20 @@ func TestRepositoryOf(t *testing.T) {
 		}
 	}
 }
+
+// TestDoctorReadsPodmansMirrors: Podman's mirrors are in its own files.
+func TestDoctorReadsPodmansMirrors(t *testing.T) {
+	for content, want := range map[string]string{
+		"": StatusBroken,
+		"[[registry.mirror]]\nlocation = \"127.0.0.1:5000\"\ninsecure = true\n": StatusOK,
+		"[[registry.mirror]]\nlocation = \"127.0.0.1:5001\"\n":                  StatusBroken,
+		"# location = \"127.0.0.1:5000\"\n":                                     StatusBroken,
+	} {
+		d := Doctor{Settings: settings.Default(), Root: t.TempDir()}
+		d.running = d.Settings
+		writeFile(t, filepath.Join(d.Root, "etc/containers/registries.conf.d/hubcache.conf"), content)
+		if sure := d.checkMirror(&engine{facts: engineFacts{version: "4.3.1", podman: true}}); !sure || d.findings[0].Status != want {
+			t.Errorf("%q: %+v", content, d.findings)
+		}
+	}
+}

@@ -53,8 +53,13 @@ func askEngine(ctx context.Context, at Location) (engineFacts, error) {
 		return engineFacts{}, fmt.Errorf("ask the Docker engine at %s: %w", at, err)
 	}
 	f := factsOf(info.Info)
-	f.podman = slices.ContainsFunc(version.Components, func(c system.ComponentVersion) bool { return c.Name == "Podman Engine" })
+	f.podman = isPodman(version.Components)
 	return f, nil
+}
+
+// isPodman reports whether an engine of these components is Podman.
+func isPodman(components []system.ComponentVersion) bool {
+	return slices.ContainsFunc(components, func(c system.ComponentVersion) bool { return c.Name == "Podman Engine" })
 }
 
 func factsOf(info system.Info) engineFacts {
