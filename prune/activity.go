@@ -110,11 +110,9 @@ func (p *Pruner) busy(ctx context.Context, s Snapshot, seen Activity, critical b
 		return "", err
 	}
 	// The daemon remembers 256 events, and a health check every second fills that in a minute
-	// and a half. So the watcher's latest activity, and that of containers and images, count too.
-	for _, other := range []Activity{seen, s.Latest} {
-		if other.At.After(last.At) {
-			last = other
-		}
+	// and a half. So the latest activity that the watcher saw, or that containers and images show, counts too.
+	if seen.At.After(last.At) {
+		last = seen
 	}
 	if age := now.Sub(last.At); !last.At.IsZero() && age < p.Policy.Quiet {
 		return fmt.Sprintf("%s %s, and quiet is %v", last.What, ago(age), p.Policy.Quiet), nil

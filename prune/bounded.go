@@ -57,6 +57,18 @@ func (e boundedEngine) ImageInspect(ctx context.Context, id string, o ...client.
 	})
 }
 
+func (e boundedEngine) ImageHistory(ctx context.Context, id string, o ...client.ImageHistoryOption) (client.ImageHistoryResult, error) {
+	return bounded(ctx, e.limits.question, "about the history of an image", func(ctx context.Context) (client.ImageHistoryResult, error) {
+		return e.engine.ImageHistory(ctx, id, o...)
+	})
+}
+
+func (e boundedEngine) DiskUsage(ctx context.Context, o client.DiskUsageOptions) (client.DiskUsageResult, error) {
+	return bounded(ctx, e.limits.question, "for the disk usage", func(ctx context.Context) (client.DiskUsageResult, error) {
+		return e.engine.DiskUsage(ctx, o)
+	})
+}
+
 func (e boundedEngine) ImageRemove(ctx context.Context, ref string, o client.ImageRemoveOptions) (client.ImageRemoveResult, error) {
 	return bounded(ctx, e.limits.deletion, "to delete "+ref+" (and may still do it)", func(ctx context.Context) (client.ImageRemoveResult, error) {
 		return e.engine.ImageRemove(ctx, ref, o)

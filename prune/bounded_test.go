@@ -30,6 +30,12 @@ func (silentEngine) ImageList(ctx context.Context, _ client.ImageListOptions) (c
 func (silentEngine) ImageInspect(ctx context.Context, _ string, _ ...client.ImageInspectOption) (client.ImageInspectResult, error) {
 	return silent[client.ImageInspectResult](ctx)
 }
+func (silentEngine) ImageHistory(ctx context.Context, _ string, _ ...client.ImageHistoryOption) (client.ImageHistoryResult, error) {
+	return silent[client.ImageHistoryResult](ctx)
+}
+func (silentEngine) DiskUsage(ctx context.Context, _ client.DiskUsageOptions) (client.DiskUsageResult, error) {
+	return silent[client.DiskUsageResult](ctx)
+}
 func (silentEngine) ImageRemove(ctx context.Context, _ string, _ client.ImageRemoveOptions) (client.ImageRemoveResult, error) {
 	return silent[client.ImageRemoveResult](ctx)
 }

@@ -30,7 +30,7 @@ func TestClockThatWasSetCountsAsUse(t *testing.T) {
 		at := clockMark{Up: 1000 * hour, Boot: "a"}
 		uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db"), clock: func() (clockMark, error) { return at, nil }}
 		s := Snapshot{Images: []Image{orphan("a"), orphan("b")}}
-		if _, err := uses.observe(s, now); err != nil {
+		if _, err := uses.observe(&s, now); err != nil {
 			t.Fatal(err)
 		}
 		at = clockMark{Up: at.Up + test.up, Boot: test.boot}
@@ -38,7 +38,7 @@ func TestClockThatWasSetCountsAsUse(t *testing.T) {
 			at.Up = test.up
 		}
 		later := now.Add(test.wall)
-		o, err := uses.observe(s, later)
+		o, err := uses.observe(&s, later)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func TestClockThatWasSetCountsAsUse(t *testing.T) {
 		}
 		// From then on it ages again.
 		at.Up += hour
-		if o, err = uses.observe(s, later.Add(hour)); err != nil || o.uses[id("a")].LastUsed.Equal(later.Add(hour)) {
+		if o, err = uses.observe(&s, later.Add(hour)); err != nil || o.uses[id("a")].LastUsed.Equal(later.Add(hour)) {
 			t.Errorf("%s: an hour later it counts as used again (%v)", test.name, err)
 		}
 	}
@@ -60,7 +60,7 @@ func TestWatcherNoticesThatTheClockWasSet(t *testing.T) {
 	at := clockMark{Boot: "a"} // stands still, while the set clock was a year behind
 	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db"), clock: func() (clockMark, error) { return at, nil }}
 	began := time.Now()
-	if _, err := uses.observe(Snapshot{Images: []Image{orphan("a")}}, began.AddDate(-1, 0, 0)); err != nil {
+	if _, err := uses.observe(&Snapshot{Images: []Image{orphan("a")}}, began.AddDate(-1, 0, 0)); err != nil {
 		t.Fatal(err)
 	}
 	b := batch{images: map[string][]string{}, used: map[string]time.Time{}}
@@ -105,7 +105,7 @@ func TestRecordsAheadOfTheClockAreNow(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	o, err := p.Uses.observe(s, now)
+	o, err := p.Uses.observe(&s, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestRecordsAheadOfTheClockAreNow(t *testing.T) {
 		t.Errorf("activity %+v at %s", o.activity, now)
 	}
 	later := now.Add(2 * maxSilence)
-	o, err = p.Uses.observe(s, later)
+	o, err = p.Uses.observe(&s, later)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,5 +125,35 @@ func TestRecordsAheadOfTheClockAreNow(t *testing.T) {
 	}
 	if got := o.uses[id("a")]; !got.FirstSeen.Equal(now) {
 		t.Errorf("it doesn't age: first seen %s, want %s", got.FirstSeen, now)
+	}
+}
+
+// TestEngineTimesAheadOfTheClockAreNow: the clock was wrong when an image was tagged and a
+// container was started, and is right now. Both count as now when they are first seen, and age
+// from then on; otherwise no run would happen until the clock gets there.
+func TestEngineTimesAheadOfTheClockAreNow(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 3)
+	e.runContainer("web", "f", time.Now().Add(1000*time.Hour))
+	e.tagTimes[id("a")] = time.Now().Add(1000 * time.Hour)
+	p := newPruner(t, e, c)
+	var later time.Duration // both clocks go on together: none was set
+	began := time.Now()
+	p.now = func() time.Time { return time.Now().Add(later) }
+	p.Uses.clock = func() (clockMark, error) {
+		return clockMark{Wall: p.now(), Up: time.Since(began) + later, Boot: "a"}, nil
+	}
+	wantDecision(t, mustRun(t, p, true), Deferred, "quiet")
+	later = p.Policy.Quiet + time.Minute
+	wantDecision(t, mustRun(t, p, true), Pruned, "")
+	if left := e.imagesLeft(); left != "a" {
+		t.Errorf("left %q: the image was tagged less than min_age ago", left)
+	}
+	p.age(t, e, 30*24*time.Hour)
+	later = p.Policy.MinAge + time.Minute
+	e.used = 900
+	mustRun(t, p, true)
+	if left := e.imagesLeft(); left != "" {
+		t.Errorf("left %q: min_age has passed since the tag was first seen", left)
 	}
 }

@@ -61,7 +61,7 @@ func wantWholeOrUsedNow(t *testing.T, what string, body []byte, s Snapshot, want
 	if err := os.WriteFile(uses.Path, body, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o, err := uses.observe(s, now)
+	o, err := uses.observe(&s, now)
 	if err != nil {
 		t.Errorf("%s: %v", what, err)
 		return

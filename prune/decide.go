@@ -3,6 +3,7 @@ package prune
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -24,21 +25,23 @@ type Rule string
 // The rules that keep an image, in the order in which they are checked. The first one that
 // applies is reported. The uses of an image ([UseContainer] and so on) are checked before.
 const (
-	RuleKeepList Rule = "keep-list" // matches Policy.Keep or a compose file of Policy.KeepFiles
-	RuleChildren Rule = "children"  // another image was built on it on this host
-	RuleTag      Rule = "tag"       // has a tag, and Policy.Tagged is not set
-	RuleWorker   Rule = "worker"    // has a name, on a swarm node that can't see the services
-	RuleNewest   Rule = "newest"    // is the newest image of one of its repositories
-	RuleUnknown  Rule = "unknown"   // has no record: counts as used now
-	RuleUsed     Rule = "used"      // used within MinAge
-	RuleArrived  Rule = "arrived"   // first seen within MinAge
-	RuleTagged   Rule = "tagged"    // tagged within MinAge
+	RuleUnreadable Rule = "unreadable" // the Engine can't show it
+	RuleKeepList   Rule = "keep-list"  // matches Policy.Keep or a compose file of Policy.KeepFiles
+	RuleChildren   Rule = "children"   // an image that stays was built on it on this host
+	RuleTag        Rule = "tag"        // has a tag or is a base, and Policy.Tagged is not set
+	RuleWorker     Rule = "worker"     // has a name, on a swarm node that can't see the services
+	RuleNewest     Rule = "newest"     // is the newest image of one of its repositories
+	RuleUnknown    Rule = "unknown"    // has no record: counts as used now
+	RuleUsed       Rule = "used"       // used within MinAge
+	RuleArrived    Rule = "arrived"    // first seen within MinAge
+	RuleTagged     Rule = "tagged"     // tagged within MinAge
 )
 
 // The reasons of the other decisions.
 const (
 	RuleOrphan   Rule = "orphan"   // no tag, not in use, old enough
-	RuleOld      Rule = "old"      // has a tag, Policy.Tagged is set, old enough
+	RuleOld      Rule = "old"      // has a tag or is a base, Policy.Tagged is set, old enough
+	RuleParent   Rule = "parent"   // an intermediate image that only images that go were built on
 	RuleConflict Rule = "conflict" // the Engine answered 409
 	RuleChanged  Rule = "changed"  // got a name or a use after the decision was made
 	RuleHeld     Rule = "held"     // a hold came into force
@@ -53,10 +56,17 @@ type ImageDecision struct {
 	Why    string // for people
 	// LastUse is when the image was last known to be used, tagged or seen for the first time.
 	LastUse time.Time
+	// With is the ID of the image that this one goes with, as an intermediate image that
+	// nothing else needs; "" for an image that goes by itself, and one that stays.
+	With string
+	// Frees is how many bytes the deletion frees, after those that come before it in the list.
+	// 0 for an image that stays.
+	Frees int64
 
 	deleted bool      // it has been deleted
 	planned time.Time // when the plan was begun
 	record  Record    // as it was then
+	useless bool      // it isn't deleted because that would free nothing
 }
 
 // Deleted reports whether the image was deleted, and not only chosen.
@@ -65,54 +75,65 @@ func (d ImageDecision) Deleted() bool { return d.deleted }
 // skip notes that the image is not deleted after all.
 func (d *ImageDecision) skip(rule Rule, why string) { d.Action, d.Rule, d.Why = Skip, rule, why }
 
-// Decide returns one decision for each image: first the images that may be deleted, least
-// recently used first, then those that are kept. It has no effects and asks nobody. uses has
-// the records by image ID; ages are counted from now.
+// Decide returns one decision for each image: first the images that may be deleted, in the
+// order of their deletion, then those that are kept. The least recently used image is first, of
+// two that were used at the same time the one that frees more. It comes after all images that
+// were built on it, and its intermediate images follow it. Decide has no effects and asks
+// nobody. uses has the records by image ID; ages are counted from now.
 func Decide(s Snapshot, p Policy, uses map[string]Record, now time.Time) []ImageDecision {
-	d := decider{s: s, p: p, uses: uses, now: now, users: usersByImage(s), newest: newestImages(s, uses, now), parents: map[string]string{}}
+	d := decider{s: s, p: p, uses: uses, now: now, users: usersByImage(s), newest: newestImages(s, uses, now), needed: map[string]string{}}
 	d.keep = p.patterns()
+	byID := map[string]Image{}
 	for _, img := range s.Images {
-		d.parents[img.Parent] = label(img)
+		byID[img.ID] = img
 	}
-	decisions := make([]ImageDecision, 0, len(s.Images))
 	for _, img := range s.Images {
-		decisions = append(decisions, d.decide(img))
+		// What an image that stays was built on stays too, whether it has a reason of its own or not.
+		if v := d.decide(img); v.Action != Keep {
+			continue
+		}
+		for child := img; child.Parent != "" && d.needed[child.Parent] == ""; {
+			d.needed[child.Parent] = label(child)
+			var known bool
+			if child, known = byID[child.Parent]; !known {
+				break
+			}
+		}
 	}
-	slices.SortStableFunc(decisions, func(a, b ImageDecision) int {
-		return cmp.Or(
-			cmp.Compare(rank(a.Action), rank(b.Action)),
-			a.LastUse.Compare(b.LastUse),
-			cmp.Compare(b.Image.Unique, a.Image.Unique), // larger ones first: fewer deletions are needed
-			cmp.Compare(a.Image.ID, b.Image.ID),
-		)
+	var going, staying []ImageDecision
+	for _, img := range s.Images {
+		if v := d.decide(img); v.Action == Delete {
+			going = append(going, v)
+		} else {
+			staying = append(staying, v)
+		}
+	}
+	slices.SortFunc(staying, func(a, b ImageDecision) int {
+		return cmp.Or(a.LastUse.Compare(b.LastUse), cmp.Compare(b.Image.Unique, a.Image.Unique), cmp.Compare(a.Image.ID, b.Image.ID))
 	})
-	return decisions
-}
-
-// rank sorts images to be deleted before the others.
-func rank(a Action) int {
-	if a == Delete {
-		return 0
-	}
-	return 1
+	return append(inOrder(going, holdersOf(s.Images)), staying...)
 }
 
 // decider has what the decision about each image needs.
 type decider struct {
-	s       Snapshot
-	p       Policy
-	uses    map[string]Record
-	now     time.Time
-	keep    []pattern
-	users   map[string]User   // by image ID
-	newest  map[string]string // image ID → the repository of which it is the newest image
-	parents map[string]string // image ID → label of an image that was built on it
+	s      Snapshot
+	p      Policy
+	uses   map[string]Record
+	now    time.Time
+	keep   []pattern
+	users  map[string]User   // by image ID
+	newest map[string]string // image ID → the repository of which it is the newest image
+	needed map[string]string // image ID → label of an image that was built on it and stays
 }
 
 func (d *decider) decide(img Image) ImageDecision {
 	v := ImageDecision{Image: img, Action: Keep, LastUse: lastUse(img, d.uses, d.now)}
 	if u, ok := d.users[img.ID]; ok {
 		v.Rule, v.Why = Rule(u.Use), u.why()
+		return v
+	}
+	if img.Unreadable != "" {
+		v.Rule, v.Why = RuleUnreadable, "the engine can't show it: "+img.Unreadable
 		return v
 	}
 	for _, p := range d.keep {
@@ -128,7 +149,7 @@ func (d *decider) decide(img Image) ImageDecision {
 		return v
 	}
 	v.Action, v.Rule, v.Why = Delete, RuleOrphan, "no tag, no container, no service; last used "+ago(d.now.Sub(v.LastUse))
-	if len(img.Tags) > 0 {
+	if len(img.Tags) > 0 || img.Base {
 		v.Rule, v.Why = RuleOld, "no container, no service; last used "+ago(d.now.Sub(v.LastUse))
 	}
 	return v
@@ -137,10 +158,12 @@ func (d *decider) decide(img Image) ImageDecision {
 // keptByKind applies the rules about what an image is.
 func (d *decider) keptByKind(img Image) (Rule, string) {
 	switch repo, newest := d.newest[img.ID]; {
-	case d.parents[img.ID] != "":
-		return RuleChildren, d.parents[img.ID] + " was built on it"
+	case d.needed[img.ID] != "":
+		return RuleChildren, d.needed[img.ID] + " was built on it"
 	case len(img.Tags) > 0 && !d.p.Tagged:
 		return RuleTag, "has a tag"
+	case img.Base && !d.p.Tagged:
+		return RuleTag, "has a digest, and images were built on it here"
 	case d.s.Worker && len(img.Tags)+len(img.Digests) > 0:
 		return RuleWorker, "this node is not a swarm manager, so it isn't known which services use it"
 	case newest:
@@ -191,30 +214,44 @@ func usersByImage(s Snapshot) map[string]User {
 
 // newestImages maps the ID of each repository's newest image to the repository. An image that
 // swarm pulled has only a digest in its repository and no tag; it counts all the same. The
-// newest image is the one that came to this host last; of two that came at the same time,
-// the one that was built last.
+// newest image is the one that was tagged in the repository last, or came to this host last if
+// it has no tag time; of two that came at the same time, the one that was built last.
+//
+// The Engine knows one tag time of each image. Of an image with names in several repositories
+// it says only that one of them came then, and the others before. So if such an image may be
+// the newest one, it counts as the newest, beside the one that else would be.
 func newestImages(s Snapshot, uses map[string]Record, now time.Time) map[string]string {
-	arrival := func(img Image) time.Time {
-		if rec, known := uses[img.ID]; img.Tagged.IsZero() && known {
-			return rec.FirstSeen
-		} else if img.Tagged.IsZero() {
-			return now
-		}
-		return img.Tagged
+	type candidate struct {
+		img               Image
+		earliest, arrived time.Time // when it came to the repository: not before and not after
 	}
-	best := map[string]Image{}
+	byRepo := map[string][]candidate{}
 	for _, img := range s.Images {
-		for repo := range repositories(img) {
-			other, ok := best[repo]
-			if !ok || cmp.Or(arrival(img).Compare(arrival(other)), img.Built.Compare(other.Built), cmp.Compare(img.ID, other.ID)) > 0 {
-				best[repo] = img
-			}
+		repos := repositories(img)
+		c := candidate{img: img, arrived: img.Tagged}
+		if rec, known := uses[img.ID]; img.Tagged.IsZero() && known {
+			c.arrived = rec.FirstSeen
+		} else if img.Tagged.IsZero() {
+			c.arrived = now
+		}
+		c.earliest = c.arrived
+		if len(repos) > 1 && !img.Tagged.IsZero() && img.Built.Before(c.arrived) {
+			c.earliest = img.Built
+		}
+		for repo := range repos {
+			byRepo[repo] = append(byRepo[repo], c)
 		}
 	}
 	ids := map[string]string{}
-	for repo, img := range best {
-		if ids[img.ID] == "" || repo < ids[img.ID] {
-			ids[img.ID] = repo
+	for _, repo := range slices.Sorted(maps.Keys(byRepo)) {
+		all := byRepo[repo]
+		newest := slices.MaxFunc(all, func(a, b candidate) int {
+			return cmp.Or(a.earliest.Compare(b.earliest), a.img.Built.Compare(b.img.Built), cmp.Compare(a.img.ID, b.img.ID))
+		})
+		for _, c := range all {
+			if ids[c.img.ID] == "" && (c.img.ID == newest.img.ID || c.arrived.After(newest.earliest)) {
+				ids[c.img.ID] = repo
+			}
 		}
 	}
 	return ids

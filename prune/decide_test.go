@@ -33,10 +33,16 @@ func TestEachRuleKeepsAnImage(t *testing.T) {
 	newer.Tags, newer.Built = []string{"redis:8"}, daysAgo(1)
 	multi := orphan("a")
 	multi.Manifests = []string{id("e")}
-	child := orphan("c")
-	child.Parent = id("a")
+	child := orphan("c") // tagged, so that it stays
+	child.Parent, child.Tags = id("a"), []string{"child:1"}
+	childless := orphan("c")
+	childless.Tags = child.Tags
 	recentTag := orphan("a")
 	recentTag.Tagged = daysAgo(1)
+	base := pulled
+	base.Base = true
+	damaged := orphan("a")
+	damaged.Unreadable = "500"
 	withTags := func(p *Policy) { p.Tagged = true }
 
 	tests := []struct {
@@ -61,7 +67,9 @@ func TestEachRuleKeepsAnImage(t *testing.T) {
 		{name: "the keep list by tag", image: tagged, others: []Image{newer}, beside: []Image{newer}, policy: func(p *Policy) { p.Tagged, p.Keep = true, []string{"redis:7"} }, without: withTags, want: RuleKeepList},
 		{name: "the keep list by glob", image: tagged, others: []Image{newer}, beside: []Image{newer}, policy: func(p *Policy) { p.Tagged, p.Keep = true, []string{"library/*:7*"} }, without: withTags, want: RuleKeepList},
 		{name: "the keep list, tag not known", image: pulled, others: []Image{newer}, beside: []Image{newer}, policy: func(p *Policy) { p.Keep = []string{"redis:7"} }, without: func(*Policy) {}, want: RuleKeepList},
-		{name: "children", image: bare, others: []Image{child}, want: RuleChildren},
+		{name: "children", image: bare, others: []Image{child}, beside: []Image{childless}, want: RuleChildren},
+		{name: "a base by digest", image: base, others: []Image{newer}, beside: []Image{newer}, without: withTags, want: RuleTag},
+		{name: "one that can't be shown", image: damaged, want: RuleUnreadable},
 		{name: "a tag", image: tagged, others: []Image{newer}, beside: []Image{newer}, without: withTags, want: RuleTag},
 		{name: "a swarm worker", image: pulled, others: []Image{newer}, beside: []Image{newer}, worker: true, want: RuleWorker},
 		{name: "newest by digest", image: pulled, want: RuleNewest, beside: []Image{newer}},
@@ -93,7 +101,9 @@ func TestEachRuleKeepsAnImage(t *testing.T) {
 			if test.without != nil {
 				without = test.without
 			}
-			bare := Snapshot{Images: append([]Image{test.image}, test.beside...)}
+			other := test.image
+			other.Unreadable = ""
+			bare := Snapshot{Images: append([]Image{other}, test.beside...)}
 			if v := decisionOn(t, "a", bare, old(bare.Images...), without); v.Action != Delete {
 				t.Errorf("without the rule: %s by %s (%s), want delete", v.Action, v.Rule, v.Why)
 			}
@@ -105,7 +115,10 @@ func TestEachRuleKeepsAnImage(t *testing.T) {
 func TestLeastRecentlyUsedImagesAreFirst(t *testing.T) {
 	images := []Image{orphan("a"), orphan("b"), orphan("c"), orphan("d")}
 	images[0].Built = daysAgo(5000)
-	images[3].Unique = 99
+	for i := range images {
+		images[i].Own = 10
+	}
+	images[3].Own = 99
 	uses := old(images...)
 	uses[id("a")] = Record{daysAgo(40), daysAgo(5)}
 	uses[id("b")] = Record{daysAgo(40), daysAgo(30)}
@@ -139,6 +152,38 @@ func TestNewestIsPerRepository(t *testing.T) {
 	want := map[string]Action{"a": Delete, "b": Keep, "c": Delete, "d": Keep, "e": Delete}
 	for digit, action := range want {
 		if v := decisionOn(t, digit, s, old(s.Images...), nil); v.Action != action {
+			t.Errorf("image %s: %s by %s, want %s", digit, v.Action, v.Rule, action)
+		}
+	}
+}
+
+// TestNewestIsByTheTagTimeOfEachRepository: db:15 was pulled, then db:16, and then db:15 got a name
+// in another repository. The Engine's one tag time of db:15 is that of the other repository.
+func TestNewestIsByTheTagTimeOfEachRepository(t *testing.T) {
+	old15, new16, older := orphan("a"), orphan("b"), orphan("c")
+	old15.Tags, old15.Tagged, old15.Built = []string{"db:15", "mirror.lan/db:15"}, daysAgo(5), daysAgo(100)
+	new16.Tags, new16.Tagged, new16.Built = []string{"db:16"}, daysAgo(6), daysAgo(90)
+	older.Tags, older.Tagged, older.Built = []string{"db:14"}, daysAgo(8), daysAgo(80)
+	s := Snapshot{Images: []Image{old15, new16, older}}
+	for digit, action := range map[string]Action{"a": Keep, "b": Keep, "c": Delete} {
+		if v := decisionOn(t, digit, s, old(s.Images...), func(p *Policy) { p.Tagged = true }); v.Action != action {
+			t.Errorf("image %s: %s by %s, want %s", digit, v.Action, v.Rule, action)
+		}
+	}
+}
+
+// TestNamesInTwoRepositoriesDontKeepEveryImage: a host that tags each build for a registry too
+// keeps the newest build, and not all of them.
+func TestNamesInTwoRepositoriesDontKeepEveryImage(t *testing.T) {
+	images := []Image{orphan("a"), orphan("b"), orphan("c")}
+	for i := range images {
+		at := daysAgo(float64(10 - i))
+		images[i].Tags = []string{"app:" + images[i].ID[7:8], "registry.lan/app:" + images[i].ID[7:8]}
+		images[i].Built, images[i].Tagged = at, at.Add(time.Minute)
+	}
+	s := Snapshot{Images: images}
+	for digit, action := range map[string]Action{"a": Delete, "b": Delete, "c": Keep} {
+		if v := decisionOn(t, digit, s, old(images...), func(p *Policy) { p.Tagged = true }); v.Action != action {
 			t.Errorf("image %s: %s by %s, want %s", digit, v.Action, v.Rule, action)
 		}
 	}

@@ -2,7 +2,9 @@ package prune
 
 import (
 	"fmt"
+	"math"
 	"os"
+	"slices"
 
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,8 @@ type Disk struct {
 	Used       int64  `json:"used_bytes"`
 	Inodes     int64  `json:"inodes"` // 0 if the file system has no fixed number of them
 	InodesUsed int64  `json:"inodes_used"`
+
+	images bool // it has the layers of the images
 }
 
 // Full returns the larger of the used shares of space and of inodes, 0 to 1.
@@ -34,6 +38,40 @@ func share(part, whole int64) float64 {
 		return 0
 	}
 	return float64(part) / float64(whole)
+}
+
+// need returns how many bytes of images have to be deleted until no file system with images is
+// above the watermark. If inodes are short, that is all of them: how many inodes an image has
+// isn't known.
+func need(disks []Disk, low float64) (bytes int64) {
+	for _, d := range disks {
+		switch {
+		case !d.images:
+		case share(d.InodesUsed, d.Inodes) > low:
+			return math.MaxInt64
+		default:
+			bytes = max(bytes, d.Above(low))
+		}
+	}
+	return bytes
+}
+
+// late is space that deletions have freed and that the disks don't show yet. Some file systems
+// free in the background, seconds after a deletion.
+type late struct {
+	before []Disk // when nothing was owed
+	freed  int64  // bytes deleted since
+}
+
+// expected returns the disks as they will be when they show everything.
+func (l late) expected(disks []Disk) []Disk {
+	out := slices.Clone(disks)
+	for i := range out {
+		if out[i].images && i < len(l.before) {
+			out[i].Used = max(0, min(out[i].Used, l.before[i].Used-l.freed))
+		}
+	}
+	return out
 }
 
 // statDisk measures the file system that path is on.
@@ -52,14 +90,19 @@ func statDisk(path string) (Disk, error) {
 	}, nil
 }
 
-// diskPaths returns the folders in which the engine keeps images, one for each file system.
+// containerdSocket is the socket of a containerd that the daemon didn't start itself.
+const containerdSocket = "/run/containerd/containerd.sock"
+
+// diskPaths returns the folders in which the engine keeps its data, one for each file system.
+// The images are in the last one.
 func diskPaths(info system.Info) ([]string, error) {
 	if info.DockerRootDir == "" {
 		return nil, fmt.Errorf("the engine doesn't say where its data root is")
 	}
 	paths := []string{info.DockerRootDir}
-	if containerdStore(info) {
-		paths = append(paths, defaultContainerdRoot) // one that the daemon started is in the data root
+	// A containerd that the daemon started has its data in the data root.
+	if containerdStore(info) && (info.Containerd == nil || info.Containerd.Address == "" || info.Containerd.Address == containerdSocket) {
+		paths = append(paths, defaultContainerdRoot)
 	}
 	var out []string
 	seen := map[uint64]bool{}

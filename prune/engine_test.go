@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -39,13 +40,22 @@ type fakeEngine struct {
 	requests   []string
 	before     func(request string) // called, unlocked, before a request is answered
 	used       int64                // bytes of a disk of 1000
+	layers     map[string][]layer   // image ID → its layers; an image without any has its size alone
+	cache      []int64              // sizes of the layers that the build cache has too
+}
+
+// layer is a layer of the fakeEngine's images. Two images share a layer if all below it is the
+// same, too.
+type layer struct {
+	id   string
+	size int64
 }
 
 // newEngine starts a fakeEngine with a disk that is 90 % full.
 func newEngine(t *testing.T, version string) (*fakeEngine, *client.Client) {
 	t.Helper()
 	e := &fakeEngine{version: version, used: 900, tagTimes: map[string]time.Time{}, fail: map[string]int{},
-		listeners: map[chan events.Message]bool{}, info: system.Info{DockerRootDir: t.TempDir()}}
+		listeners: map[chan events.Message]bool{}, layers: map[string][]layer{}, info: system.Info{DockerRootDir: t.TempDir()}}
 	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -101,6 +111,10 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(w, e.info)
 	case path == "/images/json":
 		reply(w, e.images)
+	case path == "/system/df":
+		e.serveDiskUsage(w)
+	case strings.HasSuffix(path, "/history"):
+		e.serveHistory(w, strings.TrimSuffix(strings.TrimPrefix(path, "/images/"), "/history"))
 	case path == "/containers/json":
 		reply(w, e.summaries())
 	case path == "/services":
@@ -163,7 +177,63 @@ func (e *fakeEngine) serveImage(w http.ResponseWriter, ref string) {
 	}
 	s := e.images[i]
 	reply(w, image.InspectResponse{ID: s.ID, RepoTags: s.RepoTags, RepoDigests: s.RepoDigests,
-		Metadata: image.Metadata{LastTagTime: e.tagTimes[s.ID]}})
+		RootFS: e.rootFS(s.ID), Metadata: image.Metadata{LastTagTime: e.tagTimes[s.ID]}})
+}
+
+func (e *fakeEngine) rootFS(id string) (fs image.RootFS) {
+	for _, l := range e.layers[id] {
+		fs.Layers = append(fs.Layers, l.id)
+	}
+	return fs
+}
+
+// serveHistory answers with a step that makes no layer on top of those that make one.
+func (e *fakeEngine) serveHistory(w http.ResponseWriter, ref string) {
+	items := []image.HistoryResponseItem{{CreatedBy: "/bin/sh -c #(nop)  CMD [\"x\"]"}}
+	if i := e.index(ref); i >= 0 {
+		for _, l := range slices.Backward(e.layers[e.images[i].ID]) {
+			items = append(items, image.HistoryResponseItem{CreatedBy: "RUN " + l.id, Size: l.size})
+		}
+	}
+	reply(w, items)
+}
+
+func (e *fakeEngine) serveDiskUsage(w http.ResponseWriter) {
+	var records []build.CacheRecord
+	for _, size := range e.cache {
+		records = append(records, build.CacheRecord{Shared: true, Size: size})
+	}
+	usage := map[string]any{"BuildCache": records}
+	if e.version >= "1.52" {
+		usage = map[string]any{"BuildCacheUsage": map[string]any{"Items": records}}
+	}
+	reply(w, usage)
+}
+
+// occupied returns the bytes of all layers that there are.
+func (e *fakeEngine) occupied() (n int64) {
+	cached := slices.Clone(e.cache)
+	seen := map[string]bool{}
+	for _, s := range e.images {
+		var ids []string
+		for _, l := range e.layers[s.ID] {
+			ids = append(ids, l.id)
+			if key := strings.Join(ids, " "); !seen[key] {
+				seen[key] = true
+				n += l.size
+				if i := slices.Index(cached, l.size); i >= 0 {
+					cached = slices.Delete(cached, i, i+1)
+				}
+			}
+		}
+		if len(e.layers[s.ID]) == 0 {
+			n += s.Size
+		}
+	}
+	for _, size := range cached { // what only the cache has now
+		n += size
+	}
+	return n
 }
 
 // serveRemove deletes as the graphdriver store does: the image is deleted with its last name, and
@@ -185,9 +255,11 @@ func (e *fakeEngine) serveRemove(w http.ResponseWriter, ref string) {
 	tagged := slices.ContainsFunc(s.RepoTags, is)
 	s.RepoTags = slices.DeleteFunc(slices.Clone(s.RepoTags), is)
 	s.RepoDigests = slices.DeleteFunc(slices.Clone(s.RepoDigests), is)
-	if len(withoutPlaceholders(s.RepoTags)) == 0 && (tagged || len(withoutPlaceholders(s.RepoDigests)) == 0 || ref == s.ID) {
-		e.used -= s.Size
+	tags, digests := names(s.RepoTags, s.RepoDigests)
+	if len(tags) == 0 && (tagged || len(digests) == 0 || ref == s.ID) {
+		before := e.occupied()
 		e.images = slices.Delete(e.images, i, i+1)
+		e.used -= before - e.occupied()
 	}
 	reply(w, []image.DeleteResponse{{Untagged: ref}})
 }
@@ -248,6 +320,22 @@ func (e *fakeEngine) add(digit string, tags, digests []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.images = append(e.images, image.Summary{ID: id(digit), RepoTags: tags, RepoDigests: digests, Size: 100, SharedSize: -1, Containers: -1})
+}
+
+// addLayered adds an image that has these layers.
+func (e *fakeEngine) addLayered(digit, parent string, tags []string, layers ...layer) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var size int64
+	for _, l := range layers {
+		size += l.size
+	}
+	e.layers[id(digit)] = layers
+	s := image.Summary{ID: id(digit), RepoTags: tags, Size: size, SharedSize: -1, Containers: -1}
+	if parent != "" {
+		s.ParentID = id(parent)
+	}
+	e.images = append(e.images, s)
 }
 
 // runContainer adds a container of that image.

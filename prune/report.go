@@ -61,28 +61,31 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		Action     Action    `json:"action"`
 		Rule       Rule      `json:"rule"`
 		Why        string    `json:"why"`
+		With       string    `json:"with,omitempty"`
+		Frees      int64     `json:"frees_bytes"`
 	}
 	images := make([]image, 0, len(r.Images))
 	for _, d := range r.Images {
 		images = append(images, image{d.Image.ID, d.Image.References(), d.Image.Size, d.Image.Unique,
-			d.LastUse.UTC(), d.Action, d.Rule, d.Why})
+			d.LastUse.UTC(), d.Action, d.Rule, d.Why, d.With, d.Frees})
 	}
 	return json.Marshal(struct {
-		Schema   int      `json:"schema"`
-		Decision Decision `json:"decision"`
-		Reason   string   `json:"reason"`
-		DryRun   bool     `json:"dry_run"`
-		Watched  bool     `json:"watched"`
-		Critical bool     `json:"critical"`
-		High     float64  `json:"high_watermark"`
-		Low      float64  `json:"low_watermark"`
-		Before   []Disk   `json:"disks_before"`
-		After    []Disk   `json:"disks_after"`
-		Freed    int64    `json:"freed_bytes"`
-		Warnings []string `json:"warnings"`
-		Images   []image  `json:"images"`
+		Schema    int      `json:"schema"`
+		Decision  Decision `json:"decision"`
+		Reason    string   `json:"reason"`
+		DryRun    bool     `json:"dry_run"`
+		Watched   bool     `json:"watched"`
+		Critical  bool     `json:"critical"`
+		High      float64  `json:"high_watermark"`
+		Low       float64  `json:"low_watermark"`
+		Before    []Disk   `json:"disks_before"`
+		After     []Disk   `json:"disks_after"`
+		Freed     int64    `json:"freed_bytes"`
+		Predicted int64    `json:"predicted_bytes"`
+		Warnings  []string `json:"warnings"`
+		Images    []image  `json:"images"`
 	}{1, r.Decision, r.Reason, r.DryRun, r.Watched, r.Critical, r.High, r.Low,
-		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(),
+		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(), r.Predicted(),
 		append([]string{}, r.Warnings...), images})
 }
 

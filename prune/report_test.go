@@ -18,7 +18,7 @@ func TestReportHasTheKeysOfSchema1(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{"schema", "decision", "reason", "dry_run", "watched", "critical", "high_watermark", "low_watermark",
-		"disks_before", "disks_after", "freed_bytes", "warnings", "images"} {
+		"disks_before", "disks_after", "freed_bytes", "predicted_bytes", "warnings", "images"} {
 		if _, ok := got[key]; !ok {
 			t.Errorf("%q is missing in %s", key, b)
 		}

@@ -95,7 +95,7 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 		defer unblock()
 	}
 	// Below the high watermark too: without a watcher, the records have only what runs see.
-	s, o, err := p.plan(ctx, r, policy)
+	s, o, err := p.plan(ctx, r, policy, needed)
 	if !needed {
 		r.Decision, r.Reason = NotNeeded, "no file system is above the high watermark"
 		r.markDeletable()
@@ -107,9 +107,7 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 	if err != nil {
 		return err
 	}
-	if !apply {
-		r.predict(p.Policy.Low)
-	}
+	r.predict(s)
 	nothing := func() error { return nil }
 	if err := p.exclusively(ctx, apply && r.Critical, nothing); err != nil {
 		return err
@@ -124,26 +122,37 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 	if !apply {
 		return nil
 	}
-	return p.deleteInRounds(ctx, r, policy)
+	return p.deleteChosen(ctx, r, s)
 }
 
-// plan takes a snapshot, updates the records with it, and decides about each image.
-func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy) (s Snapshot, o observation, err error) {
+// plan takes a snapshot, updates the records with it, and decides about each image. The layers
+// are measured if something may have to be deleted.
+func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy, measure bool) (s Snapshot, o observation, err error) {
 	began := p.time()
 	if s, err = TakeSnapshot(ctx, p.Engine); err != nil {
 		return s, o, err
 	}
 	now := p.time()
-	if o, err = p.Uses.observe(s, now); err != nil {
+	if o, err = p.Uses.observe(&s, now); err != nil {
 		return s, o, err
 	}
 	r.Watched = o.watched
+	if measure {
+		if err := s.measure(ctx, p.Engine); err != nil {
+			return s, o, err
+		}
+	}
 	r.Images = Decide(s, policy, o.uses, now)
 	for i := range r.Images {
 		d := &r.Images[i]
 		d.planned, d.record = began, o.uses[d.Image.ID]
 	}
 	r.warn(policy.unmatched(s.Images)...)
+	for _, img := range s.Images {
+		if img.Unreadable != "" {
+			r.warn("the engine can't show the image " + label(img) + ", which may be damaged; it stays, and so does what it was built on: " + img.Unreadable)
+		}
+	}
 	if o.damage != nil {
 		r.warn(fmt.Sprintf("the last-use records were damaged (%v): every image counts as used now, and the damaged file is %s.bad", o.damage, p.Uses.Path))
 	}
@@ -201,6 +210,7 @@ func (p *Pruner) disks(ctx context.Context) ([]Disk, error) {
 		}
 		disks = append(disks, d)
 	}
+	disks[len(disks)-1].images = true
 	return disks, nil
 }
 

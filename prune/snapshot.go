@@ -1,8 +1,10 @@
 package prune
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,11 +20,13 @@ type Engine interface {
 	Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error)
 	ImageList(context.Context, client.ImageListOptions) (client.ImageListResult, error)
 	ImageInspect(context.Context, string, ...client.ImageInspectOption) (client.ImageInspectResult, error)
+	ImageHistory(context.Context, string, ...client.ImageHistoryOption) (client.ImageHistoryResult, error)
 	ImageRemove(context.Context, string, client.ImageRemoveOptions) (client.ImageRemoveResult, error)
 	ContainerList(context.Context, client.ContainerListOptions) (client.ContainerListResult, error)
 	ContainerInspect(context.Context, string, client.ContainerInspectOptions) (client.ContainerInspectResult, error)
 	ServiceList(context.Context, client.ServiceListOptions) (client.ServiceListResult, error)
 	TaskList(context.Context, client.TaskListOptions) (client.TaskListResult, error)
+	DiskUsage(context.Context, client.DiskUsageOptions) (client.DiskUsageResult, error)
 	Events(context.Context, client.EventsListOptions) client.EventsResult
 }
 
@@ -34,9 +38,18 @@ type Image struct {
 	Digests   []string  // redis@sha256:…
 	Manifests []string  // digests of the manifests of an index (containerd image store)
 	Size      int64     // bytes, shared layers included
-	Unique    int64     // bytes that no other image has; Size if the Engine doesn't tell
+	Shared    int64     // bytes that other images have too; -1 if the Engine doesn't tell
+	Unique    int64     // bytes that no other image has; Size if that isn't known
+	Layers    []Layer   // the lowest first; empty if they aren't known
+	Own       int64     // bytes beside the layers, as far as they are worth counting
 	Built     time.Time // when its author built it, which says nothing about this host
 	Tagged    time.Time // when it was last tagged on this host; zero if unknown
+	// Base is true for an image that has a digest and no tag, and on which others are or were
+	// built here: "FROM alpine@sha256:…".
+	Base bool
+	// Unreadable is why the Engine can't show the image; "" if it can. Nothing is known of
+	// such an image but its names, its size and its parent.
+	Unreadable string
 }
 
 // Use says in which way an image is in use. Its values are those of the JSON report.
@@ -72,8 +85,10 @@ type Snapshot struct {
 	Worker bool
 	// Busy says, for people, what swarm is doing at the moment; empty if it does nothing.
 	Busy []string
-	// Latest is the latest activity that containers and images themselves show.
-	Latest Activity
+	// Activities are what containers and images themselves show.
+	Activities []Activity
+	// Containerd is true for containerd's image store.
+	Containerd bool
 
 	restarts restarts
 }
@@ -100,10 +115,10 @@ func (s *Snapshot) addImages(ctx context.Context, e Engine) error {
 	}
 	for _, item := range list.Items {
 		img := Image{
-			ID: item.ID, Parent: item.ParentID, Size: item.Size, Unique: item.Size,
-			Tags: withoutPlaceholders(item.RepoTags), Digests: withoutPlaceholders(item.RepoDigests),
+			ID: item.ID, Parent: item.ParentID, Size: item.Size, Shared: item.SharedSize, Unique: item.Size,
 			Built: time.Unix(item.Created, 0),
 		}
+		img.Tags, img.Digests = names(item.RepoTags, item.RepoDigests)
 		if item.SharedSize > 0 { // -1: not computed
 			img.Unique = max(0, item.Size-item.SharedSize)
 		}
@@ -114,15 +129,25 @@ func (s *Snapshot) addImages(ctx context.Context, e Engine) error {
 			img.Manifests = append(img.Manifests, m.Descriptor.Digest.String())
 		}
 		details, err := e.ImageInspect(ctx, item.ID)
-		if err != nil && !cerrdefs.IsNotFound(err) {
+		switch {
+		case err == nil:
+			img.Tagged = details.Metadata.LastTagTime
+			img.Layers = chains(details.RootFS.Layers)
+		case damaged(err):
+			img.Unreadable = err.Error()
+		default:
 			return fmt.Errorf("inspect image %s: %w", item.ID, err)
 		}
-		img.Tagged = details.Metadata.LastTagTime
 		s.addActivity(img.Tagged, "image "+label(img)+" was tagged")
 		s.Images = append(s.Images, img)
 	}
+	slices.SortFunc(s.Images, func(a, b Image) int { return cmp.Compare(a.ID, b.ID) }) // so that two runs see the same
 	return nil
 }
+
+// damaged reports whether an error says that the Engine can't show this one image, while it
+// works otherwise: its data are damaged (500), or it is going at the moment (404).
+func damaged(err error) bool { return cerrdefs.IsInternal(err) || cerrdefs.IsNotFound(err) }
 
 // addUsers fills in everything but the images.
 func (s *Snapshot) addUsers(ctx context.Context, e Engine) error {
@@ -130,6 +155,7 @@ func (s *Snapshot) addUsers(ctx context.Context, e Engine) error {
 	if err != nil {
 		return fmt.Errorf("ask the engine about itself: %w", err)
 	}
+	s.Containerd = containerdStore(info.Info)
 	if err := s.addContainers(ctx, e); err != nil {
 		return err
 	}
@@ -212,22 +238,27 @@ func (s *Snapshot) addStarts(containers []container.InspectResponse) {
 	}
 }
 
-// addActivity remembers the latest activity.
+// addActivity notes an activity.
 func (s *Snapshot) addActivity(at time.Time, what string) {
-	if at.After(s.Latest.At) {
-		s.Latest = Activity{at, what}
+	if !at.IsZero() {
+		s.Activities = append(s.Activities, Activity{at, what})
 	}
 }
 
-// withoutPlaceholders returns refs without the <none>:<none> of images that have no name.
-func withoutPlaceholders(refs []string) []string {
-	var out []string
-	for _, ref := range refs {
-		if !strings.HasPrefix(ref, "<none>") {
-			out = append(out, ref)
+// names returns the tags and the digests of an image, without the <none>:<none> of one that has
+// no name. containerd's store lists a name with a digest among the tags too, and the bare
+// digest of an image without content for this platform.
+func names(repoTags, repoDigests []string) (tags, digests []string) {
+	for _, ref := range slices.Concat(repoTags, repoDigests) {
+		switch {
+		case strings.HasPrefix(ref, "<none>"), strings.HasPrefix(ref, "sha256:"):
+		case !strings.Contains(ref, "@"):
+			tags = append(tags, ref)
+		case !slices.Contains(digests, ref):
+			digests = append(digests, ref)
 		}
 	}
-	return out
+	return tags, digests
 }
 
 // label returns a short name of img for people.

@@ -1,6 +1,7 @@
 package prune
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -65,6 +67,8 @@ var (
 	watchKey     = []byte("watch")   // watchState
 	versionKey   = []byte("version") // of the file's format, in decimal; absent in version 1
 	clockKey     = []byte("clock")   // clockMark; absent if an older program wrote the file
+	basePrefix   = "base "           // and an image ID: others were built on it
+	aheadPrefix  = "ahead "          // and a time of the Engine that is ahead of the clock: when it was first seen
 	sumKey       = []byte("sum")     // number of the transaction that wrote it, SHA-256 of all else, CRC-32 of both
 )
 
@@ -403,15 +407,17 @@ type observation struct {
 // observe updates the records with what a snapshot shows: new images are first seen now,
 // images in use are used now, and records of images that were removed are deleted. If the
 // watcher has ended, nobody knows what happened since, and every image counts once as used now.
-func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
-	inUse := usersByImage(s)
+// It fills in what the snapshot needs from the records: which images are bases, and since when
+// times of the Engine are ahead of the clock.
+func (u Uses) observe(s *Snapshot, now time.Time) (o observation, err error) {
+	inUse := usersByImage(*s)
 	mark, err := u.mark(now)
 	if err != nil {
 		return o, err
 	}
 	err = u.update(func(r *records) error {
 		o.damage = r.damage
-		if err := r.settle(mark); err != nil {
+		if err := errors.Join(r.settle(mark), r.settleEngine(s, now), r.markBases(s.Images)); err != nil {
 			return err
 		}
 		w, err := r.watchState()
@@ -419,6 +425,11 @@ func (u Uses) observe(s Snapshot, now time.Time) (o observation, err error) {
 			return err
 		}
 		o.watched, o.activity = !w.Alive.IsZero(), w.Activity
+		for _, a := range s.Activities {
+			if a.At.After(o.activity.At) {
+				o.activity = a
+			}
+		}
 		if o.watched && now.Sub(w.Alive) > maxSilence {
 			if err := errors.Join(r.addUseOfAll(now), r.setWatchState(watchState{Activity: w.Activity})); err != nil {
 				return err
@@ -456,23 +467,82 @@ func (u Uses) get(id string) (rec Record, known bool, err error) {
 	return rec, known, err
 }
 
+// settleEngine corrects the Engine's own times that are ahead of the clock, as settle does with
+// the records. The Engine tells the same time again at the next run, so it is recorded when each
+// was first seen.
+func (r *records) settleEngine(s *Snapshot, now time.Time) error {
+	seen := map[string]bool{}
+	settled := func(what string, at time.Time) (time.Time, error) {
+		if !at.After(now) {
+			return at, nil
+		}
+		key := aheadPrefix + what + " " + at.UTC().Format(time.RFC3339Nano)
+		seen[key] = true
+		var first time.Time
+		if first.UnmarshalText(r.meta.Get([]byte(key))) == nil && !first.After(now) {
+			return first, nil
+		}
+		text, err := now.MarshalText()
+		if err != nil {
+			return now, err
+		}
+		return now, r.meta.Put([]byte(key), text)
+	}
+	var err error
+	for i := range s.Images {
+		img := &s.Images[i]
+		if img.Tagged, err = settled(img.ID, img.Tagged); err != nil {
+			return err
+		}
+	}
+	for i := range s.Activities {
+		a := &s.Activities[i]
+		if a.At, err = settled(a.What, a.At); err != nil {
+			return err
+		}
+	}
+	return keepOnly(r.meta, aheadPrefix, seen)
+}
+
+// markBases records which images others were built on, and sets Base of those that have only
+// a digest.
+func (r *records) markBases(images []Image) error {
+	for id := range basesOf(images) {
+		if err := r.addBase(id); err != nil {
+			return err
+		}
+	}
+	for i := range images {
+		img := &images[i]
+		img.Base = len(img.Tags) == 0 && len(img.Digests) > 0 && r.meta.Get([]byte(basePrefix+img.ID)) != nil
+	}
+	return nil
+}
+
+// addBase records that an image was built on this one.
+func (r *records) addBase(id string) error { return r.meta.Put([]byte(basePrefix+id), []byte("1")) }
+
 // deleteOthers deletes the records of images that are not among these. If such an image comes
 // back, it is new.
 func (r *records) deleteOthers(images []Image) error {
-	present := map[string]bool{}
+	present, bases := map[string]bool{}, map[string]bool{}
 	for _, img := range images {
-		present[img.ID] = true
+		present[img.ID], bases[basePrefix+img.ID] = true, true
 	}
-	all, err := r.all()
-	if err != nil {
-		return err
-	}
-	for id := range all {
-		if !present[id] {
-			if err := r.images.Delete([]byte(id)); err != nil {
-				return err
-			}
+	return errors.Join(keepOnly(r.images, "", present), keepOnly(r.meta, basePrefix, bases))
+}
+
+// keepOnly deletes all keys of a bucket that have the prefix and are not among these.
+func keepOnly(bucket *bbolt.Bucket, prefix string, keys map[string]bool) error {
+	var others [][]byte
+	err := bucket.ForEach(func(k, _ []byte) error {
+		if strings.HasPrefix(string(k), prefix) && !keys[string(k)] {
+			others = append(others, bytes.Clone(k))
 		}
+		return nil
+	})
+	for _, k := range others {
+		err = errors.Join(err, bucket.Delete(k))
 	}
-	return nil
+	return err
 }

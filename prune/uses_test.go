@@ -90,7 +90,7 @@ func TestUpgradeKeepsRecords(t *testing.T) {
 		s.Images = append(s.Images, orphan(digit))
 	}
 	s.Users = []User{{UseContainer, "web", id("a")}}
-	o, err := uses.observe(s, november(6, 11))
+	o, err := uses.observe(&s, november(6, 11))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestImageThatComesBackIsNew(t *testing.T) {
 	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
 	with, without := Snapshot{Images: []Image{orphan("a")}}, Snapshot{}
 	for i, s := range []Snapshot{with, without, with} {
-		o, err := uses.observe(s, now.Add(time.Duration(i)*time.Hour))
+		o, err := uses.observe(&s, now.Add(time.Duration(i)*time.Hour))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -76,7 +77,7 @@ func (w *Watcher) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	engine := boundedEngine{w.Engine, defaultLimits}
-	b := batch{engine: engine, restarts: newRestarts(), images: map[string][]string{}, used: map[string]time.Time{}}
+	b := batch{engine: engine, restarts: newRestarts(), images: map[string][]string{}, used: map[string]time.Time{}, bases: map[string]bool{}}
 	now, since := time.Now(), time.Now()
 	mark, err := w.Uses.mark(now)
 	if err != nil {
@@ -171,6 +172,11 @@ func (w *Watcher) flush(b *batch) error {
 				return err
 			}
 		}
+		for id := range b.bases {
+			if err := r.addBase(id); err != nil {
+				return err
+			}
+		}
 		return r.setWatchState(state)
 	})
 	if err != nil {
@@ -181,6 +187,7 @@ func (w *Watcher) flush(b *batch) error {
 	}
 	b.state, b.gap, b.saved = state, time.Time{}, state.Event
 	clear(b.used)
+	clear(b.bases)
 	return nil
 }
 
@@ -205,6 +212,7 @@ type batch struct {
 	saved    eventMark            // state.Event as it was last written
 	images   map[string][]string  // container ID → IDs of the images that it runs or mounts
 	used     map[string]time.Time // image ID → last use
+	bases    map[string]bool      // IDs of images that a build used
 	restarts restarts
 	gap      time.Time // events before this time were missed; zero: none were
 }
@@ -270,6 +278,11 @@ func (b *batch) apply(ctx context.Context, m events.Message) error {
 		}
 		if len(ids) == 0 { // the container was removed before it could be inspected
 			b.gap = at
+		}
+		if m.Action == events.ActionCreate && strings.HasPrefix(m.Actor.Attributes["image"], "sha256:") {
+			for _, id := range ids { // a build names its images by ID
+				b.bases[id] = true
+			}
 		}
 		if m.Action == events.ActionDestroy {
 			delete(b.images, m.Actor.ID)
@@ -354,6 +367,9 @@ func (b *batch) imageID(ctx context.Context, ref string) ([]string, error) {
 	}
 	details, err := b.engine.ImageInspect(ctx, ref)
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsInvalidArgument(err) {
+		return nil, nil
+	}
+	if cerrdefs.IsInternal(err) { // a damaged image; prune keeps it, whenever it was used
 		return nil, nil
 	}
 	if err != nil {
