@@ -56,6 +56,9 @@ type ImageDecision struct {
 	Why    string // for people
 	// LastUse is when the image was last known to be used, tagged or seen for the first time.
 	LastUse time.Time
+	// Used is when the image was last seen in use; zero if it never was. FirstSeen is when it was
+	// seen for the first time.
+	Used, FirstSeen time.Time
 	// With is the ID of the image that this one goes with, as an intermediate image that
 	// nothing else needs; "" for an image that goes by itself, and one that stays.
 	With string
@@ -71,6 +74,10 @@ type ImageDecision struct {
 
 // Deleted reports whether the image was deleted, and not only chosen.
 func (d ImageDecision) Deleted() bool { return d.deleted }
+
+// Useless reports whether the image may be deleted and isn't because that would free nothing:
+// images that stay, or the build cache, have all its layers.
+func (d ImageDecision) Useless() bool { return d.Action == Deletable && d.useless }
 
 // skip notes that the image is not deleted after all.
 func (d *ImageDecision) skip(rule Rule, why string) { d.Action, d.Rule, d.Why = Skip, rule, why }
@@ -148,9 +155,9 @@ func (d *decider) decide(img Image) ImageDecision {
 	if v.Rule, v.Why = d.keptByAge(img); v.Rule != "" {
 		return v
 	}
-	v.Action, v.Rule, v.Why = Delete, RuleOrphan, "no tag, no container, no service; last used "+ago(d.now.Sub(v.LastUse))
+	v.Action, v.Rule, v.Why = Delete, RuleOrphan, "no tag, no container, no service; "+d.seen(v)
 	if len(img.Tags) > 0 || img.Base {
-		v.Rule, v.Why = RuleOld, "no container, no service; last used "+ago(d.now.Sub(v.LastUse))
+		v.Rule, v.Why = RuleOld, "no container, no service; "+d.seen(v)
 	}
 	return v
 }
@@ -170,6 +177,14 @@ func (d *decider) keptByKind(img Image) (Rule, string) {
 		return RuleNewest, "is the newest image of " + repo
 	}
 	return "", ""
+}
+
+// seen says when the image was last used, or, if no use was seen, since when there was none.
+func (d *decider) seen(v ImageDecision) string {
+	if rec := d.uses[v.Image.ID]; !rec.LastUsed.After(rec.FirstSeen) {
+		return "no use was seen since it came or was tagged " + ago(d.now.Sub(v.LastUse))
+	}
+	return "last used " + ago(d.now.Sub(v.LastUse))
 }
 
 // keptByAge applies the rules about when an image was last needed.

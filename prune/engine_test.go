@@ -20,28 +20,31 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
 	"github.com/moby/moby/client"
 )
 
 // fakeEngine is a Docker Engine on a unix socket. The tests talk to it with the real client. Its
 // disk gets emptier when images are deleted.
 type fakeEngine struct {
-	mu         sync.Mutex // guards all below
-	version    string     // API version
-	images     []image.Summary
-	tagTimes   map[string]time.Time
-	containers []container.InspectResponse
-	services   []swarm.Service
-	tasks      []swarm.Task
-	info       system.Info
-	remembered []events.Message // what it remembers
-	listeners  map[chan events.Message]bool
-	fail       map[string]int // "GET /images/json" → status
-	requests   []string
-	before     func(request string) // called, unlocked, before a request is answered
-	used       int64                // bytes of a disk of 1000
-	layers     map[string][]layer   // image ID → its layers; an image without any has its size alone
-	cache      []int64              // sizes of the layers that the build cache has too
+	volumes     []volume.Volume
+	cacheUnused int64      // bytes of the build cache that no image has
+	mu          sync.Mutex // guards all below
+	version     string     // API version
+	images      []image.Summary
+	tagTimes    map[string]time.Time
+	containers  []container.InspectResponse
+	services    []swarm.Service
+	tasks       []swarm.Task
+	info        system.Info
+	remembered  []events.Message // what it remembers
+	listeners   map[chan events.Message]bool
+	fail        map[string]int // "GET /images/json" → status
+	requests    []string
+	before      func(request string) // called, unlocked, before a request is answered
+	used        int64                // bytes of a disk of 1000
+	layers      map[string][]layer   // image ID → its layers; an image without any has its size alone
+	cache       []int64              // sizes of the layers that the build cache has too
 }
 
 // layer is a layer of the fakeEngine's images. Two images share a layer if all below it is the
@@ -203,7 +206,10 @@ func (e *fakeEngine) serveDiskUsage(w http.ResponseWriter) {
 	for _, size := range e.cache {
 		records = append(records, build.CacheRecord{Shared: true, Size: size})
 	}
-	usage := map[string]any{"BuildCache": records}
+	if e.cacheUnused > 0 {
+		records = append(records, build.CacheRecord{Size: e.cacheUnused})
+	}
+	usage := map[string]any{"BuildCache": records, "Volumes": e.volumes}
 	if e.version >= "1.52" {
 		usage = map[string]any{"BuildCacheUsage": map[string]any{"Items": records}}
 	}

@@ -35,6 +35,8 @@ type Report struct {
 	Before, After []Disk
 	// Warnings are for people: what in the settings has no effect, and what prune had to repair.
 	Warnings []string
+	// Help is what would free more space where the decision is [Incomplete].
+	Help []Help
 	// Images has a decision for each image, in the order of [Decide], deleted images first.
 	Images []ImageDecision
 }
@@ -58,6 +60,8 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		Size       int64     `json:"size_bytes"`
 		Unique     int64     `json:"unique_bytes"`
 		LastUse    time.Time `json:"last_use"`
+		Used       time.Time `json:"used,omitzero"`
+		FirstSeen  time.Time `json:"first_seen,omitzero"`
 		Action     Action    `json:"action"`
 		Rule       Rule      `json:"rule"`
 		Why        string    `json:"why"`
@@ -67,7 +71,7 @@ func (r Report) MarshalJSON() ([]byte, error) {
 	images := make([]image, 0, len(r.Images))
 	for _, d := range r.Images {
 		images = append(images, image{d.Image.ID, d.Image.References(), d.Image.Size, d.Image.Unique,
-			d.LastUse.UTC(), d.Action, d.Rule, d.Why, d.With, d.Frees})
+			d.LastUse.UTC(), d.Used.UTC(), d.FirstSeen.UTC(), d.Action, d.Rule, d.Why, d.With, d.Frees})
 	}
 	return json.Marshal(struct {
 		Schema    int      `json:"schema"`
@@ -83,10 +87,11 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		Freed     int64    `json:"freed_bytes"`
 		Predicted int64    `json:"predicted_bytes"`
 		Warnings  []string `json:"warnings"`
+		Help      []Help   `json:"would_help"`
 		Images    []image  `json:"images"`
 	}{1, r.Decision, r.Reason, r.DryRun, r.Watched, r.Critical, r.High, r.Low,
 		append([]Disk{}, r.Before...), append([]Disk{}, r.After...), r.Freed(), r.Predicted(),
-		append([]string{}, r.Warnings...), images})
+		append([]string{}, r.Warnings...), append([]Help{}, r.Help...), images})
 }
 
 // warn adds warnings, each once.
@@ -96,6 +101,12 @@ func (r *Report) warn(all ...string) {
 			r.Warnings = append(r.Warnings, text)
 		}
 	}
+}
+
+// Intermediate reports whether the image has no name, and is there only because another one was
+// built on it.
+func (d ImageDecision) Intermediate() bool {
+	return len(d.Image.References()) == 0 && (d.Rule == RuleChildren || d.With != "")
 }
 
 // References returns all names of the image, tags first; never nil.

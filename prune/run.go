@@ -47,9 +47,11 @@ func (p *Pruner) Run(ctx context.Context, apply bool) (Report, error) {
 	run := *p
 	run.Engine = boundedEngine{p.Engine, cmp.Or(p.limits, defaultLimits)}
 	err := run.run(ctx, apply, &r)
+	if err != nil && apply {
+		r.markDeletable()
+	}
 	if ctx.Err() != nil && err != nil { // not the Engine's fault, whatever it was asked at the moment
 		r.Decision, r.Reason = Deferred, "interrupted"
-		r.markDeletable()
 		return r, nil
 	}
 	for _, later := range []error{ErrHeld, ErrBusy, errActive} {
@@ -119,10 +121,15 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 	if why != "" {
 		return fmt.Errorf("%w: %s", errActive, why)
 	}
-	if !apply {
-		return nil
+	if apply {
+		if err := p.deleteChosen(ctx, r, s); err != nil {
+			return err
+		}
 	}
-	return p.deleteChosen(ctx, r, s)
+	if r.Decision == Incomplete {
+		r.Help = p.help(ctx, s, policy, o.uses, p.time())
+	}
+	return nil
 }
 
 // plan takes a snapshot, updates the records with it, and decides about each image. The layers
@@ -146,6 +153,9 @@ func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy, measure boo
 	for i := range r.Images {
 		d := &r.Images[i]
 		d.planned, d.record = began, o.uses[d.Image.ID]
+		if d.FirstSeen = d.record.FirstSeen; d.record.LastUsed.After(d.FirstSeen) {
+			d.Used = d.record.LastUsed
+		}
 	}
 	r.warn(policy.unmatched(s.Images)...)
 	for _, img := range s.Images {

@@ -60,7 +60,7 @@ later.`,
 			case asJSON:
 				err = printJSON(cmd.OutOrStdout(), report)
 			case failure == nil || deleted: // otherwise there is nothing to say but the error
-				err = writePruneTable(cmd.OutOrStdout(), report)
+				err = writePruneReport(cmd.OutOrStdout(), report, time.Now())
 			}
 			if failure != nil {
 				return failure
