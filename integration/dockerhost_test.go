@@ -344,3 +344,43 @@ func TestSetupOnABootedHost(t *testing.T) {
 	h.run("hubcache", "docker", "setup", "--undo", "--apply", "--mirror", "127.0.0.1:6000")
 	h.run("systemctl", "start", "docker.service")
 }
+
+// TestSetupOnARootlessEngine checks with a real rootless daemon: root is told to leave its
+// configuration to its user; its user's setup writes the file in the user's home and makes
+// that daemon read it.
+func TestSetupOnARootlessEngine(t *testing.T) {
+	program(t, "rootlesskit", "rootlesskit")
+	program(t, "newuidmap", "uidmap")
+	h := bootHost(t, buildPrograms(t))
+	h.run("useradd", "--create-home", "--uid=4711", "jane")
+	h.run("install", "-d", "-o", "jane", "-m", "700", "/run/user/4711")
+	h.run("systemd-run", "--unit=rootless", "--uid=jane", "--setenv=HOME=/home/jane", "--setenv=XDG_RUNTIME_DIR=/run/user/4711",
+		"--setenv=PATH=/usr/sbin:/usr/bin:/sbin:/bin", "--setenv=DOCKERD_ROOTLESS_ROOTLESSKIT_NET=host", "--setenv=DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER=none",
+		"/usr/share/docker.io/contrib/dockerd-rootless.sh", "--iptables=false", "--bridge=none", "--ip-forward=false", "--storage-driver=vfs")
+	const host = "unix:///run/user/4711/docker.sock"
+	h.eventually("docker", "--host", host, "info")
+
+	out, err := h.try("hubcache", "docker", "setup", "--apply", "--host", host)
+	if err == nil || !strings.Contains(out, "is rootless and belongs to the user jane: run this command as that user") {
+		t.Errorf("as root: %v\n%s", err, out)
+	}
+	asJane := func(args ...string) string {
+		return h.run(append([]string{"setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "env", "HOME=/home/jane",
+			hostPrograms + "/hubcache", "docker", "setup", "--host", host}, args...)...)
+	}
+	asJane("--apply")
+	if got := h.run("stat", "--format=%U %a", "/home/jane/.config/docker/daemon.json"); got != "jane 644\n" {
+		t.Errorf("the file is %s", got)
+	}
+	const mirrors = "{{.RegistryConfig.Mirrors}}"
+	if got := strings.TrimSpace(h.run("docker", "--host", host, "info", "--format", mirrors)); got != "[http://127.0.0.1:5000/]" {
+		t.Errorf("the daemon has %s", got)
+	}
+	asJane("--undo", "--apply")
+	if got := strings.TrimSpace(h.run("docker", "--host", host, "info", "--format", mirrors)); got != "[]" {
+		t.Errorf("after an undo the daemon has %s", got)
+	}
+	if out, err := h.try("ls", "/etc/docker/daemon.json"); err == nil {
+		t.Errorf("root's file was made: %s", out)
+	}
+}
