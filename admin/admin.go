@@ -5,6 +5,7 @@ package admin
 import (
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -34,6 +35,11 @@ type Options struct {
 	// make the name of the page resolve to this listener.
 	Hosts []string
 
+	// Token reports whether text is the token for requests that change the cache; nil: none
+	// is set. Over TCP such requests then have to come from this machine.
+	Token func(text string) bool
+	Log   *slog.Logger // gets a line for each such request; nil: none
+
 	Ready      func() bool       // false makes /readyz answer 503, so that load balancers send nobody; nil: always ready
 	Settings   func() Settings   // what the server runs with, but for Schema; nil: it isn't told
 	LastReload func() LastReload // the last reload of the settings; nil: reloads are not reported
@@ -55,15 +61,7 @@ type LastReload struct {
 // /healthz, /readyz and /metrics are answered for every Host. All other paths need one that
 // Options.Hosts allows.
 func New(o Options) http.Handler {
-	if o.Refused == nil {
-		o.Refused = func() int64 { return 0 }
-	}
-	a := &admin{Options: o, hosts: map[string]bool{"localhost": true}}
-	for _, h := range o.Hosts {
-		if name := hostname(h); name != "" {
-			a.hosts[name] = true
-		}
-	}
+	a := newAdmin(o)
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newCollector(a))
 
@@ -73,7 +71,7 @@ func New(o Options) http.Handler {
 	get("/readyz", http.HandlerFunc(a.ready))
 	get("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	get("/api/v1/stats", a.checkHost(http.HandlerFunc(a.stats)))
-	if o.Settings != nil {
+	if a.Settings != nil {
 		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))
 	}
 	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, "no such path"))
@@ -82,6 +80,22 @@ func New(o Options) http.Handler {
 		refuse(http.StatusMethodNotAllowed, "method not allowed").ServeHTTP(w, req)
 	}))
 	return m
+}
+
+func newAdmin(o Options) *admin {
+	if o.Refused == nil {
+		o.Refused = func() int64 { return 0 }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &admin{Options: o, hosts: map[string]bool{"localhost": true}}
+	for _, h := range o.Hosts {
+		if name := hostname(h); name != "" {
+			a.hosts[name] = true
+		}
+	}
+	return a
 }
 
 // admin has the handlers.
@@ -119,7 +133,11 @@ func (a *admin) checkHost(next http.Handler) http.Handler {
 // loopback address, or the address of the connection. Addresses are safe, because a foreign
 // DNS server decides only what names resolve to.
 func (a *admin) ownHost(req *http.Request) bool {
-	name := hostname(req.Host)
+	return a.ownName(req, hostname(req.Host))
+}
+
+// ownName is ownHost for a name from another header of the request.
+func (a *admin) ownName(req *http.Request, name string) bool {
 	if a.hosts[name] {
 		return true
 	}

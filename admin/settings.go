@@ -1,10 +1,7 @@
 package admin
 
 import (
-	"net"
 	"net/http"
-	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -29,38 +26,15 @@ type Setting struct {
 	Source string `json:"source"` // "default", "file /etc/hubcache/config.yaml:3", "flag --budget", …
 }
 
-// settings answers with what the server runs with. Only somebody who may use the unix socket is
-// told; where there is none, whoever is on this machine.
+// settings answers with what the server runs with. Told is who may use the unix socket, or has the
+// token; where there is neither, whoever is on this machine.
 func (a *admin) settings(w http.ResponseWriter, req *http.Request) {
 	s := a.Settings()
-	if why := refusal(req, s.Admin); why != "" {
+	bearer, _ := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+	if why := refusal(req, s.Admin); why != "" && (a.Token == nil || !a.Token(bearer)) {
 		refuse(http.StatusForbidden, why).ServeHTTP(w, req)
 		return
 	}
 	s.Schema = Schema
 	writeJSON(w, http.StatusOK, s)
-}
-
-// refusal says why a request is not told what isn't everybody's business; "" when it is. listeners
-// are the addresses of this listener. A unix socket's permissions decide who may use it. Over TCP
-// any user of the machine may ask, so that counts only if there is no unix socket. A request that
-// a reverse proxy passes on comes from loopback, too.
-func refusal(req *http.Request, listeners []string) string {
-	local, _ := req.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	if local != nil && local.Network() == "unix" {
-		return ""
-	}
-	if at := slices.IndexFunc(listeners, func(l string) bool { return strings.HasPrefix(l, "unix:") }); at >= 0 {
-		return "this is answered over " + listeners[at] + " only"
-	}
-	remote, err := netip.ParseAddrPort(req.RemoteAddr)
-	if err != nil || !remote.Addr().Unmap().IsLoopback() {
-		return "this is answered on this machine only"
-	}
-	for name := range req.Header {
-		if name == "Forwarded" || name == "Via" || strings.HasPrefix(name, "X-Forwarded-") {
-			return "this is not answered through a proxy"
-		}
-	}
-	return ""
 }

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/subtle"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -51,6 +52,12 @@ func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) 
 
 // MarshalText hides the secret from encoders; it never fails.
 func (c Credential) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// Matches reports whether text is the secret. It takes the same time for every text of a length.
+// Anonymous matches nothing.
+func (c Credential) Matches(text string) bool {
+	return c.secret != nil && subtle.ConstantTimeCompare([]byte(*c.secret), []byte(text)) == 1
+}
 
 // basic returns the value of an Authorization header with the credential, which must not
 // be anonymous.

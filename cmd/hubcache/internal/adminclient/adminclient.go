@@ -2,6 +2,7 @@
 package adminclient
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -23,6 +24,9 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
+// maxLine, in bytes, is more than any event of a stream has.
+const maxLine = 1 << 20
+
 // timeout is how long an answer may take. The server is mostly on this machine.
 const timeout = 5 * time.Second
 
@@ -30,7 +34,9 @@ const timeout = 5 * time.Second
 type Client struct {
 	addr   string
 	source string // where the address is from; "": from the caller of New
+	token  string // for requests that change the cache; "": none
 	http   *http.Client
+	slow   *http.Client // without a limit of time, for what the server works on
 }
 
 // Addr returns the address that is asked: host:port or unix:/path.
@@ -57,7 +63,7 @@ func New(addr string) (*Client, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}
 	}
-	return &Client{addr: addr, http: &http.Client{Transport: t, Timeout: timeout}}, nil
+	return &Client{addr: addr, http: &http.Client{Transport: t, Timeout: timeout}, slow: &http.Client{Transport: t}}, nil
 }
 
 // Stats returns the server's figures, and the document as it came. It fails when nothing
@@ -113,27 +119,115 @@ func Stats(ctx context.Context, addr string) (admin.Stats, error) {
 
 // get returns the body of an answer whose status is 200.
 func (c *Client) get(ctx context.Context, path string) ([]byte, error) {
+	resp, err := c.send(ctx, c.http, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
+}
+
+// send sends a request and returns the answer if its status is 200. The error for another status
+// is a *statusError.
+func (c *Client) send(ctx context.Context, by *http.Client, method, path string, body any) (*http.Response, error) {
 	host := c.addr
 	if strings.HasPrefix(host, "unix:") {
 		host = "localhost"
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, r)
 	if err != nil {
 		return nil, settings.UsageError{Err: fmt.Errorf("admin address %q: %w", c.addr, err)}
 	}
-	resp, err := c.http.Do(req)
+	req.Header.Set(admin.VerbHeader, "1")
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := by.Do(req)
 	if err != nil {
 		return nil, c.unanswered(err)
 	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // an error is a line or two
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s answers %s: %s (is it the admin address?)", c, resp.Status, bytes.TrimSpace(b))}
+	var said struct {
+		Error string `json:"error"`
 	}
-	return b, nil
+	if json.Unmarshal(b, &said) == nil && said.Error != "" {
+		return nil, &statusError{resp.StatusCode, said.Error}
+	}
+	return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s answers %s: %s (is it the admin address?)", c, resp.Status, bytes.TrimSpace(b))}
+}
+
+// Status returns the status of the answer that an error of a Client is about; 0: there was none.
+func Status(err error) int {
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.status
+	}
+	return 0
+}
+
+// Do sends a request for one of the verbs and decodes the answer into out, if it isn't nil. The
+// error of a refusal is the server's own text; Status tells its status.
+func (c *Client) Do(ctx context.Context, method, path string, body, out any) error {
+	resp, err := c.send(ctx, c.slow, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("the answer of %s: %w", c, err)
+	}
+	return nil
+}
+
+// Stream sends a request whose answer is a line of JSON for each event, and calls each with every
+// one but the last. The last says whether all went well: its error is the one that Stream
+// returns. It also fails when the answer ends without a last line, because then nobody knows.
+func (c *Client) Stream(ctx context.Context, method, path string, body any, each func(line []byte) error) error {
+	resp, err := c.send(ctx, c.slow, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
+		var last struct {
+			Done  bool    `json:"done"`
+			Error *string `json:"error"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &last); err != nil {
+			return fmt.Errorf("the answer of %s: %w", c, err)
+		}
+		if last.Done && last.Error != nil {
+			return errors.New(*last.Error)
+		} else if last.Done {
+			return nil
+		}
+		if err := each(lines.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(lines.Err(), ctx.Err()); err != nil {
+		return fmt.Errorf("the answer of %s: %w", c, err)
+	}
+	return fmt.Errorf("the server at %s ended its answer early; its log says why", c)
 }
 
 // unanswered says why there was no answer, and at which address and from where.

@@ -19,9 +19,10 @@ const packagedSocket = "/run/hubcache/admin.sock"
 // these that says something is used: Given, $HUBCACHE_ADMIN, admin.listen of the settings,
 // the packaged socket if this user may use it, the default.
 type Finder struct {
-	Given  string                           // by --admin; "": nothing
-	Load   func() (*settings.Loaded, error) // the settings of this host
-	Socket string                           // the packaged socket; "" is /run/hubcache/admin.sock
+	Given     string                           // by --admin; "": nothing
+	Load      func() (*settings.Loaded, error) // the settings of this host
+	TokenFile string                           // by --token-file, with the token for requests that change the cache; "": not given
+	Socket    string                           // the packaged socket; "" is /run/hubcache/admin.sock
 }
 
 // Find returns a client of the server. It asks nothing yet. It fails when the address is
@@ -36,7 +37,34 @@ func (f Finder) Find() (*Client, error) {
 		return nil, settings.UsageError{Err: fmt.Errorf("%s: %w", source, err)}
 	}
 	c.source = "from " + source
-	return c, nil
+	c.token, err = f.token(addr)
+	return c, err
+}
+
+// token returns the token to send, "" for none: a unix socket needs none. It is in TokenFile, else
+// in admin.token_file of the settings, if this user may read that.
+func (f Finder) token(addr string) (string, error) {
+	if strings.HasPrefix(addr, "unix:") {
+		return "", nil
+	}
+	if f.TokenFile != "" {
+		b, err := os.ReadFile(f.TokenFile)
+		if err != nil {
+			return "", settings.UsageError{Err: fmt.Errorf("--token-file: %w", err)}
+		}
+		return strings.TrimRight(string(b), "\r\n"), nil
+	}
+	// Most commands need no token, so what can't be read here is no error: the server says so if
+	// the request needs one.
+	s, err := f.Load()
+	if err != nil || s.Admin.TokenFile == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(string(s.Admin.TokenFile))
+	if err != nil {
+		return "", nil
+	}
+	return strings.TrimRight(string(b), "\r\n"), nil
 }
 
 // Packaged returns a client of the packaged socket, for what the server tells nobody over TCP. It is

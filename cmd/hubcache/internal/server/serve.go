@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/auth"
 )
 
 const (
@@ -27,7 +28,8 @@ func (srv *server) serveAll(ls []listener) {
 	adminHandler := admin.New(admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
-		Totals: srv.totals.add, Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
+		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add,
+		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 	})
 	for _, l := range ls {
 		h := http.Handler(srv.registry)
@@ -45,6 +47,7 @@ func (srv *server) serveAll(ls []listener) {
 			serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
 		}
 		if l.admin {
+			s.ConnContext = admin.ConnContext
 			srv.admins = append(srv.admins, s)
 		} else {
 			s.ConnState = srv.gate.track
@@ -58,6 +61,22 @@ func (srv *server) serveAll(ls []listener) {
 				}
 			}
 		}()
+	}
+}
+
+// adminToken returns the check of the token of requests that change the cache, nil if none is
+// set. A file that can't be read lets nobody in.
+func (srv *server) adminToken() func(string) bool {
+	if srv.settings.Admin.TokenFile == "" {
+		return nil
+	}
+	file := auth.NewFile("admin", string(srv.settings.Admin.TokenFile))
+	if _, err := file.Credential(); err != nil {
+		srv.log.Error("the admin token can't be read: over TCP nobody can change the cache", "error", err)
+	}
+	return func(text string) bool {
+		c, err := file.Credential()
+		return err == nil && c.Matches(text)
 	}
 }
 

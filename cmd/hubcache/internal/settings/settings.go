@@ -28,8 +28,9 @@ type Settings struct {
 		KeyFile  Text
 	}
 	Admin struct {
-		Listen List
-		Hosts  List // further Host names that requests may carry
+		Listen    List
+		Hosts     List // further Host names that requests may carry
+		TokenFile Text // of requests that change the cache
 	}
 	DataDir  Text
 	Budget   Size
@@ -148,6 +149,7 @@ func (s *Settings) table() []row {
 			{key: "listen", value: &s.Admin.Listen, defValue: "127.0.0.1:5001", flag: "admin-listen",
 				help: "`address` of stats, metrics and health: host:port or unix:/path (repeatable)"},
 			{key: "hosts", value: &s.Admin.Hosts},
+			{key: "token_file", value: &s.Admin.TokenFile},
 		}},
 		{key: "data_dir", effect: onRestart, value: &s.DataDir, defValue: defaultDataDir(), flag: "data-dir",
 			help: "`folder` of the cache (default /var/lib/hubcache as a service or root, else $XDG_CACHE_HOME/hubcache)"},
