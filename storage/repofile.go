@@ -87,6 +87,7 @@ type repoWriter struct {
 	log       *slog.Logger
 	stop      chan struct{} // closed when the store is closed
 	swept     chan struct{} // of one: the index has been swept, so files may be left over
+	noted     chan struct{} // of one: behind is no longer empty
 	done      chan struct{} // closed when run has ended
 
 	// mu guards what follows. It is never held during I/O or a read of the index, and of the
@@ -135,6 +136,12 @@ func (w *repoWriter) note(repository string, now bool) {
 	defer w.mu.Unlock()
 	b := w.behind[repository]
 	if b == nil {
+		if len(w.behind) == 0 {
+			select {
+			case w.noted <- struct{}{}:
+			default: // it will be noticed
+			}
+		}
 		b = &behind{since: time.Now()}
 		w.behind[strings.Clone(repository)] = b
 		// So that the next start knows it, should this process end before.
@@ -155,7 +162,8 @@ func (w *repoWriter) sweep() {
 	}
 }
 
-// run writes files until stop is closed, and then for at most closeRepos what is left.
+// run writes files until stop is closed, and then for at most closeRepos what is left. While
+// none is behind, it sleeps.
 func (w *repoWriter) run() {
 	defer close(w.done)
 	w.load()
@@ -167,11 +175,23 @@ func (w *repoWriter) run() {
 			w.writeLast()
 			return
 		case <-w.swept:
+			tick.Reset(repoEvery)
 			w.tidy(tick.C)
+		case <-w.noted:
+			tick.Reset(repoEvery)
 		case <-tick.C:
 			w.writeDue()
+			if w.nothingBehind() {
+				tick.Stop()
+			}
 		}
 	}
+}
+
+func (w *repoWriter) nothingBehind() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.behind) == 0
 }
 
 // load notes the files that were behind when the last process ended.

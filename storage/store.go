@@ -131,6 +131,7 @@ func newStore(o Options) *Store {
 		log:       log,
 		stop:      s.house.stop,
 		swept:     make(chan struct{}, 1),
+		noted:     make(chan struct{}, 1),
 		done:      make(chan struct{}),
 		behind:    map[string]*behind{},
 	}
