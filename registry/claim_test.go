@@ -48,6 +48,11 @@ func TestClaimedSizeIsAHint(t *testing.T) {
 	for _, size := range []int64{0, 1, 100, 5 << 18, 9 * mib} {
 		for _, claim := range []string{"", "0", "-1", fmt.Sprint(size), fmt.Sprint(size + 1), fmt.Sprint(max(size-1, 0)), fmt.Sprint(20 * mib), "1099511627776", fmt.Sprint(math.MaxInt64)} {
 			for _, budget := range []int64{64 * mib, 90} {
+				// What doesn't fit is read to the end for each range. That a large blob is asked for
+				// in several ranges makes no difference then, so a smaller one stands for it.
+				if size > mib && budget == 90 && claim != fmt.Sprint(size+1) && size != 5<<18 {
+					continue
+				}
 				t.Run(fmt.Sprintf("%d claimed as %s budget %d", size, claim, budget), func(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) { testClaim(t, noise()[:size], claim, budget) })
@@ -120,6 +125,9 @@ func TestClaimedSizeIsAHintWithoutLength(t *testing.T) {
 	for _, size := range []int64{0, 100, 5 << 18, 9 * mib} {
 		for _, claim := range []int64{0, size, size + 1, max(size-1, 0), 20 * mib, 1 << 40} {
 			for _, more := range [][]hubtest.Fault{nil, {hubtest.IgnoreRange()}} {
+				if size > 5<<18 && more != nil && claim != size+1 { // no ranges, so large is as small
+					continue
+				}
 				t.Run(fmt.Sprintf("%d claimed as %d, ranges %v", size, claim, more == nil), func(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
@@ -184,13 +192,13 @@ func TestClaimOfOneRepositoryHurtsNoOther(t *testing.T) {
 						l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "blobs", Repository: "evil/app"}, fault)
 					}
 					var clients sync.WaitGroup
-					for i := range 20 {
+					for i := range 8 {
 						clients.Go(func() {
 							if i == 0 {
 								l.get(blobPath("evil/app", d))
 								return
 							}
-							time.Sleep(time.Duration(i) * 50 * time.Millisecond)
+							time.Sleep(time.Duration(i) * 120 * time.Millisecond)
 							c := &client{name: fmt.Sprint("client ", i)}
 							c.get(l, "library/app", d)
 							c.check(t, l, d, whole)

@@ -188,7 +188,8 @@ func TestHeadAndGetOfManifestsAgree(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			for state, up := range upstreamStates {
-				if state != "well" && !inEveryState[kind] {
+				if state != "well" && !inEveryState[kind] ||
+					kind == "too large" && up.fault != nil && state != "500" { // no body comes, so a small one is as good
 					continue
 				}
 				for _, ref := range []string{"1", string(m.digest)} {
@@ -218,15 +219,18 @@ func TestHeadAndGetOfManifestsAgree(t *testing.T) {
 
 // askInTurn asks a new registry for library/old by a reference, 100 ms apart.
 func askInTurn(t *testing.T, m upstreamManifest, fault hubtest.Fault, change func(*http.Request, *http.Response), ref string, cached bool, methods []string) (got []reply) {
-	l := newLab(t, labOptions{hub: hubtest.Options{AnonymousLimit: -1}, anonymous: true, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
+	first := change
+	if cached {
+		first = nil
+	}
+	l := newLab(t, labOptions{hub: hubtest.Options{AnonymousLimit: -1}, anonymous: true, intercept: serveManifest(m, first), policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
 	l.smallImage("library/old", "1")
 	if cached {
-		l.intercept(serveManifest(m, nil))
 		l.get("/v2/library/old/manifests/" + ref)
 		l.waitIdle()
 		time.Sleep(time.Minute)
+		l.intercept(serveManifest(m, change))
 	}
-	l.intercept(serveManifest(m, change))
 	if fault != nil {
 		l.hub.Inject(hubtest.Match{Face: hubtest.Registry}, fault)
 		defer l.hub.ClearFaults()
@@ -324,7 +328,7 @@ func TestHeadOfAnEvictedManifestIsThatOfItsGet(t *testing.T) {
 func TestHeadAndGetOfBlobsAgree(t *testing.T) {
 	t.Parallel()
 	const budget = 4 * mib
-	sizes := map[string]int64{"empty": 0, "small": 1000, "of several ranges": 3 * mib, "larger than the budget": 2 * budget}
+	sizes := map[string]int64{"empty": 0, "small": 1000, "of several ranges": 3 * mib, "larger than the budget": budget + mib}
 	onBlobHead := func(change func(*http.Response)) interceptor {
 		return func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 			resp, err := next.RoundTrip(req)

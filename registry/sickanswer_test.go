@@ -47,8 +47,10 @@ func TestAnswersThatAreNotTheAPIsLoseNothing(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					l := newLab(t, labOptions{anonymous: anonymous, policy: func(p *registry.Policy) { p.TagTTL = new(time.Duration) }})
 					l.pull(l.smallImage("library/app", "1"))
-					for _, status := range []int{401, 403, 404, 410} {
-						for _, sick := range sickAnswers {
+					// Each answer with two of the statuses. Package answer tries them all; here each
+					// costs a day, in which the store wakes thousands of times.
+					for n, sick := range sickAnswers {
+						for _, status := range [][]int{{401, 404}, {403, 410}, {401, 410}, {403, 404}}[n%4] {
 							testSickAnswer(l, face, status, sick)
 						}
 					}

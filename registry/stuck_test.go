@@ -3,7 +3,6 @@ package registry_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -23,7 +22,7 @@ import (
 
 // largeManifest is an index of more than size bytes.
 func largeManifest(size int, seed string) []byte {
-	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{"pad":%q}}`, strings.Repeat(seed, size/len(seed)))
+	return []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{"pad":"` + strings.Repeat(seed, size/len(seed)) + `"}}`)
 }
 
 // TestClientsThatDoNotReadAreCut: whatever a client asks for that isn't a blob, it is cut off
@@ -51,9 +50,15 @@ func TestClientsThatDoNotReadAreCut(t *testing.T) {
 				}
 				l := newLab(t, labOptions{anonymous: true, budget: budget, hub: hubtest.Options{AnonymousLimit: -1}})
 				for tag, size := range map[string]int{"small": 5000, "large": 3_900_000, "new": 3_800_000, "huge": 3_700_000} {
-					l.hub.AddManifest("library/app", tag, "application/vnd.oci.image.index.v1+json", largeManifest(size, "0123456789"))
+					if tag == "small" || strings.HasSuffix(c.request, "/"+tag) {
+						l.hub.AddManifest("library/app", tag, "application/vnd.oci.image.index.v1+json", largeManifest(size, "0123456789"))
+					}
 				}
-				for _, tag := range []string{"small", "large"} {
+				cached := []string{"small"}
+				if c.name == "a large manifest" {
+					cached = append(cached, "large")
+				}
+				for _, tag := range cached {
 					if r := l.get("/v2/library/app/manifests/" + tag); r.status != 200 {
 						t.Fatalf("%s: %d %.200s", tag, r.status, r.body)
 					}

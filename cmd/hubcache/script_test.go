@@ -78,14 +78,13 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", ts.MkAbs(args[0]))
 	}}}
-	for range 500 {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(20 * time.Millisecond) {
 		if resp, err := client.Get("http://localhost/readyz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return
 			}
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
-	ts.Fatalf("nothing is ready at %s within 10 s", args[0])
+	ts.Fatalf("nothing is ready at %s within %s", args[0], patience)
 }

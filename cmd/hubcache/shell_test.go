@@ -55,7 +55,7 @@ func (s *shell) send(keys string) {
 // expect waits until the terminal shows text, after what was expected before.
 func (s *shell) expect(text string) {
 	s.t.Helper()
-	for range 500 {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(10 * time.Millisecond) {
 		s.mu.Lock()
 		i := strings.Index(s.out[s.seen:], text)
 		if i >= 0 {
@@ -65,7 +65,6 @@ func (s *shell) expect(text string) {
 		if i >= 0 {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	s.t.Fatalf("the terminal never showed %q:\n%s", text, s.out[s.seen:])
 }

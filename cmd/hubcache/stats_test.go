@@ -189,7 +189,7 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stuck := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	stuck := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	defer stuck.Stop()
 	out, tables := bufio.NewReader(stdout), 0
 	for tables < 3 {
