@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/hubcache/hubcache/admin"
 )
@@ -69,7 +68,7 @@ func TestReloadTakesOverWhatCanChange(t *testing.T) {
 		t.Error("the last deny isn't in force")
 	}
 	p.signal(syscall.SIGTERM)
-	p.ends(time.Minute, 0)
+	p.ends(0)
 	if log := strings.Join(p.logged(), "\n"); strings.Contains(log, "library/quiet") {
 		t.Errorf("at level warn it logs a request:\n%s", log)
 	}
