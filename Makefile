@@ -20,6 +20,12 @@ run: build ## serve on 127.0.0.1:5000 with the embedded defaults, anonymous
 build: ## build bin/hubcache
 	$(GO) build -trimpath -o bin/hubcache ./cmd/hubcache
 
+PREFIX ?= /usr/local
+
+.PHONY: install
+install: build ## install the program in /usr/local/bin (PREFIX=/usr/local)
+	install -D -m 755 bin/hubcache $(DESTDIR)$(PREFIX)/bin/hubcache
+
 .PHONY: test
 test: tools lint unit integration vuln ## everything; installs what is missing when run as root
 
