@@ -40,7 +40,7 @@ var floors = map[string][]string{
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
-	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "disk", "prune"},
+	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "prune"},
 	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "registry", "storage"},
 	"cmd/hubcache/internal/settings":    {"disk"},
 }

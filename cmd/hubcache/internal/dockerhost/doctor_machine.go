@@ -10,29 +10,28 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
-	"github.com/hubcache/hubcache/disk"
 )
 
-// checkDisk compares budget and min_free with the disk.
+// checkDisk compares budget and min_free with the disk, as the server has measured it: this user may
+// not look there, and it may be another machine.
 func (d *Doctor) checkDisk(store admin.Store) {
-	space, err := disk.Measure(string(d.running.DataDir))
-	if err != nil {
-		d.note("disk", err.Error(), "run doctor as root, on the server's machine")
+	if store.DiskBytes == 0 {
+		d.note("disk", "the server can't measure its disk, or is too old to say", "look into its log (journalctl -u hubcache)")
 		return
 	}
-	budget, minFree := store.BudgetBytes, d.running.MinFree.Bytes
-	room := space.Available + store.Bytes - minFree // how large the cache can become
+	budget, free, minFree := store.BudgetBytes, store.DiskFreeBytes, d.running.MinFree.Bytes
+	room := free + store.Bytes - minFree // how large the cache can become
 	switch {
 	case budget < settings.LeastBudget:
 		d.broken("disk", fmt.Sprintf("the budget is %s, and most images are larger: they pass through, and nothing of them is kept", human(budget)), "raise budget to 20GiB, for example")
-	case budget > space.Total:
-		d.broken("disk", fmt.Sprintf("the budget (%s) is larger than the disk (%s)", human(budget), human(space.Total)), "lower budget, or give it as a percentage")
-	case space.Available < minFree:
-		d.broken("disk", fmt.Sprintf("the disk is full: %s are free, less than min_free (%s), so the cache evicts everything that it may, and keeps nothing new", human(space.Available), human(minFree)), "make room: hubcache docker prune --apply")
+	case budget > store.DiskBytes:
+		d.broken("disk", fmt.Sprintf("the budget (%s) is larger than the disk (%s)", human(budget), human(store.DiskBytes)), "lower budget, or give it as a percentage")
+	case free < minFree:
+		d.broken("disk", fmt.Sprintf("the disk is full: %s are free, less than min_free (%s), so the cache evicts everything that it may, and keeps nothing new", human(free), human(minFree)), "make room: hubcache docker prune --apply")
 	case budget > room:
 		d.note("disk", fmt.Sprintf("the budget is %s, and the disk has room for %s", human(budget), human(max(0, room))), "lower budget, or make room")
 	default:
-		d.ok("disk", "%s free, budget %s", human(space.Available), human(budget))
+		d.ok("disk", "%s free, budget %s", human(free), human(budget))
 	}
 }
 
