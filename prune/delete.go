@@ -129,7 +129,7 @@ func tooFew(disks []Disk, low float64) string {
 			return d.Path + " is above the low watermark, and the images are on another file system"
 		}
 	}
-	return "every image that may be deleted was deleted, and a file system is still above the low watermark"
+	return allDeleted
 }
 
 // deleteImage deletes an image, one reference at a time and never by force. Before each
@@ -253,7 +253,7 @@ func (r *Report) predict(s Snapshot) {
 	case need(r.Before, r.Low) == math.MaxInt64:
 		r.Decision, r.Reason = Incomplete, "inodes are short, and how many an image has isn't known: it would delete until there are enough"
 	case missing == 0 || frees < missing:
-		r.Decision, r.Reason = Incomplete, "the images that may be deleted are not enough to reach the low watermark"
+		r.Decision, r.Reason = Incomplete, notEnough
 		if missing == 0 {
 			r.Reason = tooFew(r.Before, r.Low)
 		}

@@ -41,6 +41,16 @@ type Report struct {
 	Images []ImageDecision
 }
 
+// The reasons why a run is [Incomplete] if the rules keep the other images: after it, and before.
+const (
+	allDeleted = "every image that may be deleted was deleted, and a file system is still above the low watermark"
+	notEnough  = "the images that may be deleted are not enough to reach the low watermark"
+)
+
+// TooFew reports whether the low watermark isn't reached because the rules keep the other images,
+// and not for a reason of its own.
+func (r Report) TooFew() bool { return r.Reason == allDeleted || r.Reason == notEnough }
+
 // Freed returns how many bytes the file systems have gained; 0 in a dry run. It is a
 // difference of two measurements and not a sum of image sizes: other programs write and
 // delete at the same time.

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"log/slog"
 	"slices"
 	"syscall"
 	"time"
@@ -53,7 +55,7 @@ later.`,
 			defer engine.Close()
 			p := prune.Pruner{
 				Engine: engine, Policy: policy, Holds: prune.Holds{Dir: string(d.HoldDir)}, Uses: prune.Uses{Path: string(d.State)},
-				Transfers: transfersOf(string(d.Admin)), Logger: server.NewLogger(cmd.ErrOrStderr()),
+				Transfers: transfersOf(string(d.Admin)), Logger: pruneLogger(cmd.ErrOrStderr()),
 			}
 			report, failure := p.Run(cmd.Context(), apply)
 			switch deleted := slices.ContainsFunc(report.Images, prune.ImageDecision.Deleted); {
@@ -76,6 +78,15 @@ later.`,
 	flags.register(cmd)
 	host.register(cmd)
 	return cmd
+}
+
+// pruneLogger returns the log of a run. On a terminal it has no line for each deletion, which the
+// report has.
+func pruneLogger(stderr io.Writer) *slog.Logger {
+	if server.IsTerminal(stderr) {
+		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	return server.NewLogger(stderr)
 }
 
 // pruneExit is the exit code of a run that did not fail.

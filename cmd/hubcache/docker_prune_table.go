@@ -26,9 +26,7 @@ func writePruneReport(out io.Writer, r prune.Report, now time.Time) error {
 	var b strings.Builder
 	wrap(&b, "", headline(r))
 	if r.Decision == prune.Incomplete {
-		if r.Reason != "" {
-			wrap(&b, "", "Why not enough: "+r.Reason+".")
-		}
+		wrap(&b, "", "Why not enough: "+whyNotEnough(r)+".")
 		writeHelp(&b, r.Help)
 	}
 	for _, warning := range r.Warnings {
@@ -41,7 +39,10 @@ func writePruneReport(out io.Writer, r prune.Report, now time.Time) error {
 		wrap(&b, "", "This was a dry run; --apply does it.")
 	}
 	for _, g := range groupsOf(r) {
-		g.write(&b, now)
+		// A timer's runs mostly have nothing to do, and say so in a line or two.
+		if r.DryRun || r.Decision != prune.NotNeeded && (r.Decision != prune.Deferred || deletedAny(r)) {
+			g.write(&b, now)
+		}
 	}
 	if len(r.Before) > 0 {
 		b.WriteString("\n")
@@ -52,12 +53,37 @@ func writePruneReport(out io.Writer, r prune.Report, now time.Time) error {
 			text += ", now " + percentOf(r.After[i].Full(), r)
 		}
 		if d.Total > 0 && d.Full() > float64(d.Used)/float64(d.Total) {
-			text += " of inodes"
+			text += ", by the number of files"
 		}
 		wrap(&b, "", fmt.Sprintf("%s (starts above %s, stops at %s)", text, percentOf(r.High, r), percentOf(r.Low, r)))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// deletedAny reports whether the run has deleted an image.
+func deletedAny(r prune.Report) bool {
+	return slices.ContainsFunc(r.Images, prune.ImageDecision.Deleted)
+}
+
+// whyNotEnough explains why the low watermark isn't reached.
+func whyNotEnough(r prune.Report) string {
+	if !r.TooFew() {
+		return r.Reason
+	}
+	stay := 0
+	for _, d := range r.Images {
+		if d.Action == prune.Keep || d.Action == prune.Skip {
+			stay++
+		}
+	}
+	switch stay {
+	case 0:
+		return "no other image is there"
+	case 1:
+		return "the other image stays, for the reason below"
+	}
+	return fmt.Sprintf("the other %s stay, for the reasons below", count(stay, "image"))
 }
 
 // headline is the one line that says what has happened, or would happen.
@@ -113,6 +139,7 @@ func predicted(disks []prune.Disk, bytes int64) float64 {
 // writeHelp says what else would free space.
 func writeHelp(b *strings.Builder, help []prune.Help) {
 	if len(help) == 0 {
+		wrap(b, "", "Nothing else that Docker could free would help: see what else is on the disk.")
 		return
 	}
 	b.WriteString("What would help:\n")
@@ -141,11 +168,13 @@ func groupsOf(r prune.Report) []*group {
 		if g == nil {
 			g = &group{title: title, column: "LAST USE", last: lastUse, sized: "SIZE", bytes: func(d prune.ImageDecision) int64 { return d.Image.Size }}
 			switch {
-			case r.Decision == prune.NotNeeded: // what they free wasn't measured
 			case d.Action == prune.Delete || d.Action == prune.Deletable:
+				if r.Decision == prune.NotNeeded {
+					break // what they free wasn't measured
+				}
 				g.sized, g.bytes = "FREES", func(d prune.ImageDecision) int64 { return d.Frees }
 			case d.Action == prune.Skip || namedReason[d.Rule]:
-				g.column, g.last = "WHY", func(d prune.ImageDecision, _ time.Time) string { return d.Why }
+				g.column, g.last = "BY", func(d prune.ImageDecision, _ time.Time) string { return shortWhy(d) }
 			}
 			byTitle[title] = g
 			all = append(all, g)
@@ -159,6 +188,15 @@ func groupsOf(r prune.Report) []*group {
 var namedReason = map[prune.Rule]bool{
 	prune.Rule(prune.UseContainer): true, prune.Rule(prune.UseMount): true, prune.Rule(prune.UseService): true,
 	prune.Rule(prune.UseRollback): true, prune.RuleKeepList: true, prune.RuleNewest: true,
+}
+
+// shortWhy is the reason without the words that the heading of its group has.
+func shortWhy(d prune.ImageDecision) string {
+	why := d.Why
+	for _, words := range []string{" uses it", " mounts it", " would roll back to it", "is the newest image of ", "the keep list has "} {
+		why = strings.TrimPrefix(strings.TrimSuffix(why, words), words)
+	}
+	return why
 }
 
 // titleOf is the heading of the group that a decision belongs to.
@@ -204,14 +242,19 @@ func (g *group) write(b *strings.Builder, now time.Time) {
 	var total, below int64
 	var intermediates int
 	var rows []prune.ImageDecision
+	with := map[string]int64{} // by ID of the image with which others go: what these free
 	for _, d := range g.rows {
 		total += g.bytes(d)
-		if d.Intermediate() {
-			intermediates++
-			below += g.bytes(d)
-		} else {
+		switch {
+		case !d.Intermediate():
 			rows = append(rows, d)
+			continue
+		case d.With != "" && g.sized == "FREES":
+			with[d.With] += g.bytes(d)
+		default:
+			below += g.bytes(d)
 		}
+		intermediates++
 	}
 	title := fmt.Sprintf("%s: %s", g.title, count(len(g.rows), "image"))
 	if g.sized == "FREES" { // sizes count shared layers several times
@@ -222,15 +265,18 @@ func (g *group) write(b *strings.Builder, now time.Time) {
 		fmt.Fprintf(b, "  %-*s  %*s  %s\n", nameWidth, "IMAGE", sizeWidth, g.sized, g.column)
 	}
 	for _, d := range rows {
-		g.row(b, fit(imageName(d.Image), nameWidth), g.bytes(d), fitEnd(g.last(d, now), lastWidth))
+		g.row(b, fit(imageName(d.Image), nameWidth), size(g.bytes(d)+with[d.Image.ID]), fitEnd(g.last(d, now), lastWidth))
 	}
-	if intermediates > 0 {
-		g.row(b, count(intermediates, "intermediate image")+" of builds", below, "")
+	switch name := count(intermediates, "intermediate image") + " of builds"; {
+	case intermediates > 0 && below == 0 && len(with) > 0:
+		g.row(b, name, "", "counted above")
+	case intermediates > 0:
+		g.row(b, name, size(below), "")
 	}
 }
 
-func (g *group) row(b *strings.Builder, name string, bytes int64, last string) {
-	line := fmt.Sprintf("  %s%s  %*s  %s", name, strings.Repeat(" ", max(0, nameWidth-utf8.RuneCountInString(name))), sizeWidth, size(bytes), last)
+func (g *group) row(b *strings.Builder, name, bytes, last string) {
+	line := fmt.Sprintf("  %s%s  %*s  %s", name, strings.Repeat(" ", max(0, nameWidth-utf8.RuneCountInString(name))), sizeWidth, bytes, last)
 	b.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 
@@ -240,15 +286,21 @@ func lastUse(d prune.ImageDecision, now time.Time) string {
 		if d.FirstSeen.IsZero() {
 			return "not known"
 		}
+		if now.Sub(d.FirstSeen) < moment {
+			return "first seen now"
+		}
 		return "none seen in " + span(now.Sub(d.FirstSeen))
 	}
 	return span(now.Sub(d.Used)) + " ago"
 }
 
+// moment is the longest time that has no number in the report.
+const moment = 2 * time.Minute
+
 // span is a duration in words.
 func span(d time.Duration) string {
 	switch {
-	case d < 2*time.Minute:
+	case d < moment:
 		return "a moment"
 	case d < 2*time.Hour:
 		return count(int(d.Minutes()), "minute")

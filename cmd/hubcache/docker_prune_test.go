@@ -150,13 +150,13 @@ This was a dry run; --apply does it.
 would go: 3 images, 1.2 GB
   IMAGE                                        FREES  LAST USE
   ghcr.io/org/app@sha256:aaaaaaaaaaaa         800 MB  20 days ago
-  sha256:bbbbbbbbbbbb                         300 MB  none seen in 9 days
-  1 intermediate image of builds              100 MB
+  sha256:bbbbbbbbbbbb                         400 MB  none seen in 9 days
+  1 intermediate image of builds                      counted above
 
 stays: a container uses it: 2 images
-  IMAGE                                         SIZE  WHY
+  IMAGE                                         SIZE  BY
   …rganisation/team/application:2026-11-20    100 MB  container a-container-wit…
-  db:15 (+1)                                  100 MB  container db uses it
+  db:15 (+1)                                  100 MB  container db
 
 stays: another image was built on it: 3 images
   IMAGE                                         SIZE  LAST USE
@@ -217,9 +217,20 @@ func TestPruneReportSaysWhatWouldHelp(t *testing.T) {
 	r.Warnings = []string{"keep has \"rediss:*\", which matches no image of this host"}
 	r.Watched = false
 	got := reportOf(t, r)
-	for _, want := range []string{"Why not enough: the images that may be deleted", "What would help:\n    3.2 GB  --tagged: 4 more", "800 MB  build cache", "Warning: keep has \"rediss:*\"", "docker watch is not running"} {
+	for _, want := range []string{"Why not enough: the other 6 images stay, for the reasons below.", "What would help:\n    3.2 GB  --tagged: 4 more", "800 MB  build cache", "Warning: keep has \"rediss:*\"", "docker watch is not running"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, got)
+		}
+	}
+}
+
+// TestTimersRunsAreShort: they mostly have nothing to do.
+func TestTimersRunsAreShort(t *testing.T) {
+	for _, decision := range []prune.Decision{prune.NotNeeded, prune.Deferred} {
+		r := exampleReport()
+		r.DryRun, r.Decision, r.Reason, r.Images = false, decision, "a hold is in force", r.Images[3:]
+		if got := reportOf(t, r); strings.Count(got, "\n") > 3 {
+			t.Errorf("%s:\n%s", decision, got)
 		}
 	}
 }
