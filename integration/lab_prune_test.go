@@ -43,6 +43,16 @@ const (
 
 func newPruneHost(t *testing.T) *pruneHost {
 	t.Helper()
+	network := dockertest.NewNetwork(t)
+	registry := newTinyRegistry(t, network.Addr.String())
+	h := newPruneHostOf(t, dockertest.Options{Network: network, Config: map[string]any{"insecure-registries": []string{registry.addr}}})
+	h.registry = registry
+	return h
+}
+
+// newPruneHostOf is newPruneHost with any daemon, and without a registry.
+func newPruneHostOf(t *testing.T, opts dockertest.Options) *pruneHost {
+	t.Helper()
 	dir := t.TempDir()
 	h := &pruneHost{t: t, disk: filepath.Join(dir, "disk"), config: filepath.Join(dir, "config.yaml")}
 	file := filepath.Join(dir, "ext4")
@@ -52,12 +62,8 @@ func newPruneHost(t *testing.T) *pruneHost {
 	runCommand(t, exec.Command(program(t, "mkfs.ext4", "e2fsprogs"), "-q", "-m", "0", file))
 	runCommand(t, exec.Command(program(t, "mount", "mount"), "-o", "loop", file, h.disk))
 	t.Cleanup(func() { runCommand(t, exec.Command(program(t, "umount", "mount"), h.disk)) })
-	network := dockertest.NewNetwork(t)
-	h.registry = newTinyRegistry(t, network.Addr.String())
-	h.daemon = dockertest.Start(t, dockertest.Options{
-		Network: network, DataRoot: filepath.Join(h.disk, "docker"),
-		Config: map[string]any{"insecure-registries": []string{h.registry.addr}},
-	})
+	opts.DataRoot = filepath.Join(h.disk, "docker")
+	h.daemon = dockertest.Start(t, opts)
 	config := fmt.Sprintf("docker: {host: %q, hold_dir: %q, state: %q}\n", h.daemon.Host(), filepath.Join(dir, "hold"), filepath.Join(dir, "state", "uses.db"))
 	if err := os.WriteFile(h.config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
@@ -77,11 +83,18 @@ type pruneReport struct {
 	Decision string `json:"decision"`
 	Reason   string `json:"reason"`
 	Watched  bool   `json:"watched"`
-	Images   []struct {
-		References []string `json:"references"`
-		Action     string   `json:"action"`
-		Rule       string   `json:"rule"`
-	} `json:"images"`
+	// What the images free by their sizes, and what the disk got.
+	Predicted int64         `json:"predicted_bytes"`
+	Freed     int64         `json:"freed_bytes"`
+	Images    []reportImage `json:"images"`
+}
+
+type reportImage struct {
+	ID         string   `json:"id"`
+	Frees      int64    `json:"frees_bytes"`
+	References []string `json:"references"`
+	Action     string   `json:"action"`
+	Rule       string   `json:"rule"`
 }
 
 // rule returns the rule that decided about the image.
