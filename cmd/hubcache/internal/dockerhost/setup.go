@@ -60,7 +60,10 @@ func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
 	for _, c := range plan.changes {
 		fmt.Fprintf(s.Out, "%s: %s\n", c.file.path, c.what)
 	}
-	if len(plan.changes) == 0 {
+	switch {
+	case plan.unread != "":
+		fmt.Fprintf(s.Out, "%s is right, and the engine hasn't read it yet: make it read it\n", plan.unread)
+	case len(plan.changes) == 0:
 		fmt.Fprintln(s.Out, "Nothing to change.")
 	}
 	for _, note := range plan.notes {
@@ -69,12 +72,12 @@ func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
 	if apply {
 		return s.write(ctx, plan)
 	}
-	if len(plan.changes) > 0 {
+	if len(plan.changes) > 0 || plan.unread != "" {
 		how := "--apply"
 		if undo {
 			how = "--undo --apply"
 		}
-		fmt.Fprintf(s.Out, "\nNothing was written; %s does it.\n", how)
+		fmt.Fprintf(s.Out, "\nNothing was done; %s does it.\n", how)
 	}
 	return s.others(undo)
 }
@@ -99,6 +102,7 @@ type setupPlan struct {
 	process *daemonProcess // to be told; nil if the engine isn't running
 	has     bool           // whether the engine has the mirror in its list before
 	want    bool           // and whether it should have it after
+	unread  string         // the daemon's file, if it is right and the engine hasn't read it yet
 }
 
 // change is the new content of one file; nil content removes it.
@@ -179,7 +183,14 @@ func (s *Setup) planMirrors(plan *setupPlan, files daemonFiles, engine engineFac
 		return err
 	}
 	content, changed := config.withMirror(s.Mirror, plan.want)
+	if !changed && plan.has && !plan.want && plan.process != nil && config.end == 0 {
+		// It has the mirror from an older file, and keeps it as long as the file has no list.
+		content, changed = config.splice("[]"), true
+	}
 	if !changed {
+		if plan.process != nil && plan.has != plan.want {
+			plan.unread = file.path
+		}
 		return nil
 	}
 	what := "take " + printable(s.Mirror) + " out of registry-mirrors"
@@ -260,7 +271,7 @@ func (s *Setup) planHosts(plan *setupPlan, certs string, want bool) error {
 // it is done, or nothing.
 func (s *Setup) write(ctx context.Context, plan setupPlan) error {
 	var done []written
-	reload := false
+	reload := plan.unread != ""
 	for _, c := range plan.changes {
 		w, err := c.file.replace(c.content)
 		if err != nil {
@@ -285,14 +296,19 @@ func (s *Setup) write(ctx context.Context, plan setupPlan) error {
 	switch {
 	case reload && plan.process == nil:
 		fmt.Fprintln(s.Out, "No engine answered. It reads the file when it starts, or when it is told (systemctl reload docker).")
+	case reload && plan.want:
+		fmt.Fprintln(s.Out, "The engine has read its configuration again, and has the mirror.")
 	case reload:
-		fmt.Fprintln(s.Out, "The engine has read its configuration again, and says the same.")
+		fmt.Fprintln(s.Out, "The engine has read its configuration again, and doesn't have the mirror in its list.")
 	}
 	return nil
 }
 
 // putBack takes the changes back and makes the daemon read the old ones.
 func (s *Setup) putBack(plan setupPlan, done []written, why error) error {
+	if len(done) == 0 {
+		return why
+	}
 	if err := undoAll(done); err != nil {
 		return errors.Join(why, fmt.Errorf("the old files could not be put back: %w", err))
 	}

@@ -120,7 +120,7 @@ func TestSetupMergesAndUndoes(t *testing.T) {
 		t.Errorf("the backup is %q", kept)
 	}
 	out.Reset()
-	if err := s.Run(t.Context(), false, true); err != nil || !strings.Contains(out.String(), "Nothing was written; --undo --apply does it") ||
+	if err := s.Run(t.Context(), false, true); err != nil || !strings.Contains(out.String(), "Nothing was done; --undo --apply does it") ||
 		!strings.Contains(out.String(), "take "+loopback+" out") || contentOf(t, real) != with || contentOf(t, hosts) == "" {
 		t.Errorf("--undo: %v\n%s%s", err, out, contentOf(t, real))
 	}
@@ -254,6 +254,26 @@ func TestSetupPutsTheOldFilesBack(t *testing.T) {
 				t.Errorf("left over: %v", names)
 			}
 		})
+	}
+}
+
+// TestFileThatTheEngineHasNotRead: a file that is right already is of no use until the engine
+// has read it.
+func TestFileThatTheEngineHasNotRead(t *testing.T) {
+	const with, without = `{"registry-mirrors": ["` + loopback + `"]}`, `{"registry-mirrors": []}`
+	for _, test := range []struct {
+		before, now, after, mirrors string
+		undo                        bool
+	}{{without, with, with, loopback + "/", false}, {with, without, without, "", true}, {with, `{"debug": true}`, `{"debug": true,"registry-mirrors": []}`, "", true}} {
+		d := startDaemon(t, test.before, daemonOptions{})
+		writeFile(t, d.config, test.now)
+		s, out := newSetup(d, loopback)
+		if err := s.Run(t.Context(), false, test.undo); err != nil || test.now == test.after && !strings.Contains(out.String(), "hasn't read it yet") || mirrorsOf(t, d) == test.mirrors {
+			t.Errorf("without --apply: %v\n%s", err, out)
+		}
+		if err := s.Run(t.Context(), true, test.undo); err != nil || mirrorsOf(t, d) != test.mirrors || contentOf(t, d.config) != test.after {
+			t.Errorf("%v; the engine has %q, want %q; the file has %s", err, mirrorsOf(t, d), test.mirrors, contentOf(t, d.config))
+		}
 	}
 }
 
