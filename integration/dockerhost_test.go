@@ -384,3 +384,69 @@ func TestSetupOnARootlessEngine(t *testing.T) {
 		t.Errorf("root's file was made: %s", out)
 	}
 }
+
+// TestEngineOfADockerContext checks with the real docker command that what it writes for a
+// context is read: the engine's address, and the files for TLS.
+func TestEngineOfADockerContext(t *testing.T) {
+	d := dockertest.Start(t, dockertest.Options{})
+	dir := t.TempDir()
+	client := filepath.Join(dir, "client")
+	run := func(name string, args ...string) (string, error) {
+		cmd := exec.Command(name, args...)
+		cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+client, "DOCKER_HOST=", "DOCKER_CONTEXT=", "HUBCACHE_CONFIG="+filepath.Join(dir, "config.yaml"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	must := func(name string, args ...string) {
+		t.Helper()
+		if out, err := run(name, args...); err != nil {
+			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		}
+	}
+	config := fmt.Sprintf("docker: {hold_dir: %q, state: %q}\n", filepath.Join(dir, "hold"), filepath.Join(dir, "uses.db"))
+	if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	must("docker", "context", "create", "lab", "--docker", "host="+d.Host())
+	must("docker", "context", "use", "lab")
+	must(hubcacheProgram(t), "docker", "prune", "--json")
+	must(hubcacheProgram(t), "docker", "hold", "--", "true")
+
+	pem := filepath.Join(dir, "pem")
+	must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=far", "-keyout", pem+".key", "-out", pem+".crt")
+	must("docker", "context", "create", "far", "--docker", fmt.Sprintf("host=tcp://127.0.0.1:1,ca=%[1]s.crt,cert=%[1]s.crt,key=%[1]s.key", pem))
+	must("docker", "context", "use", "far")
+	out, err := run(hubcacheProgram(t), "docker", "prune")
+	if err == nil || !strings.Contains(out, `tcp://127.0.0.1:1 (from the docker context "far"), and hubcache docker prune works only`) {
+		t.Errorf("docker prune: %v\n%s", err, out)
+	}
+	for _, name := range []string{"ca.pem", "cert.pem", "key.pem"} {
+		files, err := filepath.Glob(filepath.Join(client, "contexts", "tls", "*", "docker", name))
+		if err != nil || len(files) != 1 {
+			t.Errorf("the docker command has %s in %v, %v", name, files, err)
+			continue
+		}
+		// That hubcache reads it is seen when it can't.
+		body := fileOf(t, files[0])
+		if err := os.WriteFile(files[0], []byte("no certificate"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := run(hubcacheProgram(t), "doctor"); err == nil || !strings.Contains(out, "TLS with the Docker engine at tcp://127.0.0.1:1") {
+			t.Errorf("doctor with a broken %s: %v\n%s", name, err, out)
+		}
+		if err := os.WriteFile(files[0], []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestSetupSaysTheDaemonsProxy checks what a real daemon says of its proxy.
+func TestSetupSaysTheDaemonsProxy(t *testing.T) {
+	for noProxy, says := range map[string]string{"": "add 10.0.0.1 to the daemon's NO_PROXY", "10.0.0.0/8": ""} {
+		d := dockertest.Start(t, dockertest.Options{Env: []string{"HTTP_PROXY=http://jane:secret@proxy.lan:3128", "NO_PROXY=" + noProxy}})
+		out, code := setupOf(t, d)("--mirror", "http://10.0.0.1:5000")
+		if code != 0 || strings.Contains(out, "through its proxy") != (says != "") || !strings.Contains(out, says) || strings.Contains(out, "secret") {
+			t.Errorf("NO_PROXY %q: exit code %d, want %q\n%s", noProxy, code, says, out)
+		}
+	}
+}
