@@ -36,6 +36,9 @@ Exits with 2 when something is wrong.`,
 				return settings.UsageError{Err: err}
 			}
 			warn(cmd, s)
+			if doubt := s.DiskDoubt(); doubt != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", doubt)
+			}
 			if path := string(s.Upstream.PasswordFile); dockerhost.Exposed(path) {
 				fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning: every user of this machine may read "+path+": chmod o-r "+path)
 			}

@@ -10,6 +10,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/docker/go-units"
+
+	"github.com/hubcache/hubcache/disk"
 )
 
 // LeastBudget is the smallest budget, in bytes, that is of use: most images are larger, and what is
@@ -235,6 +239,16 @@ func (s *Settings) doubts() (all []string) {
 		seen[r.Match] = true
 	}
 	return all
+}
+
+// DiskDoubt says that the disk of this machine is too small for the budget; "" if it isn't, or if
+// data_dir isn't on this machine.
+func (s *Settings) DiskDoubt() string {
+	space, err := disk.Measure(string(s.DataDir))
+	if err != nil || s.Budget.Bytes <= space.Total {
+		return ""
+	}
+	return fmt.Sprintf("budget is %s, and the disk of data_dir has %s in all: lower it, or give it as a percentage", textOf(&s.Budget), units.BytesSize(float64(space.Total)))
 }
 
 // anybodyConnects reports whether some client may use some address of listen.
