@@ -44,6 +44,7 @@ func busy() Options {
 		Store: fakeStore{
 			Bytes: 1, ReservedBytes: 2, PinnedBytes: 3, BudgetBytes: 4, IndexBytes: 5, Blobs: 6, Manifests: 7, Tags: 8,
 			Evictions: 9, EvictedBytes: 10, WriteErrors: 11, OldestUse: observed, DiskBytes: 13, DiskFreeBytes: 12,
+			Shortages: []storage.Shortage{{Kind: storage.ImageTooLarge, Image: "docker.io/library/x:1", Has: 4, Needs: 5 << 20}},
 		},
 		Registry: fakeRegistry{
 			Manifest: registry.Requests{Hit: 21, Revalidated: 22, Miss: 23, Shared: 24, Stale: 25, Bypass: 26, Error: 27,

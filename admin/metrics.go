@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
 
@@ -49,6 +50,7 @@ var families = map[string][]string{
 	"cache_reserved_bytes":          {"Bytes promised to downloads, whose files have not grown to it yet."},
 	"cache_pinned_bytes":            {"Bytes that are pinned."},
 	"cache_limit_bytes":             {"The budget, in bytes."},
+	"cache_needed_bytes":            {"Bytes of budget, or of disk for the cache, that would do for what clients ask for; 0 when nothing is too small.", "kind"},
 	"cache_index_bytes":             {"Size of the index, which the budget does not include."},
 	"cache_entries":                 {"Blobs, manifests and tags in the cache.", "kind"},
 	"cache_longest_idle_seconds":    {"Time since the last use of what is evicted next. A short one means that the cache is small."},
@@ -120,6 +122,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("cache_pinned_bytes", s.PinnedBytes)
 	gauge("cache_limit_bytes", s.BudgetBytes)
 	gauge("cache_index_bytes", s.IndexBytes)
+	for _, kind := range []storage.ShortageKind{storage.ImageTooLarge, storage.WorkingSet, storage.DiskTooSmall} {
+		needs := int64(0)
+		for _, short := range s.Shortages {
+			if short.Kind == kind {
+				needs = short.Needs
+			}
+		}
+		gauge("cache_needed_bytes", needs, string(kind))
+	}
 	if s.DiskBytes > 0 {
 		gauge("disk_size_bytes", s.DiskBytes)
 		gauge("disk_free_bytes", s.DiskFreeBytes)

@@ -45,6 +45,16 @@ type Store struct {
 	DiskBytes     int64      `json:"disk_bytes"`      // size of the file system; it and what is free are measured every ten seconds
 	DiskFreeBytes int64      `json:"disk_free_bytes"` // that the server may write
 	OldestUse     *time.Time `json:"oldest_use"`      // the oldest last use among what may be evicted next; null while the store is empty
+
+	Shortages []Shortage `json:"shortages"` // what the cache is too small for; never null
+}
+
+// Shortage says that the budget or the disk is too small for what clients ask for.
+type Shortage struct {
+	Kind       string `json:"kind"`        // image, working_set or disk
+	Image      string `json:"image"`       // that is larger than the budget, or ""
+	NeedsBytes int64  `json:"needs_bytes"` // of budget, or of disk for the cache, that would do
+	Message    string `json:"message"`     // for people, with the figure
 }
 
 // Requests counts every GET and HEAD for a manifest or blob once, under its result.
@@ -234,12 +244,15 @@ func (a *admin) document(now time.Time) Stats {
 		Store: Store{
 			Bytes: s.Bytes, ReservedBytes: s.ReservedBytes, PinnedBytes: s.PinnedBytes, BudgetBytes: s.BudgetBytes,
 			IndexBytes: s.IndexBytes, Blobs: s.Blobs, Manifests: s.Manifests, Tags: s.Tags,
-			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes,
+			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},
 		},
 		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)), Totals: totals,
 		Upstreams: []Upstream{}, Inflight: []Inflight{},
 		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 		Connections: Connections{a.Refused()},
+	}
+	for _, short := range s.Shortages {
+		d.Store.Shortages = append(d.Store.Shortages, Shortage{string(short.Kind), short.Image, short.Needs, short.String()})
 	}
 	if !s.OldestUse.IsZero() {
 		t := s.OldestUse.UTC()

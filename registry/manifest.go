@@ -1,12 +1,14 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net/http"
 	"time"
 
@@ -84,6 +86,7 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 		if err != nil {
 			return result{err: err}
 		}
+		q.noteSize(f)
 		if f.body != nil {
 			q.m.hot.put(q.epoch, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
 			if q.digest == "" && !f.expires.IsZero() {
@@ -107,6 +110,31 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 			return result{err: err}
 		}
 	}
+}
+
+// noteSize tells the store how large the image is that a client asks for. What clients can do
+// without, or get elsewhere, doesn't count.
+func (q *manifestRequest) noteSize(f *found) {
+	var without map[digest.Digest]bool
+	if bytes.Contains(f.body, []byte(`"urls"`)) {
+		without = image.Dispensable(f.body)
+	}
+	size, isImage := f.size, false
+	for _, c := range f.children {
+		if c.Role == image.RoleManifest || without[c.Digest] {
+			continue
+		}
+		isImage = isImage || c.Role == image.RoleLayer
+		size += min(c.Size, math.MaxInt64-size)
+	}
+	if !isImage || q.head {
+		return
+	}
+	reference := q.full + ":" + q.ref
+	if q.digest != "" {
+		reference = q.full + "@" + q.ref
+	}
+	q.m.store.ImageAsked(reference, size)
 }
 
 // sendLarge sends a large manifest from its file, so that however many clients read it, and

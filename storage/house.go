@@ -74,6 +74,7 @@ func (h *housekeeping) run() {
 		}
 		h.flush()
 		h.room.shrink()
+		h.room.short.say(h.room.budget(), h.log)
 		if n%sweepEvery == 0 {
 			h.sweep(time.Now())
 		}

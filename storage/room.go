@@ -20,6 +20,7 @@ type room struct {
 	minFree atomic.Int64 // bytes of the file system that are left free
 	space   freeSpace
 	inodes  freeInodes
+	short   shortages
 
 	// evicting queues those who evict, so that each sees the room that the one before has
 	// left. It is held while files are unlinked, and taken before all other locks.
@@ -79,7 +80,7 @@ func (r *room) reserve(v *reservation, n int64) error {
 			return nil
 		}
 		r.mu.Lock()
-		victims := r.evict(r.lru.Victims(n, short))
+		victims := r.evict(r.lru.Victims(n, short), short > 0)
 		r.mu.Unlock()
 		if len(victims) == 0 {
 			if short <= 0 && r.reserveNow(v, n) { // somebody has given room back meanwhile
@@ -150,16 +151,20 @@ func (r *room) shrink() {
 	short := r.shortOfSpace(0)
 	r.mu.Lock()
 	// Files that were evicted already and are still read give their space back by themselves.
-	victims := r.evict(r.lru.Shed(short - r.lru.Usage().Leaving))
+	short -= r.lru.Usage().Leaving
+	victims := r.evict(r.lru.Shed(short), short > 0)
 	r.mu.Unlock()
 	r.unlink(victims)
 	r.inodes.free(r)
 }
 
-// evict counts victims, which are out of the lru, as evicted, and prepares their unlinking. mu
-// is held.
-func (r *room) evict(victims []*entry) []*entry {
+// evict counts victims, which are out of the lru, as evicted, and prepares their unlinking.
+// forDisk says that they go for the free space, and not for the budget. mu is held.
+func (r *room) evict(victims []*entry, forDisk bool) []*entry {
 	for _, e := range victims {
+		if !e.Value.has(isPartial) {
+			r.short.evicted(e.Key, r.evictedBytes, forDisk)
+		}
 		r.evictions++
 		r.evictedBytes += e.Size
 		r.beginUnlink(e)
@@ -435,6 +440,8 @@ func (v *reservation) unpark(d digest.Digest) bool {
 // commit turns it into the whole entry e. room.mu is held.
 func (v *reservation) commit(e *entry) {
 	v.room.lru.Commit(v.end(), e)
+	u := v.room.lru.Usage()
+	v.room.short.fetched(e.Key, e.Size, v.room.evictedBytes, u.Used-u.Leaving+u.Reserved)
 	if e.Value.has(isManifest) {
 		v.room.manifests++
 	}

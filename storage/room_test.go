@@ -229,7 +229,7 @@ func TestPartialThatIsResumedIsNoVictim(t *testing.T) {
 	// Somebody else picks victims to make room.
 	s.room.evicting.Lock()
 	s.room.mu.Lock()
-	victims := s.room.evict(s.room.lru.Victims(7<<20, 0))
+	victims := s.room.evict(s.room.lru.Victims(7<<20, 0), false)
 	s.room.mu.Unlock()
 	// Begin opens the file.
 	if err := in.open(); err != nil {

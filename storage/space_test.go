@@ -153,6 +153,34 @@ func TestMinFreeEvicts(t *testing.T) {
 	balanced(t, s)
 }
 
+// TestDiskThatIsTooSmallForWhatIsInUseIsSaid: when blobs go for the free space just after they came
+// in, and come again, it is the disk that is too small, and not the budget.
+func TestDiskThatIsTooSmallForWhatIsInUseIsSaid(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), 100<<20)
+	s.room.space.mu.Lock() // the background work of the start uses it too
+	s.room.space.measure = func() (int64, error) { return 100<<20 - bytesOnDisk(t, s), nil }
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.room.minFree.Store(90 << 20)
+	for range 3 {
+		for n := range 15 {
+			put(t, s, noise(uint64(n), 1<<20))
+		}
+	}
+	short := s.Stats().Shortages
+	if len(short) != 1 || short[0].Kind != DiskTooSmall || short[0].Has != 10<<20 || short[0].Needs < 15<<20 || short[0].Needs > 20<<20 {
+		t.Errorf("%+v", short)
+	}
+	var log bytes.Buffer
+	for range 5 {
+		s.room.short.say(100<<20, slog.New(slog.NewTextHandler(&log, nil)))
+	}
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN msg=\"the disk has room for 10MiB of cache") {
+		t.Errorf("the log says %s", got)
+	}
+}
+
 // TestMinFreeWaitsForReaders: a file that was evicted for the free space, and that somebody still
 // reads, gives its space back later. Until then no further ones are evicted in its place.
 func TestMinFreeWaitsForReaders(t *testing.T) {

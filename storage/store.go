@@ -46,7 +46,7 @@ type Options struct {
 //
 //	room.evicting, files.mu, room.mu, Ingest.mu, then one of
 //	catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu,
-//	freeInodes.mu, and last those of package index.
+//	freeInodes.mu, shortages.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
 // can wait for a write that waits for other reads. Four locks only queue work of one kind and
@@ -101,6 +101,7 @@ func newStore(o Options) *Store {
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},
 	}
+	s.room.short = newShortages()
 	s.room.space.measure = s.room.space.measured(o.Dir)
 	s.room.minFree.Store(o.MinFree)
 	s.catalogue.repositories = &s.repos
@@ -182,6 +183,10 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) { return s.files.open(d, tr
 // already. Uses within the same second are one.
 func (s *Store) Touch(d digest.Digest) { s.room.touch(d, time.Now().UnixNano(), 0) }
 
+// ImageAsked says that a client asks for an image, of this name and size in bytes. Stats say if it
+// is larger than the budget.
+func (s *Store) ImageAsked(image string, bytes int64) { s.room.short.asked(image, bytes) }
+
 // Remove drops blob d, if it is there. Its readers can read on.
 func (s *Store) Remove(d digest.Digest) { s.room.remove(d, nil) }
 
@@ -256,12 +261,15 @@ type Stats struct {
 	Corrupt      int64     // blobs dropped because their bytes had changed on disk
 	WriteErrors  int64     // disk errors; the clients were served all the same
 	OldestUse    time.Time // the oldest last use among the next victims of both segments of the lru; zero when the store is empty
+
+	Shortages []Shortage // what the cache is too small for
 }
 
 // Stats returns a snapshot.
 func (s *Store) Stats() Stats {
 	st := s.room.stats()
 	st.IndexBytes = s.catalogue.index.Size()
+	st.Shortages = s.room.short.now(st.BudgetBytes)
 	st.DiskBytes, st.DiskFreeBytes = s.room.space.size.Load(), s.room.space.free.Load()
 	st.Tags = s.repos.tags.Load()
 	st.WriteErrors = s.files.faults.writeErrors.Load()

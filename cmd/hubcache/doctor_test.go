@@ -529,6 +529,12 @@ func diskStates() []doctorState {
 				e.t.Fatal(err)
 			}
 		}, check: "data_dir", says: "every user may write to"},
+		{name: "budget below an image", before: func(e *examined) {
+			with("100MiB", "1MiB")(e)
+			e.hub.AddImage("library/large", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 60<<20)})
+		}, after: func(e *examined) {
+			e.server.get(e.server.pull + "/v2/library/large/manifests/1")
+		}, notes: map[string]string{"room": "the budget of 100MiB is smaller than the image docker.io/library/large:1"}},
 		{name: "disk full", before: with("1GiB", "4PiB"), check: "disk", says: "the disk is full"},
 	}
 }

@@ -46,6 +46,9 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	st := s.Store
 	used := st.Bytes + st.ReservedBytes
 	row("budget", "%s%s of %s used (%s)", bar(used, st.BudgetBytes, terminal), human(used), human(st.BudgetBytes), ratio(used, st.BudgetBytes))
+	for _, short := range st.Shortages {
+		row("TOO SMALL", "%s", tooSmall(short))
+	}
 	if st.DiskBytes > 0 {
 		row("disk", "%s of %s free", human(st.DiskFreeBytes), human(st.DiskBytes))
 	}
@@ -63,6 +66,17 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 		return err
 	}
 	return printInflight(out, s.Inflight, terminal)
+}
+
+// tooSmall says what would do, shortly; the log has more.
+func tooSmall(s admin.Shortage) string {
+	switch s.Kind {
+	case "image":
+		return "for an image: a budget of " + human(s.NeedsBytes) + " would do"
+	case "disk":
+		return "the disk, for what is in use: " + human(s.NeedsBytes) + " of cache would do"
+	}
+	return "for what is in use: a budget of " + human(s.NeedsBytes) + " would do"
 }
 
 // causes says whose fault the errors are: " (2 client, 1 disk)".

@@ -51,6 +51,9 @@ func aBusyCache() admin.Stats {
 func aCacheInTrouble() admin.Stats {
 	s := aBusyCache()
 	s.Inflight = nil
+	for _, kind := range []string{"image", "working_set", "disk"} {
+		s.Store.Shortages = append(s.Store.Shortages, admin.Shortage{Kind: kind, NeedsBytes: 61 << 30})
+	}
 	s.Upstreams[0].State = "denied"
 	s.Upstreams[0].RateLimit.Observed = statsNow.Add(-9 * time.Hour)
 	return s

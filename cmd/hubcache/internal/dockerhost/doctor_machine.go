@@ -12,9 +12,12 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// checkDisk compares budget and min_free with the disk, as the server has measured it: this user may
-// not look there, and it may be another machine.
+// checkDisk compares budget and min_free with what clients have asked for, and with the disk, as
+// the server has measured it: this user may not look there, and it may be another machine.
 func (d *Doctor) checkDisk(store admin.Store) {
+	for _, short := range store.Shortages {
+		d.note("room", short.Message, "raise budget, make room on the disk, or ask for less")
+	}
 	if store.DiskBytes == 0 {
 		d.note("disk", "the server can't measure its disk, or is too old to say", "look into its log (journalctl -u hubcache)")
 		return

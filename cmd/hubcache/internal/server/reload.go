@@ -70,6 +70,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	srv.showSettings()
 	srv.setLevel()
 	srv.store.SetLimits(budget, now.MinFree.Bytes)
+	srv.warnBudget()
 	srv.gate.set(nets)
 	srv.warn(next)
 	for _, w := range overruled {

@@ -164,3 +164,20 @@ func TestStopIsLoggedWhenItHasEnded(t *testing.T) {
 		t.Errorf("the log ends with %q", last)
 	}
 }
+
+// TestReloadWarnsOfABudgetThatCannotWork: one that is larger than the disk, or a share of it in
+// which hardly an image has room.
+func TestReloadWarnsOfABudgetThatCannotWork(t *testing.T) {
+	config := "data_dir: " + t.TempDir() + "\nmin_free: 0\n"
+	r := startReloading(t, config+"budget: 200MiB\n")
+	const large, small = "larger than what the disk has room for", "smaller than most images"
+	if log := r.reloadWith(config + "budget: 200MiB\n"); strings.Contains(log, large) || strings.Contains(log, small) {
+		t.Errorf("200MiB: %s", log)
+	}
+	if log := r.reloadWith(config + "budget: 100000TiB\n"); !strings.Contains(log, large) || !strings.Contains(log, "room=") {
+		t.Errorf("100000TiB: %s", log)
+	}
+	if log := r.reloadWith(config + "budget: 0.000001%\n"); !strings.Contains(log, small) || !strings.Contains(log, "needs=100MiB") {
+		t.Errorf("a tiny share: %s", log)
+	}
+}

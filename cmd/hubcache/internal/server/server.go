@@ -121,12 +121,24 @@ func (srv *server) greet(ls []listener) {
 		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
 		"upstream", s.Upstream.URL, "as", as)
 	srv.warn(s)
-	if room, err := srv.room(); err == nil && budget > room {
+	srv.warnBudget()
+	if srv.cred == nil {
+		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
+	}
+}
+
+// warnBudget logs that the budget is larger than the disk, or that a share of the disk is too small
+// to be of use. Of a budget in bytes the settings know the latter.
+func (srv *server) warnBudget() {
+	budget := srv.store.Budget()
+	room, err := srv.room()
+	if err == nil && budget > room {
 		srv.log.Warn("the budget is larger than what the disk has room for; min_free will bound the cache",
 			"budget", units.BytesSize(float64(budget)), "room", units.BytesSize(float64(room)))
 	}
-	if srv.cred == nil {
-		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
+	if srv.settings.Budget.Share > 0 && budget < settings.LeastBudget {
+		srv.log.Warn("the budget is smaller than most images: they pass through, and nothing of them is kept",
+			"budget", units.BytesSize(float64(budget)), "needs", units.BytesSize(settings.LeastBudget))
 	}
 }
 
