@@ -353,6 +353,7 @@ func checkSockets(h *bootedHost) {
 		h.t.Errorf("config check doesn't say that the socket listens elsewhere:\n%s", out)
 	}
 	h.run("systemctl", "restart", "hubcache.service")
+	h.run("journalctl", "--sync") // the line may still be on its way
 	if log := h.run("journalctl", "--unit=hubcache.service", "--priority=warning", "--output=cat"); !strings.Contains(log, warning) {
 		h.t.Errorf("the server doesn't say that the socket listens elsewhere:\n%s", log)
 	}

@@ -113,6 +113,10 @@ in
     socket
     // {
       description = "Pull API of hubcache";
+      # systemd gives the other socket to its group in a process that has all of systemd's sockets
+      # open for that time. When both are restarted, this one waits until that process has ended:
+      # else its address is still in use.
+      after = [ "hubcache-admin.socket" ];
       socketConfig = socket.socketConfig // {
         # "::" includes the IPv4 addresses, whatever the host's default is.
         BindIPv6Only = "both";
