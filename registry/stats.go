@@ -143,6 +143,7 @@ func (c *counters) count(k kind, res *result, firstByte time.Duration) {
 		if res.status < 300 {
 			t.sent[i].Add(res.sent)
 		}
+		break
 	}
 	if res.outcome == OutcomeError {
 		t.errors[res.cause].Add(1)
