@@ -534,7 +534,7 @@ func diskStates() []doctorState {
 			e.hub.AddImage("library/large", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 60<<20)})
 		}, after: func(e *examined) {
 			e.server.get(e.server.pull + "/v2/library/large/manifests/1")
-		}, notes: map[string]string{"room": "the budget of 100MiB is smaller than the image docker.io/library/large:1"}},
+		}, check: "room", says: "the budget of 100MiB is smaller than the image docker.io/library/large:1"},
 		{name: "disk full", before: with("1GiB", "4PiB"), check: "disk", says: "the disk is full"},
 	}
 }

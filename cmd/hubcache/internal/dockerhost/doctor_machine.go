@@ -16,7 +16,11 @@ import (
 // the server has measured it: this user may not look there, and it may be another machine.
 func (d *Doctor) checkDisk(store admin.Store) {
 	for _, short := range store.Shortages {
-		d.note("room", short.Message, "raise budget, make room on the disk, or ask for less")
+		status := StatusNote
+		if short.Kind == "image" { // every pull of it goes to Docker Hub
+			status = StatusBroken
+		}
+		d.say("room", status, short.Message, "raise budget, make room on the disk, or ask for less")
 	}
 	if store.DiskBytes == 0 {
 		d.note("disk", "the server can't measure its disk, or is too old to say", "look into its log (journalctl -u hubcache)")
