@@ -142,3 +142,27 @@ func TestPruneKeepsTaggedImagesUnlessTold(t *testing.T) {
 		t.Errorf("left:\n%s", h.images())
 	}
 }
+
+// TestPruneDoesntWaitForACrashLoop: a container that ends and is started again by its restart policy is
+// no deploy, neither in the daemon's events nor in the watcher's records.
+func TestPruneDoesntWaitForACrashLoop(t *testing.T) {
+	h := newPruneHost(t)
+	h.watch()
+	image := h.registry.add(t, "loop", time.Now())
+	h.daemon.Docker("pull", "-q", image)
+	h.daemon.Docker("run", "--detach", "--network=none", "--restart=always", "--name=loop", image, "/bin/sh", "-c", "exit 1")
+	const quiet = 15 * time.Second // in which the daemon starts it several times
+	flags := []string{"--min-age=0s", "--quiet", quiet.String(), "--high-watermark=2%", "--low-watermark=1%"}
+	if r := h.prune(75, "deferred", flags...); !strings.Contains(r.Reason, "quiet") {
+		t.Errorf("after docker run: %s", r.Reason)
+	}
+	time.Sleep(quiet + 2*time.Second)
+	if starts := h.daemon.Docker("inspect", "--format", "{{.RestartCount}}", "loop"); starts == "0" {
+		t.Fatal("the container doesn't crash")
+	}
+	h.prune(3, "incomplete", flags...)
+	h.daemon.Docker("run", "--network=none", "--name=person", image, "/bin/true")
+	if r := h.prune(75, "deferred", flags...); !strings.Contains(r.Reason, "person") {
+		t.Errorf("after docker run beside the loop: %s", r.Reason)
+	}
+}

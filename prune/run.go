@@ -82,11 +82,13 @@ func (p *Pruner) run(ctx context.Context, apply bool, r *Report) error {
 	}
 	r.After = r.Before
 	p.patience = p.Policy.MaxWait
-	if p.runFile, err = p.Holds.runFile(); err != nil {
-		return err
-	}
 	needed := anyAbove(r.Before, p.Policy.High)
 	r.Critical = anyAbove(r.Before, p.Policy.Critical)
+	if needed {
+		if p.runFile, err = p.Holds.runFile(); err != nil {
+			return err
+		}
+	}
 	if needed && apply && r.Critical {
 		began := time.Now()
 		unblock, err := p.Holds.blockNewHolds(ctx, p.patience)

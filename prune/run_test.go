@@ -1,6 +1,7 @@
 package prune
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -81,4 +82,14 @@ func TestUnreadableKeepFileKeepsEveryImage(t *testing.T) {
 	if r, err := p.Run(t.Context(), true); err == nil || e.imagesLeft() != "a" {
 		t.Errorf("%s, left %q", r.Decision, e.imagesLeft())
 	}
+}
+
+// TestRunBelowTheWatermarkNeedsNoHoldFolder: there is nothing that a hold could hold off.
+func TestRunBelowTheWatermarkNeedsNoHoldFolder(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	addOrphans(e, 1)
+	e.used = 100
+	p := newPruner(t, e, c)
+	p.Holds.Dir = filepath.Join(p.Uses.Path, "below-a-file")
+	wantDecision(t, mustRun(t, p, true), NotNeeded, "")
 }
