@@ -80,9 +80,9 @@ func (h holders) wouldFree(unit []*ImageDecision) (n int64) {
 
 // choose marks the images that have to be deleted to free so many bytes; the others that may be
 // deleted become [Deletable]. An image that frees nothing, because images that stay or the
-// build cache hold its layers, isn't chosen. choose returns how many bytes the chosen images
-// free. images is in the order of [Decide]; those that are deleted already don't count any
-// more. h has the holders of the layers that are there.
+// build cache hold its layers, isn't chosen, unless one that it was built on is. choose returns
+// how many bytes the chosen images free. images is in the order of [Decide]; those that are
+// deleted already don't count any more. h has the holders of the layers that are there.
 func choose(images []ImageDecision, h holders, need int64) (frees int64) {
 	h = maps.Clone(h)
 	var chosen [][]*ImageDecision
@@ -99,11 +99,13 @@ func choose(images []ImageDecision, h holders, need int64) (frees int64) {
 			chosen = append(chosen, unit)
 		}
 	}
-	for _, unit := range chosen {
-		useful := slices.ContainsFunc(unit, func(d *ImageDecision) bool { return h.freed(d.Image) })
+	// Backwards, since an image must go if the one that it was built on goes.
+	going := map[string]bool{}
+	for _, unit := range slices.Backward(chosen) {
+		goes := slices.ContainsFunc(unit, func(d *ImageDecision) bool { return h.freed(d.Image) || going[d.Image.Parent] })
 		for _, d := range unit {
-			if d.useless = !useful; useful {
-				d.Action = Delete
+			if d.useless = !goes; goes {
+				d.Action, going[d.Image.ID] = Delete, true
 			}
 		}
 	}

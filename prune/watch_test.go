@@ -245,3 +245,31 @@ func TestWatcherAndPruneShareTheRecords(t *testing.T) {
 		t.Errorf("left %q, want a: it was in use", e.imagesLeft())
 	}
 }
+
+// TestImageThatABuildUsedIsABase: the classic builder makes containers of images by ID. What it
+// built may be deleted before a prune sees it, and the base, which has only a digest, stays.
+func TestImageThatABuildUsedIsABase(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	e.add("a", nil, []string{digestRef("base", "1")})
+	uses := Uses{Path: filepath.Join(t.TempDir(), "uses.db")}
+	stop := watch(t, c, uses)
+	m := message("container", "create", "step")
+	m.Actor.Attributes = map[string]string{"image": id("a")}
+	e.send(m)
+	isBase := func() bool {
+		s, err := TakeSnapshot(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := uses.observe(&s, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		return s.Images[0].Base
+	}
+	for deadline := time.Now().Add(30 * time.Second); !isBase(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the image that a build used is no base")
+		}
+	}
+	stop()
+}
