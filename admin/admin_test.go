@@ -43,7 +43,7 @@ func busy() Options {
 	return Options{
 		Store: fakeStore{
 			Bytes: 1, ReservedBytes: 2, PinnedBytes: 3, BudgetBytes: 4, IndexBytes: 5, Blobs: 6, Manifests: 7, Tags: 8,
-			Evictions: 9, EvictedBytes: 10, WriteErrors: 11, OldestUse: observed, DiskBytes: 13, DiskFreeBytes: 12,
+			Evictions: 9, EvictedBytes: 10, SlowReaders: 18, WriteErrors: 11, OldestUse: observed, DiskBytes: 13, DiskFreeBytes: 12,
 			Shortages: []storage.Shortage{{Kind: storage.ImageTooLarge, Image: "docker.io/library/x:1", Has: 4, Needs: 5 << 20}},
 		},
 		Registry: fakeRegistry{

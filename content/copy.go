@@ -71,6 +71,19 @@ func Write(w http.ResponseWriter, body []byte) (sent int64, err error) {
 // answer is over; all that is sent on the connection later begins with another one.
 func Finish(w http.ResponseWriter) { setDeadline(w, short.within) }
 
+// allow gives the client time for the next bytes. Errors: storage.ErrSlow.
+func allow(w http.ResponseWriter, to *storage.Recipient, within time.Duration) error {
+	setDeadline(w, within)
+	return to.Err()
+}
+
+// flush sends what net/http holds, and waits for the client.
+func flush(control *http.ResponseController, to *storage.Recipient) {
+	to.Wait()
+	control.Flush()
+	to.Took(0)
+}
+
 // setDeadline says how long the next write may wait for the client.
 func setDeadline(w http.ResponseWriter, within time.Duration) {
 	// Not by an http.ResponseController, which makes an error where there are no deadlines.
@@ -82,21 +95,25 @@ func setDeadline(w http.ResponseWriter, within time.Duration) {
 // Growing is a Sender for a blob that is still being downloaded. It uses sendfile for what
 // has arrived. Where net/http can't do that (TLS, an unknown length), it copies by a buffer
 // that is larger than net/http's own.
-// Errors: those of storage.Reader.ReadAt, those of the connection.
+// Errors: those of storage.Reader.ReadAt, those of the connection, storage.ErrSlow.
 func Growing(req *http.Request, rd *storage.Reader) Sender {
 	ctx := req.Context()
 	read := func(p []byte, off int64) (int, error) { return rd.ReadAt(ctx, p, off) }
 	return func(w http.ResponseWriter, off, n int64) (sent int64, err error) {
+		rd.Recipient().Begin(w)
 		if req.TLS != nil || n < 0 {
-			return Copy(w, off, n, read)
+			sent, err = copyTo(w, rd.Recipient(), off, n, read)
+		} else {
+			sent, err = sendGrowing(ctx, w, rd, off, n, read)
 		}
-		return sendGrowing(ctx, w, rd, off, n, read)
+		return sent, rd.Recipient().End(err)
 	}
 }
 
 func sendGrowing(ctx context.Context, w http.ResponseWriter, rd *storage.Reader, off, n int64, read func([]byte, int64) (int, error)) (sent int64, err error) {
+	to := rd.Recipient()
 	setDeadline(w, long.within)
-	http.NewResponseController(w).Flush() // the client waits for the headers
+	flush(http.NewResponseController(w), to) // the client waits for the headers
 	for since := (time.Time{}); sent < n; {
 		want := int64(growingStep)
 		if sent == 0 {
@@ -107,15 +124,15 @@ func sendGrowing(ctx context.Context, w http.ResponseWriter, rd *storage.Reader,
 			return sent, err
 		}
 		now := time.Now() // all bytes that are new have come since the last time
-		m, err := SendFile(w, rd.File(), off+sent, min(end-off-sent, n-sent), now.Sub(since) < recentlyWritten && !rd.Resumed())
+		m, err := sendFile(w, to, rd.File(), off+sent, min(end-off-sent, n-sent), now.Sub(since) < recentlyWritten && !rd.Resumed())
 		since = now
 		sent += m
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, storage.ErrSlow) {
 			return sent, err // the client doesn't get a second deadline
 		}
 		if err != nil {
 			// Either the client or the disk has failed. Reading tells which.
-			more, err := Copy(w, off+sent, n-sent, read)
+			more, err := copyTo(w, to, off+sent, n-sent, read)
 			return sent + more, err
 		}
 	}
@@ -126,9 +143,14 @@ func sendGrowing(ctx context.Context, w http.ResponseWriter, rd *storage.Reader,
 // until read returns io.EOF.
 // Errors: those of read, io.EOF included if it comes before n bytes; those of the connection.
 func Copy(w http.ResponseWriter, off, n int64, read func(p []byte, off int64) (int, error)) (sent int64, err error) {
+	return copyTo(w, nil, off, n, read)
+}
+
+// copyTo is Copy to a client that keeps room.
+func copyTo(w http.ResponseWriter, to *storage.Recipient, off, n int64, read func(p []byte, off int64) (int, error)) (sent int64, err error) {
 	control := http.NewResponseController(w)
 	setDeadline(w, long.within)
-	control.Flush() // the client waits for the headers
+	flush(control, to) // the client waits for the headers
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	due := int64(0)
@@ -140,15 +162,21 @@ func Copy(w http.ResponseWriter, off, n int64, read func(p []byte, off int64) (i
 		m, err := read(p, off+sent)
 		if m > 0 {
 			if sent >= due {
-				setDeadline(w, long.within)
+				if err := allow(w, to, long.within); err != nil {
+					return sent, err
+				}
 				due = sent + long.every
 			}
+			to.Wait()
 			k, werr := w.Write(p[:m])
+			if werr == nil {
+				werr = control.Flush()
+			}
+			to.Took(int64(k))
 			sent += int64(k)
-			if werr != nil {
+			if werr != nil && !errors.Is(werr, errors.ErrUnsupported) {
 				return sent, werr
 			}
-			control.Flush()
 		}
 		if err == io.EOF && n < 0 {
 			return sent, nil

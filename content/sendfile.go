@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hubcache/hubcache/storage"
 )
 
 // maxTurn is how long sendfile runs before other goroutines get a turn. A goroutine that is
@@ -30,25 +32,35 @@ type fileSender struct {
 	at, n    int64 // what is still to be sent
 	pace     pace
 	w        http.ResponseWriter
+	to       *storage.Recipient
 	sendfile func(to, from int, at *int64, n int) (int, error)
 }
 
-// SendFile sends n bytes of f, beginning at off. It neither uses nor moves f's offset.
-// fresh says that the bytes have just been written, so that reading them hardly ever waits
-// for a disk.
+// SendFile sends n bytes of f, beginning at off, to a client that keeps the room of f (nil: it
+// keeps none). It neither uses nor moves f's offset.
 // Errors: io.ErrUnexpectedEOF, perhaps wrapped, when the file ends before; those of reading
-// the file and of the connection.
-func SendFile(w http.ResponseWriter, f *os.File, off, n int64, fresh bool) (int64, error) {
-	s := &fileSender{f: f, at: off, n: n, pace: long, w: w, sendfile: unix.Sendfile}
+// the file and of the connection; storage.ErrSlow.
+func SendFile(w http.ResponseWriter, to *storage.Recipient, f *os.File, off, n int64) (int64, error) {
+	to.Begin(w)
+	sent, err := sendFile(w, to, f, off, n, false)
+	return sent, to.End(err)
+}
+
+// SendShort is SendFile for what isn't a blob, at the pace of Write: a large manifest.
+func SendShort(w http.ResponseWriter, to *storage.Recipient, f *os.File, off, n int64) (int64, error) {
+	to.Begin(w)
+	sent, err := (&fileSender{f: f, at: off, n: n, pace: short, w: w, to: to, sendfile: unix.Sendfile}).send()
+	return sent, to.End(err)
+}
+
+// sendFile is SendFile between Begin and End. fresh says that the bytes have just been written,
+// so that reading them hardly ever waits for a disk.
+func sendFile(w http.ResponseWriter, to *storage.Recipient, f *os.File, off, n int64, fresh bool) (int64, error) {
+	s := &fileSender{f: f, at: off, n: n, pace: long, w: w, to: to, sendfile: unix.Sendfile}
 	if fresh {
 		s.sendfile = sendfileAtOnce
 	}
 	return s.send()
-}
-
-// SendShort is SendFile for what isn't a blob, at the pace of Write: a large manifest.
-func SendShort(w http.ResponseWriter, f *os.File, off, n int64) (int64, error) {
-	return (&fileSender{f: f, at: off, n: n, pace: short, w: w, sendfile: unix.Sendfile}).send()
 }
 
 func (s *fileSender) send() (int64, error) {
@@ -56,9 +68,11 @@ func (s *fileSender) send() (int64, error) {
 	if !ok {
 		return s.copy(s.w)
 	}
-	setDeadline(s.w, s.pace.within)
+	if err := allow(s.w, s.to, s.pace.within); err != nil {
+		return 0, err
+	}
 	// Without it net/http would copy the first 512 bytes, and the rest would begin off a page.
-	http.NewResponseController(s.w).Flush()
+	flush(http.NewResponseController(s.w), s.to)
 	return rf.ReadFrom(s)
 }
 
@@ -93,7 +107,9 @@ func (s *fileSender) WriteTo(w io.Writer) (sent int64, err error) {
 			runtime.Gosched()
 			since = now
 		}
-		setDeadline(s.w, s.pace.within)
+		if err := allow(s.w, s.to, s.pace.within); err != nil {
+			return sent, err
+		}
 		m, err := s.step(raw)
 		sent += m
 		if unsupported(err) && sent == 0 {
@@ -111,12 +127,17 @@ func (s *fileSender) step(raw syscall.RawConn) (sent int64, err error) {
 	for due := min(s.n, s.pace.every); sent < due; {
 		m := 0
 		werr := raw.Write(func(fd uintptr) bool {
+			s.to.Took(0) // it waits no more
 			began := time.Now()
 			m, err = s.sendfile(int(fd), int(s.f.Fd()), &s.at, int(due-sent))
 			if time.Since(began) > maxTurn { // it waited for a disk
 				s.sendfile = unix.Sendfile
 			}
-			return err != unix.EAGAIN
+			if err == unix.EAGAIN {
+				s.to.Wait()
+				return false
+			}
+			return true
 		})
 		switch {
 		case werr != nil: // the deadline, or the connection was closed
@@ -129,6 +150,7 @@ func (s *fileSender) step(raw syscall.RawConn) (sent int64, err error) {
 			return sent, io.ErrUnexpectedEOF
 		}
 		sent, s.n = sent+int64(m), s.n-int64(m)
+		s.to.Took(int64(m))
 	}
 	return sent, nil
 }
@@ -160,11 +182,15 @@ func (s *fileSender) copy(w io.Writer) (sent int64, err error) {
 	defer buffers.Put(buf)
 	for due := int64(0); s.n > 0; {
 		if sent >= due {
-			setDeadline(s.w, s.pace.within)
+			if err := allow(s.w, s.to, s.pace.within); err != nil {
+				return sent, err
+			}
 			due = sent + s.pace.every
 		}
 		m, rerr := s.Read(buf[:])
+		s.to.Wait()
 		k, err := w.Write(buf[:m])
+		s.to.Took(int64(k))
 		sent += int64(k)
 		if err = errors.Join(err, rerr); err != nil {
 			return sent, err

@@ -40,7 +40,7 @@ func TestSendfileIsUsed(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		off, n := int64(1000), int64(len(want)-1000)
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
-		if sent, err := SendFile(w, f, off, n, req.URL.Path == "/fresh"); err != nil || sent != n {
+		if sent, err := sendFile(w, nil, f, off, n, req.URL.Path == "/fresh"); err != nil || sent != n {
 			t.Errorf("%d of %d sent: %v", sent, n, err)
 		}
 	})

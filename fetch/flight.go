@@ -287,12 +287,14 @@ func (f *Flight) Size() int64 { return f.in.Size() }
 func (f *Flight) Verified(ctx context.Context) error { return f.in.Wait(ctx) }
 
 // Continue sends n bytes of the blob, beginning at off, to a client of a flight that has failed.
-// The client must have the bytes before off. own is the blob under the client's own
+// The client must have the bytes before off. rd, its reader, is closed, so that the file takes no
+// room while the client gets the rest. own is the blob under the client's own
 // repository, from which comes what the file doesn't have; the hash goes on from that of the file.
 // n is -1 for everything to the end. It panics unless Reader has succeeded.
 // Errors: ErrBusy, storage.ErrDigest, those of the Source and of the connection, ctx's cause.
-func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, own Blob, off, n int64) (int64, error) {
+func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, own Blob, rd *storage.Reader, off, n int64) (int64, error) {
 	from, ok := f.in.Fallback(off)
+	rd.Close()
 	if !ok { // what the file has can't be used: read all of it again
 		from = storage.Fallback{Hash: f.blob.Digest.Algorithm().Hash()}
 	}

@@ -75,6 +75,7 @@ store.manifests number
 store.oldest_use string
 store.pinned_bytes number
 store.reserved_bytes number
+store.slow_readers number
 store.tags number
 totals.bytes.fetched number
 totals.bytes.hit number

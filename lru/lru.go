@@ -85,6 +85,7 @@ type Usage struct {
 	Reserved int64 // promised to entries that are coming in
 	Leaving  int64 // the part of Used that goes when the readers of removed entries close them
 	Excess   int64 // what is beyond the budget even when all that is leaving has gone
+	Idle     int64 // the part of Used that nobody holds, and that can leave at once
 	Entries  int   // number of whole entries
 }
 
@@ -96,6 +97,7 @@ func (c *Cache[K, V]) Usage() Usage {
 		Reserved: c.reserved,
 		Leaving:  c.leaving,
 		Excess:   max(0, c.used-c.leaving+c.reserved-c.max),
+		Idle:     c.partial.idleBytes + c.fresh.idleBytes + c.proven.idleBytes,
 		Entries:  c.fresh.list.Len() + c.proven.list.Len(),
 	}
 }
@@ -281,6 +283,16 @@ func (c *Cache[K, V]) Release(e *Entry[K, V]) (last bool) {
 	return e.place == nowhere
 }
 
+// Held returns how many hold e, whose bytes come back when all have released it, and whether e
+// has left the cache already. It returns 0 when e is unfinished and reserved again: its bytes
+// don't come back then.
+func (c *Cache[K, V]) Held(e *Entry[K, V]) (holders int, leaving bool) {
+	if e.place == inWork {
+		return 0, false
+	}
+	return int(e.holders), e.place == nowhere
+}
+
 // Victims picks entries that make room for n more bytes, of at least atLeast bytes in all:
 // unfinished ones first, then the least recently used that nobody holds, fresh ones before
 // the others while they fill more than their share. It returns nil when all of them would not
@@ -289,7 +301,7 @@ func (c *Cache[K, V]) Release(e *Entry[K, V]) (last bool) {
 // The entries it returns are out of the cache, and count until Removed.
 func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 	need := max(c.used+c.reserved+n-c.max, atLeast)
-	if n > c.max || need > c.partial.idleBytes+c.fresh.idleBytes+c.proven.idleBytes {
+	if n > c.max || need > c.Usage().Idle {
 		return nil
 	}
 	return c.take(need, false)

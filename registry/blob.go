@@ -103,10 +103,11 @@ func (q *blobRequest) serveHit(b *storage.Blob) result {
 		if n == b.Size {
 			q.m.rechecks.blobSent(q.req, q.digest)
 		}
-		sent, err := content.SendFile(w, b.File, off, n, false)
+		sent, err := content.SendFile(w, b.Recipient(), b.File, off, n)
 		if errors.Is(err, syscall.EIO) || errors.Is(err, io.ErrUnexpectedEOF) { // a bad sector, or the file was truncated meanwhile
 			q.m.log.Error("a cached blob can't be read to its end and will be fetched again", "digest", q.digest, "error", err)
 			q.m.store.Remove(q.digest)
+			b.Close() // what is left of it takes no room while the rest is passed on
 			from := storage.Fallback{Hash: q.digest.Algorithm().Hash()}
 			more, err := q.m.pool.PassThrough(ctx, w, q.blob(q.digest, b.Size), from, off+sent, n-sent)
 			return sent + more, err
@@ -191,11 +192,11 @@ func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome)
 	return q.send(size, o, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		sent, err := grow(w, off, n)
 		if fetch.NotKept(err) {
-			more, err := f.Continue(ctx, w, q.blob(q.digest, -1), off+sent, max(n-sent, -1))
+			more, err := f.Continue(ctx, w, q.blob(q.digest, -1), rd, off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		if _, ok := errors.AsType[*upstream.Error](err); ok && f.Origin().Repository != q.full {
-			more, err := q.readOn(w, f, off+sent, max(n-sent, -1))
+			more, err := q.readOn(w, f, rd, off+sent, max(n-sent, -1))
 			return sent + more, err
 		}
 		return sent, err
@@ -203,8 +204,9 @@ func (q *blobRequest) sendFlight(f *fetch.Flight, rd *storage.Reader, o Outcome)
 }
 
 // readOn goes on for a client that read along with a flight of another repository, which couldn't
-// get the rest: with a flight of its own, or, where that isn't possible, by itself.
-func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, off, n int64) (int64, error) {
+// get the rest: with a flight of its own, or, where that isn't possible, by itself. old is its
+// reader of the flight that failed; it is closed, so that it takes no room meanwhile.
+func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, old *storage.Reader, off, n int64) (int64, error) {
 	ctx := q.req.Context()
 	b := q.blob(q.digest, q.claimedSize(q.digest))
 	b.Origin = q.origin()
@@ -212,12 +214,13 @@ func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, off, n
 		defer f.Leave()
 		if rd, err := f.Reader(ctx); err == nil && f.Size() == failed.Size() {
 			defer rd.Close()
+			old.Close()
 			if sent, err := content.Growing(q.req, rd)(w, off, n); err == nil || sent > 0 {
 				return sent, err
 			}
 		}
 	}
-	return failed.Continue(ctx, w, b, off, n)
+	return failed.Continue(ctx, w, b, old, off, n)
 }
 
 // serveHead asks upstream for the headers. A length that only a manifest claims isn't told to

@@ -142,7 +142,7 @@ func (q *manifestRequest) noteSize(f *found) {
 func (q *manifestRequest) sendLarge(w http.ResponseWriter, req *http.Request, o content.Object, b *storage.Blob) result {
 	defer b.Close()
 	return send(w, req, o, func(w http.ResponseWriter, off, n int64) (int64, error) {
-		return content.SendShort(w, b.File, off, n)
+		return content.SendShort(w, b.Recipient(), b.File, off, n)
 	})
 }
 

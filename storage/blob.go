@@ -19,15 +19,23 @@ type Blob struct {
 	Size    int64 // bytes
 	Private bool  // came through a repository that isn't public
 	room    *room
-	e       *entry
+	e       *entry // nil when it is closed
+	to      Recipient
 }
 
-// Close ends the reading. Errors: those of os.File.Close.
+// Close ends the reading; the second time it does nothing. Errors: those of os.File.Close.
 func (b *Blob) Close() error {
+	if b.e == nil {
+		return nil
+	}
 	err := b.File.Close()
 	b.room.release(b.e) // an unlinked file takes room until it is closed
+	b.e = nil
 	return err
 }
+
+// Recipient is the client that the blob is sent to.
+func (b *Blob) Recipient() *Recipient { return &b.to }
 
 // open opens the blob d. hashManifest says that a manifest is to be hashed: its file wasn't
 // synced. Callers that hash what they read set it to false.
@@ -47,7 +55,7 @@ func (f *files) openHeld(e *entry, was info) (*Blob, error) {
 	d := e.Key
 	file, why, err := f.openFile(e, was)
 	if why == "" && err == nil {
-		return &Blob{file, d, e.Size, f.room.isPrivate(e), f.room, e}, nil
+		return &Blob{File: file, Digest: d, Size: e.Size, Private: f.room.isPrivate(e), room: f.room, e: e, to: Recipient{room: f.room, blob: e}}, nil
 	}
 	if why != "" {
 		if _, err := os.Lstat(filepath.Dir(f.layout.blob(d))); errors.Is(err, fs.ErrNotExist) {

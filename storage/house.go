@@ -47,6 +47,7 @@ const (
 func (h *housekeeping) start() {
 	h.running.Go(h.run)
 	h.running.Go(h.writeIndex)
+	h.running.Go(h.makeRoom)
 	go h.repos.run()
 }
 
@@ -74,7 +75,7 @@ func (h *housekeeping) run() {
 		}
 		h.flush()
 		h.room.shrink()
-		h.room.short.say(h.room.budget(), h.log)
+		h.room.shortages.say(h.room.budget(), h.log)
 		if n%sweepEvery == 0 {
 			h.sweep(time.Now())
 		}
@@ -105,6 +106,24 @@ func (h *housekeeping) writeIndex() {
 			h.flush()
 		case <-h.stop:
 			return
+		}
+	}
+}
+
+// makeRoom ends the sending to slow clients while room is short.
+func (h *housekeeping) makeRoom() {
+	for {
+		select {
+		case <-h.room.isShort:
+		case <-h.stop:
+			return
+		}
+		for h.room.endSlow() {
+			select {
+			case <-time.After(slowEvery):
+			case <-h.stop:
+				return
+			}
 		}
 	}
 }

@@ -121,7 +121,8 @@ func (s *Store) begin(in *Ingest) (*Ingest, error) {
 	if err := in.digest.Validate(); err != nil {
 		return nil, err
 	}
-	in.s, in.reservation.room, in.hasher = s, &s.room, in.digest.Algorithm().Hash()
+	in.s, in.hasher = s, in.digest.Algorithm().Hash()
+	in.reservation.room, in.reservation.digest = &s.room, in.digest
 	s.house.adoptUnknown(in.digest)
 	if err := s.files.claim(in); err != nil {
 		return nil, err

@@ -9,7 +9,11 @@ import (
 )
 
 // Reader reads an ingest while it grows. Not safe for concurrent use.
-type Reader struct{ in *Ingest }
+type Reader struct {
+	in     *Ingest
+	to     Recipient
+	closed bool
+}
 
 // Reader returns a reader of the blob, which can read what has arrived before too. It can
 // still be used after Commit, Abort and eviction. Close it. ok is false when the ingest has
@@ -26,7 +30,7 @@ func (in *Ingest) Reader() (r *Reader, ok bool) {
 	if in.entry != nil {
 		in.reservation.room.lru.Hold(in.entry)
 	}
-	return &Reader{in}, true
+	return &Reader{in: in, to: Recipient{room: in.reservation.room, ingest: in}}, true
 }
 
 // Readers returns how many readers are open.
@@ -154,8 +158,16 @@ func (in *Ingest) Fallback(off int64) (s Fallback, ok bool) {
 	return s, err == nil
 }
 
-// Close ends the reading. Errors: those of os.File.Close, from the last reader.
+// Recipient is the client that the bytes are sent to.
+func (r *Reader) Recipient() *Recipient { return &r.to }
+
+// Close ends the reading; the second time it does nothing. Errors: those of os.File.Close, from
+// the last reader.
 func (r *Reader) Close() error {
+	if r.closed {
+		return nil
+	}
+	r.closed = true
 	in := r.in
 	in.mu.Lock()
 	in.readers--

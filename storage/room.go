@@ -17,10 +17,15 @@ type room struct {
 	files     *files
 	catalogue *catalogue
 
-	minFree atomic.Int64 // bytes of the file system that are left free
-	space   freeSpace
-	inodes  freeInodes
-	short   shortages
+	minFree   atomic.Int64 // bytes of the file system that are left free
+	space     freeSpace
+	inodes    freeInodes
+	shortages shortages
+
+	opened    time.Time     // the zero of clock
+	patience  time.Duration // how long a client may take for slowStep bytes while room is short
+	isShort   chan struct{} // of one: room was refused
+	slowEnded atomic.Int64  // slow clients whose sending was ended
 
 	// evicting queues those who evict, so that each sees the room that the one before has
 	// left. It is held while files are unlinked, and taken before all other locks.
@@ -35,7 +40,9 @@ type room struct {
 	lru          *lru.Cache[digest.Digest, info]
 	reservations map[*reservation]struct{}       // those that hold something
 	unlinking    map[digest.Digest]chan struct{} // closed when the old file is unlinked
-	manifests    int64                           // number among the entries
+	recipients   map[*Recipient]struct{}         // those that have been waited for
+	short        shortage
+	manifests    int64 // number among the entries
 	evictions    int64
 	evictedBytes int64
 }
@@ -61,7 +68,10 @@ func (r *room) claim(in *Ingest) (unlinked chan struct{}, err error) {
 // Errors: ErrNoRoom.
 func (r *room) reserve(v *reservation, n int64) error {
 	// A size that upstream claims may be huge: refuse it before anything is added to it.
-	if v.ended.Load() || n > r.budget() {
+	r.mu.Lock()
+	refuse := v.ended.Load() || n > r.lru.Usage().Max || r.keptOut(v.digest, n)
+	r.mu.Unlock()
+	if refuse {
 		return ErrNoRoom
 	}
 	if r.inodes.short(r.minFree.Load()) > 0 {
@@ -89,6 +99,7 @@ func (r *room) reserve(v *reservation, n int64) error {
 			if short > 0 {
 				r.files.faults.full(short)
 			}
+			r.refused(v.digest, n, short)
 			return ErrNoRoom
 		}
 		r.unlink(victims)
@@ -107,6 +118,7 @@ func (r *room) reserveNow(v *reservation, n int64) bool {
 	}
 	v.reserved.Add(n)
 	r.reservations[v] = struct{}{}
+	delete(r.short.wants, v.digest)
 	return true
 }
 
@@ -114,10 +126,15 @@ func (r *room) reserveNow(v *reservation, n int64) bool {
 // the free space to keep is kept; 0 or less when none. It also books n with freeSpace.
 // Booking twice is harmless: the space is measured again when it gets tight.
 func (r *room) shortOfSpace(n int64) int64 {
+	return r.space.short(n, r.keepFree())
+}
+
+// keepFree returns how many bytes of the file system are to be left for others, and for what is
+// reserved and not yet written.
+func (r *room) keepFree() int64 {
 	r.mu.Lock()
-	notYetWritten := max(0, r.lru.Usage().Reserved-r.reservedInFiles())
-	r.mu.Unlock()
-	return r.space.short(n, r.minFree.Load()+notYetWritten)
+	defer r.mu.Unlock()
+	return r.minFree.Load() + max(0, r.lru.Usage().Reserved-r.reservedInFiles())
 }
 
 // reservedInFiles returns how many reserved bytes the files have already. mu is held.
@@ -163,7 +180,7 @@ func (r *room) shrink() {
 func (r *room) evict(victims []*entry, forDisk bool) []*entry {
 	for _, e := range victims {
 		if !e.Value.has(isPartial) {
-			r.short.evicted(e.Key, r.evictedBytes, forDisk)
+			r.shortages.evicted(e.Key, r.evictedBytes, forDisk)
 		}
 		r.evictions++
 		r.evictedBytes += e.Size
@@ -371,6 +388,7 @@ func (r *room) stats() Stats {
 		Blobs:         int64(u.Entries) - r.manifests,
 		Evictions:     r.evictions,
 		EvictedBytes:  r.evictedBytes,
+		SlowReaders:   r.slowEnded.Load(),
 	}
 	fresh, proven := r.lru.Oldest()
 	for _, e := range []*entry{fresh, proven} {
@@ -390,6 +408,7 @@ func (r *room) stats() Stats {
 // caller, the ingest's owner, may resize or end it.
 type reservation struct {
 	room     *room
+	digest   digest.Digest
 	reserved atomic.Int64 // bytes; changed only while room.mu is held
 	inFile   atomic.Int64 // bytes of reserved by which the file has grown; on disk only where fallocate works
 	ended    atomic.Bool  // changed only while room.mu is held
@@ -441,7 +460,7 @@ func (v *reservation) unpark(d digest.Digest) bool {
 func (v *reservation) commit(e *entry) {
 	v.room.lru.Commit(v.end(), e)
 	u := v.room.lru.Usage()
-	v.room.short.fetched(e.Key, e.Size, v.room.evictedBytes, u.Used-u.Leaving+u.Reserved)
+	v.room.shortages.fetched(e.Key, e.Size, v.room.evictedBytes, u.Used-u.Leaving+u.Reserved)
 	if e.Value.has(isManifest) {
 		v.room.manifests++
 	}

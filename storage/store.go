@@ -29,6 +29,9 @@ type Options struct {
 	MinFree int64        // bytes of the file system that are left free, whatever the budget
 	Log     *slog.Logger // nil: slog.Default
 
+	// Patience is how long a client may take for 2 MiB while room is short (Recipient). 0: a minute.
+	Patience time.Duration
+
 	// IndexOpened is called with the open database of the index. It is for tests, which can
 	// then make transactions of their own, for example one that makes readers wait.
 	IndexOpened func(*bbolt.DB)
@@ -45,7 +48,7 @@ type Options struct {
 // The Store has five parts, each with a mutex of its own. Locks are taken in this order:
 //
 //	room.evicting, files.mu, room.mu, Ingest.mu, then one of
-//	catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu,
+//	Recipient.mu, catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu,
 //	freeInodes.mu, shortages.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
@@ -100,8 +103,12 @@ func newStore(o Options) *Store {
 		lru:          lru.New[digest.Digest, info](o.Budget),
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},
+		recipients:   map[*Recipient]struct{}{},
+		opened:       time.Now(),
+		patience:     cmp.Or(o.Patience, slowAfter),
+		isShort:      make(chan struct{}, 1),
 	}
-	s.room.short = newShortages()
+	s.room.shortages = newShortages()
 	s.room.space.measure = s.room.space.measured(o.Dir)
 	s.room.minFree.Store(o.MinFree)
 	s.catalogue.repositories = &s.repos
@@ -185,7 +192,7 @@ func (s *Store) Touch(d digest.Digest) { s.room.touch(d, time.Now().UnixNano(), 
 
 // ImageAsked says that a client asks for an image, of this name and size in bytes. Stats say if it
 // is larger than the budget.
-func (s *Store) ImageAsked(image string, bytes int64) { s.room.short.asked(image, bytes) }
+func (s *Store) ImageAsked(image string, bytes int64) { s.room.shortages.asked(image, bytes) }
 
 // Remove drops blob d, if it is there. Its readers can read on.
 func (s *Store) Remove(d digest.Digest) { s.room.remove(d, nil) }
@@ -258,6 +265,7 @@ type Stats struct {
 
 	Evictions    int64
 	EvictedBytes int64
+	SlowReaders  int64     // clients that were cut off because they kept room that others needed
 	Corrupt      int64     // blobs dropped because their bytes had changed on disk
 	WriteErrors  int64     // disk errors; the clients were served all the same
 	OldestUse    time.Time // the oldest last use among the next victims of both segments of the lru; zero when the store is empty
@@ -269,7 +277,7 @@ type Stats struct {
 func (s *Store) Stats() Stats {
 	st := s.room.stats()
 	st.IndexBytes = s.catalogue.index.Size()
-	st.Shortages = s.room.short.now(st.BudgetBytes)
+	st.Shortages = s.room.shortages.now(st.BudgetBytes)
 	st.DiskBytes, st.DiskFreeBytes = s.room.space.size.Load(), s.room.space.free.Load()
 	st.Tags = s.repos.tags.Load()
 	st.WriteErrors = s.files.faults.writeErrors.Load()

@@ -175,7 +175,7 @@ func TestNarrowedListReachesOpenConnections(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		switch req.URL.Path {
 		case "/layer":
-			content.SendFile(w, file, 0, 1<<30, false)
+			content.SendFile(w, nil, file, 0, 1<<30)
 		case "/waiting":
 			http.NewResponseController(w).Flush()
 			<-req.Context().Done()
