@@ -202,3 +202,34 @@ func randomBytes(n int) []byte {
 	_, _ = rand.Read(b) // it never fails
 	return b
 }
+
+// TestPruneKeepsPinnedBasesAndTheNewest, on both image stores: a base image that is pinned by
+// digest has no tag, and stays when what was built on it has gone. A name in another repository
+// doesn't make an image the newest of its own.
+func TestPruneKeepsPinnedBasesAndTheNewest(t *testing.T) {
+	for _, store := range []string{"graph driver", "containerd"} {
+		t.Run(store, func(t *testing.T) {
+			network := dockertest.NewNetwork(t)
+			registry := newTinyRegistry(t, network.Addr.String())
+			h := newPruneHostOf(t, dockertest.Options{Network: network, Docker29: store == "containerd",
+				Config: map[string]any{"insecure-registries": []string{registry.addr}}})
+			pinned, newer := registry.add(t, "base", time.Now().Add(-time.Hour)), registry.add(t, "base", time.Now())
+			h.build("classic", "app:1", map[string][]byte{"Dockerfile": []byte("FROM " + pinned + "\nCOPY own /own\n"), "own": randomBytes(1 << 20)})
+			h.daemon.Docker("pull", "-q", newer)
+			flags := []string{"--apply", "--min-age=0s", "--quiet=0s", "--high-watermark=2%", "--low-watermark=1%"}
+			h.prune(3, "incomplete", flags...)
+			h.daemon.Docker("rmi", "app:1")
+			if r := h.prune(3, "incomplete", flags...); r.rule(pinned) != "tag" || !h.has(pinned) {
+				t.Errorf("the pinned base: %s; left:\n%s", r.rule(pinned), h.images())
+			}
+			h.daemon.ImportBusybox("db:15", "15")
+			time.Sleep(time.Second)
+			h.daemon.ImportBusybox("db:16", "16")
+			time.Sleep(time.Second)
+			h.daemon.Docker("tag", "db:15", "mirror.lan/db:15")
+			if r := h.prune(3, "incomplete", append(flags, "--tagged")...); r.rule("db:16") != "newest" || !h.has("db:16") || h.has(pinned) {
+				t.Errorf("db:16: %s; left:\n%s", r.rule("db:16"), h.images())
+			}
+		})
+	}
+}
