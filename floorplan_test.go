@@ -34,14 +34,15 @@ var floors = map[string][]string{
 	"content":      {"storage"},
 	"fetch":        {"content", "cooldown", "slots", "storage"},
 	"registry":     {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
-	"admin":        {"fetch", "registry", "storage", "upstream"},
+	"inventory":    {"image", "name", "storage"},
+	"admin":        {"fetch", "inventory", "registry", "storage", "upstream"},
 	"compose":      {},
 	"prune":        {"boltfile", "compose", "disk"}, // boltfile: its records may be damaged too
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
 	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "prune"},
-	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "registry", "storage"},
+	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "inventory", "registry", "storage"},
 	"cmd/hubcache/internal/settings":    {"disk"},
 }
 

@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/hubcache/hubcache/inventory"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -34,6 +36,8 @@ type Options struct {
 	// accepted. The rule keeps a foreign web page from reading along: the page's owner could
 	// make the name of the page resolve to this listener.
 	Hosts []string
+
+	Images func(context.Context) (*inventory.List, error) // what is cached, in a list of the caller's own; nil: it isn't told
 
 	// Token reports whether text is the token for requests that change the cache; nil: none
 	// is set. Over TCP such requests then have to come from this machine.
@@ -71,6 +75,9 @@ func New(o Options) http.Handler {
 	get("/readyz", http.HandlerFunc(a.ready))
 	get("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	get("/api/v1/stats", a.checkHost(http.HandlerFunc(a.stats)))
+	if a.Images != nil {
+		get("/api/v1/images", a.checkHost(http.HandlerFunc(a.images)))
+	}
 	if a.Settings != nil {
 		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))
 	}

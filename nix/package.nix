@@ -31,6 +31,7 @@ buildGoModule (finalAttrs: {
       ../fetch
       ../image
       ../index
+      ../inventory
       ../integration
       ../lru
       ../name

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/inventory"
 )
 
 const (
@@ -28,7 +30,8 @@ func (srv *server) serveAll(ls []listener) {
 	adminHandler := admin.New(admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
-		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add,
+		Images: func(ctx context.Context) (*inventory.List, error) { return inventory.Make(ctx, srv.store) },
+		Token:  srv.adminToken(), Log: srv.log, Totals: srv.totals.add,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 	})
 	for _, l := range ls {

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+)
+
+func newLsCommand(l *settings.Loader) *cobra.Command {
+	var (
+		find   *adminclient.Finder
+		sort   string
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "ls [PATTERN]",
+		Short: "List the cached images",
+		Long: `Lists the images that the running server has cached, by repository and tag;
+those without a tag, which a swarm pulls, by digest. SIZE is all that is cached
+of an image, SHARED the part of it that other images need too. An image is
+partial when a layer of it has gone, or has not come yet.
+
+A pattern is redis, redis:7*, library/* or ghcr.io/*/*. A * matches no slash.`,
+		Example: "  hubcache ls\n  hubcache ls 'redis:7*' --sort size",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := find.Find()
+			if err != nil {
+				return err
+			}
+			query := url.Values{"sort": {sort}}
+			if len(args) > 0 {
+				query.Set("pattern", args[0])
+			}
+			var doc admin.Images
+			if err := c.Do(cmd.Context(), http.MethodGet, "/api/v1/images?"+query.Encode(), nil, &doc); err != nil {
+				if adminclient.Status(err) == http.StatusBadRequest {
+					return settings.UsageError{Err: err}
+				}
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), doc)
+			}
+			return printImages(cmd.OutOrStdout(), doc, time.Now())
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completeReferences(cmd.Context(), find, typed), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	find = bindAdmin(cmd, l)
+	cmd.Flags().StringVar(&sort, "sort", "name", "`order`: name, last-use (newest first) or size (largest first)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document of GET /api/v1/images")
+	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions([]string{"name", "last-use", "size"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
+	return cmd
+}
+
+// completeReferences returns the references of cached images that begin with what is typed, as
+// people write them. Without a server there are none.
+func completeReferences(ctx context.Context, find *adminclient.Finder, typed string) (refs []string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // a person waits for the shell
+	defer cancel()
+	c, err := find.Find()
+	if err != nil {
+		return nil
+	}
+	var doc admin.Images
+	if c.Do(ctx, http.MethodGet, "/api/v1/images", nil, &doc) != nil {
+		return nil
+	}
+	for _, i := range doc.Images {
+		for _, ref := range []string{familiar(i.Reference), i.Reference} {
+			if strings.HasPrefix(ref, typed) {
+				refs = append(refs, ref)
+				break
+			}
+		}
+	}
+	return refs
+}
+
+// familiar is a whole reference as people write it: redis:7 for docker.io/library/redis:7.
+func familiar(reference string) string {
+	if name, ok := strings.CutPrefix(reference, "docker.io/library/"); ok && !strings.Contains(name, "/") {
+		return name
+	}
+	return strings.TrimPrefix(reference, "docker.io/")
+}
+
+// printImages prints the table, with bytes rounded to powers of 1024.
+func printImages(out io.Writer, doc admin.Images, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	if len(doc.Images) > 0 {
+		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tLAST USE")
+	}
+	for _, i := range doc.Images {
+		name := familiar(i.Reference)
+		if repository, digest, ok := strings.Cut(name, "@"); ok {
+			algorithm, _, _ := strings.Cut(digest, ":")
+			name = repository + "@" + algorithm + ":" + shortDigest(digest)
+		}
+		state := "complete"
+		if !i.Complete {
+			state = "partial"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s ago\n", name, human(i.Bytes), human(i.Shared), state, inWords(now.Sub(i.LastUse)))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%s; %s of the cache belong to no image\n", plural(int64(doc.Total), "image"), human(doc.Other))
+	return err
+}
