@@ -41,7 +41,7 @@ type Flight struct {
 }
 
 // Join returns the flight of the blob and counts the caller as one of its readers. On success
-// the caller must call Leave exactly once. Join waits while a cancelled flight ends.
+// the caller must call Leave exactly once. Join waits while a cancelled or failed flight ends.
 // Errors: ErrNoFlight, ErrEnded, ctx's cause.
 func (p *Pool) Join(ctx context.Context, d digest.Digest) (*Flight, error) {
 	p.mu.Lock()
@@ -100,10 +100,10 @@ func (f *Flight) enter() {
 	f.wanted = true
 }
 
-// joined returns f. If f has been cancelled or is ending, it waits for the end, so that the
-// caller can look again.
+// joined returns f. If f has been cancelled, has failed or is ending, it waits for the end, so
+// that the caller can look again: what broke for others must not break for one who asks later.
 func (f *Flight) joined(ctx context.Context) (*Flight, error) {
-	if f.ctx.Err() == nil {
+	if f.ctx.Err() == nil && !f.failed() {
 		return f, nil
 	}
 	defer f.Leave()
@@ -112,6 +112,17 @@ func (f *Flight) joined(ctx context.Context) (*Flight, error) {
 		return nil, ErrEnded
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+}
+
+// failed reports whether the bytes of the flight have failed. Its readers know that before the
+// flight leaves the pool.
+func (f *Flight) failed() bool {
+	select {
+	case <-f.ready:
+		return f.in != nil && f.in.Failed()
+	default:
+		return false
 	}
 }
 

@@ -308,3 +308,77 @@ func TestBypassHoldsTheLastByteBack(t *testing.T) {
 		}
 	}
 }
+
+// TestNobodyJoinsAFlightThatHasFailed: its readers know that the bytes were wrong before it has
+// left the pool. Who asks then waits until it has, and gets the next one.
+func TestNobodyJoinsAFlightThatHasFailed(t *testing.T) {
+	for _, join := range []bool{true, false} {
+		t.Run(fmt.Sprint("join ", join), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPool(t, 1<<30, Limits{})
+				ends := make(chan struct{})
+				p.log = slog.New(blockingHandler{slog.DiscardHandler, ends}) // a failure is logged before the flight leaves the pool
+				m := &memory{}
+				b := blobOf(m, 2<<20, "wrong ")
+				right := m.blob
+				m.blob = bytes.Clone(right)
+				m.blob[len(right)-1]++
+				f, _, err := p.Start(t.Context(), b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				rd, err := f.Reader(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadAll(&reader{rd, t.Context(), 0}); !errors.Is(err, storage.ErrDigest) {
+					t.Fatalf("the first reader: %v", err)
+				}
+				rd.Close()
+				f.Leave()
+				m.blob = right
+				synctest.Wait()
+				time.AfterFunc(time.Second, func() { close(ends) })
+				if join {
+					f, err = p.Join(t.Context(), b.Digest)
+				} else {
+					f, _, err = p.Start(t.Context(), b)
+				}
+				if err == nil {
+					f.Leave()
+				}
+				if !errors.Is(err, ErrEnded) {
+					t.Errorf("the next client joined the flight that has failed: %v", err)
+				}
+				<-ends
+				synctest.Wait()
+				f, first, err := p.Start(t.Context(), b)
+				if err != nil || !first {
+					t.Fatalf("after its end: first is %v, %v", first, err)
+				}
+				defer f.Leave()
+				rd, err = f.Reader(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer rd.Close()
+				if err := f.Verified(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// blockingHandler handles a message when ends is closed.
+type blockingHandler struct {
+	slog.Handler
+	ends chan struct{}
+}
+
+func (h blockingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h blockingHandler) Handle(context.Context, slog.Record) error {
+	<-h.ends
+	return nil
+}

@@ -453,6 +453,13 @@ func (in *Ingest) fail(err error) {
 	in.mu.Unlock()
 }
 
+// Failed reports whether the ingest has failed: no more bytes will come than there are.
+func (in *Ingest) Failed() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.phase == failed
+}
+
 // Wait blocks until the blob is verified. Errors: why it will not be; that of ctx.
 func (in *Ingest) Wait(ctx context.Context) error {
 	return in.until(ctx, func() bool { return in.phase == verified })
