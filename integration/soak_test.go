@@ -57,7 +57,7 @@ type soak struct {
 
 	mu        sync.Mutex // guards all below
 	wrong     []string   // wrong bytes that were delivered
-	failures  map[string]int
+	failures  []failedRequest
 	manifests []time.Duration // of the whole answer
 	firsts    []time.Duration // of the first byte of a blob
 }
@@ -66,7 +66,7 @@ type soak struct {
 // faults, moving tags, slow clients, ranges and disconnects. It checks all bytes, and that memory,
 // files and goroutines stay bounded.
 func TestSoak(t *testing.T) {
-	k := &soak{failures: map[string]int{}, hub: startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Latency: 20 * time.Millisecond, Bandwidth: 20 << 20})}
+	k := &soak{hub: startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, Latency: 20 * time.Millisecond, Bandwidth: 20 << 20})}
 	total := int64(0)
 	for i := 0; total < 10*soakBudget; i++ {
 		layers := append([]hubtest.Layer{{Size: 1 << 20, Seed: uint64(1 + i%8)}}, hubtest.Layers(2, int64(128<<10)<<(i%6))...)
@@ -118,24 +118,24 @@ func TestSoak(t *testing.T) {
 
 // inject makes about one in a hundred upstream requests fail, with all kinds of faults.
 func (k *soak) inject() {
-	on := func(face hubtest.Face, chance float64, faults ...hubtest.Fault) {
-		k.rules = append(k.rules, k.hub.Inject(hubtest.Match{Face: face, Chance: chance}, faults...))
+	on := func(name string, face hubtest.Face, chance float64, faults ...hubtest.Fault) {
+		k.rules = append(k.rules, k.hub.Inject(hubtest.Match{Name: name, Face: face, Chance: chance}, faults...))
 	}
-	on(hubtest.CDN, .002, hubtest.CutAfter(100<<10))
-	on(hubtest.CDN, .002, hubtest.ResetAfter(64<<10))
-	on(hubtest.CDN, .001, hubtest.StallAfter(50<<10))
-	on(hubtest.CDN, .001, hubtest.FlipByte(70<<10))
-	on(hubtest.CDN, .001, hubtest.Shorter(1000), hubtest.Chunked())
-	on(hubtest.CDN, .001, hubtest.IgnoreRange())
-	on(hubtest.CDN, .001, hubtest.Status(503, "busy"))
-	on(hubtest.CDN, .001, hubtest.HTML())
-	on(hubtest.Registry, .002, hubtest.Status(500, "oops"))
-	on(hubtest.Registry, .002, hubtest.Reset())
-	on(hubtest.Registry, .001, hubtest.ExpiredURL())
-	on(hubtest.Registry, .001, hubtest.Hang())
-	on(hubtest.Registry, .002, hubtest.CutAfter(30))
-	on(hubtest.Registry, .0002, hubtest.TooManyRequests("Retry-After: 1")) // stops all downloads for a second
-	on(hubtest.Token, .01, hubtest.Reset())
+	on("body cut", hubtest.CDN, .002, hubtest.CutAfter(100<<10))
+	on("body reset", hubtest.CDN, .002, hubtest.ResetAfter(64<<10))
+	on("body stalls", hubtest.CDN, .001, hubtest.StallAfter(50<<10))
+	on("wrong byte", hubtest.CDN, .001, hubtest.FlipByte(70<<10))
+	on("body too short", hubtest.CDN, .001, hubtest.Shorter(1000), hubtest.Chunked())
+	on("range ignored", hubtest.CDN, .001, hubtest.IgnoreRange())
+	on("CDN 503", hubtest.CDN, .001, hubtest.Status(503, "busy"))
+	on("page instead of a body", hubtest.CDN, .001, hubtest.HTML())
+	on("registry 500", hubtest.Registry, .002, hubtest.Status(500, "oops"))
+	on("registry reset", hubtest.Registry, .002, hubtest.Reset())
+	on("expired URL", hubtest.Registry, .001, hubtest.ExpiredURL())
+	on(causeSilence, hubtest.Registry, .001, hubtest.Hang())
+	on("registry answer cut", hubtest.Registry, .002, hubtest.CutAfter(30))
+	on(cause429, hubtest.Registry, .0002, hubtest.TooManyRequests("Retry-After: 1")) // stops all downloads for a second
+	on("token reset", hubtest.Token, .01, hubtest.Reset())
 }
 
 // moveTags moves a tag every 200 ms, more often that of a popular image.
@@ -178,11 +178,11 @@ func (k *soak) failed(err error) {
 		k.wrong = append(k.wrong, string(wrong))
 		return
 	}
-	what := "connection broken"
-	if status, ok := errors.AsType[statusError](err); ok {
-		what = fmt.Sprintf("status %d (%s)", status.status, status.cause)
+	f, ok := errors.AsType[failedRequest](err)
+	if !ok {
+		f = failedRequest{err: err, ended: time.Now()}
 	}
-	k.failures[what]++
+	k.failures = append(k.failures, f)
 }
 
 // wrongBytes is an error that says which bytes were wrong.
@@ -247,15 +247,26 @@ func (k *soak) pull(ctx context.Context, r *rand.Rand, img *hubtest.Image) error
 
 func (k *soak) get(ctx context.Context, path string) ([]byte, http.Header, error) {
 	k.requests.Add(1)
+	began := time.Now()
 	a, err := request(ctx, http.MethodGet, k.s.URL+"/v2/"+path)
 	if err == nil && a.Status != http.StatusOK {
 		err = statusErrorOf(a.Status, a.Body)
+	}
+	if err != nil {
+		repository, _, _ := strings.Cut(path, "/manifests/")
+		err = failedRequest{repository: repository, began: began, ended: time.Now(), err: err}
 	}
 	return a.Body, a.Header, err
 }
 
 // blob gets a blob, or a range of it, or a part before it disconnects, and compares the bytes.
-func (k *soak) blob(ctx context.Context, r *rand.Rand, repository string, b ocispec.Descriptor) error {
+func (k *soak) blob(ctx context.Context, r *rand.Rand, repository string, b ocispec.Descriptor) (err error) {
+	began := time.Now()
+	defer func() {
+		if err != nil {
+			err = failedRequest{repository: repository, blob: b.Digest, began: began, ended: time.Now(), err: err}
+		}
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	from, to := int64(0), b.Size
@@ -469,9 +480,12 @@ func (k *soak) report(took time.Duration, catalogue int64, st admin.Stats, befor
 	line("upstream requests, faults injected", "%d, %d (%.1f %%)", upstream, faults, 100*float64(faults)/float64(max(upstream, 1)))
 	line("wrong bytes in bodies that ended without an error", "%d", len(k.wrong))
 	line("closed ranges with a wrong byte, before their blob was verified", "%d", k.unverified.Load())
-	for _, what := range slices.Sorted(maps.Keys(k.failures)) {
-		line("failed with "+what, "%d", k.failures[what])
+	causes := causesOf(k.failures, k.hub.Ledger())
+	line("failed requests", "%d", len(k.failures))
+	for _, what := range slices.Sorted(maps.Keys(causes.rows)) {
+		line("failed: "+what, "%d", causes.rows[what])
 	}
+	line("bodies that broke once, requests refused for them", "%d, %d", causes.single, causes.refused)
 	line("hit ratio of manifests", "%.1f %% (revalidated and stale included)", ratio(m.Hit+m.Revalidated+m.Stale, m.Miss+m.Shared+m.Bypass))
 	line("hit ratio of blobs", "%.1f %% (%.1f %% with shared downloads)", ratio(b.Hit, b.Miss+b.Shared+b.Bypass), ratio(b.Hit+b.Shared, b.Miss+b.Bypass))
 	line("bytes served, fetched", "%d MiB, %d MiB", st.Bytes.Served>>20, st.Bytes.Fetched>>20)

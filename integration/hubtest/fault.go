@@ -13,6 +13,7 @@ import (
 // Match says which requests a rule is for. Zero fields match everything. In the globs *
 // stands for any run of characters.
 type Match struct {
+	Name       string // of the rule, for the ledger; it matches nothing
 	Face       Face
 	Method     string
 	Kind       string // as in [Entry]

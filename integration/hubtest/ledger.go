@@ -29,6 +29,7 @@ type Entry struct {
 	HasAuth    bool        `json:"has_auth"`          // there was an Authorization header
 	Header     http.Header `json:"header,omitempty"`  // of the request, without Authorization
 	Fault      bool        `json:"fault,omitempty"`   // a rule of Inject fired for it
+	Rule       string      `json:"rule,omitempty"`    // its Match.Name
 	Status     int         `json:"status"`            // 0: none was sent (yet)
 	BodyBytes  int64       `json:"body_bytes"`        // response body bytes that the connection took; 0 with Raw
 	Started    time.Time   `json:"started"`

@@ -107,7 +107,7 @@ func (d *dispatcher) serve(face Face, w http.ResponseWriter, r *http.Request) {
 	defer d.ledger.end(x.entry) // before finish, after which Wait returns
 	if x.rule = d.faults.fire(x.entry); x.rule != nil {
 		q.effects = x.rule.effects
-		d.ledger.update(func() { x.entry.Fault = true })
+		d.ledger.update(func() { x.entry.Fault, x.entry.Rule = true, x.rule.match.Name })
 	}
 	x.run(d.services[face])
 }
