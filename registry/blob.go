@@ -36,10 +36,11 @@ func send(w http.ResponseWriter, req *http.Request, o content.Object, from conte
 // blobRequest is a GET or HEAD of a blob.
 type blobRequest struct {
 	*repo
-	digest digest.Digest
-	w      http.ResponseWriter
-	req    *http.Request
-	ahead  *fetch.Ahead // nil: the blob was not read ahead
+	digest  digest.Digest
+	w       http.ResponseWriter
+	req     *http.Request
+	ahead   *fetch.Ahead // nil: the blob was not read ahead
+	fetched Outcome      // how the request took part in a flight that ended before it could read along; "": it didn't
 }
 
 // send answers with the blob.
@@ -96,10 +97,14 @@ func (q *blobRequest) serveHit(b *storage.Blob) result {
 	if err != nil {
 		return result{err: err}
 	}
-	if q.req.Method == http.MethodGet {
-		q.m.store.Touch(q.digest)
+	outcome := q.fetched
+	if outcome == "" { // a blob that has just come in for this request is neither a hit nor used again
+		outcome = OutcomeHit
+		if q.req.Method == http.MethodGet {
+			q.m.store.Touch(q.digest)
+		}
 	}
-	return q.send(b.Size, OutcomeHit, func(w http.ResponseWriter, off, n int64) (int64, error) {
+	return q.send(b.Size, outcome, func(w http.ResponseWriter, off, n int64) (int64, error) {
 		if n == b.Size {
 			q.m.rechecks.blobSent(q.req, q.digest)
 		}
@@ -164,6 +169,9 @@ func (q *blobRequest) serveFlight() result {
 	}
 	if err != nil && !ours && ctx.Err() == nil && !errors.Is(err, fetch.ErrBusy) && !errors.Is(err, fetch.ErrTimeout) {
 		return result{err: fetch.ErrEnded} // nothing that another repository meets is our client's fate
+	}
+	if errors.Is(err, fetch.ErrEnded) {
+		q.fetched = outcome
 	}
 	if err != nil {
 		return result{err: err}

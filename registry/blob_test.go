@@ -103,6 +103,24 @@ func TestStalledSmallBlobIsAnsweredInTime(t *testing.T) {
 	})
 }
 
+// TestColdBlobIsNeverAHit: a blob that this very request has fetched is a miss, also when it has
+// come in before the request could read along.
+func TestColdBlobIsNeverAHit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/cold", "1", hubtest.ImageSpec{Layers: hubtest.Layers(80, 128<<10)})
+		for i, d := range img.Manifests[0].Layers {
+			if got := l.blob("library/cold", string(d.Digest)).header.Get("X-Hubcache"); got != "miss" {
+				t.Errorf("layer %d: %s", i, got)
+			}
+		}
+		if st := l.reg.Stats(); st.Blob.Hit != 0 || st.Blob.Miss != 80 {
+			t.Errorf("%d hits, %d misses", st.Blob.Hit, st.Blob.Miss)
+		}
+	})
+}
+
 // TestBudgetHoldsAndLeastRecentlyUsedIsEvicted: 16 clients together pull ten times the
 // budget, and the store never exceeds it. What was used least recently is evicted first.
 func TestBudgetHoldsAndLeastRecentlyUsedIsEvicted(t *testing.T) {
