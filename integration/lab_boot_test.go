@@ -103,6 +103,9 @@ func waitForSystemd(t *testing.T, pid int) string {
 			names[id], parents[id] = string(b[open+1:end]), strings.Fields(string(b[end+1:]))[1]
 		}
 		for id, name := range names {
+			if names[parents[id]] == "systemd" {
+				continue // it has the name until it starts its own program
+			}
 			for up := id; name == "systemd" && up != ""; up = parents[up] {
 				if up == strconv.Itoa(pid) {
 					return id

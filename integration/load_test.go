@@ -90,6 +90,13 @@ func TestInventedNamesLeaveNothing(t *testing.T) {
 		hub.ResetLedger()
 		waitIdle(t, k.s)
 		use := loadMeasure(t, k)
+		// The memory goes up and down by some MB: the first half counts with the most of some seconds.
+		for range 5 {
+			if half == 0 {
+				time.Sleep(time.Second)
+				use.rss = max(use.rss, loadMeasure(t, k).rss)
+			}
+		}
 		// The process gives memory and connections back some time after the requests.
 		for range 30 {
 			if half == 0 || use.grownFrom(uses[0]) == "" {
@@ -108,7 +115,8 @@ func TestInventedNamesLeaveNothing(t *testing.T) {
 	}
 	t.Logf("before %+v; %d requests upstream; cached pulls, p99: %v quiet, %v beside", before, upstream, p99(quiet), p99(beside))
 	// A cold image leaves its manifest, config, layer and repository, and blobs are in 256 folders.
-	if grown := uses[1].files - before.files; grown > 2*loadCold*4 {
+	// The totals have a file, which is there after a minute.
+	if grown := uses[1].files - before.files; grown > 2*loadCold*4+1 {
 		t.Errorf("%d more files", grown)
 	}
 	if uses[1].folders > 256+20 {
