@@ -5,6 +5,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,18 +35,22 @@ type failedRequest struct {
 func (f failedRequest) Error() string { return f.err.Error() }
 func (f failedRequest) Unwrap() error { return f.err }
 
-// what is how the client saw the failure.
+// what is what was asked for, and how the client saw the failure.
 func (f failedRequest) what() string {
-	if status, ok := errors.AsType[statusError](f.err); ok {
-		return fmt.Sprintf("status %d (%s)", status.status, status.cause)
+	kind := "manifest"
+	if f.blob != "" {
+		kind = "blob"
 	}
-	return "connection broken"
+	if status, ok := errors.AsType[statusError](f.err); ok {
+		return fmt.Sprintf("%s, status %d (%s)", kind, status.status, status.cause)
+	}
+	return kind + ", connection broken"
 }
 
 // asks reports whether the Hub had the request e for the sake of f.
 func (f failedRequest) asks(e hubtest.Entry) bool {
 	if e.Face == hubtest.Token || f.blob == "" {
-		return e.Kind != "blobs" && strings.Contains(e.Repository, f.repository)
+		return e.Kind != "blobs" && slices.Contains(strings.Split(e.Repository, ","), f.repository)
 	}
 	return e.Reference == string(f.blob)
 }
@@ -63,7 +68,8 @@ type causes struct {
 }
 
 // causesOf finds for each failure the last fault of what it asked for. Without one, that is the
-// last fault that stops all requests: a 429, or a silence, for which the circuit breaker opens.
+// last fault that stops all requests: a 429, or a silence, for which the circuit breaker opens. An
+// answer that names upstream's 429 has no other cause than a 429.
 func causesOf(failures []failedRequest, ledger hubtest.Ledger) causes {
 	faults := ledger.Filter(func(e hubtest.Entry) bool { return e.Fault })
 	single := map[int]bool{}
@@ -74,9 +80,10 @@ func causesOf(failures []failedRequest, ledger hubtest.Ledger) causes {
 	}
 	c := causes{rows: map[string]int{}, single: len(single)}
 	for _, f := range failures {
+		limited := strings.Contains(f.what(), "(HTTP 429)")
 		own, all := -1, -1
 		for i, e := range faults {
-			if !f.before(e) {
+			if !f.before(e) || limited && e.Rule != cause429 {
 				continue
 			}
 			if f.asks(e) {
@@ -124,26 +131,29 @@ func TestSoakCauses(t *testing.T) {
 		return failedRequest{repository: "library/app", blob: digest.Digest(blob), began: at(s), ended: at(s + 1), err: err}
 	}
 	ledger := hubtest.Ledger{
-		fault("wrong byte", "a", 0), fault("body cut", "b", 1), fault("body cut", "c", 2), fault("body reset", "c", 3),
+		fault("wrong byte", "a", 0), fault("body cut", "d", 61), fault("body cut", "b", 1), fault("body cut", "c", 2), fault("body reset", "c", 3),
 		{Face: hubtest.Registry, Kind: "manifests", Repository: "library/other", Fault: true, Rule: cause429, Started: at(60)},
 	}
 	refused, broken := statusError{429, "remembered"}, errors.New("EOF")
+	limits := statusError{429, "upstream limits requests (HTTP 429)"}
 	got := causesOf([]failedRequest{
 		failed("a", 0, broken), failed("a", 4, refused), failed("c", 5, refused), failed("b", 40, refused), failed("b", 61, refused),
+		failed("d", 62, limits),
 		failed("a", 2, statusError{429, "limits.transfers"}),
 	}, ledger)
 	want := map[string]int{
-		"wrong byte: connection broken":                           1,
-		"wrong byte: status 429 (remembered)":                     1,
-		"body reset: status 429 (remembered)":                     1,
-		"no fault: status 429 (remembered)":                       1,
-		cause429 + " of another request: status 429 (remembered)": 1,
-		"no fault: status 429 (limits.transfers)":                 1,
+		"wrong byte: blob, connection broken":                                                    1,
+		"wrong byte: blob, status 429 (remembered)":                                              1,
+		"body reset: blob, status 429 (remembered)":                                              1,
+		"no fault: blob, status 429 (remembered)":                                                1,
+		cause429 + " of another request: blob, status 429 (remembered)":                          1,
+		cause429 + " of another request: blob, status 429 (upstream limits requests (HTTP 429))": 1,
+		"no fault: blob, status 429 (limits.transfers)":                                          1,
 	}
 	if fmt.Sprint(got.rows) != fmt.Sprint(want) {
 		t.Errorf("got %v\nwant %v", got.rows, want)
 	}
-	if got.single != 2 || got.refused != 1 {
+	if got.single != 3 || got.refused != 1 {
 		t.Errorf("%d single, %d refused", got.single, got.refused)
 	}
 }
