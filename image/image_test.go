@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -128,20 +127,15 @@ func TestHostileManifestsCostLittle(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		start := time.Now()
 		if c := Children(body); len(c) > 0 {
 			t.Errorf("%s: %d children", name, len(c))
 		}
 		if n := len(Dispensable(body)); n > 0 {
 			t.Errorf("%s: %d children that can be missing", name, n)
 		}
-		took := time.Since(start)
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > 4*limit {
 			t.Errorf("%s: %d MiB allocated", name, n>>20)
-		}
-		if took > 3*time.Second {
-			t.Errorf("%s: %s", name, took)
 		}
 	}
 }

@@ -143,6 +143,9 @@ func (q *blobRequest) serveFlight() result {
 		var first bool
 		if f, first, err = q.m.pool.Start(ctx, b); first {
 			outcome = OutcomeMiss
+			if errors.Is(err, fetch.ErrEnded) {
+				q.fetched = outcome
+			}
 		}
 		q.readAhead()
 	} else if err == nil && q.req.Method == http.MethodGet {

@@ -116,13 +116,19 @@ func (f engineFacts) refuses(mirror string) error {
 	return nil
 }
 
-// printable is the URL without what may be a password in it.
+// printable is the URL without what may be a password in it: all before the last @, but for the
+// scheme if the URL begins with one of a mirror.
 func printable(mirror string) string {
-	if i := strings.LastIndexByte(mirror, '@'); i >= 0 {
-		scheme, _, _ := strings.Cut(mirror, "://")
-		return scheme + "://…" + mirror[i:]
+	at := strings.LastIndexByte(mirror, '@')
+	if at < 0 {
+		return mirror
 	}
-	return mirror
+	for _, scheme := range []string{"https://", "http://"} {
+		if strings.HasPrefix(mirror, scheme) {
+			return scheme + "…" + mirror[at:]
+		}
+	}
+	return "…" + mirror[at:]
 }
 
 // hostsTOML is containerd's configuration of Docker Hub: ask the mirror, then Docker Hub.

@@ -96,3 +96,20 @@ func FuzzMirrorURL(f *testing.F) {
 		}
 	})
 }
+
+// TestPrintableHidesPasswords: also those of a URL without a scheme, or with one in a wrong place.
+func TestPrintableHidesPasswords(t *testing.T) {
+	for mirror, want := range map[string]string{
+		"https://cache.lan":            "https://cache.lan",
+		"https://u:secret@cache.lan":   "https://…@cache.lan",
+		"https://u:se@cret@cache.lan":  "https://…@cache.lan",
+		"u:secret@cache.lan:5000":      "…@cache.lan:5000",
+		"u:secret@cache.lan/https://x": "…@cache.lan/https://x",
+		"http:/u:secret@cache.lan":     "…@cache.lan",
+		"u:secret://x@cache.lan":       "…@cache.lan",
+	} {
+		if got := printable(mirror); got != want {
+			t.Errorf("%q: %q, want %q", mirror, got, want)
+		}
+	}
+}
