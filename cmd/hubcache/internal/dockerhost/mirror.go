@@ -110,6 +110,9 @@ func (f engineFacts) refuses(mirror string) error {
 	if err := refusedByAll(mirror, u, err); err != nil {
 		return err
 	}
+	if f.version == "" { // no engine answered
+		return nil
+	}
 	if u.Path != "" && u.Path != "/" && slices.Compare(f.release[:], pathsSince[:]) < 0 {
 		return fmt.Errorf("it has the path %s, which Docker %s doesn't take (24.0.8 and later do)", u.Path, f.version)
 	}

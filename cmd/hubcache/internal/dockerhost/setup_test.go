@@ -154,6 +154,18 @@ func TestUndoWorksWithoutAnEngine(t *testing.T) {
 	}
 }
 
+// TestUndoWithoutAnEngineLeavesOtherMirrors: which version the engine has isn't known then, and a
+// mirror with a path is refused only by old ones.
+func TestUndoWithoutAnEngineLeavesOtherMirrors(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "daemon.json")
+	writeFile(t, config, `{"registry-mirrors": ["http://127.0.0.1:5000", "https://other.example/hub"]}`)
+	out := new(bytes.Buffer)
+	s := Setup{Engine: Location{Host: "unix:///does/not/exist"}, Mirror: loopback, Out: out, Paths: SetupPaths{DaemonJSON: config, Certs: t.TempDir()}}
+	if err := s.Run(t.Context(), true, true); err != nil || contentOf(t, config) != `{"registry-mirrors": ["https://other.example/hub"]}` {
+		t.Errorf("%v\n%s%s", err, out, contentOf(t, config))
+	}
+}
+
 // TestSetupWritesNoMirrorThatDockerRefuses: such a URL is wrong usage, and nothing is written.
 func TestSetupWritesNoMirrorThatDockerRefuses(t *testing.T) {
 	const before = `{"debug": true}`
