@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
@@ -41,6 +42,7 @@ type Doctor struct {
 	guessed  []string           // the mirrors of the engine, if the server answers and tells nothing
 	running  *settings.Settings // of the server; those of this host if it told none
 	certs    string             // Certs, or what was found
+	patience time.Duration      // how long the engine may take for an answer; 0 is engineTimeout
 }
 
 // Examine makes all checks and returns what they found. It changes nothing on this host. It fails

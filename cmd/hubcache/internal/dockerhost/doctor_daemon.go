@@ -75,10 +75,12 @@ func (d *Doctor) findEngine(ctx context.Context) *engine {
 		d.broken("docker", err.Error(), "")
 		return nil
 	}
-	info, err := c.Info(ctx, client.InfoOptions{})
+	limited, cancel := d.limit(ctx)
+	defer cancel()
+	info, err := c.Info(limited, client.InfoOptions{})
 	if err == nil {
 		e := &engine{c, at, info.Info, factsOf(info.Info)}
-		version, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
+		version, err := c.ServerVersion(limited, client.ServerVersionOptions{})
 		e.facts.podman = err == nil && isPodman(version.Components)
 		return e
 	}
@@ -91,6 +93,11 @@ func (d *Doctor) findEngine(ctx context.Context) *engine {
 		d.broken("docker", "no Docker engine answers at "+at.String()+", so nobody can tell whether it pulls through the cache: "+err.Error(), "start Docker, or run doctor as root; "+where)
 	}
 	return nil
+}
+
+// limit bounds what the engine is asked: it may take a request and never answer.
+func (d *Doctor) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(d.patience, engineTimeout))
 }
 
 // inHosts reports whether the daemon's hosts.toml for Docker Hub names one of the URLs.
@@ -170,7 +177,9 @@ func (d *Doctor) checkUse(ctx context.Context, e *engine, served, sure bool) {
 		d.broken("pull", err.Error(), "")
 		return
 	}
-	_, asked := e.DistributionInspect(ctx, d.Image, client.DistributionInspectOptions{})
+	limited, cancel := d.limit(ctx)
+	defer cancel()
+	_, asked := e.DistributionInspect(limited, d.Image, client.DistributionInspectOptions{})
 	after, _, err := d.client.Stats(ctx)
 	if err != nil {
 		d.broken("pull", err.Error(), "")

@@ -1,6 +1,7 @@
 package dockerhost
 
 import (
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -69,5 +70,27 @@ func TestDoctorReadsPodmansMirrors(t *testing.T) {
 		if sure := d.checkMirror(&engine{facts: engineFacts{version: "4.3.1", podman: true}}); !sure || d.findings[0].Status != want {
 			t.Errorf("%q: %+v", content, d.findings)
 		}
+	}
+}
+
+// TestDoctorDoesNotWaitForASilentEngine: one that takes the connection and says nothing is a finding.
+func TestDoctorDoesNotWaitForASilentEngine(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", socket) // the kernel takes the connections, and nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	d := Doctor{Settings: settings.Default(), Host: "unix://" + socket, patience: 50 * time.Millisecond}
+	d.running = d.Settings
+	done := make(chan *engine, 1)
+	go func() { done <- d.findEngine(t.Context()) }()
+	select {
+	case e := <-done:
+		if e != nil || len(d.findings) != 1 || d.findings[0].Status != StatusBroken {
+			t.Errorf("engine %v, findings %+v", e, d.findings)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("doctor still waits")
 	}
 }
