@@ -34,7 +34,8 @@ type Image struct {
 }
 
 // Images returns the images that a compose file names, ordered by [Image.Where]: those that
-// services, jobs and hooks of every profile run, and those that they mount or build from.
+// services, jobs and hooks of every profile run, and those that they mount or build from. A service
+// that is built and has no image has the name that Compose gives it. That alone names no image.
 //
 // Variables come from the environment, then from a file .env in the folder of the compose file,
 // then from the defaults in the compose file.
@@ -133,7 +134,27 @@ func imagesOf(model map[string]any) ([]Image, error) {
 			c.container(kind+"."+name, all[name])
 		}
 	}
+	if len(c.images) > 0 { // else the file names none
+		c.images = append(c.images, builtImages(model)...)
+	}
 	return c.images, errors.Join(c.errs...)
+}
+
+// builtImages returns the images of the services that are built and have no image. Compose names
+// them after the project and the service, the first version of it with an underscore. The one who
+// deploys chooses the project's name.
+func builtImages(model map[string]any) (images []Image) {
+	services, _ := model["services"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(services)) {
+		service, _ := services[name].(map[string]any)
+		if image, _ := service["image"].(string); image != "" || service["build"] == nil {
+			continue
+		}
+		for _, between := range []string{"-", "_"} {
+			images = append(images, Image{Name: Any + between + name, Where: "services." + name + ".build"})
+		}
+	}
+	return images
 }
 
 // collector gathers images and what is wrong.

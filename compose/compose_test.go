@@ -66,7 +66,10 @@ services:
   instead: {image: "instead:${DB_VERSION:+v16}${UNSET:+x}"}
   twice: {image: "${UNSET:-twice}:${UNSET}"}
   nothing: {image: "nothing:1${EMPTY}"}
-`}, []string{"*:*", "example/*:1", "example/app:from-env", "example/required:*", "instead:v16*", "nested:a16-*", "nothing:1", "postgres:16", "redis:7-alpine", "traefik:v3", "twice:*"}[1:]},
+`}, []string{"*:*", "*-built", "*_built", "example/*:1", "example/app:from-env", "example/required:*", "instead:v16*", "nested:a16-*", "nothing:1", "postgres:16", "redis:7-alpine", "traefik:v3", "twice:*"}[1:]},
+		{"a built image without a name, which Compose names after the project", map[string]string{
+			"compose.yml": "services: {db: {image: 'db:1'}, web: {build: .}, api: {build: {context: ./api}}, named: {image: 'named:1', build: .}}",
+		}, []string{"*-api", "*-web", "*_api", "*_web", "db:1", "named:1"}},
 		{"an image that is a variable", map[string]string{"compose.yml": "services: {web: {image: '${WEB_IMAGE}'}}"}, []string{"*"}},
 		{"variables where a number or an address stands", map[string]string{"compose.yml": `
 services:

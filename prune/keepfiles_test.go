@@ -3,6 +3,7 @@ package prune
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -113,6 +114,25 @@ func TestKeepEntriesThatMatchNothingAreWarnings(t *testing.T) {
 		r := mustRun(t, p, false)
 		if len(r.Warnings) != 2 || !strings.Contains(r.Warnings[0], `"rediss:*"`) || !strings.Contains(r.Warnings[1], unused) {
 			t.Errorf("warnings %q", r.Warnings)
+		}
+	}
+}
+
+// TestKeepFilesKeepWhatComposeBuilt: a service that is built and has no image has a name all the same.
+func TestKeepFilesKeepWhatComposeBuilt(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yml")
+	if err := os.WriteFile(file, []byte("services: {db: {image: 'db:1'}, web: {build: .}}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	policy, err := Policy{KeepFiles: []string{file}}.withKeepFiles(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tag, want := range map[string]bool{"shop-web:latest": true, "shop_web:latest": true, "shop-api:latest": false} {
+		img := orphan("a")
+		img.Tags = []string{tag}
+		if got := slices.ContainsFunc(policy.patterns(), func(p pattern) bool { return p.keeps(img) }); got != want {
+			t.Errorf("%s is kept: %v, want %v", tag, got, want)
 		}
 	}
 }
