@@ -31,9 +31,9 @@ disk is above the high watermark, until it is at the low one. Without --apply it
 only shows what it would remove, what it would keep, and why. Containers,
 volumes and networks are never touched.
 
-Exit codes: 0 done or nothing to do, 1 failed (everything was kept), 2 wrong
-usage, 3 done, but the low watermark was not reached, 75 not now, try again
-later.`,
+Exit codes: 0 done or nothing to do, 1 failed (nothing was removed after that),
+2 wrong usage, 3 done, but the low watermark was not reached, 75 not now, try
+again later.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
