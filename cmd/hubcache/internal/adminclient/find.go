@@ -19,16 +19,15 @@ const packagedSocket = "/run/hubcache/admin.sock"
 // these that says something is used: Given, $HUBCACHE_ADMIN, admin.listen of the settings,
 // the packaged socket if this user may use it, the default.
 type Finder struct {
-	Given     string                           // by --admin; "": nothing
-	Load      func() (*settings.Loaded, error) // the settings of this host
-	TokenFile string                           // by --token-file, with the token for requests that change the cache; "": not given
-	Socket    string                           // the packaged socket; "" is /run/hubcache/admin.sock
+	Given  string                           // by --admin; "": nothing
+	Load   func() (*settings.Loaded, error) // the settings of this host
+	Socket string                           // the packaged socket; "" is /run/hubcache/admin.sock
 }
 
 // Find returns a client of the server. It asks nothing yet. It fails when the address is
 // malformed, and when the settings are needed and can't be read; both are settings.UsageErrors.
 func (f Finder) Find() (*Client, error) {
-	addr, source, err := f.address()
+	addr, source, own, err := f.address()
 	if err != nil {
 		return nil, err
 	}
@@ -37,34 +36,21 @@ func (f Finder) Find() (*Client, error) {
 		return nil, settings.UsageError{Err: fmt.Errorf("%s: %w", source, err)}
 	}
 	c.source = "from " + source
-	c.token, err = f.token(addr)
-	return c, err
+	// The token is for the server of these settings, and for no other that the user may name.
+	if own != nil && !strings.HasPrefix(addr, "unix:") { // a unix socket needs none
+		c.token = token(own)
+	}
+	return c, nil
 }
 
-// token returns the token to send, "" for none: a unix socket needs none. It is in TokenFile, else
-// in admin.token_file of the settings, if this user may read that.
-func (f Finder) token(addr string) (string, error) {
-	if strings.HasPrefix(addr, "unix:") {
-		return "", nil
-	}
-	if f.TokenFile != "" {
-		b, err := os.ReadFile(f.TokenFile)
-		if err != nil {
-			return "", settings.UsageError{Err: fmt.Errorf("--token-file: %w", err)}
-		}
-		return strings.TrimRight(string(b), "\r\n"), nil
-	}
-	// Most commands need no token, so what can't be read here is no error: the server says so if
-	// the request needs one.
-	s, err := f.Load()
-	if err != nil || s.Admin.TokenFile == "" {
-		return "", nil
-	}
+// token returns the token in admin.token_file, "" if there is none or this user can't read it. Most
+// commands need none, and the server says so when one does.
+func token(s *settings.Loaded) string {
 	b, err := os.ReadFile(string(s.Admin.TokenFile))
 	if err != nil {
-		return "", nil
+		return ""
 	}
-	return strings.TrimRight(string(b), "\r\n"), nil
+	return strings.TrimRight(string(b), "\r\n")
 }
 
 // Packaged returns a client of the packaged socket, for what the server tells nobody over TCP. It is
@@ -88,34 +74,34 @@ func (f Finder) socket() string {
 	return packagedSocket
 }
 
-// address returns the address, and where it is from.
-func (f Finder) address() (addr, source string, err error) {
+// address returns the address, where it is from, and the settings if they say it.
+func (f Finder) address() (addr, source string, own *settings.Loaded, err error) {
 	if f.Given != "" {
-		return f.Given, "--admin", nil
+		return f.Given, "--admin", nil, nil
 	}
 	if addr := os.Getenv("HUBCACHE_ADMIN"); addr != "" {
-		return addr, "$HUBCACHE_ADMIN", nil
+		return addr, "$HUBCACHE_ADMIN", nil, nil
 	}
 	s, err := f.Load()
 	if err != nil {
-		return "", "", err
+		return "", "", nil, err
 	}
 	source = s.Source("admin.listen")
 	if addr := listening(s.Admin.Listen); addr != "" && source != "" {
-		return addr, "admin.listen, " + source, nil
+		return addr, "admin.listen, " + source, s, nil
 	}
 	_, missing := os.Stat(f.socket())
 	if usable(f.socket()) {
-		return "unix:" + f.socket(), "the packaged socket", nil
+		return "unix:" + f.socket(), "the packaged socket", s, nil
 	}
 	if source != "" {
-		return "", "", settings.UsageError{Err: fmt.Errorf("admin.listen is empty (%s), so the server answers nobody: --admin or $HUBCACHE_ADMIN names its address", source)}
+		return "", "", nil, settings.UsageError{Err: fmt.Errorf("admin.listen is empty (%s), so the server answers nobody: --admin or $HUBCACHE_ADMIN names its address", source)}
 	}
 	source = "the default"
 	if missing == nil {
 		source += fmt.Sprintf(", since only the group %s may use unix:%s", groupOf(f.socket()), f.socket())
 	}
-	return listening(s.Admin.Listen), source, nil
+	return listening(s.Admin.Listen), source, s, nil
 }
 
 // listening returns the address at which this host reaches a server that listens on addrs: a

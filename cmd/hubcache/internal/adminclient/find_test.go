@@ -110,3 +110,32 @@ func TestPackagedSocketIsNotThatOfAnotherServer(t *testing.T) {
 		t.Errorf("beside HUBCACHE_ADMIN: %s", c)
 	}
 }
+
+// TestTokenGoesOnlyToTheServerOfTheSettings, and not to another one that --admin or HUBCACHE_ADMIN
+// names, nor over a unix socket, which needs none.
+func TestTokenGoesOnlyToTheServerOfTheSettings(t *testing.T) {
+	dir := t.TempDir()
+	secret, config := filepath.Join(dir, "token"), filepath.Join(dir, "config.yaml")
+	body := "admin: {listen: 127.0.0.1:7001, token_file: " + secret + "}\n"
+	if err := errors.Join(os.WriteFile(secret, []byte("s3cret\n"), 0o600), os.WriteFile(config, []byte(body), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	socket := "unix:" + filepath.Join(dir, "none")
+	for _, c := range []struct{ given, admin, listen, want string }{
+		{want: "s3cret"},
+		{listen: "127.0.0.1:7002", want: "s3cret"},
+		{listen: socket},
+		{given: "cache.example:5001"},
+		{admin: "cache.example:5001"},
+	} {
+		t.Setenv("HUBCACHE_ADMIN", c.admin)
+		t.Setenv("HUBCACHE_ADMIN_LISTEN", c.listen)
+		client, err := Finder{Given: c.given, Load: (&settings.Loader{File: config}).Load, Socket: filepath.Join(dir, "none")}.Find()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if client.token != c.want {
+			t.Errorf("%+v: the token sent is %q", c, client.token)
+		}
+	}
+}
