@@ -182,7 +182,8 @@ func (f *File) refresh() {
 	}
 }
 
-// read returns the secret that is in the file, and sets exposed. Callers hold mu. fault says what is wrong if there is an error.
+// read returns the secret that is in the file, and sets exposed. fault says what is wrong if there
+// is an error. Callers hold mu.
 func (f *File) read() (secret string, fault FileFault, err error) {
 	if strings.ContainsRune(f.username, ':') {
 		return "", FileMalformed, fmt.Errorf("user name %q: must not contain a colon", f.username)

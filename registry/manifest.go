@@ -115,6 +115,9 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 // noteSize tells the store how large the image is that a client asks for. What clients can do
 // without, or get elsewhere, doesn't count.
 func (q *manifestRequest) noteSize(f *found) {
+	if q.head {
+		return
+	}
 	var without map[digest.Digest]bool
 	if bytes.Contains(f.body, []byte(`"urls"`)) {
 		without = image.Dispensable(f.body)
@@ -127,7 +130,7 @@ func (q *manifestRequest) noteSize(f *found) {
 		isImage = isImage || c.Role == image.RoleLayer
 		size += min(c.Size, math.MaxInt64-size)
 	}
-	if !isImage || q.head {
+	if !isImage {
 		return
 	}
 	reference := q.full + ":" + q.ref

@@ -49,24 +49,19 @@ type record struct {
 
 // failed takes note of a failure.
 func (r *record) failed(l limit, e *Error) {
-	f := &Failure{Kind: kindOf(e), Host: e.Host, Status: e.Status, At: time.Now()}
+	r.set(l, &Failure{Kind: kindOf(e), Host: e.Host, Status: e.Status, At: time.Now()})
+}
+
+// succeeded takes note of an answer.
+func (r *record) succeeded(l limit) { r.set(l, nil) }
+
+func (r *record) set(l limit, f *Failure) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l == cdn {
 		r.cdn = f
 	} else {
 		r.registry = f
-	}
-}
-
-// succeeded takes note of an answer.
-func (r *record) succeeded(l limit) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if l == cdn {
-		r.cdn = nil
-	} else {
-		r.registry = nil
 	}
 }
 
