@@ -11,9 +11,6 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// packagedConfig is the file of the packaged service, which systemd listens for.
-const packagedConfig = "/etc/hubcache/config.yaml"
-
 func newConfigCommand(l *settings.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "config", Short: "Check and show the settings",
@@ -35,18 +32,16 @@ Exits with 2 when something is wrong.`,
 			if err := checkService("", s); err != nil {
 				return settings.UsageError{Err: err}
 			}
-			warn(cmd, s)
 			if doubt := s.DiskDoubt(); doubt != "" {
-				fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", doubt)
+				s.Warn(doubt)
 			}
 			if path := string(s.Upstream.PasswordFile); dockerhost.Exposed(path) {
-				fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning: every user of this machine may read "+path+": chmod o-r "+path)
+				s.Warn("every user of this machine may read " + path + ": chmod o-r " + path)
 			}
-			if s.File == packagedConfig {
-				for _, w := range server.CheckSockets(cmd.Context(), s) {
-					fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", w)
-				}
+			if s.File == settings.DefaultFile { // systemd listens for the packaged service
+				s.Warn(server.CheckSockets(cmd.Context(), s)...)
 			}
+			warn(cmd, s)
 			from := s.File
 			if from == "" {
 				from = "no file, defaults and environment"

@@ -64,9 +64,7 @@ func (srv *server) listen() (ls []listener, err error) {
 			}
 		}
 	}
-	for _, w := range overrule(srv.settings, srv.sockets) {
-		srv.log.Warn("a setting has no effect", "warning", w)
-	}
+	srv.settings.Warn(overrule(srv.settings, srv.sockets)...)
 	nets, err := srv.settings.AllowedClients()
 	if err != nil {
 		return nil, err

@@ -51,7 +51,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	overruled := overrule(next, srv.sockets)
+	next.Warn(overrule(next, srv.sockets)...)
 	// What waits for the next start has no part in anything below: its folder need not exist.
 	now, later := settings.Reloaded(srv.settings, next)
 	budget, err := now.Budget.In(string(now.DataDir))
@@ -73,9 +73,6 @@ func (srv *server) adopt() (changed []string, err error) {
 	srv.warnBudget()
 	srv.gate.set(nets)
 	srv.warn(next)
-	for _, w := range overruled {
-		srv.log.Warn("a setting has no effect", "warning", w)
-	}
 	waiting := map[string]settings.Change{}
 	for _, c := range settings.Changes(now, next) {
 		waiting[c.Key] = c

@@ -11,8 +11,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// defaultConfig is the file that is read when no other is named, and that may be missing.
-const defaultConfig = "/etc/hubcache/config.yaml"
+// DefaultFile is the file that is read when no other is named, and that may be missing. The
+// packaged service uses it.
+const DefaultFile = "/etc/hubcache/config.yaml"
 
 // installedDefaults is a file of the installation and not of the operator: the container image
 // has one, because it has to listen on all addresses of its container. Whatever else is set has
@@ -62,7 +63,7 @@ func (f valueFlag) Type() string       { return f.Kind() }
 
 // BindFile defines the flag that names the file.
 func (l *Loader) BindFile(fs *pflag.FlagSet) {
-	fs.StringVar(&l.File, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+defaultConfig+" where there is one)")
+	fs.StringVar(&l.File, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+DefaultFile+" where there is one)")
 }
 
 // BindFlags defines a flag for each setting that has one.
@@ -93,6 +94,9 @@ type Loaded struct {
 // Warnings are about what was written and has no effect, or is probably not meant so, a line each. The server logs them, and
 // config check and config show print them.
 func (s *Loaded) Warnings() []string { return s.warnings }
+
+// Warn adds warnings.
+func (s *Loaded) Warn(warnings ...string) { s.warnings = append(s.warnings, warnings...) }
 
 // UsageError is a fault in what the user wrote: on the command line, in the environment
 // or in the settings file. The program ends with exit code 2.
@@ -147,7 +151,7 @@ func (l *Loader) path() (path string, must bool) {
 	if p := os.Getenv(configVariable); p != "" {
 		return p, true
 	}
-	return defaultConfig, false
+	return DefaultFile, false
 }
 
 // readFiles reads the defaults of the installation, if it has any, and then the file, if there is
