@@ -256,7 +256,8 @@ func layerSizes(images []Image, unpacked map[string]int64) map[string]int64 {
 // cachedLayers returns how many bytes of each layer the build cache holds too, by chain. The
 // Engine says which records of the cache belong to layers of images, but not to which ones. So
 // a record and a layer of the same size belong together. Where more layers have a size than
-// records, those of the newest images are in the cache.
+// records, those of images without a parent come first, since an image that has one is the classic
+// builder's, which doesn't use this cache, and then those of the newest images.
 //
 // The cache holds the unpacked layer. The packed one, which only containerd's store has, goes
 // with the last image.
@@ -271,10 +272,18 @@ func (s *Snapshot) cachedLayers(ctx context.Context, e Engine, unpacked, sizes m
 			records = append(records, r.Size)
 		}
 	}
-	newestFirst := slices.Clone(s.Images)
-	slices.SortFunc(newestFirst, func(a, b Image) int { return cmp.Or(b.Built.Compare(a.Built), cmp.Compare(a.ID, b.ID)) })
+	likeliestFirst := slices.Clone(s.Images)
+	slices.SortFunc(likeliestFirst, func(a, b Image) int {
+		switch classic := a.Parent != ""; {
+		case classic == (b.Parent != ""):
+			return cmp.Or(b.Built.Compare(a.Built), cmp.Compare(a.ID, b.ID))
+		case classic:
+			return 1
+		}
+		return -1
+	})
 	cached, seen := map[string]int64{}, map[string]bool{}
-	for _, img := range newestFirst {
+	for _, img := range likeliestFirst {
 		for _, l := range img.Layers {
 			if seen[l.Chain] {
 				continue

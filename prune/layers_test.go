@@ -117,6 +117,22 @@ func TestImageThatFreesNothingStays(t *testing.T) {
 	}
 }
 
+// TestBuildCacheHasBuildKitsLayers: of two layers of the same size, built in the same second, the
+// build cache has that of the image without a parent. The classic builder doesn't use the cache.
+func TestBuildCacheHasBuildKitsLayers(t *testing.T) {
+	e, c := newEngine(t, "1.41")
+	e.cache = []int64{100}
+	s := Snapshot{Images: []Image{
+		{ID: id("1"), Parent: id("9"), Layers: chains([]string{"classic"})},
+		{ID: id("2"), Layers: chains([]string{"buildkit"})},
+	}}
+	sizes := map[string]int64{s.Images[0].top(): 100, s.Images[1].top(): 100}
+	cached, err := s.cachedLayers(t.Context(), c, sizes, sizes)
+	if err != nil || len(cached) != 1 || cached[s.Images[1].top()] != 100 {
+		t.Errorf("%v, %v", cached, err)
+	}
+}
+
 // TestTwoImagesWithTheSameLayersGoTogether: each alone frees nothing, and both together free it.
 func TestTwoImagesWithTheSameLayersGoTogether(t *testing.T) {
 	e, c := newEngine(t, "1.41")
