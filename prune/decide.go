@@ -229,42 +229,35 @@ func usersByImage(s Snapshot) map[string]User {
 
 // newestImages maps the ID of each repository's newest image to the repository. An image that
 // swarm pulled has only a digest in its repository and no tag; it counts all the same. The
-// newest image is the one that was tagged in the repository last, or came to this host last if
-// it has no tag time; of two that came at the same time, the one that was built last.
+// newest image is the one that came to the repository last; of two that came at the same time,
+// the one that was built last.
 //
-// The Engine knows one tag time of each image. Of an image with names in several repositories
-// it says only that one of them came then, and the others before. So if such an image may be
-// the newest one, it counts as the newest, beside the one that else would be.
+// When an image came may be known only roughly. So each one that may be the newest counts as the
+// newest, beside the one that else would be. An image that the Engine can't show doesn't count:
+// it may be damaged, and then the next one is needed.
 func newestImages(s Snapshot, uses map[string]Record, now time.Time) map[string]string {
 	type candidate struct {
-		img               Image
-		earliest, arrived time.Time // when it came to the repository: not before and not after
+		img  Image
+		came arrival
 	}
 	byRepo := map[string][]candidate{}
 	for _, img := range s.Images {
+		if img.Unreadable != "" {
+			continue
+		}
 		repos := repositories(img)
-		c := candidate{img: img, arrived: img.Tagged}
-		if rec, known := uses[img.ID]; img.Tagged.IsZero() && known {
-			c.arrived = rec.FirstSeen
-		} else if img.Tagged.IsZero() {
-			c.arrived = now
-		}
-		c.earliest = c.arrived
-		if len(repos) > 1 && !img.Tagged.IsZero() && img.Built.Before(c.arrived) {
-			c.earliest = img.Built
-		}
 		for repo := range repos {
-			byRepo[repo] = append(byRepo[repo], c)
+			byRepo[repo] = append(byRepo[repo], candidate{img, arrivedIn(img, repo, len(repos), uses, now)})
 		}
 	}
 	ids := map[string]string{}
 	for _, repo := range slices.Sorted(maps.Keys(byRepo)) {
 		all := byRepo[repo]
 		newest := slices.MaxFunc(all, func(a, b candidate) int {
-			return cmp.Or(a.earliest.Compare(b.earliest), a.img.Built.Compare(b.img.Built), cmp.Compare(a.img.ID, b.img.ID))
+			return cmp.Or(a.came.NotBefore.Compare(b.came.NotBefore), a.came.NotAfter.Compare(b.came.NotAfter), a.img.Built.Compare(b.img.Built), cmp.Compare(a.img.ID, b.img.ID))
 		})
 		for _, c := range all {
-			if ids[c.img.ID] == "" && (c.img.ID == newest.img.ID || c.arrived.After(newest.earliest)) {
+			if ids[c.img.ID] == "" && (c.img.ID == newest.img.ID || c.came.NotAfter.After(newest.came.NotBefore)) {
 				ids[c.img.ID] = repo
 			}
 		}

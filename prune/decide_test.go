@@ -165,8 +165,9 @@ func TestNewestIsByTheTagTimeOfEachRepository(t *testing.T) {
 	new16.Tags, new16.Tagged, new16.Built = []string{"db:16"}, daysAgo(6), daysAgo(90)
 	older.Tags, older.Tagged, older.Built = []string{"db:14"}, daysAgo(8), daysAgo(80)
 	s := Snapshot{Images: []Image{old15, new16, older}}
+	uses := map[string]Record{id("a"): {daysAgo(7), daysAgo(7)}, id("b"): {daysAgo(6), daysAgo(6)}, id("c"): {daysAgo(8), daysAgo(8)}}
 	for digit, action := range map[string]Action{"a": Keep, "b": Keep, "c": Delete} {
-		if v := decisionOn(t, digit, s, old(s.Images...), func(p *Policy) { p.Tagged = true }); v.Action != action {
+		if v := decisionOn(t, digit, s, uses, func(p *Policy) { p.Tagged, p.MinAge = true, time.Hour }); v.Action != action {
 			t.Errorf("image %s: %s by %s, want %s", digit, v.Action, v.Rule, action)
 		}
 	}

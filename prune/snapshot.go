@@ -50,6 +50,8 @@ type Image struct {
 	// Unreadable is why the Engine can't show the image; "" if it can. Nothing is known of
 	// such an image but its names, its size and its parent.
 	Unreadable string
+
+	came map[string]arrival // when it came to each of its repositories; [Uses.observe] fills it in
 }
 
 // Use says in which way an image is in use. Its values are those of the JSON report.

@@ -358,7 +358,7 @@ func (r *records) settle(now clockMark) error {
 	if err := r.checkClock(now); err != nil {
 		return err
 	}
-	return r.settleTimes(now.Wall)
+	return errors.Join(r.settleTimes(now.Wall), r.settleArrivals(now.Wall))
 }
 
 func (r *records) settleTimes(now time.Time) error {
@@ -407,8 +407,8 @@ type observation struct {
 // observe updates the records with what a snapshot shows: new images are first seen now,
 // images in use are used now, and records of images that were removed are deleted. If the
 // watcher has ended, nobody knows what happened since, and every image counts once as used now.
-// It fills in what the snapshot needs from the records: which images are bases, and since when
-// times of the Engine are ahead of the clock.
+// It fills in what the snapshot needs from the records: which images are bases, when each came to
+// its repositories, and since when times of the Engine are ahead of the clock.
 func (u Uses) observe(s *Snapshot, now time.Time) (o observation, err error) {
 	inUse := usersByImage(*s)
 	mark, err := u.mark(now)
@@ -449,6 +449,9 @@ func (u Uses) observe(s *Snapshot, now time.Time) (o observation, err error) {
 					return err
 				}
 			}
+		}
+		if err := r.noteAllNames(s.Images, now); err != nil {
+			return err
 		}
 		o.uses, err = r.all()
 		return err
@@ -529,7 +532,7 @@ func (r *records) deleteOthers(images []Image) error {
 	for _, img := range images {
 		present[img.ID], bases[basePrefix+img.ID] = true, true
 	}
-	return errors.Join(keepOnly(r.images, "", present), keepOnly(r.meta, basePrefix, bases))
+	return errors.Join(keepOnly(r.images, "", present), keepOnly(r.meta, basePrefix, bases), r.forgetArrivals(present))
 }
 
 // keepOnly deletes all keys of a bucket that have the prefix and are not among these.

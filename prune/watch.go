@@ -77,7 +77,7 @@ func (w *Watcher) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	engine := boundedEngine{w.Engine, defaultLimits}
-	b := batch{engine: engine, restarts: newRestarts(), images: map[string][]string{}, used: map[string]time.Time{}, bases: map[string]bool{}}
+	b := batch{engine: engine, restarts: newRestarts(), images: map[string][]string{}, used: map[string]time.Time{}, bases: map[string]bool{}, named: map[string][]namedImage{}}
 	now, since := time.Now(), time.Now()
 	mark, err := w.Uses.mark(now)
 	if err != nil {
@@ -177,6 +177,9 @@ func (w *Watcher) flush(b *batch) error {
 				return err
 			}
 		}
+		if err := b.noteNames(r); err != nil {
+			return err
+		}
 		return r.setWatchState(state)
 	})
 	if err != nil {
@@ -188,6 +191,8 @@ func (w *Watcher) flush(b *batch) error {
 	b.state, b.gap, b.saved = state, time.Time{}, state.Event
 	clear(b.used)
 	clear(b.bases)
+	b.all = nil
+	clear(b.named)
 	return nil
 }
 
@@ -213,6 +218,9 @@ type batch struct {
 	images   map[string][]string  // container ID → IDs of the images that it runs or mounts
 	used     map[string]time.Time // image ID → last use
 	bases    map[string]bool      // IDs of images that a build used
+	all      []Image              // the images at the time began; nil: their names are recorded
+	began    time.Time
+	named    map[string][]namedImage // image ID → the image, each time that it may have got a name since then
 	restarts restarts
 	gap      time.Time // events before this time were missed; zero: none were
 }
@@ -235,6 +243,7 @@ func (b *batch) start(ctx context.Context, since, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	b.all, b.began = s.Images, now
 	c := newCatalog(s.Images)
 	for _, u := range s.Users {
 		for _, i := range c.find(u.Ref) {
@@ -289,8 +298,13 @@ func (b *batch) apply(ctx context.Context, m events.Message) error {
 			delete(b.restarts.policy, m.Actor.ID)
 		}
 	case m.Type == events.ImageEventType && !imageRemoved[m.Action]:
-		if ids, err = b.imageID(ctx, m.Actor.ID); err != nil {
+		img, err := b.image(ctx, m.Actor.ID)
+		if err != nil {
 			return err
+		}
+		if img.ID != "" {
+			ids = []string{img.ID}
+			b.addNames(img, at)
 		}
 	}
 	for _, id := range ids {
@@ -362,20 +376,30 @@ func (b *batch) imagesOf(ctx context.Context, container, name string) ([]string,
 
 // imageID returns the ID of the image that ref means, or nothing if there is none.
 func (b *batch) imageID(ctx context.Context, ref string) ([]string, error) {
+	img, err := b.image(ctx, ref)
+	if err != nil || img.ID == "" {
+		return nil, err
+	}
+	return []string{img.ID}, nil
+}
+
+// image returns the image that ref means, without its sizes and layers. Its ID is "" if there is
+// none, or if it is damaged: prune keeps such an image, whenever it was used.
+func (b *batch) image(ctx context.Context, ref string) (Image, error) {
 	if ref == "" {
-		return nil, nil
+		return Image{}, nil
 	}
 	details, err := b.engine.ImageInspect(ctx, ref)
-	if cerrdefs.IsNotFound(err) || cerrdefs.IsInvalidArgument(err) {
-		return nil, nil
-	}
-	if cerrdefs.IsInternal(err) { // a damaged image; prune keeps it, whenever it was used
-		return nil, nil
+	if cerrdefs.IsNotFound(err) || cerrdefs.IsInvalidArgument(err) || cerrdefs.IsInternal(err) {
+		return Image{}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("inspect image %s: %w", ref, err)
+		return Image{}, fmt.Errorf("inspect image %s: %w", ref, err)
 	}
-	return []string{details.ID}, nil
+	img := Image{ID: details.ID, Tagged: details.Metadata.LastTagTime}
+	img.Tags, img.Digests = names(details.RepoTags, details.RepoDigests)
+	img.Built, _ = time.Parse(time.RFC3339Nano, details.Created) // zero if the image doesn't say
+	return img, nil
 }
 
 // item is an event, or the error that ended the stream.
