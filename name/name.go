@@ -1,7 +1,7 @@
 // Package name knows the grammar of repository names, tags and digests, as the OCI
 // distribution-spec and image-spec define them. It reads them byte by byte, without
 // regular expressions, because a check stands before every cached answer: none of the
-// Valid functions allocates.
+// Valid functions allocates. ParseReference reads what people write, and may be slow.
 package name
 
 import "strings"

@@ -15,6 +15,7 @@ import (
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/name"
 )
 
 func newLsCommand(l *settings.Loader) *cobra.Command {
@@ -83,7 +84,7 @@ func completeReferences(ctx context.Context, find *adminclient.Finder, typed str
 		return nil
 	}
 	for _, i := range doc.Images {
-		for _, ref := range []string{familiar(i.Reference), i.Reference} {
+		for _, ref := range []string{name.Familiar(i.Reference), i.Reference} {
 			if strings.HasPrefix(ref, typed) {
 				refs = append(refs, ref)
 				break
@@ -93,14 +94,6 @@ func completeReferences(ctx context.Context, find *adminclient.Finder, typed str
 	return refs
 }
 
-// familiar is a whole reference as people write it: redis:7 for docker.io/library/redis:7.
-func familiar(reference string) string {
-	if name, ok := strings.CutPrefix(reference, "docker.io/library/"); ok && !strings.Contains(name, "/") {
-		return name
-	}
-	return strings.TrimPrefix(reference, "docker.io/")
-}
-
 // printImages prints the table, with bytes rounded to powers of 1024.
 func printImages(out io.Writer, doc admin.Images, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
@@ -108,16 +101,16 @@ func printImages(out io.Writer, doc admin.Images, now time.Time) error {
 		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tLAST USE")
 	}
 	for _, i := range doc.Images {
-		name := familiar(i.Reference)
-		if repository, digest, ok := strings.Cut(name, "@"); ok {
+		ref := name.Familiar(i.Reference)
+		if repository, digest, ok := strings.Cut(ref, "@"); ok {
 			algorithm, _, _ := strings.Cut(digest, ":")
-			name = repository + "@" + algorithm + ":" + shortDigest(digest)
+			ref = repository + "@" + algorithm + ":" + shortDigest(digest)
 		}
 		state := "complete"
 		if !i.Complete {
 			state = "partial"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s ago\n", name, human(i.Bytes), human(i.Shared), state, inWords(now.Sub(i.LastUse)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s ago\n", ref, human(i.Bytes), human(i.Shared), state, inWords(now.Sub(i.LastUse)))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -8,17 +8,6 @@ import (
 	"github.com/hubcache/hubcache/admin"
 )
 
-func TestFamiliarNames(t *testing.T) {
-	for reference, want := range map[string]string{
-		"docker.io/library/redis:7": "redis:7", "docker.io/org/app:1": "org/app:1", "ghcr.io/org/app:1": "ghcr.io/org/app:1",
-		"docker.io/library/redis@sha256:0": "redis@sha256:0", "ghcr.io/library/redis:7": "ghcr.io/library/redis:7",
-	} {
-		if got := familiar(reference); got != want {
-			t.Errorf("%s: %s, want %s", reference, got, want)
-		}
-	}
-}
-
 func TestTableOfImages(t *testing.T) {
 	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
