@@ -20,7 +20,7 @@ type Blob struct {
 	Private bool  // came through a repository that isn't public
 	room    *room
 	e       *entry // nil when it is closed
-	to      Recipient
+	to      *Recipient
 }
 
 // Close ends the reading; the second time it does nothing. Errors: those of os.File.Close.
@@ -35,7 +35,7 @@ func (b *Blob) Close() error {
 }
 
 // Recipient is the client that the blob is sent to.
-func (b *Blob) Recipient() *Recipient { return &b.to }
+func (b *Blob) Recipient() *Recipient { return b.to }
 
 // open opens the blob d. hashManifest says that a manifest is to be hashed: its file wasn't
 // synced. Callers that hash what they read set it to false.
@@ -55,7 +55,7 @@ func (f *files) openHeld(e *entry, was info) (*Blob, error) {
 	d := e.Key
 	file, why, err := f.openFile(e, was)
 	if why == "" && err == nil {
-		return &Blob{File: file, Digest: d, Size: e.Size, Private: f.room.isPrivate(e), room: f.room, e: e, to: Recipient{room: f.room, blob: e}}, nil
+		return &Blob{File: file, Digest: d, Size: e.Size, Private: f.room.isPrivate(e), room: f.room, e: e, to: f.room.recipients.Add(e)}, nil
 	}
 	if why != "" {
 		if _, err := os.Lstat(filepath.Dir(f.layout.blob(d))); errors.Is(err, fs.ErrNotExist) {

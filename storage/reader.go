@@ -11,7 +11,7 @@ import (
 // Reader reads an ingest while it grows. Not safe for concurrent use.
 type Reader struct {
 	in     *Ingest
-	to     Recipient
+	to     *Recipient
 	closed bool
 }
 
@@ -30,7 +30,7 @@ func (in *Ingest) Reader() (r *Reader, ok bool) {
 	if in.entry != nil {
 		in.reservation.room.lru.Hold(in.entry)
 	}
-	return &Reader{in: in, to: Recipient{room: in.reservation.room, ingest: in}}, true
+	return &Reader{in: in, to: in.reservation.room.recipients.Add(in)}, true
 }
 
 // Readers returns how many readers are open.
@@ -159,7 +159,7 @@ func (in *Ingest) Fallback(off int64) (s Fallback, ok bool) {
 }
 
 // Recipient is the client that the bytes are sent to.
-func (r *Reader) Recipient() *Recipient { return &r.to }
+func (r *Reader) Recipient() *Recipient { return r.to }
 
 // Close ends the reading; the second time it does nothing. Errors: those of os.File.Close, from
 // the last reader.

@@ -22,10 +22,8 @@ type room struct {
 	inodes    freeInodes
 	shortages shortages
 
-	opened    time.Time     // the zero of clock
-	patience  time.Duration // how long a client may take for slowStep bytes while room is short
-	isShort   chan struct{} // of one: room was refused
-	slowEnded atomic.Int64  // slow clients whose sending was ended
+	recipients *Recipients   // who reads
+	isShort    chan struct{} // of one: room was refused
 
 	// evicting queues those who evict, so that each sees the room that the one before has
 	// left. It is held while files are unlinked, and taken before all other locks.
@@ -40,7 +38,6 @@ type room struct {
 	lru          *lru.Cache[digest.Digest, info]
 	reservations map[*reservation]struct{}       // those that hold something
 	unlinking    map[digest.Digest]chan struct{} // closed when the old file is unlinked
-	recipients   map[*Recipient]struct{}         // those that have been waited for
 	short        shortage
 	manifests    int64 // number among the entries
 	evictions    int64
@@ -388,7 +385,7 @@ func (r *room) stats() Stats {
 		Blobs:         int64(u.Entries) - r.manifests,
 		Evictions:     r.evictions,
 		EvictedBytes:  r.evictedBytes,
-		SlowReaders:   r.slowEnded.Load(),
+		SlowReaders:   r.recipients.Cut(),
 	}
 	fresh, proven := r.lru.Oldest()
 	for _, e := range []*entry{fresh, proven} {

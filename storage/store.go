@@ -48,8 +48,8 @@ type Options struct {
 // The Store has five parts, each with a mutex of its own. Locks are taken in this order:
 //
 //	room.evicting, files.mu, room.mu, Ingest.mu, then one of
-//	Recipient.mu, catalogue.mu, repositories.mu, repoWriter.mu, freeSpace.mu,
-//	freeInodes.mu, shortages.mu, and last those of package index.
+//	Recipients.mu, Recipient.mu, catalogue.mu, repositories.mu, repoWriter.mu,
+//	freeSpace.mu, freeInodes.mu, shortages.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
 // can wait for a write that waits for other reads. Four locks only queue work of one kind and
@@ -103,9 +103,7 @@ func newStore(o Options) *Store {
 		lru:          lru.New[digest.Digest, info](o.Budget),
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},
-		recipients:   map[*Recipient]struct{}{},
-		opened:       time.Now(),
-		patience:     cmp.Or(o.Patience, slowAfter),
+		recipients:   NewRecipients(o.Patience),
 		isShort:      make(chan struct{}, 1),
 	}
 	s.room.shortages = newShortages()
