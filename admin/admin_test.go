@@ -54,7 +54,7 @@ func busy() Options {
 				Errors:    registry.Errors{Client: 4, Policy: 6, Upstream: 8, Disk: 17},
 				FirstByte: map[registry.Outcome]registry.Histogram{registry.OutcomeMiss: {Count: 5, Sum: time.Second, Buckets: times(2, 4)}}},
 			OverdueVisibilities: 46, OldestVisibility: 47 * time.Second,
-			Served: 41, Hit: 40, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45, StaleReferrers: 48,
+			Served: 41, Hit: 40, Fetched: 42, ReadAheadUnused: 43, Resumes: 44, DigestMismatches: 45, StaleReferrers: 48, SlowReaders: 49,
 			Upstreams: []upstream.Stats{{
 				Registry: "docker.io", URL: "https://registry-1.docker.io", State: "cooling", Requests: 51, Authenticated: true,
 				RateLimit:     &upstream.RateLimit{Limit: 52, Remaining: 53, WindowSeconds: 54, Source: "192.0.2.1", Observed: observed},

@@ -58,7 +58,7 @@ var families = map[string][]string{
 	"disk_free_bytes":               {"Bytes that are free on the file system that the cache is on, for the server."},
 	"evictions_total":               {"Blobs and manifests evicted."},
 	"evicted_bytes_total":           {"Bytes of evicted blobs and manifests."},
-	"slow_readers_total":            {"Clients that were cut off because they read slowly and kept room that others needed."},
+	"slow_readers_total":            {"Clients that were cut off because they read slowly and kept room or slots that others needed."},
 	"config_last_reload_successful": {"1 if the last SIGHUP changed to the new settings, 0 if the old ones stayed."},
 	"config_last_reload_timestamp_seconds": {
 		"When the last SIGHUP was."},
@@ -115,7 +115,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("evictions_total", s.Evictions)
 	count("evicted_bytes_total", s.EvictedBytes)
 	count("connections_refused_total", c.a.Refused())
-	count("slow_readers_total", s.SlowReaders)
+	count("slow_readers_total", s.SlowReaders+r.SlowReaders)
 	gauge("visibility_overdue", int64(r.OverdueVisibilities))
 	gauge("visibility_oldest_seconds", int64(r.OldestVisibility.Seconds()))
 	gauge("inflight_downloads", int64(len(r.Inflight)))

@@ -42,7 +42,7 @@ type Store struct {
 	Tags          int64      `json:"tags"`
 	Evictions     int64      `json:"evictions"` // of blobs and manifests
 	EvictedBytes  int64      `json:"evicted_bytes"`
-	SlowReaders   int64      `json:"slow_readers"`    // clients that were cut off because they kept room that others needed
+	SlowReaders   int64      `json:"slow_readers"`    // clients that were cut off because they kept room or slots that others needed
 	DiskBytes     int64      `json:"disk_bytes"`      // size of the file system; it and what is free are measured every ten seconds
 	DiskFreeBytes int64      `json:"disk_free_bytes"` // that the server may write
 	OldestUse     *time.Time `json:"oldest_use"`      // the oldest last use among what may be evicted next; null while the store is empty
@@ -245,7 +245,7 @@ func (a *admin) document(now time.Time) Stats {
 		Store: Store{
 			Bytes: s.Bytes, ReservedBytes: s.ReservedBytes, PinnedBytes: s.PinnedBytes, BudgetBytes: s.BudgetBytes,
 			IndexBytes: s.IndexBytes, Blobs: s.Blobs, Manifests: s.Manifests, Tags: s.Tags,
-			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, SlowReaders: s.SlowReaders, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},
+			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, SlowReaders: s.SlowReaders + r.SlowReaders, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},
 		},
 		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)), Totals: totals,
 		Upstreams: []Upstream{}, Inflight: []Inflight{},

@@ -140,13 +140,17 @@ func sendGrowing(ctx context.Context, w http.ResponseWriter, rd *storage.Reader,
 }
 
 // Copy sends n bytes, beginning at off, that read returns, and waits for them; with n -1
-// until read returns io.EOF.
-// Errors: those of read, io.EOF included if it comes before n bytes; those of the connection.
-func Copy(w http.ResponseWriter, off, n int64, read func(p []byte, off int64) (int, error)) (sent int64, err error) {
-	return copyTo(w, nil, off, n, read)
+// until read returns io.EOF. The client keeps something from others until it has them (nil: it keeps
+// nothing).
+// Errors: those of read, io.EOF included if it comes before n bytes; those of the connection;
+// storage.ErrSlow.
+func Copy(w http.ResponseWriter, to *storage.Recipient, off, n int64, read func(p []byte, off int64) (int, error)) (sent int64, err error) {
+	to.Begin(w)
+	sent, err = copyTo(w, to, off, n, read)
+	return sent, to.End(err)
 }
 
-// copyTo is Copy to a client that keeps room.
+// copyTo is Copy between Begin and End.
 func copyTo(w http.ResponseWriter, to *storage.Recipient, off, n int64, read func(p []byte, off int64) (int, error)) (sent int64, err error) {
 	control := http.NewResponseController(w)
 	setDeadline(w, long.within)

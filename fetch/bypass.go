@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +16,14 @@ import (
 )
 
 // Bypass is a blob that is passed through to one reader without being kept: it is too large
-// for the budget, or the disk fails. Not safe for concurrent use; close it.
+// for the budget, or the disk fails. It has a slot until it is closed, and its client is cut when it
+// reads slowly and others wait for one. Not safe for concurrent use; close it.
 type Bypass struct {
 	pool *Pool
 	blob Blob
 	body *Body
 	part bool // a range that ends before the blob does: it has no digest to be held against
+	to   *storage.Recipient
 	free func()
 }
 
@@ -29,8 +32,8 @@ type Bypass struct {
 // end: pass the Part from 0 to -1 for it.
 // Errors: ErrBusy, those of the Source, ctx's cause.
 func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
-	bypass := p.bounds.Load().bypass
-	if err := waitForSlot(ctx, bypass, b.Client); err != nil {
+	to, free, err := p.bounds.Load().bypass.acquire(ctx, &b)
+	if err != nil {
 		return nil, err
 	}
 	part.Size, part.Claim = b.Size, !b.Stated
@@ -41,11 +44,11 @@ func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
 		body, err = p.open(ctx, b.Source, part)
 	}
 	if err != nil {
-		bypass.Release(b.Client)
+		free()
 		return nil, err
 	}
 	isPart := body.From > 0 || body.To != body.Size
-	return &Bypass{pool: p, blob: b, body: body, part: isPart, free: func() { bypass.Release(b.Client) }}, nil
+	return &Bypass{pool: p, blob: b, body: body, part: isPart, to: to, free: free}, nil
 }
 
 // Size returns the size of the blob in bytes, -1 when the source doesn't say.
@@ -53,13 +56,13 @@ func (b *Bypass) Size() int64 { return b.body.Size }
 
 // Send is a content.Sender. What comes before off is only hashed.
 // Errors: storage.ErrDigest before the last byte, or, of a small blob, before the first; those
-// of the Source and of the connection.
+// of the Source and of the connection; storage.ErrSlow.
 func (b *Bypass) Send(w http.ResponseWriter, off, n int64) (int64, error) {
 	if b.part {
-		return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return b.body.Read(p) })
+		return content.Copy(w, b.to, off, n, func(p []byte, _ int64) (int, error) { return b.body.Read(p) })
 	}
 	v := &verifier{body: b.body, hash: b.blob.Digest.Algorithm().Hash(), digest: b.blob.Digest}
-	sent, err := v.send(w, off, n)
+	sent, err := v.send(w, b.to, off, n)
 	if errors.Is(err, storage.ErrDigest) {
 		b.pool.mismatches.Add(1)
 	}
@@ -77,18 +80,18 @@ func (b *Bypass) Close() {
 // far. n is -1 for all that come.
 // Errors: as Bypass and Bypass.Send.
 func (p *Pool) PassThrough(ctx context.Context, w http.ResponseWriter, b Blob, from storage.Fallback, off, n int64) (int64, error) {
-	bypass := p.bounds.Load().bypass
-	if err := waitForSlot(ctx, bypass, b.Client); err != nil {
+	to, free, err := p.bounds.Load().bypass.acquire(ctx, &b)
+	if err != nil {
 		return 0, err
 	}
-	defer bypass.Release(b.Client)
+	defer free()
 	body, err := p.open(ctx, b.Source, Part{From: from.At, To: b.Size, Size: b.Size})
 	if err != nil {
 		return 0, err
 	}
 	defer body.Close()
 	v := &verifier{body: body, hash: from.Hash, digest: b.Digest, pending: from.Pending}
-	return v.send(w, off, n)
+	return v.send(w, to, off, n)
 }
 
 // verifier hashes what it passes on, and holds the last byte back until the digest is right;
@@ -105,7 +108,7 @@ type verifier struct {
 
 // send is a content.Sender. What comes before off is only hashed; off may not lie before
 // what is pending.
-func (v *verifier) send(w http.ResponseWriter, off, n int64) (int64, error) {
+func (v *verifier) send(w http.ResponseWriter, to *storage.Recipient, off, n int64) (int64, error) {
 	skip := off - v.body.From + int64(len(v.pending))
 	if n < 0 && v.body.Size >= 0 { // nobody knew it when the client was promised all
 		n = v.body.Size - off
@@ -115,13 +118,14 @@ func (v *verifier) send(w http.ResponseWriter, off, n int64) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		return content.Write(w, b[skip:][:n])
+		small := bytes.NewReader(b[skip:][:n])
+		return content.Copy(w, to, off, n, func(p []byte, _ int64) (int, error) { return small.Read(p) })
 	}
 	// The client waits while we read what it has already.
 	if _, err := io.CopyN(io.Discard, v, skip); err != nil {
 		return 0, err
 	}
-	return content.Copy(w, off, n, func(p []byte, _ int64) (int, error) { return v.Read(p) })
+	return content.Copy(w, to, off, n, func(p []byte, _ int64) (int, error) { return v.Read(p) })
 }
 
 // Read is one byte behind the body.

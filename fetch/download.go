@@ -128,7 +128,7 @@ func (d *download) firstSlot() error {
 		}
 		return nil
 	}
-	return waitForSlot(d.f.ctx, d.slots, d.f.blob.Client)
+	return waitForSlot(d.f.ctx, d.slots, d.f.blob.Client, toBegin)
 }
 
 // first opens the ingest with the first connection and works to the end, or until the other

@@ -123,9 +123,10 @@ type Pool struct {
 	log      *slog.Logger
 	verified func(digest.Digest)
 
-	bounds atomic.Pointer[bounds]
-	failed *cooldown.Failures // blobs whose fetch has failed, by Blob.key
-	unused unused
+	bounds  atomic.Pointer[bounds]
+	failed  *cooldown.Failures // blobs whose fetch has failed, by Blob.key
+	unused  unused
+	readers *storage.Recipients // of what is passed through
 
 	received   atomic.Int64 // bytes from sources, for the pace of all downloads together
 	resumes    atomic.Int64
@@ -148,7 +149,7 @@ type Pool struct {
 type bounds struct {
 	Limits
 	transfers *slots.Slots
-	bypass    *slots.Slots
+	bypass    *bypassSlots
 	readAhead *semaphore.Weighted
 }
 
@@ -158,6 +159,7 @@ func New(o Options) *Pool {
 		store: o.Store, log: cmp.Or(o.Log, slog.Default()), verified: o.Verified,
 		failed: cooldown.NewFailures(failedFirst, failedMost),
 		unused: unused{blobs: map[digest.Digest]*unusedBlob{}}, flights: map[digest.Digest]*Flight{},
+		readers: storage.NewRecipients(0),
 	}
 	if p.verified == nil {
 		p.verified = func(digest.Digest) {}
@@ -175,7 +177,7 @@ func (p *Pool) SetLimits(l Limits) {
 	}
 	p.bounds.Store(&bounds{
 		Limits: l, transfers: slots.New(l.Transfers, 0),
-		bypass: slots.New(l.Bypass, 0), readAhead: semaphore.NewWeighted(int64(l.Orphans)),
+		bypass: newBypassSlots(l.Bypass, p.readers), readAhead: semaphore.NewWeighted(int64(l.Orphans)),
 	})
 }
 
@@ -220,12 +222,13 @@ type Stats struct {
 	Resumes          int64 // partial downloads of an earlier start that were taken up again
 	DigestMismatches int64 // bodies whose digest or length was wrong
 	ReadAheadUnused  int64 // bytes that were read ahead and not asked for in time
+	SlowReaders      int64 // clients that were cut off because they kept slots that others needed
 	Inflight         []Inflight
 }
 
 // Stats returns a snapshot.
 func (p *Pool) Stats() Stats {
-	s := Stats{Resumes: p.resumes.Load(), DigestMismatches: p.mismatches.Load(), ReadAheadUnused: p.unused.total(), Inflight: []Inflight{}}
+	s := Stats{Resumes: p.resumes.Load(), DigestMismatches: p.mismatches.Load(), ReadAheadUnused: p.unused.total(), SlowReaders: p.readers.Cut(), Inflight: []Inflight{}}
 	p.mu.Lock()
 	flights := make([]*Flight, 0, len(p.flights))
 	for _, f := range p.flights {

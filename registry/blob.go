@@ -226,7 +226,7 @@ func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, old *s
 		if rd, err := f.Reader(ctx); err == nil && f.Size() == failed.Size() {
 			defer rd.Close()
 			old.Close()
-			if sent, err := content.Growing(q.req, rd)(w, off, n); err == nil || sent > 0 {
+			if sent, err := content.Growing(q.req, rd)(w, off, n); err == nil || sent > 0 || errors.Is(err, storage.ErrSlow) {
 				return sent, err
 			}
 		}

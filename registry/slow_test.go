@@ -44,8 +44,11 @@ func (l *lab) serve(t *testing.T) *http.Transport {
 	ln := &pipes{make(chan net.Conn), make(chan struct{})}
 	srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	go srv.Serve(ln)
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		near, far := net.Pipe()
+		if client, _ := ctx.Value(clientKey{}).(string); client != "" {
+			far = addressed{far, client}
+		}
 		select {
 		case ln.conns <- far:
 			return near, nil

@@ -57,6 +57,7 @@ type Stats struct {
 	// Counters that explain failures; all since the start.
 	Resumes          int64 // broken or stalled upstream bodies that were continued by Range
 	DigestMismatches int64 // upstream bodies whose digest or length was wrong
+	SlowReaders      int64 // clients that were cut off because they read slowly what isn't kept, and others waited for their slots
 	StaleReferrers   int64 // referrers of cached manifests that were answered while the upstream could not be asked
 
 	// Public repositories whose visibility is overdue, and which were asked for in the last hour:
@@ -73,8 +74,8 @@ func (r *Registry) Stats() Stats {
 	p := r.pool.Stats()
 	s := Stats{
 		Manifest: requests(&r.counters.manifests), Blob: requests(&r.counters.blobs),
-		ReadAheadUnused: p.ReadAheadUnused,
-		Resumes:         p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), StaleReferrers: r.counters.staleReferrers.Load(), Inflight: p.Inflight,
+		ReadAheadUnused: p.ReadAheadUnused, SlowReaders: p.SlowReaders,
+		Resumes: p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), StaleReferrers: r.counters.staleReferrers.Load(), Inflight: p.Inflight,
 	}
 	s.Served, s.Hit = r.counters.bytes()
 	for _, m := range r.mirrors {

@@ -110,6 +110,26 @@ func (s *Slots) Yield(ctx context.Context, client string, p Priority) bool {
 	return s.Acquire(ctx, client, p) == nil
 }
 
+// Lacking returns for how many slots callers of this priority wait that somebody has to give back:
+// anyone, or, where a client has its share already, only that client itself.
+func (s *Slots) Lacking(p Priority) (anyone int, own map[string]int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own = map[string]int{}
+	for client, waiters := range s.lines[p].of {
+		n := len(waiters)
+		if client != "" {
+			n = 0
+			if s.free == 0 { // otherwise it might have a free one, but for its share
+				n = min(max(share-s.held[client], 0), len(waiters))
+			}
+			own[client] = len(waiters) - n
+		}
+		anyone += n
+	}
+	return anyone, own
+}
+
 // Release gives a slot back.
 func (s *Slots) Release(client string) {
 	s.mu.Lock()

@@ -2,6 +2,7 @@ package slots
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -183,5 +184,43 @@ func TestLongestLineGivesWay(t *testing.T) {
 		if full["a"] != 7 || full["b"] != 2 || l.waiting != 10 {
 			t.Errorf("%v, %d wait", full, l.waiting)
 		}
+	})
+}
+
+// TestOnlyWhoLacksItsShareTakesFromOthers: a client that has its share of the slots wants no slot of
+// others.
+func TestOnlyWhoLacksItsShareTakesFromOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer cancel()
+		s := New(5, 0)
+		ask := func(client string, p Priority) {
+			wg.Go(func() {
+				if s.Acquire(ctx, client, p) == nil {
+					<-ctx.Done()
+				}
+			})
+			synctest.Wait()
+		}
+		check := func(when string, wantAnyone int, wantOwn map[string]int) {
+			t.Helper()
+			if anyone, own := s.Lacking(Urgent); anyone != wantAnyone || !maps.Equal(own, wantOwn) {
+				t.Errorf("%s: %d, %v", when, anyone, own)
+			}
+		}
+		check("nobody waits", 0, map[string]int{})
+		for range 6 {
+			ask("a", Urgent) // it gets four: the last one with two free
+		}
+		check("one slot is free", 0, map[string]int{"a": 2})
+		ask("b", Urgent)
+		check("all are taken", 0, map[string]int{"a": 2})
+		for _, client := range []string{"b", "b", "c", "c", "c", "", "", ""} {
+			ask(client, Urgent)
+		}
+		ask("d", Later)
+		check("others wait", 6, map[string]int{"a": 2, "b": 1, "c": 1}) // b has one and may have two
 	})
 }

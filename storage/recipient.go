@@ -9,7 +9,7 @@ import (
 )
 
 // ErrSlow: the client reads so slowly that it keeps others from what they need.
-var ErrSlow = errors.New("the client reads too slowly, and the cache has no room for others")
+var ErrSlow = errors.New("the client reads too slowly, and others need what it keeps")
 
 const (
 	// While room is short, a client may take slowAfter for each slowStep bytes: 34 KiB/s. It is
