@@ -52,6 +52,8 @@ type Options struct {
 	Totals func(Totals) Totals
 
 	Refused func() int64 // connections that were refused since the start; nil: none can be
+
+	Compat bool // metrics have the names of distribution's registry, too
 }
 
 // LastReload says how the last SIGHUP ended. The zero value means that there was none yet.
@@ -66,14 +68,11 @@ type LastReload struct {
 // Options.Hosts allows.
 func New(o Options) http.Handler {
 	a := newAdmin(o)
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newCollector(a))
-
 	m := mux.NewRouter()
 	get := func(path string, h http.Handler) { m.Handle(path, h).Methods(http.MethodGet, http.MethodHead) }
 	get("/healthz", http.HandlerFunc(ok))
 	get("/readyz", http.HandlerFunc(a.ready))
-	get("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	get("/metrics", a.metrics())
 	get("/api/v1/stats", a.checkHost(http.HandlerFunc(a.stats)))
 	if a.Images != nil {
 		get("/api/v1/images", a.checkHost(http.HandlerFunc(a.images)))
@@ -87,6 +86,24 @@ func New(o Options) http.Handler {
 		refuse(http.StatusMethodNotAllowed, "method not allowed").ServeHTTP(w, req)
 	}))
 	return m
+}
+
+// NewMetrics returns the handler of a listener that has /metrics alone. Metrics name no repository,
+// and every Host is answered. It is safe for concurrent use.
+func NewMetrics(o Options) http.Handler {
+	m := http.NewServeMux()
+	m.Handle("GET /metrics", newAdmin(o).metrics())
+	return m
+}
+
+// metrics returns the handler of /metrics.
+func (a *admin) metrics() http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newCollector(a))
+	if a.Compat {
+		reg.MustRegister(newCompatCollector(a))
+	}
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 }
 
 func newAdmin(o Options) *admin {

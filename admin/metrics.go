@@ -36,8 +36,12 @@ var families = map[string][]string{
 	"upstream_ratelimit_remaining":  {"Pulls left in the window.", "upstream"},
 	"upstream_ratelimit_window_seconds": {
 		"Length of the window.", "upstream"},
+	"upstream_ratelimit_reset_timestamp_seconds": {
+		"When the window ends at the latest: from then on limit and remaining say nothing.", "upstream"},
+	"upstream_credential_state":     {"1 for the state of the access token (accepted, refused, expired, missing and so on), 0 for the others.", "upstream", "state"},
 	"upstream_resumes_total":        {"Broken or stalled downloads that were resumed with Range."},
 	"digest_mismatch_total":         {"Downloads with a wrong digest or length. None was kept."},
+	"cache_corrupt_total":           {"Blobs dropped because their bytes had changed on the disk."},
 	"cache_write_errors_total":      {"Errors of the disk. The clients were served all the same."},
 	"stale_referrers_total":         {"Referrers of cached manifests answered while the upstream could not be asked."},
 	"stale_served_total":            {"Tags served from the cache because the upstream could not be asked."},
@@ -56,8 +60,8 @@ var families = map[string][]string{
 	"cache_longest_idle_seconds":    {"Time since the last use of what is evicted next. A short one means that the cache is small."},
 	"disk_size_bytes":               {"Size of the file system that the cache is on."},
 	"disk_free_bytes":               {"Bytes that are free on the file system that the cache is on, for the server."},
-	"evictions_total":               {"Blobs and manifests evicted."},
-	"evicted_bytes_total":           {"Bytes of evicted blobs and manifests."},
+	"evictions_total":               {"Blobs and manifests evicted, by what room was made for: the budget, min_free, or inodes.", "reason"},
+	"evicted_bytes_total":           {"Bytes of evicted blobs and manifests, by what room was made for.", "reason"},
 	"slow_readers_total":            {"Clients that were cut off because they read slowly and kept room or slots that others needed."},
 	"config_last_reload_successful": {"1 if the last SIGHUP changed to the new settings, 0 if the old ones stayed."},
 	"config_last_reload_timestamp_seconds": {
@@ -65,6 +69,9 @@ var families = map[string][]string{
 	"build_info":     {"1, with the versions of the program and of Go as labels.", "version", "goversion"},
 	"uptime_seconds": {"Time since the start."},
 }
+
+// credentialStates are the states that Credential has.
+var credentialStates = []string{"none", "untried", "accepted", "refused", "expired", "throttled", "missing", "unreadable", "empty", "malformed"}
 
 func newCollector(a *admin) *collector {
 	c := &collector{a: a, descs: map[string]*prometheus.Desc{}}
@@ -108,12 +115,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("upstream_bytes_total", r.Fetched)
 	count("upstream_resumes_total", r.Resumes)
 	count("digest_mismatch_total", r.DigestMismatches)
+	count("cache_corrupt_total", s.Corrupt)
 	count("cache_write_errors_total", s.WriteErrors)
 	count("stale_referrers_total", r.StaleReferrers)
 	count("stale_served_total", r.Manifest.Stale)
 	count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
-	count("evictions_total", s.Evictions)
-	count("evicted_bytes_total", s.EvictedBytes)
+	for _, why := range []storage.EvictionReason{storage.ForBudget, storage.ForMinFree, storage.ForInodes} {
+		count("evictions_total", s.EvictedFor[why].Count, string(why))
+		count("evicted_bytes_total", s.EvictedFor[why].Bytes, string(why))
+	}
 	count("connections_refused_total", c.a.Refused())
 	count("slow_readers_total", s.SlowReaders+r.SlowReaders)
 	gauge("visibility_overdue", int64(r.OverdueVisibilities))
@@ -176,12 +186,16 @@ func (c *collector) reload(send func(prometheus.ValueType, string, float64, ...s
 	if last.Time.IsZero() {
 		return
 	}
-	ok := 0.0
-	if last.OK {
-		ok = 1
-	}
-	send(prometheus.GaugeValue, "config_last_reload_successful", ok)
+	send(prometheus.GaugeValue, "config_last_reload_successful", float64(one(last.OK)))
 	send(prometheus.GaugeValue, "config_last_reload_timestamp_seconds", float64(last.Time.Unix()))
+}
+
+// one is 1 for true and 0 for false.
+func one(yes bool) int64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // upstream sends the metrics of one upstream.
@@ -194,15 +208,15 @@ func (c *collector) upstream(u upstream.Stats, count, gauge func(string, int64, 
 		count("upstream_token_requests_total", n, u.Registry, result)
 	}
 	for _, state := range []string{"ok", "cooling", "denied", "down"} {
-		v := int64(0)
-		if state == u.State {
-			v = 1
-		}
-		gauge("upstream_state", v, u.Registry, state)
+		gauge("upstream_state", one(state == u.State), u.Registry, state)
+	}
+	for _, state := range credentialStates {
+		gauge("upstream_credential_state", one(state == string(u.Credential.State)), u.Registry, state)
 	}
 	if q := u.RateLimit; q != nil {
 		gauge("upstream_ratelimit_limit", q.Limit, u.Registry)
 		gauge("upstream_ratelimit_remaining", q.Remaining, u.Registry)
 		gauge("upstream_ratelimit_window_seconds", q.WindowSeconds, u.Registry)
+		gauge("upstream_ratelimit_reset_timestamp_seconds", q.Observed.Unix()+q.WindowSeconds, u.Registry)
 	}
 }

@@ -43,6 +43,8 @@ type Store struct {
 	Evictions     int64      `json:"evictions"` // of blobs and manifests
 	EvictedBytes  int64      `json:"evicted_bytes"`
 	SlowReaders   int64      `json:"slow_readers"`    // clients that were cut off because they kept room or slots that others needed
+	Corrupt       int64      `json:"corrupt"`         // blobs dropped because their bytes had changed on the disk
+	WriteErrors   int64      `json:"write_errors"`    // errors of the disk; the clients were served all the same
 	DiskBytes     int64      `json:"disk_bytes"`      // size of the file system; it and what is free are measured every ten seconds
 	DiskFreeBytes int64      `json:"disk_free_bytes"` // that the server may write
 	OldestUse     *time.Time `json:"oldest_use"`      // the oldest last use among what may be evicted next; null while the store is empty
@@ -245,7 +247,8 @@ func (a *admin) document(now time.Time) Stats {
 		Store: Store{
 			Bytes: s.Bytes, ReservedBytes: s.ReservedBytes, PinnedBytes: s.PinnedBytes, BudgetBytes: s.BudgetBytes,
 			IndexBytes: s.IndexBytes, Blobs: s.Blobs, Manifests: s.Manifests, Tags: s.Tags,
-			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, SlowReaders: s.SlowReaders + r.SlowReaders, DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},
+			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, SlowReaders: s.SlowReaders + r.SlowReaders, Corrupt: s.Corrupt, WriteErrors: s.WriteErrors,
+			DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},
 		},
 		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)), Totals: totals,
 		Upstreams: []Upstream{}, Inflight: []Inflight{},

@@ -31,6 +31,8 @@ type Requests struct {
 	// pull: they are no hits of earlier work.
 	ReadAhead int64
 
+	Sent, Fetched int64 // bytes of bodies to clients, and from upstreams
+
 	Errors Errors
 
 	// FirstByte is the time to the first byte of the answer, by outcome.
@@ -81,6 +83,8 @@ func (r *Registry) Stats() Stats {
 	for _, m := range r.mirrors {
 		u := m.client.Stats()
 		s.Fetched += u.Fetched
+		s.Manifest.Fetched += u.Manifests
+		s.Blob.Fetched += u.Fetched - u.Manifests
 		s.Resumes += u.Resumes
 		s.Upstreams = append(s.Upstreams, u)
 		n, oldest := m.overdue.stats(time.Now())
@@ -182,6 +186,7 @@ func requests(t *tally) Requests {
 	for i, n := range []*int64{&r.Hit, &r.Revalidated, &r.Miss, &r.Shared, &r.Stale, &r.Bypass, nil} {
 		h := t.firstByte[i].snapshot()
 		r.FirstByte[outcomes[i]] = h
+		r.Sent += t.sent[i].Load()
 		if n != nil {
 			*n = h.Count
 		}

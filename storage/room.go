@@ -2,6 +2,7 @@ package storage
 
 import (
 	"io/fs"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,7 @@ type room struct {
 	manifests    int64 // number among the entries
 	evictions    int64
 	evictedBytes int64
+	evictedFor   map[EvictionReason]Evicted // the same by reason
 }
 
 // claim checks that in may begin, and takes over a parked partial of its digest in the same
@@ -87,7 +89,7 @@ func (r *room) reserve(v *reservation, n int64) error {
 			return nil
 		}
 		r.mu.Lock()
-		victims := r.evict(r.lru.Victims(n, short), short > 0)
+		victims := r.evict(r.lru.Victims(n, short), because(short))
 		r.mu.Unlock()
 		if len(victims) == 0 {
 			if short <= 0 && r.reserveNow(v, n) { // somebody has given room back meanwhile
@@ -166,21 +168,31 @@ func (r *room) shrink() {
 	r.mu.Lock()
 	// Files that were evicted already and are still read give their space back by themselves.
 	short -= r.lru.Usage().Leaving
-	victims := r.evict(r.lru.Shed(short), short > 0)
+	victims := r.evict(r.lru.Shed(short), because(short))
 	r.mu.Unlock()
 	r.unlink(victims)
 	r.inodes.free(r)
 }
 
-// evict counts victims, which are out of the lru, as evicted, and prepares their unlinking.
-// forDisk says that they go for the free space, and not for the budget. mu is held.
-func (r *room) evict(victims []*entry, forDisk bool) []*entry {
+// because is why something is evicted while short more bytes have to become free on the disk.
+func because(short int64) EvictionReason {
+	if short > 0 {
+		return ForMinFree
+	}
+	return ForBudget
+}
+
+// evict counts victims, which are out of the lru, as evicted, and prepares their unlinking. mu is
+// held.
+func (r *room) evict(victims []*entry, why EvictionReason) []*entry {
 	for _, e := range victims {
 		if !e.Value.has(isPartial) {
-			r.shortages.evicted(e.Key, r.evictedBytes, forDisk)
+			r.shortages.evicted(e.Key, r.evictedBytes, why != ForBudget)
 		}
 		r.evictions++
 		r.evictedBytes += e.Size
+		was := r.evictedFor[why]
+		r.evictedFor[why] = Evicted{was.Count + 1, was.Bytes + e.Size}
 		r.beginUnlink(e)
 	}
 	return victims
@@ -385,6 +397,7 @@ func (r *room) stats() Stats {
 		Blobs:         int64(u.Entries) - r.manifests,
 		Evictions:     r.evictions,
 		EvictedBytes:  r.evictedBytes,
+		EvictedFor:    maps.Clone(r.evictedFor),
 		SlowReaders:   r.recipients.Cut(),
 	}
 	fresh, proven := r.lru.Oldest()

@@ -36,7 +36,7 @@ func TestEvictionByLastUse(t *testing.T) {
 			t.Errorf("blob %d: there = %v", i, ok)
 		}
 	}
-	if st := s.Stats(); st.Evictions != 1 || st.EvictedBytes != 1<<20 {
+	if st := s.Stats(); st.Evictions != 1 || st.EvictedBytes != 1<<20 || st.EvictedFor[ForBudget] != (Evicted{1, 1 << 20}) {
 		t.Errorf("%+v", st)
 	}
 	balanced(t, s)
@@ -229,7 +229,7 @@ func TestPartialThatIsResumedIsNoVictim(t *testing.T) {
 	// Somebody else picks victims to make room.
 	s.room.evicting.Lock()
 	s.room.mu.Lock()
-	victims := s.room.evict(s.room.lru.Victims(7<<20, 0), false)
+	victims := s.room.evict(s.room.lru.Victims(7<<20, 0), ForBudget)
 	s.room.mu.Unlock()
 	// Begin opens the file.
 	if err := in.open(); err != nil {

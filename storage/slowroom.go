@@ -103,7 +103,7 @@ func (r *room) endSlow() (still bool) {
 			}
 		}
 	}
-	r.evict(victims, space > 0)
+	r.evict(victims, because(space))
 	r.mu.Unlock()
 	for _, c := range ended {
 		c.Cut()

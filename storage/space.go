@@ -113,7 +113,7 @@ func (f *freeInodes) short(minFree int64) int64 {
 func (f *freeInodes) free(r *room) {
 	for n := f.short(r.minFree.Load()); n > 0; n-- {
 		r.mu.Lock()
-		victims := r.evict(r.lru.Victims(0, 1), true)
+		victims := r.evict(r.lru.Victims(0, 1), ForInodes)
 		r.mu.Unlock()
 		if len(victims) == 0 {
 			return

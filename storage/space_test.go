@@ -201,7 +201,7 @@ func TestMinFreeWaitsForReaders(t *testing.T) {
 	for range 3 {
 		s.room.shrink()
 	}
-	if st := s.Stats(); st.Evictions != 2 {
+	if st := s.Stats(); st.Evictions != 2 || st.EvictedFor[ForMinFree] != (Evicted{2, 2 << 20}) {
 		t.Errorf("%d blobs of 1 MiB were evicted, and 2 MiB are short", st.Evictions)
 	}
 }
@@ -263,7 +263,7 @@ func TestInodesAreKeptFree(t *testing.T) {
 			t.Fatalf("blob %d is not kept", n)
 		}
 	}
-	if st := s.Stats(); st.WriteErrors > 0 || st.Evictions == 0 || st.Blobs < 100 {
+	if st := s.Stats(); st.WriteErrors > 0 || st.EvictedFor[ForInodes].Count == 0 || st.Blobs < 100 {
 		t.Errorf("%+v", st)
 	}
 	balanced(t, s)

@@ -97,6 +97,7 @@ func newStore(o Options) *Store {
 		folderLost: s.house.folderLost,
 	}
 	s.room = room{
+		evictedFor:   map[EvictionReason]Evicted{},
 		files:        &s.files,
 		catalogue:    &s.catalogue,
 		inodes:       freeInodes{measure: func() (disk.Space, error) { return disk.Measure(o.Dir) }},
@@ -263,13 +264,27 @@ type Stats struct {
 
 	Evictions    int64
 	EvictedBytes int64
-	SlowReaders  int64     // clients that were cut off because they kept room that others needed
-	Corrupt      int64     // blobs dropped because their bytes had changed on disk
-	WriteErrors  int64     // disk errors; the clients were served all the same
-	OldestUse    time.Time // the oldest last use among the next victims of both segments of the lru; zero when the store is empty
+	EvictedFor   map[EvictionReason]Evicted // the same by reason; what is absent is 0
+	SlowReaders  int64                      // clients that were cut off because they kept room that others needed
+	Corrupt      int64                      // blobs dropped because their bytes had changed on disk
+	WriteErrors  int64                      // disk errors; the clients were served all the same
+	OldestUse    time.Time                  // the oldest last use among the next victims of both segments of the lru; zero when the store is empty
 
 	Shortages []Shortage // what the cache is too small for
 }
+
+// EvictionReason says what room was made for by an eviction.
+type EvictionReason string
+
+// The reasons.
+const (
+	ForBudget  EvictionReason = "budget"   // the cache would have passed its budget
+	ForMinFree EvictionReason = "min_free" // the file system had too little space left
+	ForInodes  EvictionReason = "inodes"   // the file system had too few inodes left
+)
+
+// Evicted counts blobs, manifests and partial downloads that were evicted, with their bytes.
+type Evicted struct{ Count, Bytes int64 }
 
 // Stats returns a snapshot.
 func (s *Store) Stats() Stats {

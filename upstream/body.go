@@ -230,7 +230,7 @@ func (b *Body) request(patience time.Duration) error {
 		return classify(to.Host, err)
 	}
 	b.blob.found(at)
-	b.body, b.cancel = counted{resp.Body, &b.blob.client.fetched}, cancel
+	b.body, b.cancel = counted{resp.Body, &b.blob.client.blobBytes}, cancel
 	b.stall = time.AfterFunc(stallDeadline, func() { cancel(errStalled) })
 	b.stall.Stop()
 	return b.skip(resp.StatusCode)

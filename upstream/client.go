@@ -69,10 +69,11 @@ type Client struct {
 	record record
 	log    *slog.Logger
 
-	requests  atomic.Int64
-	fetched   atomic.Int64 // body bytes of manifests and blobs
-	resumes   atomic.Int64
-	responses [6]atomic.Int64 // by the first digit of the status; 0: no answer
+	requests      atomic.Int64
+	blobBytes     atomic.Int64 // of bodies
+	manifestBytes atomic.Int64 // of bodies
+	resumes       atomic.Int64
+	responses     [6]atomic.Int64 // by the first digit of the status; 0: no answer
 }
 
 // New returns a Client. It makes no request.
@@ -374,6 +375,7 @@ type Stats struct {
 	State         string // ok, cooling (429), denied (credential refused), down
 	Requests      int64  // to the registry and its CDN
 	Fetched       int64  // body bytes of manifests and blobs
+	Manifests     int64  // how many of Fetched were manifests
 	Resumes       int64  // bodies that broke or stalled, and were continued by Range
 	Authenticated bool   // a credential is configured
 	RateLimit     *RateLimit
@@ -391,9 +393,10 @@ type Stats struct {
 
 // Stats returns a snapshot.
 func (c *Client) Stats() Stats {
+	manifests := c.manifestBytes.Load()
 	s := Stats{
 		Registry: c.name, URL: c.base.String(), State: c.health.state(c.version(context.Background())), Requests: c.requests.Load(),
-		Fetched: c.fetched.Load(), Resumes: c.resumes.Load(), Authenticated: c.cred != nil, RateLimit: c.quota.rateLimit(),
+		Fetched: c.blobBytes.Load() + manifests, Manifests: manifests, Resumes: c.resumes.Load(), Authenticated: c.cred != nil, RateLimit: c.quota.rateLimit(),
 		Credential: c.auth.CredentialStatus(), Failure: c.record.last(), ClockAhead: c.record.clock(),
 		Responses: map[string]int64{}, TokenRequests: map[string]int64{},
 	}

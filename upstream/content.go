@@ -116,7 +116,7 @@ func (c *Client) Manifest(ctx context.Context, repository, reference string) (Ma
 	if resp.StatusCode != http.StatusOK {
 		return Manifest{}, &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode}
 	}
-	body, err := io.ReadAll(io.LimitReader(counted{resp.Body, &c.fetched}, MaxManifest+1))
+	body, err := io.ReadAll(io.LimitReader(counted{resp.Body, &c.manifestBytes}, MaxManifest+1))
 	if err != nil {
 		return Manifest{}, classify(host.Host, err)
 	}
