@@ -66,6 +66,7 @@ schema number
 store.blobs number
 store.budget_bytes number
 store.bytes number
+store.corrupt number
 store.disk_bytes number
 store.disk_free_bytes number
 store.evicted_bytes number
@@ -77,6 +78,7 @@ store.pinned_bytes number
 store.reserved_bytes number
 store.slow_readers number
 store.tags number
+store.write_errors number
 totals.bytes.fetched number
 totals.bytes.hit number
 totals.bytes.read_ahead_unused number

@@ -18,9 +18,18 @@ import (
 // listener is one listener of the server.
 type listener struct {
 	net.Listener
-	admin bool
-	tls   bool
+	side side
+	tls  bool
 }
+
+// side is what a listener is for.
+type side int
+
+const (
+	pullSide side = iota
+	adminSide
+	metricsSide // has /metrics alone, and is never systemd's
+)
 
 func (l listener) String() string {
 	addr := l.Addr().String()
@@ -71,15 +80,15 @@ func (srv *server) listen() (ls []listener, err error) {
 	}
 	srv.gate = &gate{log: srv.log}
 	srv.gate.set(nets)
-	for _, side := range []struct {
+	for _, part := range []struct {
+		side  side
 		name  string
 		addrs []string
-		admin bool
-	}{{pullSocket, srv.settings.Listen, false}, {adminSocket, srv.settings.Admin.Listen, true}} {
-		raw := slices.DeleteFunc(given[side.name], func(l net.Listener) bool { return l == nil })
+	}{{pullSide, pullSocket, srv.settings.Listen}, {adminSide, adminSocket, srv.settings.Admin.Listen}, {metricsSide, "", srv.settings.Metrics.Listen}} {
+		raw := slices.DeleteFunc(given[part.name], func(l net.Listener) bool { return l == nil })
 		if len(raw) == 0 {
-			for _, addr := range side.addrs {
-				l, err := listenOn(addr, side.admin)
+			for _, addr := range part.addrs {
+				l, err := listenOn(addr, part.side == adminSide)
 				if err != nil {
 					return ls, err
 				}
@@ -87,12 +96,12 @@ func (srv *server) listen() (ls []listener, err error) {
 			}
 		}
 		for _, l := range raw {
-			if !side.admin {
+			if part.side == pullSide {
 				l = gated{l, srv.gate}
 			}
 			// Not on unix sockets, which don't leave this machine.
-			withTLS := srv.tls != nil && !side.admin && l.Addr().Network() == "tcp"
-			ls = append(ls, listener{l, side.admin, withTLS})
+			withTLS := srv.tls != nil && part.side == pullSide && l.Addr().Network() == "tcp"
+			ls = append(ls, listener{l, part.side, withTLS})
 		}
 	}
 	return ls, nil

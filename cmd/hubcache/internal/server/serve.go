@@ -27,20 +27,18 @@ const (
 // serveAll starts a server for each listener.
 func (srv *server) serveAll(ls []listener) {
 	hosts := srv.adminHosts()
-	adminHandler := admin.New(admin.Options{
+	o := admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
 		Images: func(ctx context.Context) (*inventory.List, error) { return inventory.Make(ctx, srv.store) },
 		Token:  srv.adminToken(), Log: srv.log, Totals: srv.totals.add,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
-	})
+		Compat: bool(srv.settings.Metrics.Compat),
+	}
+	handlers := map[side]http.Handler{pullSide: srv.registry, adminSide: admin.New(o), metricsSide: admin.NewMetrics(o)}
 	for _, l := range ls {
-		h := http.Handler(srv.registry)
-		if l.admin {
-			h = adminHandler
-		}
 		s := &http.Server{
-			Handler: h, ReadHeaderTimeout: headerWithin, IdleTimeout: idleWithin, MaxHeaderBytes: headerBytes,
+			Handler: handlers[l.side], ReadHeaderTimeout: headerWithin, IdleTimeout: idleWithin, MaxHeaderBytes: headerBytes,
 			// No WriteTimeout: a layer may take long, and its handler sets the deadline.
 			ErrorLog: slog.NewLogLogger(srv.log.Handler(), slog.LevelDebug),
 		}
@@ -49,12 +47,12 @@ func (srv *server) serveAll(ls []listener) {
 			s.TLSConfig = &tls.Config{GetCertificate: srv.tls.get, MinVersion: tls.VersionTLS12}
 			serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
 		}
-		if l.admin {
-			s.ConnContext = admin.ConnContext
-			srv.admins = append(srv.admins, s)
-		} else {
+		if l.side == pullSide {
 			s.ConnState = srv.gate.track
 			srv.pulls = append(srv.pulls, s)
+		} else {
+			s.ConnContext = admin.ConnContext
+			srv.admins = append(srv.admins, s)
 		}
 		go func() {
 			if err := serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {

@@ -104,22 +104,19 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 // greet logs in one line what runs, and warns of what is probably not meant.
 func (srv *server) greet(ls []listener) {
 	s := srv.settings
-	var pull, adm []string
-	for _, l := range ls {
-		if l.admin {
-			adm = append(adm, l.String())
-		} else {
-			pull = append(pull, l.String())
-		}
-	}
+	pull, adm, metrics := addresses(ls, pullSide), addresses(ls, adminSide), addresses(ls, metricsSide)
 	as := "anonymous"
 	if srv.cred != nil {
 		as = string(s.Upstream.Username)
 	}
 	budget := srv.store.Budget()
-	srv.log.Info("hubcache is ready", "version", srv.version, "listen", pull, "admin", adm, "data_dir", s.DataDir,
+	line := []any{"version", srv.version, "listen", pull, "admin", adm, "data_dir", s.DataDir,
 		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
-		"upstream", s.Upstream.URL, "as", as)
+		"upstream", s.Upstream.URL, "as", as}
+	if len(metrics) > 0 {
+		line = append(line, "metrics", metrics)
+	}
+	srv.log.Info("hubcache is ready", line...)
 	srv.warn(s)
 	srv.warnBudget()
 	if srv.cred == nil {

@@ -13,22 +13,27 @@ import (
 // show prepares what GET /api/v1/settings answers: where the server really listens, and what it
 // runs with.
 func (srv *server) show(ls []listener) {
-	doc := admin.Settings{Listen: []string{}, Admin: []string{}, User: strconv.Itoa(os.Geteuid()), Unit: unit()}
+	doc := admin.Settings{User: strconv.Itoa(os.Geteuid()), Unit: unit()}
 	if u, err := user.LookupId(doc.User); err == nil {
 		doc.User = u.Username
 	}
-	for _, l := range ls {
-		if l.admin {
-			doc.Admin = append(doc.Admin, l.String())
-		} else {
-			doc.Listen = append(doc.Listen, l.String())
-		}
-	}
+	doc.Listen, doc.Admin = addresses(ls, pullSide), addresses(ls, adminSide)
 	if srv.cred != nil {
 		doc.PasswordFile = srv.cred.Path()
 	}
 	srv.shown.Store(&doc)
 	srv.showSettings()
+}
+
+// addresses are those of the listeners of one side; never nil.
+func addresses(ls []listener, of side) []string {
+	all := []string{}
+	for _, l := range ls {
+		if l.side == of {
+			all = append(all, l.String())
+		}
+	}
+	return all
 }
 
 // showSettings puts the settings that run into what is answered.

@@ -36,6 +36,11 @@ func (s *Settings) check() error {
 			return fmt.Errorf("admin.listen: %w", err)
 		}
 	}
+	for _, addr := range s.Metrics.Listen {
+		if err := CheckAddress(addr); err != nil {
+			return fmt.Errorf("metrics.listen: %w", err)
+		}
+	}
 	if err := s.checkConflicts(); err != nil {
 		return err
 	}
@@ -118,23 +123,23 @@ func CheckAddress(addr string) error {
 
 // checkConflicts finds two addresses of which only one could be listened on.
 func (s *Settings) checkConflicts() error {
-	for i, a := range s.Listen {
-		for _, b := range s.Listen[:i] {
-			if conflict(a, b) {
-				return fmt.Errorf("listen: %s and %s are the same address", b, a)
+	type address struct{ key, addr string }
+	var all []address
+	for _, side := range []struct {
+		key   string
+		addrs List
+	}{{"listen", s.Listen}, {"admin.listen", s.Admin.Listen}, {"metrics.listen", s.Metrics.Listen}} {
+		for _, addr := range side.addrs {
+			for _, b := range all {
+				if !conflict(addr, b.addr) {
+					continue
+				}
+				if b.key == side.key {
+					return fmt.Errorf("%s: %s and %s are the same address", b.key, b.addr, addr)
+				}
+				return fmt.Errorf("%s is %s, and %s is %s: each needs an address of its own", side.key, addr, b.key, b.addr)
 			}
-		}
-	}
-	for i, a := range s.Admin.Listen {
-		for _, b := range s.Listen {
-			if conflict(a, b) {
-				return fmt.Errorf("admin.listen is %s, and listen is %s: each needs an address of its own", a, b)
-			}
-		}
-		for _, b := range s.Admin.Listen[:i] {
-			if conflict(a, b) {
-				return fmt.Errorf("admin.listen: %s and %s are the same address", b, a)
-			}
+			all = append(all, address{side.key, addr})
 		}
 	}
 	return nil

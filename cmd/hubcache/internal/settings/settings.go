@@ -79,6 +79,10 @@ type Settings struct {
 			MaxWait   Duration
 		}
 	}
+	Metrics struct {
+		Listen List // host:port or unix:/path, with /metrics alone
+		Compat Bool // the names of distribution's registry, too
+	}
 	Log struct {
 		Level  LogLevel
 		Format LogFormat
@@ -173,6 +177,10 @@ func (s *Settings) table() []row {
 		}},
 		{key: "read_ahead", effect: onReload, value: &s.ReadAhead, defValue: "true"},
 		{key: "docker", effect: onRun, rows: s.dockerTable()},
+		{key: "metrics", effect: onRestart, rows: []row{
+			{key: "listen", value: &s.Metrics.Listen},
+			{key: "compat", value: &s.Metrics.Compat},
+		}},
 		{key: "log", rows: []row{
 			{key: "level", effect: onReload, value: &s.Log.Level, defValue: "info", flag: "log-level",
 				help: "`level`: debug, info, warn or error"},
