@@ -24,6 +24,8 @@ import (
 // causes: Load at the start and SetMax may exceed Max. Then Reserve refuses, and
 // Usage.Excess says how much has to leave.
 //
+// Pinned entries never leave but by Remove. The caller decides how many bytes may be pinned.
+//
 // Not safe for concurrent use.
 type Cache[K comparable, V any] struct {
 	max, used, reserved int64
@@ -31,10 +33,11 @@ type Cache[K comparable, V any] struct {
 
 	fresh, proven segment[K, V] // whole entries: used once, and used again
 	partial       segment[K, V] // unfinished entries that nobody works on; they leave first
+	pinned        segment[K, V] // whole entries that don't leave
 }
 
-// freshShare is the share of the budget, as one part of so many, that fresh entries may fill
-// before they leave ahead of the proven ones. With a tenth, a new image has too little time
+// freshShare is the share of what isn't pinned of the budget, as one part of so many, that fresh
+// entries may fill before they leave ahead of the proven ones. With a tenth, a new image has too little time
 // to be used again. With a half, a job that pulls many images once evicts too much.
 const freshShare = 4
 
@@ -53,8 +56,9 @@ type Entry[K comparable, V any] struct {
 	Size  int64 // bytes
 	Value V
 
-	holders int32
-	place   place
+	holders  int32
+	place    place
+	unpinned place // of a pinned entry: the segment that it goes back to
 }
 
 // place says in which segment an entry is.
@@ -65,6 +69,7 @@ const (
 	inFresh
 	inProven
 	inPartial
+	inPinned
 	inWork // unfinished and reserved again, so in no segment
 )
 
@@ -75,6 +80,7 @@ func New[K comparable, V any](max int64) *Cache[K, V] {
 	c.fresh.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	c.proven.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	c.partial.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
+	c.pinned.list, _ = simplelru.NewLRU[K, *Entry[K, V]](math.MaxInt, nil)
 	return c
 }
 
@@ -86,6 +92,7 @@ type Usage struct {
 	Leaving  int64 // the part of Used that goes when the readers of removed entries close them
 	Excess   int64 // what is beyond the budget even when all that is leaving has gone
 	Idle     int64 // the part of Used that nobody holds, and that can leave at once
+	Pinned   int64 // the part of Used that never leaves by itself
 	Entries  int   // number of whole entries
 }
 
@@ -98,7 +105,8 @@ func (c *Cache[K, V]) Usage() Usage {
 		Leaving:  c.leaving,
 		Excess:   max(0, c.used-c.leaving+c.reserved-c.max),
 		Idle:     c.partial.idleBytes + c.fresh.idleBytes + c.proven.idleBytes,
-		Entries:  c.fresh.list.Len() + c.proven.list.Len(),
+		Pinned:   c.pinned.bytes,
+		Entries:  c.fresh.list.Len() + c.proven.list.Len() + c.pinned.list.Len(),
 	}
 }
 
@@ -190,8 +198,42 @@ func (c *Cache[K, V]) segment(e *Entry[K, V]) *segment[K, V] {
 		return &c.proven
 	case inPartial:
 		return &c.partial
+	case inPinned:
+		return &c.pinned
 	}
 	return nil
+}
+
+// Pin keeps the whole entry of k from leaving, and returns it, or nil when there is none.
+func (c *Cache[K, V]) Pin(k K) *Entry[K, V] {
+	e := c.Peek(k)
+	if e != nil && e.place != inPinned {
+		home := e.place
+		c.move(e, inPinned)
+		e.unpinned = home
+	}
+	return e
+}
+
+// Unpin takes back Pin, if k is pinned. The entry becomes the most recently used of the segment
+// that it was in, or of that to which its uses since would have taken it.
+func (c *Cache[K, V]) Unpin(k K) {
+	if e, ok := c.pinned.list.Peek(k); ok {
+		c.move(e, e.unpinned)
+	}
+}
+
+// IsPinned reports whether k is pinned.
+func (c *Cache[K, V]) IsPinned(k K) bool { return c.pinned.list.Contains(k) }
+
+// Pinned returns the pinned entries.
+func (c *Cache[K, V]) Pinned() []*Entry[K, V] { return c.pinned.list.Values() }
+
+// move makes e the most recently used entry of another segment.
+func (c *Cache[K, V]) move(e *Entry[K, V], to place) {
+	c.segment(e).remove(e)
+	e.place = to
+	c.segment(e).add(e)
 }
 
 func (s *segment[K, V]) add(e *Entry[K, V]) {
@@ -220,15 +262,18 @@ func (s *segment[K, V]) countIdle(e *Entry[K, V], sign int) {
 // when there is none. again says that this is another use than the one that brought it in:
 // from then on the entry counts as proven.
 func (c *Cache[K, V]) Use(k K, again bool) *Entry[K, V] {
-	e, ok := c.fresh.list.Get(k)
-	switch {
-	case !ok:
-		e, _ = c.proven.list.Get(k)
-	case again:
-		c.fresh.remove(e)
-		e.place = inProven
-		c.proven.add(e)
+	e := c.Peek(k)
+	if e == nil {
+		return nil
 	}
+	switch {
+	case !again || e.place == inProven:
+	case e.place == inPinned:
+		e.unpinned = inProven
+	default:
+		c.move(e, inProven)
+	}
+	c.segment(e).list.Get(k)
 	return e
 }
 
@@ -236,7 +281,10 @@ func (c *Cache[K, V]) Use(k K, again bool) *Entry[K, V] {
 func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
 	e, ok := c.proven.list.Peek(k)
 	if !ok {
-		e, _ = c.fresh.list.Peek(k)
+		e, ok = c.fresh.list.Peek(k)
+	}
+	if !ok {
+		e, _ = c.pinned.list.Peek(k)
 	}
 	return e
 }
@@ -244,8 +292,8 @@ func (c *Cache[K, V]) Peek(k K) *Entry[K, V] {
 // HasPartial reports whether k is an unfinished entry that nobody works on.
 func (c *Cache[K, V]) HasPartial(k K) bool { return c.partial.list.Contains(k) }
 
-// Oldest returns the least recently used fresh entry and the least recently used proven one.
-// Either may be nil.
+// Oldest returns the least recently used fresh entry and the least recently used proven one,
+// without those that are pinned. Either may be nil.
 func (c *Cache[K, V]) Oldest() (fresh, proven *Entry[K, V]) {
 	_, fresh, _ = c.fresh.list.GetOldest()
 	_, proven, _ = c.proven.list.GetOldest()
@@ -254,7 +302,7 @@ func (c *Cache[K, V]) Oldest() (fresh, proven *Entry[K, V]) {
 
 // All calls f for every whole entry.
 func (c *Cache[K, V]) All(f func(*Entry[K, V])) {
-	for _, s := range []*segment[K, V]{&c.fresh, &c.proven} {
+	for _, s := range []*segment[K, V]{&c.fresh, &c.proven, &c.pinned} {
 		for _, e := range s.list.Values() {
 			f(e)
 		}
@@ -309,7 +357,7 @@ func (c *Cache[K, V]) Victims(n, atLeast int64) []*Entry[K, V] {
 
 // Shed picks entries that bring the cache back within its budget, of at least atLeast bytes
 // in all. It picks as Victims does, and held entries when there are no others: their room
-// comes back when their holders release them.
+// comes back when their holders release them. Pinned ones stay.
 func (c *Cache[K, V]) Shed(atLeast int64) []*Entry[K, V] {
 	return c.take(max(c.Usage().Excess, atLeast), true)
 }
@@ -334,7 +382,7 @@ func (c *Cache[K, V]) next(heldToo bool) *Entry[K, V] {
 		return c.partial.oldest()
 	}
 	first, second := &c.proven, &c.fresh
-	if c.fresh.bytes > c.max/freshShare {
+	if c.fresh.bytes > (c.max-c.pinned.bytes)/freshShare {
 		first, second = second, first
 	}
 	for _, s := range []*segment[K, V]{first, second} {
@@ -364,8 +412,8 @@ func (s *segment[K, V]) oldest() *Entry[K, V] {
 	}
 }
 
-// Remove takes the entry of k, whole or unfinished, out and returns it, or nil when there is
-// none. It counts until Removed.
+// Remove takes the entry of k, whole or unfinished, pinned or not, out and returns it, or nil when
+// there is none. It counts until Removed.
 func (c *Cache[K, V]) Remove(k K) *Entry[K, V] {
 	e := c.Peek(k)
 	if e == nil {

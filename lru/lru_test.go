@@ -14,6 +14,7 @@ type model struct {
 	max, reserved int64
 	whole, part   []*entry        // oldest first
 	again         map[*entry]bool // those of whole that were used again
+	pinned        map[*entry]bool // those of whole that are pinned
 	leaving       []*entry
 	held          map[*entry]int
 }
@@ -27,10 +28,10 @@ func (m *model) used() (n int64) {
 	return n
 }
 
-// idle returns the bytes of the entries that nobody holds.
+// idle returns the bytes of the entries that nobody holds, and that aren't pinned.
 func (m *model) idle() (n int64) {
 	for _, e := range append(slices.Clone(m.whole), m.part...) {
-		if m.held[e] == 0 {
+		if m.held[e] == 0 && !m.pinned[e] {
 			n += e.Size
 		}
 	}
@@ -44,12 +45,12 @@ func find(list []*entry, k int) int {
 // run does what ops say (any bytes are valid) to a Cache and to the model, and compares them.
 func run(t *testing.T, ops []byte) {
 	const max = 100
-	c, m := New[int, struct{}](max), &model{max: max, held: map[*entry]int{}, again: map[*entry]bool{}}
+	c, m := New[int, struct{}](max), &model{max: max, held: map[*entry]int{}, again: map[*entry]bool{}, pinned: map[*entry]bool{}}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	open := []int64{} // reservations
 	for i := 0; i+1 < len(ops); i += 2 {
 		k, n := int(ops[i+1]%16), int64(ops[i+1]%40)
-		switch ops[i] % 10 {
+		switch ops[i] % 12 {
 		case 0: // reserve, evicting when needed
 			ok := c.Reserve(n)
 			if want := m.used()+m.reserved+n <= m.max; ok != want {
@@ -79,7 +80,7 @@ func run(t *testing.T, ops []byte) {
 			open = open[1:]
 			m.reserved -= r
 			e := &entry{Key: k, Size: r - rnd.Int64N(r/2+1)}
-			if ops[i]%10 == 1 {
+			if ops[i]%12 == 1 {
 				c.Commit(r, e)
 				m.whole = append(m.whole, e)
 			} else {
@@ -87,7 +88,7 @@ func run(t *testing.T, ops []byte) {
 				m.part = append(m.part, e)
 			}
 		case 3, 9: // use again, or a use that is part of the first
-			again := ops[i]%10 == 3
+			again := ops[i]%12 == 3
 			e := c.Use(k, again)
 			if j := find(m.whole, k); (j >= 0) != (e != nil) {
 				t.Fatalf("Use(%d, %v) = %v, model at %d", k, again, e, j)
@@ -136,12 +137,24 @@ func run(t *testing.T, ops []byte) {
 				leave(t, m, e, shed)
 			}
 			m.sweep(c)
-			if n := c.Usage().Excess; n > 0 && (len(m.whole) > 0 || len(m.part) > 0) {
+			if n := c.Usage().Excess; n > 0 && (len(m.whole) > len(m.pinned) || len(m.part) > 0) {
 				t.Fatalf("%d bytes too many, and yet something stayed", n)
 			}
 			m.max = max
 			c.SetMax(max)
+		case 10: // pin
+			if e := c.Pin(k); e != nil {
+				m.pinned[e] = true
+			}
+		case 11: // unpin; the entry is then the most recently used
+			c.Unpin(k)
+			if j := find(m.whole, k); j >= 0 && m.pinned[m.whole[j]] {
+				e := m.whole[j]
+				delete(m.pinned, e)
+				m.whole = append(slices.Delete(m.whole, j, j+1), e)
+			}
 		}
+		m.samePins(t, c)
 		if u := c.Usage(); u.Used != m.used() || u.Reserved != m.reserved || u.Used+u.Reserved > max || u.Entries != len(m.whole) {
 			t.Fatalf("op %d: %+v, model used %d, reserved %d, %d entries", i/2, u, m.used(), m.reserved, len(m.whole))
 		}
@@ -151,6 +164,21 @@ func run(t *testing.T, ops []byte) {
 	}
 	if n := c.Usage().Reserved; n != 0 {
 		t.Fatalf("%d bytes stay reserved", n)
+	}
+}
+
+// samePins compares what is pinned.
+func (m *model) samePins(t *testing.T, c *cache) {
+	t.Helper()
+	bytes := int64(0)
+	for _, e := range c.Pinned() {
+		bytes += e.Size
+		if !m.pinned[e] || !c.IsPinned(e.Key) || c.Peek(e.Key) != e {
+			t.Fatalf("%d is pinned", e.Key)
+		}
+	}
+	if n := len(c.Pinned()); n != len(m.pinned) || c.Usage().Pinned != bytes {
+		t.Fatalf("%d entries of %d bytes are pinned, %d by the model", n, c.Usage().Pinned, len(m.pinned))
 	}
 }
 
@@ -181,6 +209,7 @@ func leave(t *testing.T, m *model, e *entry, why reason) {
 			}
 		}
 		m.whole = slices.Delete(m.whole, j, j+1)
+		delete(m.pinned, e)
 	}
 	m.leaving = append(m.leaving, e)
 }
@@ -188,17 +217,22 @@ func leave(t *testing.T, m *model, e *entry, why reason) {
 // mayLeave checks that no other whole entry should have left instead of e.
 func (m *model) mayLeave(t *testing.T, e *entry, why reason) {
 	t.Helper()
-	idle := func(e *entry) bool { return m.held[e] == 0 }
+	if m.pinned[e] {
+		t.Fatal("a pinned entry left")
+	}
+	idle := func(e *entry) bool { return m.held[e] == 0 && !m.pinned[e] }
 	if !idle(e) && (why == evicted || slices.ContainsFunc(m.whole, idle)) {
 		t.Fatal("a held entry left before one that nobody holds")
 	}
-	fresh := int64(0)
+	fresh, pinned := int64(0), int64(0)
 	for _, o := range m.whole {
-		if !m.again[o] {
+		if m.pinned[o] {
+			pinned += o.Size
+		} else if !m.again[o] {
 			fresh += o.Size
 		}
 	}
-	freshFirst := fresh > m.max/freshShare
+	freshFirst := fresh > (m.max-pinned)/freshShare
 	for _, o := range m.whole {
 		if !idle(o) || o == e {
 			continue
@@ -218,7 +252,7 @@ func (m *model) passOver(e *entry) {
 	var older, rest []*entry
 	at := find(m.whole, e.Key)
 	for i, o := range m.whole {
-		if i < at && m.again[o] == m.again[e] {
+		if i < at && m.again[o] == m.again[e] && !m.pinned[o] {
 			older = append(older, o)
 		} else {
 			rest = append(rest, o)
