@@ -42,7 +42,7 @@ func times(first, all int64) (b [len(registry.FirstByteBounds)]int64) {
 func busy() Options {
 	return Options{
 		Store: fakeStore{
-			Bytes: 1, ReservedBytes: 2, PinnedBytes: 3, BudgetBytes: 4, IndexBytes: 5, Blobs: 6, Manifests: 7, Tags: 8,
+			Bytes: 1, ReservedBytes: 2, PinnedBytes: 3, Pins: 29, BudgetBytes: 4, IndexBytes: 5, Blobs: 6, Manifests: 7, Tags: 8,
 			Evictions: 9, EvictedBytes: 10, SlowReaders: 18, Corrupt: 19,
 			EvictedFor:  map[storage.EvictionReason]storage.Evicted{storage.ForBudget: {Count: 14, Bytes: 15}, storage.ForMinFree: {Count: 16, Bytes: 28}},
 			WriteErrors: 11, OldestUse: observed, DiskBytes: 13, DiskFreeBytes: 12,

@@ -52,7 +52,8 @@ var families = map[string][]string{
 	"inflight_downloads":            {"Blobs that are being downloaded."},
 	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
 	"cache_reserved_bytes":          {"Bytes promised to downloads, whose files have not grown to it yet."},
-	"cache_pinned_bytes":            {"Bytes that are pinned."},
+	"cache_pinned_bytes":            {"Bytes of pinned images, which are not evicted."},
+	"cache_pins":                    {"Images that are pinned."},
 	"cache_limit_bytes":             {"The budget, in bytes."},
 	"cache_needed_bytes":            {"Bytes of budget, or of disk for the cache, that would do for what clients ask for; 0 when nothing is too small.", "kind"},
 	"cache_index_bytes":             {"Size of the index, which the budget does not include."},
@@ -132,9 +133,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("cache_size_bytes", s.Bytes)
 	gauge("cache_reserved_bytes", s.ReservedBytes)
 	gauge("cache_pinned_bytes", s.PinnedBytes)
+	gauge("cache_pins", s.Pins)
 	gauge("cache_limit_bytes", s.BudgetBytes)
 	gauge("cache_index_bytes", s.IndexBytes)
-	for _, kind := range []storage.ShortageKind{storage.ImageTooLarge, storage.WorkingSet, storage.DiskTooSmall} {
+	for _, kind := range []storage.ShortageKind{storage.ImageTooLarge, storage.WorkingSet, storage.DiskTooSmall, storage.PinsTooLarge} {
 		needs := int64(0)
 		for _, short := range s.Shortages {
 			if short.Kind == kind {

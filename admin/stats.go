@@ -34,10 +34,11 @@ type Stats struct {
 type Store struct {
 	Bytes         int64      `json:"bytes"`          // of the files in blobs/ and ingest/
 	ReservedBytes int64      `json:"reserved_bytes"` // promised to downloads, whose files have not grown to it yet
-	PinnedBytes   int64      `json:"pinned_bytes"`
-	BudgetBytes   int64      `json:"budget_bytes"` // limit of Bytes and ReservedBytes together
-	IndexBytes    int64      `json:"index_bytes"`  // size of the index, which the budget doesn't include
-	Blobs         int64      `json:"blobs"`        // complete ones, without manifests
+	PinnedBytes   int64      `json:"pinned_bytes"`   // of Bytes: of pinned images, which are not evicted
+	Pins          int64      `json:"pins"`           // images that are pinned
+	BudgetBytes   int64      `json:"budget_bytes"`   // limit of Bytes and ReservedBytes together
+	IndexBytes    int64      `json:"index_bytes"`    // size of the index, which the budget doesn't include
+	Blobs         int64      `json:"blobs"`          // complete ones, without manifests
 	Manifests     int64      `json:"manifests"`
 	Tags          int64      `json:"tags"`
 	Evictions     int64      `json:"evictions"` // of blobs and manifests
@@ -54,8 +55,8 @@ type Store struct {
 
 // Shortage says that the budget or the disk is too small for what clients ask for.
 type Shortage struct {
-	Kind       string `json:"kind"`        // image, working_set or disk
-	Image      string `json:"image"`       // that is larger than the budget, or ""
+	Kind       string `json:"kind"`        // image, working_set, disk or pins
+	Image      string `json:"image"`       // that is larger than the budget, or is pinned and can be evicted, or ""
 	NeedsBytes int64  `json:"needs_bytes"` // of budget, or of disk for the cache, that would do
 	Message    string `json:"message"`     // for people, with the figure
 }
@@ -245,7 +246,7 @@ func (a *admin) document(now time.Time) Stats {
 	d := Stats{
 		Schema: Schema, Version: a.Version, UptimeSeconds: int64(now.Sub(a.Started).Seconds()),
 		Store: Store{
-			Bytes: s.Bytes, ReservedBytes: s.ReservedBytes, PinnedBytes: s.PinnedBytes, BudgetBytes: s.BudgetBytes,
+			Bytes: s.Bytes, ReservedBytes: s.ReservedBytes, PinnedBytes: s.PinnedBytes, Pins: s.Pins, BudgetBytes: s.BudgetBytes,
 			IndexBytes: s.IndexBytes, Blobs: s.Blobs, Manifests: s.Manifests, Tags: s.Tags,
 			Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, SlowReaders: s.SlowReaders + r.SlowReaders, Corrupt: s.Corrupt, WriteErrors: s.WriteErrors,
 			DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},

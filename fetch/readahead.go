@@ -22,7 +22,8 @@ const unusedAfter = 10 * time.Minute
 // store, one fails, or down returns an error. origin says of each, when its fetch begins,
 // under which repository it comes in: a repository may have become private meanwhile.
 //
-// Images that lack more than half of the budget aren't read ahead: they would evict themselves.
+// Images that lack more than half of what isn't pinned of the budget aren't read ahead: they would
+// evict themselves.
 func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, origin func() storage.Origin, down func() error) {
 	missing := int64(0)
 	for _, b := range image {
@@ -30,7 +31,7 @@ func (p *Pool) ReadAhead(asked digest.Digest, image []Blob, origin func() storag
 			missing += max(b.Size, 0)
 		}
 	}
-	if missing > p.store.Budget()/2 {
+	if missing > p.store.Unpinned()/2 {
 		return
 	}
 	next := make(chan Blob, len(image))

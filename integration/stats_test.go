@@ -75,6 +75,7 @@ store.index_bytes number
 store.manifests number
 store.oldest_use string
 store.pinned_bytes number
+store.pins number
 store.reserved_bytes number
 store.slow_readers number
 store.tags number

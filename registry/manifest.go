@@ -137,7 +137,7 @@ func (q *manifestRequest) noteSize(f *found) {
 	if q.digest != "" {
 		reference = q.full + "@" + q.ref
 	}
-	q.m.store.ImageAsked(reference, size)
+	q.m.store.ImageAsked(reference, f.digest, size)
 }
 
 // sendLarge sends a large manifest from its file, so that however many clients read it, and

@@ -253,6 +253,7 @@ type layout string
 func (l layout) blobs() string  { return filepath.Join(string(l), "blobs") }
 func (l layout) ingest() string { return filepath.Join(string(l), "ingest") }
 func (l layout) repos() string  { return filepath.Join(string(l), "repos") }
+func (l layout) pins() string   { return filepath.Join(string(l), "pins.json") }
 func (l layout) index() string  { return filepath.Join(string(l), indexName(indexVersion)) }
 
 // blob is the path of a committed blob. d must be valid.

@@ -18,6 +18,7 @@ import (
 // files, writes what is only in memory, forgets what nothing needs, and evicts for the free
 // space to keep.
 type housekeeping struct {
+	pins        *pins
 	files       *files
 	room        *room
 	catalogue   *catalogue
@@ -48,6 +49,7 @@ func (h *housekeeping) start() {
 	h.running.Go(h.run)
 	h.running.Go(h.writeIndex)
 	h.running.Go(h.makeRoom)
+	h.running.Go(func() { h.pins.run(h.stop) })
 	go h.repos.run()
 }
 
@@ -75,7 +77,7 @@ func (h *housekeeping) run() {
 		}
 		h.flush()
 		h.room.shrink()
-		h.room.shortages.say(h.room.budget(), h.log)
+		h.room.shortages.say(h.pins.store.tooSmall(), h.log)
 		if n%sweepEvery == 0 {
 			h.sweep(time.Now())
 		}
@@ -157,6 +159,7 @@ func (h *housekeeping) reconcile() {
 		}
 	}
 	h.flush()
+	h.pins.apply()
 	h.room.shrink()
 }
 

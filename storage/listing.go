@@ -15,6 +15,7 @@ type Entry struct {
 	LastUse  time.Time
 	Arrived  time.Time // when it came in
 	Manifest bool
+	Pinned   bool // it isn't evicted
 }
 
 // Entry returns what is known of blob d; ok is false when it isn't there. It is not a use.
@@ -28,7 +29,7 @@ func (r *room) entry(d digest.Digest) (Entry, bool) {
 		return Entry{}, false
 	}
 	v := &e.Value
-	return Entry{Digest: e.Key, Size: e.Size, LastUse: time.Unix(0, v.used), Arrived: time.Unix(0, v.mtime), Manifest: v.has(isManifest)}, true
+	return Entry{Digest: e.Key, Size: e.Size, LastUse: time.Unix(0, v.used), Arrived: time.Unix(0, v.mtime), Manifest: v.has(isManifest), Pinned: r.lru.IsPinned(e.Key)}, true
 }
 
 // Children returns the media type of a cached manifest and what it names, as the index has it,

@@ -340,6 +340,7 @@ const (
 	indexVersion = 1 // in the name of the index
 	repoVersion  = 1 // "schema" in repos/*.json
 	stateVersion = 1 // "schema" in ingest/*.json, which has none in version 1
+	pinsVersion  = 1 // "schema" in pins.json
 )
 
 // indexName is the name of an index of that version. The index can be made again from the other
@@ -375,6 +376,7 @@ func (e *NewerFormatError) Error() string {
 const (
 	indexAdvice = "delete the file: it is made again from the others, without the last uses"
 	repoAdvice  = "move the file away: the tags of that repository are then asked for again"
+	pinsAdvice  = "move the file away: nothing is pinned then"
 	stateAdvice = "move the file away: that download then begins anew"
 )
 

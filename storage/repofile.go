@@ -82,7 +82,8 @@ type repoWriter struct {
 	layout    layout
 	catalogue *catalogue
 	manifest  func(digest.Digest) bool // reports whether a blob is cached and a manifest
-	flush     func()                   // writes the index
+	pinned    func(repository, tag string) bool
+	flush     func() // writes the index
 	faults    *faults
 	log       *slog.Logger
 	stop      chan struct{} // closed when the store is closed
@@ -322,7 +323,7 @@ func (w *repoWriter) writeFile(name string) error {
 	if err != nil {
 		return err
 	}
-	w.limitTags(&file, maxTags, func(tag string) bool { return !isReferrers(tag) })
+	w.limitTags(&file, maxTags, func(tag string) bool { return !isReferrers(tag) && !w.pinned(name, tag) })
 	w.limitTags(&file, maxReferrers, isReferrers)
 	path := w.layout.repo(name)
 	if err := file.write(path); err != nil {

@@ -22,6 +22,7 @@ type room struct {
 	space     freeSpace
 	inodes    freeInodes
 	shortages shortages
+	kickPins  func() // says that something may have changed which pins cover
 
 	recipients *Recipients   // who reads
 	isShort    chan struct{} // of one: room was refused
@@ -39,6 +40,7 @@ type room struct {
 	lru          *lru.Cache[digest.Digest, info]
 	reservations map[*reservation]struct{}       // those that hold something
 	unlinking    map[digest.Digest]chan struct{} // closed when the old file is unlinked
+	wanted       map[digest.Digest]int64         // see protect
 	short        shortage
 	manifests    int64 // number among the entries
 	evictions    int64
@@ -151,13 +153,13 @@ func (r *room) budget() int64 {
 	return r.lru.Usage().Max
 }
 
-// setLimits changes the budget and the free space to keep, and evicts what is too much.
+// setLimits changes the budget and the free space to keep. When they shrink, the pins have to be
+// applied anew, and then call shrink.
 func (r *room) setLimits(budget, minFree int64) {
 	r.minFree.Store(minFree)
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.lru.SetMax(budget)
-	r.mu.Unlock()
-	r.shrink()
 }
 
 // shrink evicts what is over the budget and what has to go for the free space to keep.
@@ -330,6 +332,7 @@ func (r *room) markManifest(d digest.Digest, hashed bool) (e entry, changed bool
 	if changed = !now.Value.has(isManifest); changed {
 		now.Value.bits |= isManifest
 		r.manifests++
+		r.kickPins()
 	}
 	if hashed {
 		now.Value.bits &^= unverified
@@ -344,6 +347,7 @@ func (r *room) load(e *entry) {
 	if e.Value.has(isManifest) {
 		r.manifests++
 	}
+	r.arrived(e)
 }
 
 // adopt adds e, unless there is an entry or a partial already, or its file is about to be unlinked.
@@ -393,6 +397,7 @@ func (r *room) stats() Stats {
 		Bytes:         u.Used + inFiles,
 		ReservedBytes: u.Reserved - inFiles,
 		BudgetBytes:   u.Max,
+		PinnedBytes:   u.Pinned,
 		Manifests:     r.manifests,
 		Blobs:         int64(u.Entries) - r.manifests,
 		Evictions:     r.evictions,
@@ -474,6 +479,7 @@ func (v *reservation) commit(e *entry) {
 	if e.Value.has(isManifest) {
 		v.room.manifests++
 	}
+	v.room.arrived(e)
 }
 
 // park turns it into the partial e, which nobody works on. room.mu is held.

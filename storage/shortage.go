@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -13,26 +14,44 @@ import (
 // Shortage says that the cache is too small for what clients ask for, and how large it has to be.
 type Shortage struct {
 	Kind  ShortageKind
-	Image string // of ImageTooLarge: the image
-	Has   int64  // bytes that the cache may hold now
+	Image string // of ImageTooLarge: the image; of PinsTooLarge: the first that isn't protected
+	More  int    // of PinsTooLarge: how many others aren't
+	Has   int64  // bytes that the cache may hold now; of PinsTooLarge: that may be pinned
 	Needs int64  // bytes that would do, with some room for what else comes in
+
+	Pinned int64 // bytes of Has that are pinned; of PinsTooLarge: that all pinned images take
 }
 
 // ShortageKind is what is too small for what.
 type ShortageKind string
 
-// The kinds of Shortage. In the first two, the budget is too small.
+// The kinds of Shortage. In all but DiskTooSmall, the budget is too small.
 const (
 	ImageTooLarge ShortageKind = "image"       // for one image
 	WorkingSet    ShortageKind = "working_set" // for all that is in use: what has just been fetched is evicted, and fetched again
 	DiskTooSmall  ShortageKind = "disk"        // the disk is too small for what is in use, with min_free left
+	PinsTooLarge  ShortageKind = "pins"        // for the pinned images: a tag has moved to a larger one, or the budget has shrunk
 )
 
 // String says it for people, with what to do.
 func (s Shortage) String() string {
 	has, needs := units.BytesSize(float64(s.Has)), units.BytesSize(float64(s.Needs))
+	if s.Kind == PinsTooLarge {
+		which := s.Image
+		if s.More > 0 {
+			which += fmt.Sprintf(" and %d more", s.More)
+		}
+		return "the pinned images take " + units.BytesSize(float64(s.Pinned)) + ", and " + has + " of the budget may be pinned: " +
+			which + " can be evicted although pinned; a budget of " + needs + " would do"
+	}
+	if s.Pinned > 0 {
+		has += ", of which " + units.BytesSize(float64(s.Pinned)) + " are pinned,"
+	}
 	switch s.Kind {
 	case ImageTooLarge:
+		if s.Pinned > 0 {
+			return "the budget of " + has + " leaves less room than the image " + s.Image + " takes: its layers are fetched again at each pull; a budget of " + needs + " would do"
+		}
 		return "the budget of " + has + " is smaller than the image " + s.Image + ": its layers are fetched again at each pull; a budget of " + needs + " would do"
 	case DiskTooSmall:
 		return "the disk has room for " + has + " of cache, which is too small for what is in use: what has just been fetched is evicted for min_free, and fetched again; room for " + needs + " would do"
@@ -70,7 +89,8 @@ type shortages struct {
 	// mu guards what follows. It is taken after room.mu, and no other lock is taken while it is
 	// held.
 	mu         sync.Mutex
-	image      string // the largest image that was asked for in shortageKept
+	image      string        // the largest image that was asked for in shortageKept
+	manifest   digest.Digest // of the image
 	imageBytes int64
 	imageAt    time.Time
 	recent     *simplelru.LRU[digest.Digest, recent] // what came in lately, and may have been evicted since
@@ -103,13 +123,13 @@ func newShortages() shortages {
 }
 
 // asked says that a client asks for an image of so many bytes.
-func (s *shortages) asked(image string, bytes int64) {
+func (s *shortages) asked(image string, manifest digest.Digest, bytes int64) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case bytes > s.imageBytes || now.Sub(s.imageAt) > shortageKept:
-		s.image, s.imageBytes, s.imageAt = image, bytes, now
+		s.image, s.manifest, s.imageBytes, s.imageAt = image, manifest, bytes, now
 	case bytes == s.imageBytes && image == s.image:
 		s.imageAt = now
 	}
@@ -158,29 +178,30 @@ func (s *shortages) fetched(d digest.Digest, size, evicted, holds int64) {
 // enough is bytes with a tenth more, in whole MiB: other images come in as well.
 func enough(bytes int64) int64 { return (bytes + bytes/10 + 1<<20 - 1) >> 20 << 20 }
 
-// now returns what is too small, with this budget.
-func (s *shortages) now(budget int64) (all []Shortage) {
+// now returns what is too small, with this budget and so many pinned bytes. isPinned reports
+// whether a manifest is: its image has its room.
+func (s *shortages) now(budget, pinned int64, isPinned func(digest.Digest) bool) (all []Shortage) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Twice the image: it isn't read ahead if it lacks more than half of the budget, and other
 	// images are kept too.
-	if s.imageBytes > budget && now.Sub(s.imageAt) <= shortageKept {
-		all = append(all, Shortage{Kind: ImageTooLarge, Image: s.image, Has: budget, Needs: enough(2 * s.imageBytes)})
+	if s.imageBytes > budget-pinned && now.Sub(s.imageAt) <= shortageKept && !isPinned(s.manifest) {
+		all = append(all, Shortage{Kind: ImageTooLarge, Image: s.image, Has: budget, Needs: enough(2*s.imageBytes + pinned), Pinned: pinned})
 	}
 	switch {
 	case s.needs == 0 || now.Sub(s.seen) > shortageKept:
 	case s.forDisk:
-		all = append(all, Shortage{Kind: DiskTooSmall, Has: s.has, Needs: enough(s.needs)})
+		all = append(all, Shortage{Kind: DiskTooSmall, Has: s.has, Needs: enough(s.needs), Pinned: pinned})
 	case enough(s.needs) > budget && len(all) == 0: // such an image evicts its own layers
-		all = append(all, Shortage{Kind: WorkingSet, Has: budget, Needs: enough(s.needs)})
+		all = append(all, Shortage{Kind: WorkingSet, Has: budget, Needs: enough(s.needs), Pinned: pinned})
 	}
 	return all
 }
 
-// say logs what is too small with this budget, unless it was said a while ago.
-func (s *shortages) say(budget int64, log *slog.Logger) {
-	for _, short := range s.now(budget) {
+// say logs what is too small, unless it was said a while ago.
+func (s *shortages) say(all []Shortage, log *slog.Logger) {
+	for _, short := range all {
 		if s.due(short) {
 			log.Warn(short.String(), "has", short.Has, "needs", short.Needs)
 		}

@@ -50,11 +50,11 @@ func (r *room) keptOut(d digest.Digest, n int64) bool {
 
 // refused notes that n bytes were refused to d, for which short bytes had to leave the file
 // system. That makes room short, unless they would have been refused without readers too:
-// because of downloads, or of files that aren't ours.
+// because of downloads, of pins, or of files that aren't ours.
 func (r *room) refused(d digest.Digest, n, short int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if u := r.lru.Usage(); u.Reserved+n > u.Max || short > u.Used {
+	if u := r.lru.Usage(); u.Reserved+u.Pinned+n > u.Max || short > u.Used-u.Pinned {
 		return
 	}
 	s := &r.short
@@ -120,13 +120,13 @@ type slowEntry struct {
 	recipients []*Recipient
 }
 
-// slow returns what is read by slow clients only, in the order in which it gives its room. mu is
+// slow returns what is read by slow clients only, and isn't pinned, in the order in which it gives its room. mu is
 // held.
 func (r *room) slow() (slow []*slowEntry) {
 	found := map[*entry]*slowEntry{}
 	for _, c := range r.recipients.Slow() {
 		e := kept(c.Keeps)
-		if e == nil {
+		if e == nil || r.lru.Peek(e.Key) == e && r.lru.IsPinned(e.Key) {
 			continue
 		}
 		if found[e] == nil {

@@ -174,7 +174,7 @@ func TestDiskThatIsTooSmallForWhatIsInUseIsSaid(t *testing.T) {
 	}
 	var log bytes.Buffer
 	for range 5 {
-		s.room.shortages.say(100<<20, slog.New(slog.NewTextHandler(&log, nil)))
+		s.room.shortages.say(s.tooSmall(), slog.New(slog.NewTextHandler(&log, nil)))
 	}
 	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN msg=\"the disk has room for 10MiB of cache") {
 		t.Errorf("the log says %s", got)

@@ -45,20 +45,21 @@ type Options struct {
 // cut may also lose manifests that came in within half a minute. Everything else that has been
 // committed stays.
 //
-// The Store has five parts, each with a mutex of its own. Locks are taken in this order:
+// The Store has six parts, each with a mutex of its own. Locks are taken in this order:
 //
-//	room.evicting, files.mu, room.mu, Ingest.mu, then one of
-//	Recipients.mu, Recipient.mu, catalogue.mu, repositories.mu, repoWriter.mu,
+//	pins.changing, room.evicting, files.mu, room.mu, Ingest.mu, then one of
+//	pins.mu, Recipients.mu, Recipient.mu, catalogue.mu, repositories.mu, repoWriter.mu,
 //	freeSpace.mu, freeInodes.mu, shortages.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
-// can wait for a write that waits for other reads. Four locks only queue work of one kind and
-// are held during it: room.evicting, Ingest.stateFile, Ingest.rest and Index.writing.
+// can wait for a write that waits for other reads. Five locks only queue work of one kind and
+// are held during it: pins.changing, room.evicting, Ingest.stateFile, Ingest.rest and Index.writing.
 type Store struct {
 	files     files
 	room      room
 	catalogue catalogue
 	repos     repositories
+	pins      pins
 	house     housekeeping
 }
 
@@ -74,9 +75,13 @@ func Open(o Options) (*Store, error) {
 			return nil, err
 		}
 	}
+	if err := s.pins.load(); err != nil {
+		return nil, err
+	}
 	if err := s.house.load(); err != nil {
 		return nil, err
 	}
+	s.pins.apply()
 	s.room.shrink()
 	s.house.start()
 	return s, nil
@@ -102,6 +107,7 @@ func newStore(o Options) *Store {
 		catalogue:    &s.catalogue,
 		inodes:       freeInodes{measure: func() (disk.Space, error) { return disk.Measure(o.Dir) }},
 		lru:          lru.New[digest.Digest, info](o.Budget),
+		kickPins:     s.pins.kick,
 		reservations: map[*reservation]struct{}{},
 		unlinking:    map[digest.Digest]chan struct{}{},
 		recipients:   NewRecipients(o.Patience),
@@ -118,7 +124,9 @@ func newStore(o Options) *Store {
 		transient: newTransient(),
 		kept:      map[string]bool{},
 	}
+	s.pins = pins{store: s, path: s.files.layout.pins(), faults: faults, log: log, kicked: make(chan struct{}, 1)}
 	s.house = housekeeping{
+		pins:        &s.pins,
 		files:       &s.files,
 		room:        &s.room,
 		catalogue:   &s.catalogue,
@@ -133,6 +141,7 @@ func newStore(o Options) *Store {
 		layout:    layout(o.Dir),
 		catalogue: &s.catalogue,
 		manifest:  func(d digest.Digest) bool { return s.room.state(d).manifest },
+		pinned:    s.pins.has,
 		flush:     s.house.flush,
 		faults:    faults,
 		log:       log,
@@ -154,10 +163,18 @@ func (s *Store) Dir() string { return filepath.Clean(string(s.files.layout)) }
 
 // SetLimits changes the budget and the free space to keep, both in bytes. When they shrink,
 // entries leave before SetLimits returns; what is being read leaves when its readers close it.
-func (s *Store) SetLimits(budget, minFree int64) { s.room.setLimits(budget, minFree) }
+// Pins that don't fit into their share of the new budget aren't protected any more.
+func (s *Store) SetLimits(budget, minFree int64) {
+	s.room.setLimits(budget, minFree)
+	s.pins.apply()
+	s.room.shrink()
+}
 
 // Budget returns the budget in bytes.
 func (s *Store) Budget() int64 { return s.room.budget() }
+
+// Unpinned returns how many bytes of the budget are not pinned.
+func (s *Store) Unpinned() int64 { return s.room.budget() - s.room.pinned() }
 
 // Has reports the size in bytes of blob d without opening it; ok is false when it isn't there.
 func (s *Store) Has(d digest.Digest) (size int64, ok bool) {
@@ -189,9 +206,11 @@ func (s *Store) Open(d digest.Digest) (*Blob, error) { return s.files.open(d, tr
 // already. Uses within the same second are one.
 func (s *Store) Touch(d digest.Digest) { s.room.touch(d, time.Now().UnixNano(), 0) }
 
-// ImageAsked says that a client asks for an image, of this name and size in bytes. Stats say if it
-// is larger than the budget.
-func (s *Store) ImageAsked(image string, bytes int64) { s.room.shortages.asked(image, bytes) }
+// ImageAsked says that a client asks for an image, of this name, manifest and size in bytes. Stats
+// say if it is larger than the budget, or what pins leave of it.
+func (s *Store) ImageAsked(image string, manifest digest.Digest, bytes int64) {
+	s.room.shortages.asked(image, manifest, bytes)
+}
 
 // Remove drops blob d, if it is there. Its readers can read on.
 func (s *Store) Remove(d digest.Digest) { s.room.remove(d, nil) }
@@ -219,6 +238,7 @@ func (s *Store) SetTag(repository, tag string, t Tag) {
 	if s.repos.setTag(repository, tag, t) {
 		s.house.flushSoon()
 		s.house.repos.changed(repository)
+		s.pins.kick()
 	}
 }
 
@@ -227,6 +247,7 @@ func (s *Store) DeleteTag(repository, tag string) {
 	if s.repos.deleteTag(repository, tag) {
 		s.house.flushSoon()
 		s.house.repos.changed(repository)
+		s.pins.kick()
 	}
 }
 
@@ -252,7 +273,7 @@ func (s *Store) Repositories(registry string) ([]string, error) {
 type Stats struct {
 	Bytes         int64 // file sizes in blobs/ and ingest/
 	ReservedBytes int64 // room held for downloads whose files have not grown yet
-	PinnedBytes   int64
+	PinnedBytes   int64 // of Bytes: what is never evicted
 	BudgetBytes   int64
 	IndexBytes    int64 // the index; not part of the budget
 	DiskBytes     int64 // of the file system, 0 while it can't be measured
@@ -261,6 +282,7 @@ type Stats struct {
 	Blobs     int64 // committed, without manifests
 	Manifests int64
 	Tags      int64
+	Pins      int64 // images that are pinned, protected or not
 
 	Evictions    int64
 	EvictedBytes int64
@@ -290,12 +312,23 @@ type Evicted struct{ Count, Bytes int64 }
 func (s *Store) Stats() Stats {
 	st := s.room.stats()
 	st.IndexBytes = s.catalogue.index.Size()
-	st.Shortages = s.room.shortages.now(st.BudgetBytes)
+	st.Pins, st.Shortages = int64(len(s.pins.pinned())), s.tooSmall()
 	st.DiskBytes, st.DiskFreeBytes = s.room.space.size.Load(), s.room.space.free.Load()
 	st.Tags = s.repos.tags.Load()
 	st.WriteErrors = s.files.faults.writeErrors.Load()
 	st.Corrupt = s.files.faults.corrupt.Load()
 	return st
+}
+
+// tooSmall returns what the cache is too small for.
+func (s *Store) tooSmall() []Shortage {
+	all := s.room.tooSmall()
+	s.pins.mu.Lock()
+	defer s.pins.mu.Unlock()
+	if s.pins.short != nil {
+		all = append(all, *s.pins.short)
+	}
+	return all
 }
 
 // missing is a miss with its reason.

@@ -133,6 +133,12 @@ func (r *room) recoverUses(later map[digest.Digest]int64) {
 			first = min(first, used)
 		}
 	}
+	r.reorder(first)
+}
+
+// reorder puts the entries that were last used at the time first or later into the order of their
+// last uses. mu is held.
+func (r *room) reorder(first int64) {
 	if first == math.MaxInt64 {
 		return
 	}

@@ -52,6 +52,9 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	if st.DiskBytes > 0 {
 		row("disk", "%s of %s free", human(st.DiskFreeBytes), human(st.DiskBytes))
 	}
+	if st.Pins > 0 {
+		row("pinned", "%s, %s", plural(st.Pins, "image"), human(st.PinnedBytes))
+	}
 	row("kept", "%s, %s, %s", plural(st.Blobs, "blob"), plural(st.Manifests, "manifest"), plural(st.Tags, "tag"))
 	evicted := fmt.Sprintf("%d, %s", st.Evictions, human(st.EvictedBytes))
 	if st.OldestUse != nil {
@@ -73,6 +76,8 @@ func tooSmall(s admin.Shortage) string {
 	switch s.Kind {
 	case "image":
 		return "for an image: a budget of " + human(s.NeedsBytes) + " would do"
+	case "pins":
+		return "for the pinned images: a budget of " + human(s.NeedsBytes) + " would do"
 	case "disk":
 		return "the disk, for what is in use: " + human(s.NeedsBytes) + " of cache would do"
 	}

@@ -20,7 +20,11 @@ func (d *Doctor) checkDisk(store admin.Store) {
 		if short.Kind == "image" { // every pull of it goes to Docker Hub
 			status = StatusBroken
 		}
-		d.say("room", status, short.Message, "raise budget, make room on the disk, or ask for less")
+		remedy := "raise budget, make room on the disk, or ask for less"
+		if short.Kind == "pins" {
+			remedy = "raise budget, or unpin something (hubcache unpin)"
+		}
+		d.say("room", status, short.Message, remedy)
 	}
 	if store.DiskBytes == 0 {
 		d.note("disk", "the server can't measure its disk, or is too old to say", "look into its log (journalctl -u hubcache)")
