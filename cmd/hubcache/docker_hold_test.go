@@ -25,6 +25,7 @@ const holdDirVariable = "HUBCACHE_TEST_HOLD_DIR"
 // init makes the test binary behave as the program, so that a hold, its guard and its
 // command are real processes.
 func init() {
+	dockerhost.BecomeCommand(os.Args)
 	dir := os.Getenv(holdDirVariable)
 	if dir == "" {
 		return
@@ -79,10 +80,15 @@ func TestHoldExitCodes(t *testing.T) {
 	if err := os.WriteFile(notExecutable, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	notAProgram := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(notAProgram, []byte("#!/no/such/interpreter\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		argv []string
 		want int
 	}{
+		{[]string{notAProgram}, 126},
 		{[]string{"true"}, 0},
 		{[]string{"sh", "-c", "exit 42"}, 42},
 		{[]string{"sh", "-c", "kill -TERM $$"}, 128 + 15},

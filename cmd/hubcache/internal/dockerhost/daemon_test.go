@@ -26,8 +26,9 @@ import (
 const daemonVariable = "HUBCACHE_TEST_DAEMON"
 
 // TestMain makes the test binary behave as a Docker daemon when it is called dockerd, so
-// that a setup has a real process to find and to tell.
+// that a setup has a real process to find and to tell, and as the command of a hold.
 func TestMain(m *testing.M) {
+	BecomeCommand(os.Args)
 	switch filepath.Base(os.Args[0]) {
 	case "dockerd":
 		runDaemon()

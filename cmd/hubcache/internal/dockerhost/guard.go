@@ -75,7 +75,7 @@ func RunGuard(stdin io.Reader) {
 		group, _ = strconv.Atoi(line)
 	}
 	if group <= 1 {
-		return // the hold had not told of a command; Pdeathsig ends one that had just started
+		return // the hold had not told of a command, so none has begun
 	}
 	// A killed process exists until its parent has waited for it, so the group may remain for
 	// a moment. Wait for that, but not for ever.

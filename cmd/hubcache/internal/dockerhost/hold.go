@@ -46,7 +46,8 @@ type Hold struct {
 //
 // The command gets a process group of its own. A guard, a second process of this program,
 // has the lock too and watches a pipe: when this process is killed, the guard kills that
-// group. The lock is released when both processes have ended.
+// group. The command begins when the guard knows the group. The lock is released when both
+// processes have ended.
 func (h Hold) Run(ctx context.Context, argv []string) (int, error) {
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
@@ -106,23 +107,30 @@ func (h Hold) supervise(path string, argv []string, guard *guard) (int, error) {
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGWINCH)
 	defer signal.Stop(signals)
 
-	cmd := &exec.Cmd{Path: path, Args: argv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	starter, err := newStarter(path, argv)
+	if err != nil {
+		return 0, err
+	}
+	cmd := starter.cmd
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), HoldVariable+"="+selfMark())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if term.given = term.foreground(); term.given {
 		cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, int(term.tty.Fd())
 	}
-	if err := cmd.Start(); err != nil {
+	if err := starter.start(); err != nil {
 		fmt.Fprintf(h.Stderr, "hubcache: %v\n", err)
 		return exitCannotRun, nil
 	}
 	pid := cmd.Process.Pid
 	guard.watch(pid)
+	starter.goAhead() // not before: a hold that is killed here must leave nothing that runs
 	// Without this, taking the terminal back from the background would stop this process.
 	// It comes after the start because the command must not inherit it.
 	signal.Ignore(unix.SIGTTOU)
 
 	go func() {
+		starter.wait() // the command has its own way with each signal
 		for s := range signals {
 			_ = unix.Kill(-pid, s.(syscall.Signal)) // fails when the command has ended
 		}
