@@ -147,12 +147,12 @@ func (h *bootedHost) shell(script string) string {
 	return h.run("bash", "-euo", "pipefail", "-c", script)
 }
 
-// eventually runs a command until it succeeds, for half a minute.
+// eventually runs a command until it succeeds, for a minute and a half.
 func (h *bootedHost) eventually(args ...string) {
 	h.t.Helper()
 	var out string
 	var err error
-	for range 100 {
+	for range 300 {
 		if out, err = h.try(args...); err == nil {
 			return
 		}
