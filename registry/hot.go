@@ -33,6 +33,8 @@ type hotKey struct{ name, ref string }
 
 // hotManifest is an answer with its headers. Immutable but for handed and touched.
 type hotManifest struct {
+	full     string // the repository as the store has it
+	ref      string // tag or digest by which it is asked for
 	digest   digest.Digest
 	body     []byte
 	children []image.Child
@@ -74,11 +76,11 @@ func (h *hot) epoch() int {
 	return h.purged
 }
 
-func (h *hot) put(epoch int, name, ref string, f *found) {
+func (h *hot) put(epoch int, r *repo, ref string, f *found) {
 	if len(f.body) > storage.ManifestInMemory {
 		return
 	}
-	m := &hotManifest{digest: f.digest, body: f.body, children: f.children, expires: time.Now().Add(hotFor), header: http.Header{
+	m := &hotManifest{full: r.full, ref: ref, digest: f.digest, body: f.body, children: f.children, expires: time.Now().Add(hotFor), header: http.Header{
 		"Content-Type":          {f.mediaType},
 		"Content-Length":        {strconv.Itoa(len(f.body))},
 		"Docker-Content-Digest": {string(f.digest)},
@@ -97,8 +99,8 @@ func (h *hot) put(epoch int, name, ref string, f *found) {
 	if epoch != h.purged {
 		return
 	}
-	h.lru.Remove(hotKey{name, ref})
-	h.lru.Add(hotKey{name, ref}, m)
+	h.lru.Remove(hotKey{r.name, ref})
+	h.lru.Add(hotKey{r.name, ref}, m)
 	for h.bytes += m.cost(); h.bytes > hotBytes; {
 		h.lru.RemoveOldest()
 	}

@@ -65,6 +65,7 @@ func (m *mirror) serveHot(w http.ResponseWriter, req *http.Request, q *request) 
 	if h.due() { // apart, because it reads the index, and an answer from memory waits for nothing
 		m.tasks.background(func(context.Context) { m.store.Touch(h.digest) })
 	}
+	m.store.CountPull(h.full, h.ref)
 	header := w.Header()
 	for k, v := range h.header {
 		header[k] = v
@@ -86,11 +87,14 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 		if err != nil {
 			return result{err: err}
 		}
+		if !again {
+			q.m.store.CountPull(q.full, q.ref)
+		}
 		q.noteSize(f)
 		if f.body != nil {
-			q.m.hot.put(q.epoch, q.name, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
+			q.m.hot.put(q.epoch, q.repo, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
 			if q.digest == "" && !f.expires.IsZero() {
-				q.m.hot.put(q.epoch, q.name, q.ref, f)
+				q.m.hot.put(q.epoch, q.repo, q.ref, f)
 			}
 		}
 		if !q.head && (f.body != nil || f.large) {

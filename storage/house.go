@@ -22,6 +22,7 @@ type housekeeping struct {
 	files       *files
 	room        *room
 	catalogue   *catalogue
+	pulls       *pulls
 	faults      *faults
 	log         *slog.Logger
 	indexOpened func(*bbolt.DB) // may be nil
@@ -58,6 +59,7 @@ func (h *housekeeping) close() error {
 	close(h.stop)
 	h.running.Wait()
 	h.repos.wait()
+	h.pulls.note()
 	return h.catalogue.index.Close()
 }
 
@@ -86,6 +88,7 @@ func (h *housekeeping) run() {
 
 // flush writes the index. When that fails, run tries again.
 func (h *housekeeping) flush() {
+	h.pulls.note()
 	if err := h.catalogue.index.Flush(); err != nil {
 		h.faults.disk(err)
 	}
@@ -233,7 +236,7 @@ func (h *housekeeping) sweep(now time.Time) {
 		return
 	}
 	h.sweepTags(now)
-	if err := h.sweepReferrers(); err != nil {
+	if err := errors.Join(h.sweepReferrers(), h.pulls.sweep()); err != nil {
 		h.faults.disk(err)
 	}
 	if err := h.catalogue.repositories.sweep(); err != nil {

@@ -124,6 +124,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 			}
 			return errors.Join(err, b.Close())
 		}},
+		{"CountPull", func() error { s.CountPull(repo, "7"); return nil }},
 		{"Touch of a blob", func() error { s.Touch(d); return nil }},
 		{"Verify", func() error { return s.Verify(context.Background(), d) }},
 		{"Partial", func() error {

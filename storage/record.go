@@ -21,8 +21,9 @@ var (
 	bucketTags       = []byte("tags")     // repository \0 tag → Tag
 	bucketVisibility = []byte("verdicts") // repository → Visibility
 	bucketMeta       = []byte("meta")     // keyBuilt
+	bucketPulls      = []byte("pulls")    // repository \0 tag or digest → number of pulls
 
-	buckets = [][]byte{bucketBlobs, bucketUses, bucketLinks, bucketTags, bucketVisibility, bucketMeta}
+	buckets = [][]byte{bucketBlobs, bucketUses, bucketLinks, bucketTags, bucketVisibility, bucketMeta, bucketPulls}
 
 	// keyBuilt is set once the index has been made from the files. Without it the index is
 	// empty, or its rebuilding was cut short, and it must not be believed.

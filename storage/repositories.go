@@ -155,6 +155,9 @@ func (r *repositories) deleteTag(repository, tag string) bool {
 	}
 	r.catalogue.index.Delete(bucketTags, pair(repository, tag))
 	r.catalogue.dropReferrers(repository, tag)
+	if !isReferrers(tag) {
+		r.catalogue.index.Delete(bucketPulls, pair(repository, tag))
+	}
 	r.count(tag, -1)
 	return true
 }

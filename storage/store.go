@@ -39,27 +39,29 @@ type Options struct {
 
 // Store is the cache on disk. All methods are safe for concurrent use.
 //
-// A crash loses at most the last uses of a minute, the newest bytes of unfinished
+// A crash loses at most the last uses of a minute, the pulls counted in ten seconds, the newest bytes of unfinished
 // downloads, and what the index was told a moment ago: a blob that the index doesn't know is
 // found by its file, and hashed before it is served; a tag or link is asked for again. A power
 // cut may also lose manifests that came in within half a minute. Everything else that has been
 // committed stays.
 //
-// The Store has six parts, each with a mutex of its own. Locks are taken in this order:
+// The Store has seven parts, each with a mutex of its own. Locks are taken in this order:
 //
-//	pins.changing, room.evicting, files.mu, room.mu, Ingest.mu, then one of
+//	pulls.noting, pins.changing, room.evicting, files.mu, room.mu, Ingest.mu, then one of
 //	pins.mu, Recipients.mu, Recipient.mu, catalogue.mu, repositories.mu, repoWriter.mu,
-//	freeSpace.mu, freeInodes.mu, shortages.mu, and last those of package index.
+//	pulls.mu, freeSpace.mu, freeInodes.mu, shortages.mu, and last those of package index.
 //
 // No lock that guards data is held during I/O or while the index is read: a read of the index
-// can wait for a write that waits for other reads. Five locks only queue work of one kind and
-// are held during it: pins.changing, room.evicting, Ingest.stateFile, Ingest.rest and Index.writing.
+// can wait for a write that waits for other reads. Six locks only queue work of one kind and
+// are held during it: pins.changing, room.evicting, pulls.noting, Ingest.stateFile, Ingest.rest and
+// Index.writing.
 type Store struct {
 	files     files
 	room      room
 	catalogue catalogue
 	repos     repositories
 	pins      pins
+	pulls     pulls
 	house     housekeeping
 }
 
@@ -125,7 +127,9 @@ func newStore(o Options) *Store {
 		kept:      map[string]bool{},
 	}
 	s.pins = pins{store: s, path: s.files.layout.pins(), faults: faults, log: log, kicked: make(chan struct{}, 1)}
+	s.pulls = pulls{catalogue: &s.catalogue, has: s.hasImage, full: s.house.flushSoon, counts: map[taggedName]unnotedPulls{}}
 	s.house = housekeeping{
+		pulls:       &s.pulls,
 		pins:        &s.pins,
 		files:       &s.files,
 		room:        &s.room,
