@@ -30,6 +30,7 @@ type Image struct {
 	Bytes     int64      `json:"bytes"`        // all that is cached of it
 	Shared    int64      `json:"shared_bytes"` // the part of it that other images need too
 	Complete  bool       `json:"complete"`     // every platform that is cached is there as a whole
+	Pulls     int64      `json:"pulls"`        // how often it was asked for, by its tag, or without one by its digest
 	LastUse   time.Time  `json:"last_use"`
 	Checked   *time.Time `json:"checked"` // when the upstream last said what the tag names; null without a tag
 }
@@ -37,22 +38,24 @@ type Image struct {
 // orders are the values of "sort"; the first is the default. Equal ones are ordered by name.
 var orders = map[string]func(a, b inventory.Image) int{
 	"name":     func(a, b inventory.Image) int { return 0 },
-	"last-use": func(a, b inventory.Image) int { return b.LastUse.Compare(a.LastUse) }, // newest first
-	"size":     func(a, b inventory.Image) int { return cmp.Compare(b.Size, a.Size) },  // largest first
+	"last-use": func(a, b inventory.Image) int { return b.LastUse.Compare(a.LastUse) },  // newest first
+	"size":     func(a, b inventory.Image) int { return cmp.Compare(b.Size, a.Size) },   // largest first
+	"pulls":    func(a, b inventory.Image) int { return cmp.Compare(b.Pulls, a.Pulls) }, // most first
 }
 
-// images answers with the images that match "pattern", ordered by "sort", at most "limit" of them,
-// after the reference "after".
+// images answers with the images that match "pattern", and whose references begin with "prefix",
+// whole or as people write them; ordered by "sort", at most "limit" of them, after the reference
+// "after".
 func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 	q := req.URL.Query()
-	pattern, limit := q.Get("pattern"), 0
+	pattern, prefix, limit := q.Get("pattern"), q.Get("prefix"), 0
 	if _, err := path.Match(pattern, ""); err != nil {
 		refuse(http.StatusBadRequest, "pattern: "+err.Error()).ServeHTTP(w, req)
 		return
 	}
 	order, ok := orders[cmp.Or(q.Get("sort"), "name")]
 	if !ok {
-		refuse(http.StatusBadRequest, "sort is name, last-use or size").ServeHTTP(w, req)
+		refuse(http.StatusBadRequest, "sort is name, last-use, size or pulls").ServeHTTP(w, req)
 		return
 	}
 	if text := q.Get("limit"); text != "" {
@@ -68,7 +71,7 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 		refuse(http.StatusInternalServerError, err.Error()).ServeHTTP(w, req)
 		return
 	}
-	found := slices.DeleteFunc(all.Images, func(i inventory.Image) bool { return !i.Match(pattern) })
+	found := slices.DeleteFunc(all.Images, func(i inventory.Image) bool { return !i.Match(pattern) || !i.HasPrefix(prefix) })
 	slices.SortStableFunc(found, order)
 	doc := Images{Schema: Schema, Total: len(found), Other: all.Other, Images: []Image{}}
 	if after := q.Get("after"); after != "" {
@@ -116,7 +119,7 @@ func writeImages(w http.ResponseWriter, doc Images, images []inventory.Image) {
 func imageOf(i inventory.Image) Image {
 	out := Image{
 		Reference: i.Reference(), Digest: i.Digest.String(), MediaType: i.MediaType,
-		Bytes: i.Size, Shared: i.Shared, Complete: i.Complete, LastUse: i.LastUse,
+		Bytes: i.Size, Shared: i.Shared, Complete: i.Complete, Pulls: i.Pulls, LastUse: i.LastUse,
 	}
 	if i.Tag != "" {
 		out.Checked = &i.Checked

@@ -25,7 +25,7 @@ func listing() Options {
 		return &inventory.List{Other: 9, Images: []inventory.Image{
 			{Repository: "docker.io/org/app", Digest: digest.FromString("app"), MediaType: "m", Size: 30, Shared: 3, LastUse: at.Add(2 * time.Hour)},
 			{Repository: "docker.io/library/redis", Tag: "6", Digest: digest.FromString("6"), Size: 10, Complete: true, LastUse: at, Checked: at},
-			{Repository: "docker.io/library/redis", Tag: "7", Digest: digest.FromString("7"), Size: 20, Complete: true, LastUse: at.Add(time.Hour), Checked: at},
+			{Repository: "docker.io/library/redis", Tag: "7", Digest: digest.FromString("7"), Size: 20, Complete: true, Pulls: 5, LastUse: at.Add(time.Hour), Checked: at},
 		}}, nil
 	}
 	return o
@@ -46,6 +46,10 @@ func TestImagesAreListedAsAskedFor(t *testing.T) {
 		{"pattern=redis", []string{six, seven}, 2, ""},
 		{"pattern=redis:7", []string{seven}, 1, ""},
 		{"pattern=nginx", nil, 0, ""},
+		{"sort=pulls", []string{seven, app, six}, 3, ""},
+		{"prefix=redis:", []string{six, seven}, 2, ""},
+		{"prefix=library/redis:7", []string{seven}, 1, ""},
+		{"prefix=docker", []string{app, six, seven}, 3, ""},
 		{"limit=2", []string{app, six}, 3, six},
 		{"limit=2&after=" + url.QueryEscape(six), []string{seven}, 3, ""},
 		{"limit=3", []string{app, six, seven}, 3, ""},
@@ -61,6 +65,9 @@ func TestImagesAreListedAsAskedFor(t *testing.T) {
 		var got []string
 		for _, i := range doc.Images {
 			got = append(got, i.Reference)
+			if i.Reference == seven && i.Pulls != 5 {
+				t.Errorf("%d pulls", i.Pulls)
+			}
 			if (i.Checked == nil) != strings.Contains(i.Reference, "@") {
 				t.Errorf("%s: checked %v", i.Reference, i.Checked)
 			}

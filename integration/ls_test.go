@@ -12,7 +12,7 @@ import (
 )
 
 // TestLsListsWhatWasPulled: a tag, and an image that was pulled by digest alone, with the sizes
-// that Docker Hub has; partial while a layer is missing; and the same after a restart without the
+// that Docker Hub has, and one pull each; partial while a layer is missing; and the same after a restart without the
 // upstream.
 func TestLsListsWhatWasPulled(t *testing.T) {
 	hub := startHub(t, hubtest.Options{})
@@ -50,13 +50,16 @@ func TestLsListsWhatWasPulled(t *testing.T) {
 			"docker.io/org/half:1":                         {int64(len(half.Bytes)), false},
 		}
 		for _, i := range doc.Images {
-			if w, ok := want[i.Reference]; !ok || i.Bytes != w.bytes || i.Complete != w.complete {
-				t.Errorf("%s: %d bytes, complete %v; want %v %+v", i.Reference, i.Bytes, i.Complete, ok, w)
+			if w, ok := want[i.Reference]; !ok || i.Bytes != w.bytes || i.Complete != w.complete || i.Pulls != 1 {
+				t.Errorf("%s: %d bytes, complete %v, %d pulls; want %v %+v", i.Reference, i.Bytes, i.Complete, i.Pulls, ok, w)
 			}
 			delete(want, i.Reference)
 		}
 		if len(want) > 0 {
 			t.Errorf("not listed: %v", want)
+		}
+		if out := s.Command("__complete", "ls", "ta"); !strings.HasPrefix(out, "tagged:1\n:") {
+			t.Errorf("ls ta<TAB>:\n%s", out)
 		}
 		if out := s.Command("ls", "tagged"); !strings.Contains(out, "\ntagged:1 ") || !strings.Contains(out, "1 image;") {
 			t.Errorf("ls tagged:\n%s", out)

@@ -33,6 +33,7 @@ type Image struct {
 	Size       int64 // all that is cached of it, each blob once
 	Shared     int64 // the part of Size that other images need too
 	Complete   bool  // every platform that is cached is there as a whole, and at least one is
+	Pulls      int64 // how often it was asked for by its tag, or, without one, by its digest
 	LastUse    time.Time
 	Checked    time.Time // when the upstream last said what the tag names; zero without a tag
 }
@@ -59,6 +60,9 @@ type List struct {
 func Make(ctx context.Context, s *storage.Store) (*List, error) {
 	m := &maker{ctx: ctx, store: s, ids: map[digest.Digest]uint32{}, seen: map[uint32]bool{}, known: map[digest.Digest]found{}}
 	if err := m.collect(); err != nil {
+		return nil, err
+	}
+	if err := m.countPulls(); err != nil {
 		return nil, err
 	}
 	ends := make([]int, len(m.images)) // of each image in m.needed
@@ -178,6 +182,23 @@ func (m *maker) collect() error {
 		return cmp.Or(strings.Compare(a.Repository, b.Repository), strings.Compare(a.Tag, b.Tag), strings.Compare(string(a.Digest), string(b.Digest)))
 	})
 	return nil
+}
+
+// countPulls sets the pulls of the images, which are in order.
+func (m *maker) countPulls() error {
+	return m.store.EachPulls(func(repository, reference string, n int64) error {
+		at, found := slices.BinarySearchFunc(m.images, reference, func(i Image, reference string) int {
+			of := i.Tag
+			if i.Tag == "" {
+				of = string(i.Digest)
+			}
+			return cmp.Or(strings.Compare(i.Repository, repository), strings.Compare(of, reference))
+		})
+		if found {
+			m.images[at].Pulls = n
+		}
+		return m.ctx.Err()
+	})
 }
 
 // addUntagged adds those manifests without a tag that no other manifest of their repository names.
@@ -302,6 +323,12 @@ func (m *maker) dispensable(d digest.Digest) (map[digest.Digest]bool, error) {
 
 // maxManifest, in bytes, is the largest manifest that the pull API serves.
 const maxManifest = 4 << 20
+
+// HasPrefix reports whether the reference of an image begins with text, in one of the spellings that
+// people use.
+func (i Image) HasPrefix(text string) bool {
+	return text == "" || name.Begins(i.Reference(), text) != ""
+}
 
 // Match reports whether an image matches a pattern as people write it: redis, redis:7*,
 // library/*, ghcr.io/*/*. A * doesn't match a slash, docker.io is understood, and a pattern

@@ -192,6 +192,26 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// TestPulls: a tag counts those by the tag, an image without one those by digest.
+func TestPulls(t *testing.T) {
+	l := newLab(t)
+	seven := l.manifest(redis, "7", l.blob(redis, 1, 10))
+	swarm := l.manifest(app, "", l.blob(app, 2, 10))
+	l.manifest(app, "1", l.blob(app, 3, 10))
+	for range 3 {
+		l.store.CountPull(redis, "7")
+	}
+	l.store.CountPull(redis, seven.Digest.String())
+	l.store.CountPull(app, swarm.Digest.String())
+	l.store.CountPull(app, "2")
+	images, _ := l.list()
+	for ref, want := range map[string]int64{redis + ":7": 3, app + "@" + swarm.Digest.String(): 1, app + ":1": 0} {
+		if got := images[ref].Pulls; got != want {
+			t.Errorf("%s: %d pulls, want %d", ref, got, want)
+		}
+	}
+}
+
 // BenchmarkMake lists 20,000 images on 200 bases.
 func BenchmarkMake(b *testing.B) {
 	l := newLab(b)

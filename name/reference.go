@@ -72,3 +72,15 @@ func Familiar(reference string) string {
 	}
 	return short
 }
+
+// Begins returns the whole name of an image in that spelling which begins with the text, the
+// shortest first: redis:7, library/redis:7 and docker.io/library/redis:7 are the same. It returns ""
+// if none does.
+func Begins(reference, text string) string {
+	for _, spelling := range []string{Familiar(reference), strings.TrimPrefix(reference, hub), reference} {
+		if strings.HasPrefix(spelling, text) {
+			return spelling
+		}
+	}
+	return ""
+}

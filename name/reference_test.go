@@ -63,6 +63,16 @@ func TestFamiliarNames(t *testing.T) {
 	}
 }
 
+func TestBegins(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "redis:7", "re": "redis:7", "redis:7": "redis:7", "library/r": "library/redis:7", "docker.io/": "docker.io/library/redis:7", "docker": "docker.io/library/redis:7", "nginx": "", "redis:78": "",
+	} {
+		if got := Begins("docker.io/library/redis:7", text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 // FuzzReference: what was understood is understood as the same again, whole and as people write it.
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{"redis", "redis:7", "org/app@sha256:" + hex64, "docker.io/localhost/app", "docker.io/my.org/app:1", "docker.io/library/app", "ghcr.io/library/app:1", "localhost:5000/a/b", "docker.io/library/localhost"} {

@@ -39,11 +39,11 @@ type Options struct {
 
 // Store is the cache on disk. All methods are safe for concurrent use.
 //
-// A crash loses at most the last uses of a minute, the pulls counted in ten seconds, the newest bytes of unfinished
-// downloads, and what the index was told a moment ago: a blob that the index doesn't know is
-// found by its file, and hashed before it is served; a tag or link is asked for again. A power
-// cut may also lose manifests that came in within half a minute. Everything else that has been
-// committed stays.
+// A crash loses at most the last uses of a minute, the pulls counted in ten seconds, the newest
+// bytes of unfinished downloads, and what the index was told a moment ago: a blob that the index
+// doesn't know is found by its file, and hashed before it is served; a tag or link is asked for
+// again. A power cut may also lose manifests that came in within half a minute. Everything else
+// that has been committed stays.
 //
 // The Store has seven parts, each with a mutex of its own. Locks are taken in this order:
 //

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -30,7 +29,8 @@ func newLsCommand(l *settings.Loader) *cobra.Command {
 		Long: `Lists the images that the running server has cached, by repository and tag;
 those without a tag, which a swarm pulls, by digest. SIZE is all that is cached
 of an image, SHARED the part of it that other images need too. An image is
-partial when a layer of it has gone, or has not come yet.
+partial when a layer of it has gone, or has not come yet. PULLS is how often
+it was asked for, by its tag or its digest.
 
 A pattern is redis, redis:7*, library/* or ghcr.io/*/*. A * matches no slash.`,
 		Example: "  hubcache ls\n  hubcache ls 'redis:7*' --sort size",
@@ -56,49 +56,20 @@ A pattern is redis, redis:7*, library/* or ghcr.io/*/*. A * matches no slash.`,
 			}
 			return printImages(cmd.OutOrStdout(), doc, time.Now())
 		},
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-			if len(args) > 0 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return completeReferences(cmd.Context(), find, typed), cobra.ShellCompDirectiveNoFileComp
-		},
 	}
 	find = bindAdmin(cmd, l)
-	cmd.Flags().StringVar(&sort, "sort", "name", "`order`: name, last-use (newest first) or size (largest first)")
+	cmd.ValidArgsFunction = completeReferences(find, 1)
+	cmd.Flags().StringVar(&sort, "sort", "name", "`order`: name, last-use (newest first), size (largest first) or pulls (most first)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document of GET /api/v1/images")
-	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions([]string{"name", "last-use", "size"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
+	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions([]string{"name", "last-use", "size", "pulls"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
 	return cmd
-}
-
-// completeReferences returns the references of cached images that begin with what is typed, as
-// people write them. Without a server there are none.
-func completeReferences(ctx context.Context, find *adminclient.Finder, typed string) (refs []string) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // a person waits for the shell
-	defer cancel()
-	c, err := find.Find()
-	if err != nil {
-		return nil
-	}
-	var doc admin.Images
-	if c.Do(ctx, http.MethodGet, "/api/v1/images", nil, &doc) != nil {
-		return nil
-	}
-	for _, i := range doc.Images {
-		for _, ref := range []string{name.Familiar(i.Reference), i.Reference} {
-			if strings.HasPrefix(ref, typed) {
-				refs = append(refs, ref)
-				break
-			}
-		}
-	}
-	return refs
 }
 
 // printImages prints the table, with bytes rounded to powers of 1024.
 func printImages(out io.Writer, doc admin.Images, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	if len(doc.Images) > 0 {
-		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tLAST USE")
+		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tPULLS\tLAST USE")
 	}
 	for _, i := range doc.Images {
 		ref := name.Familiar(i.Reference)
@@ -110,7 +81,7 @@ func printImages(out io.Writer, doc admin.Images, now time.Time) error {
 		if !i.Complete {
 			state = "partial"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s ago\n", ref, human(i.Bytes), human(i.Shared), state, inWords(now.Sub(i.LastUse)))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s ago\n", ref, human(i.Bytes), human(i.Shared), state, i.Pulls, inWords(now.Sub(i.LastUse)))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -16,11 +16,11 @@ func TestTableOfImages(t *testing.T) {
 	}{
 		{admin.Images{}, "0 images; 0B of the cache belong to no image\n"},
 		{admin.Images{Total: 2, Other: 5 << 20, Images: []admin.Image{
-			{Reference: "docker.io/library/redis:7", Bytes: 42 << 20, Shared: 30 << 20, Complete: true, LastUse: now.Add(-2 * time.Hour)},
+			{Reference: "docker.io/library/redis:7", Bytes: 42 << 20, Shared: 30 << 20, Complete: true, Pulls: 17, LastUse: now.Add(-2 * time.Hour)},
 			{Reference: "docker.io/org/app@sha256:" + strings.Repeat("0a", 32), Bytes: 1 << 30, LastUse: now.Add(-50 * time.Hour)},
-		}}, `IMAGE                        SIZE   SHARED  STATE     LAST USE
-redis:7                      42MiB  30MiB   complete  2 hours ago
-org/app@sha256:0a0a0a0a0a0a  1GiB   0B      partial   2 days ago
+		}}, `IMAGE                        SIZE   SHARED  STATE     PULLS  LAST USE
+redis:7                      42MiB  30MiB   complete  17     2 hours ago
+org/app@sha256:0a0a0a0a0a0a  1GiB   0B      partial   0      2 days ago
 2 images; 5MiB of the cache belong to no image
 `},
 	} {
