@@ -23,8 +23,12 @@ build: ## build bin/hubcache
 PREFIX ?= /usr/local
 
 .PHONY: install
-install: build ## install the program in /usr/local/bin (PREFIX=/usr/local)
+install: build ## install program, man pages, alerts and dashboard (PREFIX=/usr/local)
 	install -D -m 755 bin/hubcache $(DESTDIR)$(PREFIX)/bin/hubcache
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/hubcache/prometheus packaging/prometheus/*
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/hubcache/grafana packaging/grafana/*
+	rm -rf bin/man && bin/hubcache docs man bin/man
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 bin/man/*.1
 
 .PHONY: test
 test: tools lint unit integration vuln ## everything; installs what is missing when run as root

@@ -207,7 +207,7 @@ func (f facts) wrongSettings(p page) (faults []string) {
 			m = underscored.FindStringSubmatch(span)
 			same = func(key string) bool { return path.Ext("."+key) == "."+m[1] }
 		}
-		if m == nil || notASetting.MatchString(m[1]) || slices.Contains(foreign, m[1]) || strings.HasPrefix(m[1], "hubcache_") {
+		if m == nil || notASetting.MatchString(m[1]) || slices.Contains(foreign, m[1]) || strings.HasPrefix(m[1], "hubcache_") || strings.HasPrefix(m[1], "registry_proxy_") {
 			continue
 		}
 		if !slices.ContainsFunc(f.settings, same) {

@@ -42,11 +42,11 @@ func startMeasured(t *testing.T) (s *server, metrics string) {
 
 var sample = regexp.MustCompile(`(?m)^([a-z_]+)[{ ]`)
 
-// samples returns the names of the series, each once.
+// samples returns the names of the series, and of the histograms.
 func samples(metrics string) map[string]bool {
 	names := map[string]bool{}
 	for _, m := range sample.FindAllStringSubmatch(metrics, -1) {
-		names[m[1]] = true
+		names[m[1]], names[strings.TrimSuffix(m[1], "_bucket")] = true, true
 	}
 	return names
 }

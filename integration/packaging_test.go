@@ -75,7 +75,8 @@ func checkDeb(t *testing.T, deb string) {
 	for _, file := range []string{
 		"usr/bin/hubcache", "etc/hubcache/config.yaml", "lib/systemd/system/hubcache.service", "lib/systemd/system/hubcache-pull.socket",
 		"lib/systemd/system/hubcache-docker-prune.timer", "usr/lib/sysusers.d/hubcache.conf", "usr/lib/tmpfiles.d/hubcache.conf",
-		"usr/share/bash-completion/completions/hubcache", "usr/share/man/man1/hubcache.1.gz", "DEBIAN/postinst",
+		"usr/share/bash-completion/completions/hubcache", "usr/share/man/man1/hubcache.1.gz", "usr/share/man/man1/hubcache-docker-prune.1.gz",
+		"usr/share/hubcache/prometheus/hubcache.rules.yaml", "usr/share/hubcache/grafana/hubcache.json", "DEBIAN/postinst",
 	} {
 		if info, err := os.Stat(filepath.Join(root, file)); err != nil || info.Size() == 0 {
 			t.Errorf("%s is missing or empty: %v", file, err)

@@ -11,8 +11,8 @@ buildGoModule (finalAttrs: {
   pname = "hubcache";
   inherit version;
 
-  # Only what Go reads, so that a change of the documentation doesn't build the program
-  # again. Everything that `go mod vendor` looks at is here: vendorHash depends on it.
+  # Only what Go reads and what is installed, so that a change of the documentation doesn't build
+  # the program again. Everything that `go mod vendor` looks at is here: vendorHash depends on it.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -40,6 +40,8 @@ buildGoModule (finalAttrs: {
       ../slots
       ../storage
       ../upstream
+      ../packaging/grafana
+      ../packaging/prometheus
       # The tests of the settings compare these with the table.
       ../docs/use/config.example.yaml
       ../nix/restart-settings.json
@@ -59,7 +61,11 @@ buildGoModule (finalAttrs: {
   ];
 
   nativeBuildInputs = [ installShellFiles ];
-  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+  postInstall = ''
+    install -D -m 644 -t $out/share/hubcache/grafana packaging/grafana/*
+    install -D -m 644 -t $out/share/hubcache/prometheus packaging/prometheus/*
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     for shell in bash zsh fish; do
       $out/bin/hubcache completion $shell >hubcache.$shell
     done
