@@ -70,6 +70,9 @@ func busy() Options {
 				{Digest: "sha256:bb", Repository: "docker.io/library/redis", Size: -1, Received: 62, Readers: 63},
 				{Digest: "sha256:aa", Repository: "docker.io/library/redis", Size: 64, Received: 65, Readers: 66},
 			},
+			Recent: []registry.Failure{
+				{Cause: "client", Reason: registry.ReasonAbsent, Registry: "docker.io", Repository: "library/x", Reference: "1", Detail: "no such thing", Count: 72, First: observed, Last: observed},
+			},
 		},
 		Refused: func() int64 { return 71 },
 		Totals: func(t Totals) Totals {

@@ -3,6 +3,7 @@ package admin
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hubcache/hubcache/registry"
@@ -28,6 +29,7 @@ type Stats struct {
 	Visibility    Visibility  `json:"visibility"`
 	Inflight      []Inflight  `json:"inflight"` // never null; by repository and digest
 	Connections   Connections `json:"connections"`
+	Failures      []Failed    `json:"failures"` // never null; what clients have not got lately, the newest first
 }
 
 // Store says what the cache holds.
@@ -225,6 +227,32 @@ type Inflight struct {
 	Readers    int    `json:"readers"`    // clients that are reading
 }
 
+// Failed is what clients have asked for lately and didn't get: requests of one repository that
+// failed for the same reason. It is kept in memory, at most 16 for each cause.
+type Failed struct {
+	Cause     string    `json:"cause"`     // whose fault it is, as in Errors: client, policy, upstream or disk
+	Reason    string    `json:"reason"`    // absent, private, throttled, …: the Reason constants of package registry
+	Reference string    `json:"reference"` // of the last request: with its registry, and its tag or digest unless it was for a list
+	Detail    string    `json:"detail"`    // what the last client was told
+	Count     int64     `json:"count"`     // of requests
+	First     time.Time `json:"first"`
+	Last      time.Time `json:"last"`
+}
+
+func failedOf(f registry.Failure) Failed {
+	ref := f.Repository
+	if f.Registry != "" {
+		ref = f.Registry + "/" + ref
+	}
+	switch {
+	case strings.Contains(f.Reference, ":"):
+		ref += "@" + f.Reference
+	case f.Reference != "":
+		ref += ":" + f.Reference
+	}
+	return Failed{f.Cause, f.Reason, ref, f.Detail, f.Count, f.First.UTC(), f.Last.UTC()}
+}
+
 func requestsOf(r registry.Stats) Requests {
 	m, b := r.Manifest, r.Blob
 	return Requests{
@@ -252,7 +280,7 @@ func (a *admin) document(now time.Time) Stats {
 			DiskBytes: s.DiskBytes, DiskFreeBytes: s.DiskFreeBytes, Shortages: []Shortage{},
 		},
 		Requests: requestsOf(r), Bytes: bytesOf(r), HitRatio: Ratio(requestsOf(r), bytesOf(r)), Totals: totals,
-		Upstreams: []Upstream{}, Inflight: []Inflight{},
+		Upstreams: []Upstream{}, Inflight: []Inflight{}, Failures: []Failed{},
 		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 		Connections: Connections{a.Refused()},
 	}
@@ -277,6 +305,9 @@ func (a *admin) document(now time.Time) Stats {
 			up.ClockAhead = &seconds
 		}
 		d.Upstreams = append(d.Upstreams, up)
+	}
+	for _, f := range r.Recent {
+		d.Failures = append(d.Failures, failedOf(f))
 	}
 	for _, f := range r.Inflight {
 		d.Inflight = append(d.Inflight, Inflight(f))

@@ -54,6 +54,7 @@ type Registry struct {
 	*shared
 	mirrors     []*mirror          // the first answers requests that name no registry
 	byNamespace map[string]*mirror // by the values of the parameter ns; immutable
+	recent      recent             // what clients have not got lately
 }
 
 // aliases are other values of ns that mean a registry.
@@ -165,6 +166,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 		r.counters.count(q.kind, &res, first.Sub(start))
 	}
+	r.noteFailure(req.URL, &q, &res, end)
 	r.access(req, &q, &res, start, end)
 	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole

@@ -69,6 +69,7 @@ type Stats struct {
 
 	Upstreams []upstream.Stats
 	Inflight  []fetch.Inflight
+	Recent    []Failure // what clients have not got lately, the newest first: at most 16 of each cause, in memory alone
 }
 
 // Stats returns a snapshot of the counters. It waits for no disk and for no upstream.
@@ -78,6 +79,7 @@ func (r *Registry) Stats() Stats {
 		Manifest: requests(&r.counters.manifests), Blob: requests(&r.counters.blobs),
 		ReadAheadUnused: p.ReadAheadUnused, SlowReaders: p.SlowReaders,
 		Resumes: p.Resumes, DigestMismatches: p.DigestMismatches + r.counters.mismatches.Load(), StaleReferrers: r.counters.staleReferrers.Load(), Inflight: p.Inflight,
+		Recent: r.recent.list(),
 	}
 	s.Served, s.Hit = r.counters.bytes()
 	for _, m := range r.mirrors {

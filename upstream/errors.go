@@ -61,17 +61,29 @@ func (e *Error) Summary() string {
 		Broken: "fails", Timeout: "does not answer in time", Unreachable: "can't be reached", NoVisibility: "does not tell whether the repository is public",
 		Unsupported: "has it only in a form that isn't served here: a manifest of schema 1, or a larger one than clients take",
 	}[e.Cause]
-	if _, noToken := errors.AsType[*auth.FileError](e.Err); noToken {
+	if e.WithoutToken() {
 		what = "can't be asked: the access token of this cache can't be read"
 	}
 	s := "upstream " + e.Host + " " + what
 	if e.Status != 0 {
 		s += fmt.Sprintf(" (HTTP %d)", e.Status)
 	}
-	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](e.Err); untrusted {
+	if e.Untrusted() {
 		s += ": its certificate is not trusted"
 	}
 	return s
+}
+
+// WithoutToken reports whether there was no token to ask with, because its file can't be read.
+func (e *Error) WithoutToken() bool {
+	_, ok := errors.AsType[*auth.FileError](e.Err)
+	return ok
+}
+
+// Untrusted reports whether the host's certificate is not trusted.
+func (e *Error) Untrusted() bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](e.Err)
+	return ok
 }
 
 // Unwrap returns Err.
