@@ -27,6 +27,7 @@ var floors = map[string][]string{
 	"image":        {},
 	"boltfile":     {},
 	"index":        {"boltfile"},
+	"history":      {"boltfile"},
 	"storage":      {"disk", "image", "index", "lru"},
 	"answer":       {},
 	"auth":         {"answer", "calls", "cooldown", "name"},
@@ -35,14 +36,14 @@ var floors = map[string][]string{
 	"fetch":        {"content", "cooldown", "slots", "storage"},
 	"registry":     {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"inventory":    {"image", "name", "storage"},
-	"admin":        {"fetch", "inventory", "name", "registry", "storage", "upstream"},
+	"admin":        {"fetch", "history", "inventory", "name", "registry", "storage", "upstream"},
 	"compose":      {},
 	"prune":        {"boltfile", "compose", "disk"}, // boltfile: its records may be damaged too
 	"cmd/hubcache": {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "name", "prune"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
 	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "prune"},
-	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "inventory", "registry", "storage"},
+	"cmd/hubcache/internal/server":      {"admin", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage"},
 	"cmd/hubcache/internal/settings":    {"disk"},
 }
 

@@ -94,6 +94,17 @@ func (a *admin) mayChange(req *http.Request) error {
 	return nil
 }
 
+// verbs is mayChange before a verb is used.
+func (a *admin) verbs(req *http.Request) Verbs {
+	switch {
+	case overUnix(req):
+		return Verbs{}
+	case a.Token != nil:
+		return Verbs{Token: true}
+	}
+	return Verbs{Refused: refusal(req, a.listeners())}
+}
+
 // listeners are the addresses of the admin listener.
 func (a *admin) listeners() []string {
 	if a.Settings == nil {

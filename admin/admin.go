@@ -1,5 +1,5 @@
-// Package admin answers the requests of the second listener: health, metrics and
-// statistics. None of them can be had on the port for pulls.
+// Package admin answers the requests of the second listener: health, metrics, statistics, and the
+// dashboard that is made of them. None of them can be had on the port for pulls.
 package admin
 
 import (
@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/inventory"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
@@ -54,6 +55,24 @@ type Options struct {
 	Refused func() int64 // connections that were refused since the start; nil: none can be
 
 	Compat bool // metrics have the names of distribution's registry, too
+
+	History func() []history.Series // what the charts show; nil: it isn't told
+	// Dashboard makes the handler of the paths / and /assets/; nil: there is none.
+	Dashboard func(Figures) http.Handler
+}
+
+// Figures is what the dashboard shows of the admin listener itself.
+type Figures struct {
+	Stats func() Stats
+	// Verbs says how a page of this listener may change the cache: with the token of
+	// admin.token_file, or not at all, and why.
+	Verbs func(*http.Request) Verbs
+}
+
+// Verbs says whether whoever sends a request may change the cache.
+type Verbs struct {
+	Token   bool   // the token is needed
+	Refused string // why it can't be done over this connection; "" when it can
 }
 
 // LastReload says how the last SIGHUP ended. The zero value means that there was none yet.
@@ -79,6 +98,15 @@ func New(o Options) http.Handler {
 	}
 	if a.Settings != nil {
 		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))
+	}
+	get("/api/v1/events", a.checkHost(http.HandlerFunc(a.listen)))
+	if a.History != nil {
+		get("/api/v1/history", a.checkHost(http.HandlerFunc(a.history)))
+	}
+	if a.Dashboard != nil {
+		page := a.checkHost(a.Dashboard(Figures{Stats: func() Stats { return a.document(time.Now()) }, Verbs: a.verbs}))
+		get("/", page)
+		get("/assets/{name}", page)
 	}
 	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, "no such path"))
 	m.MethodNotAllowedHandler = a.checkHost(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -125,7 +153,8 @@ func newAdmin(o Options) *admin {
 // admin has the handlers.
 type admin struct {
 	Options
-	hosts map[string]bool // names accepted in Host: in lower case, without ports
+	hosts  map[string]bool // names accepted in Host: in lower case, without ports
+	events events
 }
 
 func ok(w http.ResponseWriter, _ *http.Request) {

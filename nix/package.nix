@@ -29,6 +29,7 @@ buildGoModule (finalAttrs: {
       ../cooldown
       ../disk
       ../fetch
+      ../history
       ../image
       ../index
       ../inventory

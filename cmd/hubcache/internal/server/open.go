@@ -5,15 +5,20 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
+
+// historyName is the file of what the charts of the dashboard show.
+const historyName = "history.db"
 
 // open opens the store and the registry. It asks nothing of upstream.
 func (srv *server) open() error {
@@ -36,6 +41,9 @@ func (srv *server) open() error {
 	}
 	count := func() admin.Totals { return admin.Count(srv.store.Stats(), srv.registry.Stats()) }
 	srv.totals = openTotals(string(s.DataDir), count, srv.log)
+	srv.history = history.Open(history.Options{
+		Path: filepath.Join(string(s.DataDir), historyName), Log: srv.log, Count: func() history.Counts { return admin.CountsOf(count()) },
+	})
 	return nil
 }
 

@@ -31,7 +31,7 @@ func (srv *server) serveAll(ls []listener) {
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
 		Images: func(ctx context.Context) (*inventory.List, error) { return inventory.Make(ctx, srv.store) },
-		Token:  srv.adminToken(), Log: srv.log, Totals: srv.totals.add,
+		Token:  srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 		Compat: bool(srv.settings.Metrics.Compat),
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/disk"
+	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 )
@@ -45,6 +46,7 @@ type server struct {
 	store    *storage.Store
 	registry *registry.Registry
 	totals   *totals
+	history  *history.Ring
 	cred     *auth.File   // nil: anonymous
 	tls      *keyPair     // nil: plain http
 	trusted  *authorities // nil: the system's
@@ -85,6 +87,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 	}
 	listeners, err := srv.listen()
 	if err != nil {
+		srv.history.Close()
 		srv.totals.close()
 		srv.store.Close()
 		return err
@@ -210,6 +213,7 @@ func (srv *server) stop() error {
 	for _, s := range srv.admins {
 		s.Close()
 	}
+	srv.history.Close()
 	srv.totals.close()
 	err = errors.Join(err, srv.store.Close())
 	took := time.Since(began).Round(time.Millisecond).String()
