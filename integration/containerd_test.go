@@ -91,7 +91,7 @@ func startContainerd(t testing.TB, s *server, programs string) *containerd {
 			t.Error(err)
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if exec.Command(c.program(t, "ctr"), "--address", c.socket, "version").Run() == nil {
 			return c
 		}

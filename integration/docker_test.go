@@ -122,8 +122,8 @@ func TestDockerPullGoesOnAfterInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for start := time.Now(); hub.Ledger().BlobBytes() < 4<<20; time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
-			t.Fatal("the Hub has not sent 4 MiB within 20 s")
+		if time.Since(start) > time.Minute {
+			t.Fatal("the Hub has not sent 4 MiB within a minute")
 		}
 	}
 	_ = pull.Process.Kill() // dockerd ends the pull with its client

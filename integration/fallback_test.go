@@ -29,15 +29,16 @@ var upstreamFaults = []struct {
 	{"blobs 404", hubtest.Match{Kind: "blobs"}, []hubtest.Fault{hubtest.Status(404, "")}, 10 * time.Second},
 	{"blobs silent", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.Hang()}, 10 * time.Second},
 	{"blobs HAP429", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.HAP429()}, 10 * time.Second},
-	{"bodies cut", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.CutAfter(0)}, 45 * time.Second},
-	{"bodies stall", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.StallAfter(0)}, 45 * time.Second},
-	{"bodies wrong", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.FlipByte(900 << 10)}, 45 * time.Second},
-	{"bodies cut half way", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.CutAfter(1200 << 10), hubtest.IgnoreRange()}, 45 * time.Second},
-	{"bodies HTML", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.HTML()}, 45 * time.Second},
+	{"bodies cut", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.CutAfter(0)}, 25 * time.Second},
+	{"bodies stall", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.StallAfter(0)}, 25 * time.Second},
+	{"bodies wrong", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.FlipByte(900 << 10)}, 25 * time.Second},
+	{"bodies cut half way", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.CutAfter(1200 << 10), hubtest.IgnoreRange()}, 25 * time.Second},
+	{"bodies HTML", hubtest.Match{Face: hubtest.CDN}, []hubtest.Fault{hubtest.HTML()}, 25 * time.Second},
 }
 
-// pullTime is how long a pull without a fault may take on a busy machine.
-const pullTime = 15 * time.Second
+// pullTime is how long a pull without a fault may take on a busy machine. With a row's limit it is
+// below the 75 s that dockerd waits for a mirror which answers 5xx.
+const pullTime = 45 * time.Second
 
 // TestDaemonFallsBackOnUpstreamFaults pulls with a dockerd that has hubcache as its mirror and
 // can also reach Docker Hub itself. Whatever goes wrong between hubcache and its upstream, the
@@ -80,7 +81,8 @@ func TestDaemonFallsBackOnUpstreamFaults(t *testing.T) {
 }
 
 // TestDaemonFallsBackWhenHubcacheCannotPull pulls with a daemon that can also reach Docker Hub
-// itself, while hubcache can't pull or does not run. The pull must succeed within 15 s.
+// itself, while hubcache can't pull or does not run. The pull must succeed without the 75 s that
+// dockerd waits for a mirror which answers 5xx.
 func TestDaemonFallsBackWhenHubcacheCannotPull(t *testing.T) {
 	lab := newDeployLab(t, hubtest.Options{})
 	d := dockertest.Start(t, dockertest.Options{Network: lab.network, Mirrors: []string{lab.cache.URL},
@@ -104,7 +106,7 @@ func TestDaemonFallsBackWhenHubcacheCannotPull(t *testing.T) {
 			lab.hub.ResetLedger()
 			start := time.Now()
 			d.Docker("pull", name+":1")
-			if took := time.Since(start); took > 15*time.Second {
+			if took := time.Since(start); took > time.Minute {
 				t.Errorf("the pull took %v", took)
 			}
 			checkRuns(t, d, name+":1")

@@ -76,7 +76,7 @@ func sampleBytes(t *testing.T, data string) (stop func() (most int64, samples in
 func checkAccounted(t *testing.T, s *server) {
 	t.Helper()
 	var stats, onDisk int64
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		stats, onDisk = s.Stats().Store.Bytes, cacheSize(t, s.Data)
 		if stats == onDisk {
 			return // not at once: files are deleted when their last reader has left
@@ -89,7 +89,7 @@ func checkAccounted(t *testing.T, s *server) {
 // moment before the blob is committed.
 func waitIdle(t *testing.T, s *server) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); len(s.Stats().Inflight) > 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); len(s.Stats().Inflight) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("in flight: %+v", s.Stats().Inflight)
 		}
@@ -157,7 +157,7 @@ func checkBlobsIntact(t *testing.T, data string) {
 func checkAccountedWithPartials(t *testing.T, s *server) {
 	t.Helper()
 	var stats, onDisk int64
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		stats, onDisk = s.Stats().Store.Bytes, cacheSize(t, s.Data)
 		states, _ := filepath.Glob(filepath.Join(s.Data, "ingest", "*.json"))
 		for _, path := range states {

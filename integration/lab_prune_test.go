@@ -181,7 +181,7 @@ func (h *pruneHost) watch() {
 // service waits until the service runs this image.
 func (h *pruneHost) service(name, ref string) {
 	h.t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		state := h.daemon.Docker("service", "ps", name, "--no-trunc", "--filter", "desired-state=running", "--format", "{{.Image}} {{.CurrentState}}")
 		update := h.daemon.Docker("service", "inspect", name, "--format", "{{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}}")
 		if strings.HasPrefix(state, ref+" Running") && (update == "" || strings.HasSuffix(update, "completed")) {

@@ -198,7 +198,7 @@ func (s *server) Start() {
 
 func (s *server) waitReady() {
 	s.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if resp, err := http.Get("http://" + s.Admin + "/healthz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK && s.listens() {
@@ -226,7 +226,7 @@ func (s *server) listens() bool {
 }
 
 // Stop sends the server SIGTERM. It fails the test if the server has not ended with status 0
-// after half a minute. Stopping a stopped server does nothing.
+// after a minute. Stopping a stopped server does nothing.
 func (s *server) Stop() {
 	s.t.Helper()
 	if s.cmd == nil {
@@ -238,8 +238,8 @@ func (s *server) Stop() {
 		if code := s.cmd.ProcessState.ExitCode(); code != 0 {
 			s.t.Errorf("hubcache ended with status %d after SIGTERM", code)
 		}
-	case <-time.After(30 * time.Second):
-		s.t.Error("hubcache did not end within 30 s after SIGTERM")
+	case <-time.After(time.Minute):
+		s.t.Error("hubcache did not end within a minute after SIGTERM")
 		_ = s.cmd.Process.Kill()
 		<-s.exited
 	}
