@@ -31,8 +31,11 @@ func eventTime(m events.Message) time.Time {
 	return time.Unix(m.Time, 0)
 }
 
+// rememberedEvents is how many events the daemon remembers.
+const rememberedEvents = 256
+
 // pastEvents returns those of the events between since and until that the daemon still
-// remembers. It keeps the last 256.
+// remembers, the last rememberedEvents.
 func pastEvents(ctx context.Context, e Engine, since, until time.Time, filters client.Filters) ([]events.Message, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -46,3 +46,47 @@ func TestImageThatIsUsedDuringTheRunStays(t *testing.T) {
 		}
 	}
 }
+
+// TestForgottenEventsOfTheRunKeepImages: the daemon remembers 256 events, and health checks are
+// events too. A pull among those that it has forgotten is known to a watcher only.
+func TestForgottenEventsOfTheRunKeepImages(t *testing.T) {
+	for name, test := range map[string]struct {
+		events  int // at each deletion
+		watched bool
+		left    string
+	}{
+		"more than it remembers":                 {rememberedEvents, false, "bcd"},
+		"more, and a watcher has recorded them":  {rememberedEvents, true, "bd"},
+		"more in the run, and fewer at one time": {rememberedEvents - 10, false, "bd"},
+	} {
+		e, c := newEngine(t, "1.41")
+		for _, digit := range []string{"a", "b", "c", "d"} {
+			e.add(digit, nil, []string{digestRef("x", digit)})
+		}
+		p := newPruner(t, e, c)
+		if test.watched {
+			err := p.Uses.update(func(r *records) error { return r.setWatchState(watchState{Alive: time.Now()}) })
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.before = func(request string) {
+			if !strings.HasPrefix(request, "DELETE") {
+				return
+			}
+			e.send(events.Message{Type: events.ImageEventType, Action: events.ActionPull, Actor: events.Actor{ID: digestRef("x", "b")}})
+			if test.watched {
+				if err := p.Uses.update(func(r *records) error { return r.addUse(id("b"), time.Now()) }); err != nil {
+					t.Error(err)
+				}
+			}
+			for range test.events {
+				e.send(message("container", "exec_start: /bin/true", "web"))
+			}
+		}
+		mustRun(t, p, true)
+		if e.imagesLeft() != test.left {
+			t.Errorf("%s: left %q, want %s: b was pulled again", name, e.imagesLeft(), test.left)
+		}
+	}
+}

@@ -31,6 +31,8 @@ type Pruner struct {
 	// What follows is of one run.
 	runFile  os.FileInfo   // the file that holds lock
 	patience time.Duration // how much longer it waits for holds
+	watched  bool          // a watcher records what happens meanwhile
+	recent   recentEvents  // since the plan was made
 
 	now  func() time.Time           // nil: time.Now
 	stat func(string) (Disk, error) // nil: statDisk
@@ -45,6 +47,7 @@ type Pruner struct {
 func (p *Pruner) Run(ctx context.Context, apply bool) (Report, error) {
 	r := Report{DryRun: !apply, High: p.Policy.High, Low: p.Policy.Low}
 	run := *p
+	run.recent = recentEvents{}
 	run.Engine = boundedEngine{p.Engine, cmp.Or(p.limits, defaultLimits)}
 	err := run.run(ctx, apply, &r)
 	if err != nil && apply {
@@ -145,7 +148,7 @@ func (p *Pruner) plan(ctx context.Context, r *Report, policy Policy, measure boo
 	if o, err = p.Uses.observe(&s, now); err != nil {
 		return s, o, err
 	}
-	r.Watched = o.watched
+	r.Watched, p.watched = o.watched, o.watched
 	if measure {
 		if err := s.measure(ctx, p.Engine); err != nil {
 			return s, o, err
