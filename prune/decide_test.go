@@ -189,3 +189,15 @@ func TestNamesInTwoRepositoriesDontKeepEveryImage(t *testing.T) {
 		}
 	}
 }
+
+// TestParentsInACircleAreReported: they are kept, since nobody knows which one has to go first.
+func TestParentsInACircleAreReported(t *testing.T) {
+	a, b, c, d := orphan("a"), orphan("b"), orphan("c"), orphan("d")
+	a.Parent, b.Parent, c.Parent, d.Parent = b.ID, a.ID, c.ID, a.ID
+	s := Snapshot{Images: []Image{a, b, c, d}}
+	for digit, action := range map[string]Action{"a": Keep, "b": Keep, "c": Keep, "d": Delete} {
+		if v := decisionOn(t, digit, s, old(s.Images...), nil); v.Action != action || v.Why == "" {
+			t.Errorf("image %s: %s by %s (%s), want %s", digit, v.Action, v.Rule, v.Why, action)
+		}
+	}
+}

@@ -111,6 +111,7 @@ func (s *Snapshot) measure(ctx context.Context, e Engine) error {
 	if err != nil {
 		return err
 	}
+	s.addSharedLayers(unpacked)
 	sizes := layerSizes(s.Images, unpacked)
 	cached, err := s.cachedLayers(ctx, e, unpacked, sizes)
 	if err != nil {
@@ -138,6 +139,40 @@ func (s *Snapshot) measure(ctx context.Context, e Engine) error {
 		img.Unique += img.Own
 	}
 	return nil
+}
+
+// addSharedLayers gives the images that the Engine can't show the layers that they may share with
+// others. The Engine still says how many bytes they share, and what two images share are the lowest
+// layers. So each image whose lowest layers have that size may share them.
+func (s *Snapshot) addSharedLayers(unpacked map[string]int64) {
+	for i := range s.Images {
+		damaged := &s.Images[i]
+		if damaged.Unreadable == "" || damaged.Shared <= 0 {
+			continue
+		}
+		held := map[string]bool{}
+		for _, img := range s.Images {
+			if img.Unreadable != "" {
+				continue
+			}
+			var below int64
+			for j, l := range img.Layers {
+				below += unpacked[l.Chain]
+				if below > damaged.Shared {
+					break
+				}
+				if below < damaged.Shared {
+					continue
+				}
+				for _, l := range img.Layers[:j+1] {
+					if !held[l.Chain] {
+						held[l.Chain] = true
+						damaged.Layers = append(damaged.Layers, l)
+					}
+				}
+			}
+		}
+	}
 }
 
 // unpackedSizes asks for the sizes of all layers, by chain. They are in the history of the

@@ -284,3 +284,57 @@ func TestPackedLayersCount(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadableImageHoldsItsLayers: f has the layer base too, but the Engine can't show it. So the
+// deletion of a and b frees less than they have.
+func TestUnreadableImageHoldsItsLayers(t *testing.T) {
+	for name, shared := range map[string]int64{"it shares the base": 60, "it shares nothing": 0} {
+		e, c := newEngine(t, "1.51")
+		e.addLayered("a", "", nil, layer{"base", 60}, layer{"a", 30})
+		e.addLayered("b", "", nil, layer{"base", 60}, layer{"b", 40})
+		e.addLayered("f", "", nil, layer{"base", 60}, layer{"f", 10})
+		for i, unique := range []int64{30, 40, 70 - shared} {
+			e.images[i].SharedSize = e.images[i].Size - unique
+		}
+		e.fail["GET /images/"+id("f")+"/json"] = 500
+		e.fail["GET /images/"+id("f")+"/history"] = 500
+		p := newPruner(t, e, c)
+		p.Policy.Low = 0.6
+		want := int64(130)
+		if shared > 0 {
+			want = 70
+		}
+		if r := mustRun(t, p, false); r.Predicted() != want {
+			t.Errorf("%s: a dry run would free %d bytes, want %d", name, r.Predicted(), want)
+		}
+	}
+}
+
+// TestImageThatGoesDuringTheSnapshot: it isn't damaged, and it is no error. One that stays in the list
+// and can't be found is damaged.
+func TestImageThatGoesDuringTheSnapshot(t *testing.T) {
+	e, c := newEngine(t, "1.51")
+	addOrphans(e, 3)
+	e.fail["GET /images/"+id("c")+"/json"] = 404
+	e.before = func(request string) {
+		if request == "GET /images/"+id("b")+"/json" {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.images = slices.DeleteFunc(e.images, func(s image.Summary) bool { return s.ID == id("b") })
+		}
+	}
+	s, err := TakeSnapshot(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, img := range s.Images {
+		got = append(got, img.ID[7:8])
+		if (img.Unreadable != "") != (img.ID == id("c")) {
+			t.Errorf("image %s: %q", img.ID[7:8], img.Unreadable)
+		}
+	}
+	if !slices.Equal(got, []string{"a", "c"}) {
+		t.Errorf("images %q, want a and c", got)
+	}
+}

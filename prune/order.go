@@ -37,8 +37,8 @@ func inOrder(going []ImageDecision, h holders) []ImageDecision {
 				best, bestFrees = unit, frees
 			}
 		}
-		if best == nil { // each is the parent of another one: the engine's data are damaged
-			return ordered
+		if best == nil {
+			return append(ordered, inCircle(byID)...)
 		}
 		for i, d := range best {
 			if i > 0 {
@@ -52,6 +52,18 @@ func inOrder(going []ImageDecision, h holders) []ImageDecision {
 		}
 	}
 	return ordered
+}
+
+// inCircle keeps images of which each is the parent of another one: the Engine's data are damaged.
+func inCircle(left map[string]*ImageDecision) []ImageDecision {
+	kept := make([]ImageDecision, 0, len(left))
+	for _, id := range slices.Sorted(maps.Keys(left)) {
+		d := *left[id]
+		d.Action, d.Rule, d.Frees = Keep, RuleChildren, 0
+		d.Why = "it was built on images that were built on it, says the engine, whose data may be damaged"
+		kept = append(kept, d)
+	}
+	return kept
 }
 
 // withIntermediates returns an image and, upwards, the images that have no name and that only

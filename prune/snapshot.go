@@ -10,6 +10,7 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
@@ -115,6 +116,7 @@ func (s *Snapshot) addImages(ctx context.Context, e Engine) error {
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
 	}
+	missing := false
 	for _, item := range list.Items {
 		img := Image{
 			ID: item.ID, Parent: item.ParentID, Size: item.Size, Shared: item.SharedSize, Unique: item.Size,
@@ -135,8 +137,9 @@ func (s *Snapshot) addImages(ctx context.Context, e Engine) error {
 		case err == nil:
 			img.Tagged = details.Metadata.LastTagTime
 			img.Layers = chains(details.RootFS.Layers)
-		case damaged(err):
+		case cerrdefs.IsInternal(err), cerrdefs.IsNotFound(err):
 			img.Unreadable = err.Error()
+			missing = missing || cerrdefs.IsNotFound(err)
 		default:
 			return fmt.Errorf("inspect image %s: %w", item.ID, err)
 		}
@@ -144,12 +147,24 @@ func (s *Snapshot) addImages(ctx context.Context, e Engine) error {
 		s.Images = append(s.Images, img)
 	}
 	slices.SortFunc(s.Images, func(a, b Image) int { return cmp.Compare(a.ID, b.ID) }) // so that two runs see the same
+	if missing {
+		return s.dropRemoved(ctx, e)
+	}
 	return nil
 }
 
-// damaged reports whether an error says that the Engine can't show this one image, while it
-// works otherwise: its data are damaged (500), or it is going at the moment (404).
-func damaged(err error) bool { return cerrdefs.IsInternal(err) || cerrdefs.IsNotFound(err) }
+// dropRemoved drops those of the images that the Engine couldn't show which are gone. One that is
+// still in its list is damaged.
+func (s *Snapshot) dropRemoved(ctx context.Context, e Engine) error {
+	list, err := e.ImageList(ctx, client.ImageListOptions{All: true})
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	s.Images = slices.DeleteFunc(s.Images, func(img Image) bool {
+		return img.Unreadable != "" && !slices.ContainsFunc(list.Items, func(item image.Summary) bool { return item.ID == img.ID })
+	})
+	return nil
+}
 
 // addUsers fills in everything but the images.
 func (s *Snapshot) addUsers(ctx context.Context, e Engine) error {
