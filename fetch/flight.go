@@ -25,7 +25,9 @@ type Flight struct {
 	ready chan struct{} // closed when the source has answered, or has failed
 	done  chan struct{} // closed when the flight is over
 
-	again bool // it has failed, and nothing is remembered of it. Written before done is closed
+	// Written before done is closed.
+	again bool  // it has failed, and nothing is remembered of it
+	ended error // why the blob is not in the store; nil: it is
 
 	// These are written before ready is closed, and never after.
 	announced sync.Once
@@ -191,6 +193,7 @@ func (f *Flight) finish(err error) {
 	}
 	f.announce(err)
 	f.cancel(nil)
+	f.ended = err
 	close(f.done)
 }
 

@@ -55,8 +55,9 @@ var (
 
 	errOrphan  = errors.New("nobody reads it, and there are too many such downloads")
 	errGaveWay = errors.New("a client needs the only slot")
+	errStopped = errors.New("nobody wants it any more")
 	errClosed  = errors.New("the server is stopping")
-	notFailure = []error{ErrAbsent, ErrBypass, ErrEnded, ErrBusy, errOrphan, errGaveWay, errClosed, storage.ErrNoRoom, storage.ErrDisk} // they say nothing of the source
+	notFailure = []error{ErrAbsent, ErrBypass, ErrEnded, ErrBusy, errOrphan, errGaveWay, errStopped, errClosed, storage.ErrNoRoom, storage.ErrDisk} // they say nothing of the source
 )
 
 const (

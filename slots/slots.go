@@ -40,7 +40,8 @@ type Slots struct {
 	free    int
 	held    map[string]int // by client
 	lines   [priorities]line
-	waiting int // in all lines
+	waiting int           // in all lines
+	freed   chan struct{} // closed when a slot comes free; nil: nobody waits for that
 }
 
 // New returns n slots, for which at most most callers wait at one time; 0: any number.
@@ -57,6 +58,29 @@ func (s *Slots) TryAcquire(client string, others int) bool {
 	}
 	s.take(client)
 	return true
+}
+
+// WaitFree waits until more than others slots are free. It takes none, so that whoever waits here
+// is behind everybody who waits for a slot.
+// Errors: the cause of ctx.
+func (s *Slots) WaitFree(ctx context.Context, others int) error {
+	for {
+		s.mu.Lock()
+		if s.free > others {
+			s.mu.Unlock()
+			return nil
+		}
+		if s.freed == nil {
+			s.freed = make(chan struct{})
+		}
+		freed := s.freed
+		s.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // Acquire waits for a slot. If too many wait, the client with the longest line has to give up
@@ -139,6 +163,10 @@ func (s *Slots) Release(client string) {
 		delete(s.held, client)
 	}
 	s.grant()
+	if s.freed != nil && s.free > 0 {
+		close(s.freed)
+		s.freed = nil
+	}
 }
 
 // mayHave reports whether the client may have one more slot now. mu is held.
