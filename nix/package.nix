@@ -50,7 +50,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-wjEM2dfwB+2vdVgOpKsNYLoCRDmczu1T+B34aTE0jWM=";
+  vendorHash = "sha256-cw+LCb0jD3x+/HwRrCjjROMRRXRuMWH7nNKtJQWDsNU=";
 
   env.CGO_ENABLED = 0;
   # These need root and a Docker daemon. The tests of the other packages need only

@@ -49,6 +49,9 @@ type manifestRequest struct {
 	digest digest.Digest // ref, when it is one
 	head   bool          // the headers are enough
 	epoch  int           // of the hot manifests, from before the policy was read
+
+	// sparing: below the quota reserve no manifest is fetched for it, since that counts as a pull.
+	sparing bool
 }
 
 // serveHot answers from memory, if the answer is there and upstream isn't known to be down:
@@ -261,7 +264,11 @@ func (m *mirror) readLarge(ctx context.Context, d digest.Digest) ([]byte, error)
 
 // fetch gets the manifest d from upstream, once for all who wait, and keeps it. The first to
 // ask is a miss, the others share.
+// Errors: ErrReserve; those of get, ctx's cause.
 func (q *manifestRequest) fetch(ctx context.Context, d digest.Digest) (*found, error) {
+	if q.sparing && q.m.client.Scarce(q.policy.QuotaReserve) { // not below, since others may share it
+		return nil, ErrReserve
+	}
 	first := false
 	f, err := share(ctx, q.m.tasks, &q.m.calls, "manifest "+q.name+"@"+string(d), func(ctx context.Context) (*found, error) {
 		// Another request may have brought it since this one looked into the store.

@@ -15,6 +15,9 @@ import (
 // client should have its answer.
 const checkPatience = 1500 * time.Millisecond
 
+// ErrReserve: it would cost pulls, and less than the quota reserve is left.
+var ErrReserve = errors.New("less than quota.reserve is left of the pulls")
+
 // byTag answers with what the tag names: unasked inside its TTL, else after one HEAD,
 // which costs no quota. While upstream fails or is slow, what is cached is served stale.
 func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
