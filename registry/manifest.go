@@ -94,6 +94,7 @@ func (q *manifestRequest) serve(w http.ResponseWriter, req *http.Request) result
 			q.m.store.CountPull(q.full, q.ref)
 		}
 		q.noteSize(f)
+		q.m.refresher.used(q)
 		if f.body != nil {
 			q.m.hot.put(q.epoch, q.repo, string(f.digest), &found{digest: f.digest, mediaType: f.mediaType, body: f.body, children: f.children})
 			if q.digest == "" && !f.expires.IsZero() {

@@ -45,6 +45,7 @@ type mirror struct {
 	overdue   overdue          // repositories whose visibility is too old
 	calls     calls.Group[any] // visibilities, confirmations, heads, manifests, lists
 	checks    tagChecks        // checks of cached tags that are under way
+	refresher *refresher       // checks of tags that no client waits for
 
 	*shared
 }
@@ -81,7 +82,7 @@ func newMirror(u Upstream, s *shared) (*mirror, error) {
 	if u.Source != nil {
 		m.source = u.Source(m.source)
 	}
-	m.absent = &absent{m: m}
+	m.absent, m.refresher = &absent{m: m}, newRefresher(m)
 	m.source = questionSource{m.source, m}
 	return m, nil
 }

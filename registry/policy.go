@@ -19,7 +19,7 @@ type Policy struct {
 	KeepGone     bool          // serve a tag that upstream has deleted
 	Allow, Deny  []string      // repository globs; empty Allow: all; Deny wins
 	Private      []string      // repository globs served although they are private
-	QuotaReserve float64       // share of the quota (0…1) below which no tag is refreshed in the background
+	QuotaReserve float64       // share of the quota (0…1) below which only what a client waits for, and no cached tag's new image, is fetched
 	Limits       fetch.Limits
 	ClientLimit  int // requests of one client that may want something from upstream at one time; 0: any number
 	ReadAhead    bool
@@ -31,7 +31,7 @@ type TagRule struct {
 	Match    string
 	TTL      *time.Duration
 	MaxStale *time.Duration
-	Refresh  bool // check the tag in the background before its TTL ends, while it is in use
+	Refresh  bool // check the tag in the background before its TTL ends, while it is in use; see refresher
 }
 
 // defaultTTL is the TTL of official images, which are rebuilt a few times a month. All

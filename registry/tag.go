@@ -45,18 +45,12 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 		}
 		return q.check(ctx)
 	}
-	return q.revalidate(ctx, m, age <= s.maxStale)
+	return q.revalidate(ctx, m, s.maxStale > 0 && age <= s.maxStale)
 }
 
-// freshTag answers with a cached manifest whose tag is inside its TTL, and starts a check in the
-// background when the tag is due for one.
+// freshTag answers with a cached manifest whose tag is inside its TTL.
 func (q *manifestRequest) freshTag(ctx context.Context, m *storage.Manifest, t storage.Tag, s tagSettings) (*found, error) {
 	age := time.Since(t.Checked)
-	if s.refresh && age >= s.refreshAt() && !q.m.client.Scarce(q.policy.QuotaReserve) {
-		refresh := *q
-		refresh.head = false // a new manifest is fetched, too
-		q.m.tasks.background(func(ctx context.Context) { refresh.check(ctx) })
-	}
 	f, err := q.stored(ctx, m)
 	if err == nil {
 		f.expires = t.Checked.Add(s.ttl)
@@ -67,9 +61,12 @@ func (q *manifestRequest) freshTag(ctx context.Context, m *storage.Manifest, t s
 	return f, err
 }
 
-// revalidate asks upstream about a tag whose manifest m is cached, and falls back to m.
+// revalidate asks upstream about a tag whose manifest m is cached, and falls back to m. To ask
+// costs no pull. What has changed does, so below the quota reserve m has to do while it may.
 func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, mayBeStale bool) (*found, error) {
-	f, err := q.checkBriefly(ctx, mayBeStale)
+	asking := *q
+	asking.sparing = q.sparing || mayBeStale
+	f, err := asking.checkBriefly(ctx, mayBeStale)
 	if err == nil {
 		return f, nil
 	}
@@ -80,6 +77,7 @@ func (q *manifestRequest) revalidate(ctx context.Context, m *storage.Manifest, m
 	case errors.Is(err, errSlow):
 	case isUpstream && u.Cause == upstream.NotFound && q.policy.KeepGone: // however old it is
 	case isUpstream && u.Down() && mayBeStale:
+	case errors.Is(err, ErrReserve) && mayBeStale:
 	default:
 		return nil, err
 	}
@@ -197,6 +195,7 @@ func briefly[T any](ctx context.Context, m *mirror, key string, mayBeStale bool,
 
 // check asks upstream what the tag names now, and gets that if it isn't here and more
 // than its headers is wanted.
+// Errors: ErrReserve, and nothing of the tag is kept then; *upstream.Error; *failure; ctx's cause.
 func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	f, err := q.resolve(ctx)
 	if err != nil {
@@ -222,6 +221,8 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 		}
 		f.outcome = OutcomeRevalidated
 		return q.justChecked(f), nil
+	case f.body == nil && q.sparing && q.m.client.Scarce(q.policy.QuotaReserve):
+		return nil, ErrReserve
 	case q.head || f.body != nil:
 		q.setTag(q.ref, f)
 		return q.justChecked(f), nil
