@@ -38,6 +38,9 @@ type Options struct {
 	// make the name of the page resolve to this listener.
 	Hosts []string
 
+	// Cache is what pins and purges are about; nil: there are no requests for them.
+	Cache *storage.Store
+
 	Images func(context.Context) (*inventory.List, error) // what is cached, in a list of the caller's own; nil: it isn't told
 
 	// Token reports whether text is the token for requests that change the cache; nil: none
@@ -81,6 +84,12 @@ type LastReload struct {
 	OK   bool // false: the settings were wrong, and the old ones stayed
 }
 
+// The errors of answers to requests that this version doesn't know. Newer ones may.
+const (
+	NoSuchPath   = "no such path"
+	NoSuchMethod = "method not allowed"
+)
+
 // New returns the handler of the admin listener. It is safe for concurrent use.
 //
 // /healthz, /readyz and /metrics are answered for every Host. All other paths need one that
@@ -108,10 +117,15 @@ func New(o Options) http.Handler {
 		get("/", page)
 		get("/assets/{name}", page)
 	}
-	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, "no such path"))
+	if a.Cache != nil {
+		get("/api/v1/pins", a.checkHost(http.HandlerFunc(a.pins)))
+		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.pin)).Methods(http.MethodPut)
+		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.unpin)).Methods(http.MethodDelete)
+	}
+	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, NoSuchPath))
 	m.MethodNotAllowedHandler = a.checkHost(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		w.Header().Set("Allow", "GET, HEAD") // every path allows these
-		refuse(http.StatusMethodNotAllowed, "method not allowed").ServeHTTP(w, req)
+		w.Header().Set("Allow", strings.Join(allowed(m, req), ", "))
+		refuse(http.StatusMethodNotAllowed, NoSuchMethod).ServeHTTP(w, req)
 	}))
 	return m
 }

@@ -30,6 +30,8 @@ type Image struct {
 	Bytes     int64      `json:"bytes"`        // all that is cached of it
 	Shared    int64      `json:"shared_bytes"` // the part of it that other images need too
 	Complete  bool       `json:"complete"`     // every platform that is cached is there as a whole
+	Pinned    bool       `json:"pinned"`       // a pin names this image, by this tag, by another or by its digest
+	Protected bool       `json:"protected"`    // it is pinned and isn't evicted; false also for a pin that doesn't fit any more
 	Pulls     int64      `json:"pulls"`        // how often it was asked for, by its tag, or without one by its digest
 	LastUse   time.Time  `json:"last_use"`
 	Checked   *time.Time `json:"checked"` // when the upstream last said what the tag names; null without a tag
@@ -119,7 +121,7 @@ func writeImages(w http.ResponseWriter, doc Images, images []inventory.Image) {
 func imageOf(i inventory.Image) Image {
 	out := Image{
 		Reference: i.Reference(), Digest: i.Digest.String(), MediaType: i.MediaType,
-		Bytes: i.Size, Shared: i.Shared, Complete: i.Complete, Pulls: i.Pulls, LastUse: i.LastUse,
+		Bytes: i.Size, Shared: i.Shared, Complete: i.Complete, Pulls: i.Pulls, Pinned: i.Pinned, Protected: i.Protected, LastUse: i.LastUse,
 	}
 	if i.Tag != "" {
 		out.Checked = &i.Checked

@@ -33,6 +33,8 @@ type Image struct {
 	Size       int64 // all that is cached of it, each blob once
 	Shared     int64 // the part of Size that other images need too
 	Complete   bool  // every platform that is cached is there as a whole, and at least one is
+	Pinned     bool  // a pin names it: by this tag, by another one that names the same, or by its digest
+	Protected  bool  // the pin keeps it from being evicted
 	Pulls      int64 // how often it was asked for by its tag, or, without one, by its digest
 	LastUse    time.Time
 	Checked    time.Time // when the upstream last said what the tag names; zero without a tag
@@ -90,11 +92,32 @@ func Make(ctx context.Context, s *storage.Store) (*List, error) {
 		}
 		begin = end
 	}
+	if err := m.markPinned(); err != nil {
+		return nil, err
+	}
 	other := s.Stats().Bytes
 	for _, b := range m.blobs {
 		other -= b.size
 	}
 	return &List{Images: m.images, Other: max(0, other)}, nil
+}
+
+// markPinned says which of the images are pinned.
+func (m *maker) markPinned() error {
+	pins, err := m.store.Pins()
+	if err != nil || len(pins) == 0 {
+		return err
+	}
+	pinned, protected := map[digest.Digest]bool{}, map[digest.Digest]bool{}
+	for _, p := range pins {
+		pinned[p.Digest] = true
+		protected[p.Digest] = protected[p.Digest] || p.Protected
+	}
+	for at := range m.images {
+		i := &m.images[at]
+		i.Pinned, i.Protected = pinned[i.Digest], protected[i.Digest]
+	}
+	return nil
 }
 
 // maker makes a List. Blobs have numbers, because a number takes a twentieth of the memory of a

@@ -183,9 +183,13 @@ func (p *pins) settle(list []Pin, found *pinned) {
 			now = list
 		}
 	}
+	short := found.shortage(p.store.room.budget())
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.list, p.states, p.short = now, found.states, found.shortage(p.store.room.budget())
+	p.list, p.states, p.short = now, found.states, short
+	p.mu.Unlock()
+	if short != nil {
+		p.store.room.shortages.say([]Shortage{*short}, p.log)
+	}
 }
 
 // pinned is what decide has found.
@@ -279,7 +283,7 @@ func enoughFor(pins int64) int64 {
 	if pins > 1<<60 { // no disk is as large; it is what a manifest claims
 		return pins
 	}
-	return (pins/pinShare*100 + 2<<20) >> 20 << 20
+	return ((pins+pinShare-1)/pinShare*100 + 1<<20 - 1) >> 20 << 20
 }
 
 // addUp adds two sizes. The sum of what manifests claim may be too large for an int64.

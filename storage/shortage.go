@@ -100,7 +100,7 @@ type shortages struct {
 	has        int64 // bytes that the cache had
 	forDisk    bool  // they were evicted for the free space, and not for the budget
 	seen       time.Time
-	said       map[ShortageKind]saidShortage
+	said       map[string]saidShortage // by subject
 }
 
 // recent is a blob that came in lately. The time of its file isn't taken for that, since it may be
@@ -119,7 +119,7 @@ type saidShortage struct {
 
 func newShortages() shortages {
 	l, _ := simplelru.NewLRU[digest.Digest, recent](maxRecent, nil) // the only error is another size
-	return shortages{recent: l, said: map[ShortageKind]saidShortage{}}
+	return shortages{recent: l, said: map[string]saidShortage{}}
 }
 
 // asked says that a client asks for an image of so many bytes.
@@ -208,16 +208,25 @@ func (s *shortages) say(all []Shortage, log *slog.Logger) {
 	}
 }
 
+// subject is what the log says once. Other pins are another shortage.
+func (s Shortage) subject() string {
+	if s.Kind == PinsTooLarge {
+		return string(s.Kind) + " " + s.Image
+	}
+	return string(s.Kind)
+}
+
 // due reports whether a shortage is to be logged, and notes that it is.
 func (s *shortages) due(short Shortage) bool {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	said, ok := s.said[short.Kind]
+	about := short.subject()
+	said, ok := s.said[about]
 	age := now.Sub(said.at)
 	if ok && age < sayShortage && (age < sayMore || short.Needs <= said.needs) {
 		return false
 	}
-	s.said[short.Kind] = saidShortage{now, short.Needs}
+	s.said[about] = saidShortage{now, short.Needs}
 	return true
 }

@@ -29,8 +29,9 @@ func newLsCommand(l *settings.Loader) *cobra.Command {
 		Long: `Lists the images that the running server has cached, by repository and tag;
 those without a tag, which a swarm pulls, by digest. SIZE is all that is cached
 of an image, SHARED the part of it that other images need too. An image is
-partial when a layer of it has gone, or has not come yet. PULLS is how often
-it was asked for, by its tag or its digest.
+partial when a layer of it has gone, or has not come yet. One that is PINNED
+isn't evicted; "no room" says that its pin doesn't fit any more. PULLS is how
+often it was asked for, by its tag or its digest.
 
 A pattern is redis, redis:7*, library/* or ghcr.io/*/*. A * matches no slash.`,
 		Example: "  hubcache ls\n  hubcache ls 'redis:7*' --sort size",
@@ -65,23 +66,35 @@ A pattern is redis, redis:7*, library/* or ghcr.io/*/*. A * matches no slash.`,
 	return cmd
 }
 
+// shortReference is a whole reference as people write it, with a short digest.
+func shortReference(reference string) string {
+	ref := name.Familiar(reference)
+	if repository, digest, ok := strings.Cut(ref, "@"); ok {
+		algorithm, _, _ := strings.Cut(digest, ":")
+		ref = repository + "@" + algorithm + ":" + shortDigest(digest)
+	}
+	return ref
+}
+
 // printImages prints the table, with bytes rounded to powers of 1024.
 func printImages(out io.Writer, doc admin.Images, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	if len(doc.Images) > 0 {
-		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tPULLS\tLAST USE")
+		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tPINNED\tPULLS\tLAST USE")
 	}
 	for _, i := range doc.Images {
-		ref := name.Familiar(i.Reference)
-		if repository, digest, ok := strings.Cut(ref, "@"); ok {
-			algorithm, _, _ := strings.Cut(digest, ":")
-			ref = repository + "@" + algorithm + ":" + shortDigest(digest)
-		}
 		state := "complete"
 		if !i.Complete {
 			state = "partial"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s ago\n", ref, human(i.Bytes), human(i.Shared), state, i.Pulls, inWords(now.Sub(i.LastUse)))
+		pinned := "no"
+		switch {
+		case i.Protected:
+			pinned = "yes"
+		case i.Pinned:
+			pinned = "no room"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s ago\n", shortReference(i.Reference), human(i.Bytes), human(i.Shared), state, pinned, i.Pulls, inWords(now.Sub(i.LastUse)))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -16,11 +16,13 @@ func TestTableOfImages(t *testing.T) {
 	}{
 		{admin.Images{}, "0 images; 0B of the cache belong to no image\n"},
 		{admin.Images{Total: 2, Other: 5 << 20, Images: []admin.Image{
-			{Reference: "docker.io/library/redis:7", Bytes: 42 << 20, Shared: 30 << 20, Complete: true, Pulls: 17, LastUse: now.Add(-2 * time.Hour)},
+			{Reference: "docker.io/library/redis:7", Bytes: 42 << 20, Shared: 30 << 20, Complete: true, Pinned: true, Protected: true, Pulls: 17, LastUse: now.Add(-2 * time.Hour)},
 			{Reference: "docker.io/org/app@sha256:" + strings.Repeat("0a", 32), Bytes: 1 << 30, LastUse: now.Add(-50 * time.Hour)},
-		}}, `IMAGE                        SIZE   SHARED  STATE     PULLS  LAST USE
-redis:7                      42MiB  30MiB   complete  17     2 hours ago
-org/app@sha256:0a0a0a0a0a0a  1GiB   0B      partial   0      2 days ago
+			{Reference: "docker.io/org/app:1", Complete: true, Pinned: true, LastUse: now.Add(-50 * time.Hour)},
+		}}, `IMAGE                        SIZE   SHARED  STATE     PINNED   PULLS  LAST USE
+redis:7                      42MiB  30MiB   complete  yes      17     2 hours ago
+org/app@sha256:0a0a0a0a0a0a  1GiB   0B      partial   no       0      2 days ago
+org/app:1                    0B     0B      complete  no room  0      2 days ago
 2 images; 5MiB of the cache belong to no image
 `},
 	} {

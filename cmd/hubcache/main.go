@@ -94,7 +94,7 @@ disk, within a byte budget.`,
 		return s.Settings, nil
 	}
 	root.AddCommand(
-		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newConfigCommand(l), newVersionCommand(), newManCommand(root),
+		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newPinCommand(l), newUnpinCommand(l), newConfigCommand(l), newVersionCommand(), newManCommand(root),
 		newDockerCommand(load), newDoctorCommand(l),
 	)
 	root.InitDefaultCompletionCmd()

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -12,9 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/hubcache/hubcache/integration/hubtest"
+	"github.com/hubcache/hubcache/name"
+	"github.com/hubcache/hubcache/storage"
 )
 
 // TestMain makes the test binary behave as the program when it is called "hubcache", and lets
@@ -34,7 +43,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready, "cached": cached},
 	})
 }
 
@@ -71,6 +80,47 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 func binDir(ts *testscript.TestScript) string {
 	dir, _, _ := strings.Cut(ts.Getenv("PATH"), string(os.PathListSeparator))
 	return dir
+}
+
+// cached is "cached DIR REFERENCE SIZE…": it puts an image with layers of these sizes, in bytes, into
+// the data directory. The same size is the same layer, also in other images. A size with a - in
+// front is a layer that is missing. The digest of the manifest is in $DIGEST.
+func cached(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: cached dir reference size…")
+	}
+	s, err := storage.Open(storage.Options{Dir: ts.MkAbs(args[0]), Budget: 1 << 30, Log: slog.New(slog.DiscardHandler)})
+	ts.Check(err)
+	ref, err := name.ParseReference(args[1])
+	ts.Check(err)
+	from := storage.Origin{Repository: ref.Repository}
+	var layers []string
+	for _, arg := range args[2:] {
+		size, err := strconv.Atoi(arg)
+		ts.Check(err)
+		layer := bytes.Repeat([]byte("."), max(size, -size))
+		d := digest.FromBytes(layer)
+		layers = append(layers, fmt.Sprintf(`{"digest":%q,"size":%d}`, d, len(layer)))
+		in, err := s.Begin(from, d, int64(len(layer)))
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		ts.Check(err)
+		_, err = in.WriteAt(layer, 0)
+		ts.Check(err)
+		ts.Check(in.Commit())
+		if size < 0 {
+			s.Remove(d)
+		}
+	}
+	body := fmt.Appendf(nil, `{"schemaVersion":2,"annotations":{"name":%q},"layers":[%s]}`, ref.Repository, strings.Join(layers, ","))
+	d := digest.FromBytes(body)
+	ts.Check(s.PutManifest(from, d, v1.MediaTypeImageManifest, body))
+	if ref.Tag != "" {
+		s.SetTag(ref.Repository, ref.Tag, storage.Tag{Digest: d, MediaType: v1.MediaTypeImageManifest, Size: int64(len(body)), Checked: time.Now()})
+	}
+	ts.Check(s.Close())
+	ts.Setenv("DIGEST", d.String())
 }
 
 // ready is "ready SOCKET": it waits until the admin listener there says that it is.

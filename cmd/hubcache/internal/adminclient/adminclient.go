@@ -166,6 +166,9 @@ func (c *Client) send(ctx context.Context, by *http.Client, method, path string,
 		Error string `json:"error"`
 	}
 	if json.Unmarshal(b, &said) == nil && said.Error != "" {
+		if said.Error == admin.NoSuchPath || said.Error == admin.NoSuchMethod {
+			said.Error = fmt.Sprintf("the hubcache at %s is another version, which can't do this: update it and restart it", c)
+		}
 		return nil, &statusError{resp.StatusCode, said.Error}
 	}
 	return nil, &statusError{resp.StatusCode, fmt.Sprintf("%s answers %s: %s (is it the admin address?)", c, resp.Status, bytes.TrimSpace(b))}

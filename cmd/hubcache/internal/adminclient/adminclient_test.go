@@ -65,6 +65,8 @@ func TestStatsErrors(t *testing.T) {
 		{"unix:" + filepath.Join(t.TempDir(), "nobody"), "is 'hubcache serve' running"},
 		{answer(http.StatusNotFound, "no such page"), "no such page (is it the admin address?)"},
 		{answer(http.StatusOK, "<html>"), "is not hubcache"},
+		{answer(http.StatusNotFound, `{"error": "no such path"}`), "is another version, which can't do this: update it"},
+		{answer(http.StatusMethodNotAllowed, `{"error": "method not allowed"}`), "is another version, which can't do this: update it"},
 	} {
 		_, err := Stats(t.Context(), c.addr)
 		if err == nil || !strings.Contains(err.Error(), c.says) {

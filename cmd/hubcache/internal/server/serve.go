@@ -30,6 +30,7 @@ func (srv *server) serveAll(ls []listener) {
 	o := admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
+		Cache:  srv.store,
 		Images: func(ctx context.Context) (*inventory.List, error) { return inventory.Make(ctx, srv.store) },
 		Token:  srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
