@@ -43,12 +43,13 @@ func TestMain(m *testing.M) {
 type daemonOptions struct {
 	Version    string // "" is 20.10.24
 	Containerd bool
-	Info       system.Info // merged: system, root, security options, proxies
-	Component  string      // the name of the engine in /version
-	Deaf       bool        // it doesn't hear SIGHUP
-	Args       []string    // of its command line, beside --config-file
-	NoFile     bool        // no --config-file on its command line
-	Parent     string      // the process that listens and starts the daemon: systemd or proxy
+	Info       system.Info   // merged: system, root, security options, proxies
+	Component  string        // the name of the engine in /version
+	Deaf       bool          // it doesn't hear SIGHUP
+	Late       time.Duration // how long a reload takes, in which nothing is answered
+	Args       []string      // of its command line, beside --config-file
+	NoFile     bool          // no --config-file on its command line
+	Parent     string        // the process that listens and starts the daemon: systemd or proxy
 	Env        []string
 
 	Socket string // set by startDaemon
@@ -234,6 +235,9 @@ func (e *engineState) load() error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.reloads != nil {
+		time.Sleep(e.o.Late)
+	}
 	if isSet || e.mirrors == nil {
 		e.mirrors = mirrors
 	}

@@ -16,10 +16,7 @@ import (
 // reload makes the daemon read its configuration again and waits until the engine says that
 // the mirror is in force, or, if it was taken out, that it isn't.
 func (s *Setup) reload(ctx context.Context, plan setupPlan) error {
-	patience := s.Patience
-	if patience == 0 {
-		patience = 15 * time.Second
-	}
+	patience := s.patience()
 	engine, err := s.Engine.Connect("docker setup")
 	if err != nil {
 		return err

@@ -103,6 +103,8 @@ type setupPlan struct {
 	has     bool           // whether the engine has the mirror in its list before
 	want    bool           // and whether it should have it after
 	unread  string         // the daemon's file, if it is right and the engine hasn't read it yet
+	config  string         // the daemon's file
+	mirrors []string       // the engine's list before
 }
 
 // change is the new content of one file; nil content removes it.
@@ -133,7 +135,8 @@ func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
 			return setupPlan{}, errNixOS
 		}
 	}
-	plan := setupPlan{process: files.process, notes: files.notes, has: engine.uses(s.Mirror), want: !undo && engine.usesMirrors(s.Mirror)}
+	plan := setupPlan{process: files.process, notes: files.notes, mirrors: engine.mirrors, config: files.config,
+		has: engine.uses(s.Mirror), want: !undo && engine.usesMirrors(s.Mirror)}
 	if err := s.planHosts(&plan, files.certs, !undo && engine.needsHosts(s.Mirror)); err != nil {
 		return plan, err
 	}
@@ -281,7 +284,7 @@ func (s *Setup) write(ctx context.Context, plan setupPlan) error {
 	}
 	if reload && plan.process != nil { // hosts.toml is read on every pull
 		if err := s.reload(ctx, plan); err != nil {
-			return s.putBack(plan, done, err)
+			return s.putBack(ctx, plan, done, err)
 		}
 	}
 	for _, w := range done {
@@ -302,20 +305,6 @@ func (s *Setup) write(ctx context.Context, plan setupPlan) error {
 		fmt.Fprintln(s.Out, "The engine has read its configuration again, and doesn't have the mirror in its list.")
 	}
 	return nil
-}
-
-// putBack takes the changes back and makes the daemon read the old ones.
-func (s *Setup) putBack(plan setupPlan, done []written, why error) error {
-	if len(done) == 0 {
-		return why
-	}
-	if err := undoAll(done); err != nil {
-		return errors.Join(why, fmt.Errorf("the old files could not be put back: %w", err))
-	}
-	if err := plan.process.reload(); err != nil {
-		return errors.Join(fmt.Errorf("%w. The old files were put back", why), err)
-	}
-	return fmt.Errorf("%w. The old files were put back, and the engine was told", why)
 }
 
 // undoAll takes changes back, the last one first.

@@ -241,6 +241,7 @@ func TestSetupPutsTheOldFilesBack(t *testing.T) {
 		{"undo", `{"registry-mirrors": ["` + loopback + `"]}`, `{"registry-mirrors": ["` + loopback + `"], "dbug": 1}`, daemonOptions{Version: "28.5.2"}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			d := startDaemon(t, test.before, test.options)
 			if test.after != "" {
 				writeFile(t, d.config, test.after)
@@ -293,6 +294,7 @@ func TestFileThatTheEngineHasNotRead(t *testing.T) {
 func TestInterruptedSetupPutsTheOldFilesBack(t *testing.T) {
 	d := startDaemon(t, `{}`, daemonOptions{Deaf: true})
 	s, _ := newSetup(d, loopback)
+	s.Patience = 2 * time.Second
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		for !strings.Contains(contentOf(t, d.config), loopback) {
@@ -302,6 +304,60 @@ func TestInterruptedSetupPutsTheOldFilesBack(t *testing.T) {
 	}()
 	if err := s.Run(ctx, true, false); err == nil || !strings.Contains(err.Error(), "interrupted") || contentOf(t, d.config) != `{}` {
 		t.Errorf("%v; daemon.json is %s", err, contentOf(t, d.config))
+	}
+}
+
+// TestLateEngineGetsItsMirrorsBack: the engine takes the new file after setup has given up, and keeps
+// its mirrors when it reads the old file, which has none. A setup that is interrupted meanwhile waits
+// for that too.
+func TestLateEngineGetsItsMirrorsBack(t *testing.T) {
+	const ours = `{"registry-mirrors": ["` + loopback + `"]}`
+	for _, test := range []struct {
+		name, before, after, mirrors string
+		undo, interrupted            bool
+	}{
+		{"late", `{"debug": true}`, `{"debug": true}`, "", false, false},
+		{"no file", "", "", "", false, false},
+		{"interrupted", `{}`, `{}`, "", false, true},
+		{"with another mirror", `{"registry-mirrors": ["https://other.example"]}`, `{"registry-mirrors": ["https://other.example"]}`, "https://other.example/", false, false},
+		{"with one that the file has no more", `{"registry-mirrors": ["https://other.example"]}`, `{}`, "https://other.example/", false, true},
+		{"undo", ours, ours, loopback + "/", true, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			d := startDaemon(t, test.before, daemonOptions{Late: time.Second})
+			if test.after != "" {
+				writeFile(t, d.config, test.after)
+			}
+			s, _ := newSetup(d, loopback)
+			s.Patience = 700 * time.Millisecond
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.interrupted {
+				s.Patience = 5 * time.Second
+				go func() {
+					for contentOf(t, d.config) == test.after {
+						time.Sleep(time.Millisecond)
+					}
+					time.Sleep(100 * time.Millisecond) // the engine has read it
+					cancel()
+				}()
+			}
+			err := s.Run(ctx, true, test.undo)
+			if err == nil || !strings.Contains(err.Error(), "put back, and the engine was told") {
+				t.Errorf("%v", err)
+			}
+			time.Sleep(2500 * time.Millisecond) // until the engine has done all that it was told
+			if got := mirrorsOf(t, d); got != test.mirrors {
+				t.Errorf("the engine has %q, want %q", got, test.mirrors)
+			}
+			if got := contentOf(t, d.config); got != test.after {
+				t.Errorf("daemon.json is %q, want %q", got, test.after)
+			}
+			if names, _ := filepath.Glob(filepath.Join(filepath.Dir(d.config), "*hubcache*")); len(names) > 0 {
+				t.Errorf("left over: %v", names)
+			}
+		})
 	}
 }
 
