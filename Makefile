@@ -72,6 +72,10 @@ vuln: ## known vulnerabilities, where their database can be reached
 	  then echo "govulncheck: its database can't be reached from here; not checked"; \
 	  else echo "$$out"; exit 1; fi; }
 
+.PHONY: docs
+docs: build ## write docs/use/cli.md from the help of the commands
+	bin/hubcache docs cli docs/use/cli.md
+
 .PHONY: demo
 demo: tools ## the mission in two minutes: a recipe deployed cold, warm, and without hubcache
 	$(GO) test -tags integration -count 1 -timeout 20m -run '^TestDemo$$' -v ./integration -args -demo $(if $(DOC),-demo.doc ../docs/evidence/speedup.md)

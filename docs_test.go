@@ -34,7 +34,8 @@ func TestDocuments(t *testing.T) {
 	var known facts
 	known.tests = declaredTests(t, files)
 	known.settings = settingKeys(t, read(t, exampleConfig))
-	known.command = program(t)
+	binary := buildProgram(t)
+	known.command = program(binary)
 	known.files = files
 	known.anchors = map[string][]string{}
 	for path, p := range pages {
@@ -44,6 +45,20 @@ func TestDocuments(t *testing.T) {
 		for _, fault := range known.faults(pages[path]) {
 			t.Errorf("%s: %s", path, fault)
 		}
+	}
+}
+
+// TestCommandPageIsCurrent fails when docs/use/cli.md isn't what the commands' help says now.
+// What is written depends neither on the machine nor on the user.
+func TestCommandPageIsCurrent(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "cli.md")
+	cmd := exec.Command(buildProgram(t), "docs", "cli", page)
+	cmd.Env = []string{"HOME=/home/jane", "STATE_DIRECTORY=/srv/cache", "HUBCACHE_ADMIN=192.0.2.1:80", "HUBCACHE_LISTEN=192.0.2.1:90", "TZ=Asia/Tokyo"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if read(t, page) != read(t, "docs/use/cli.md") {
+		t.Error(`docs/use/cli.md is out of date: run "make docs"`)
 	}
 }
 
@@ -126,8 +141,8 @@ func settingKeys(t *testing.T, text string) (keys []string) {
 	return keys
 }
 
-// program builds hubcache and returns a function that asks its help for a command.
-func program(t *testing.T) func(path string) (command, bool) {
+// buildProgram builds hubcache and returns its path.
+func buildProgram(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "hubcache")
 	// As `make build` does it, so that both share what is compiled.
@@ -136,6 +151,11 @@ func program(t *testing.T) func(path string) (command, bool) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
+	return binary
+}
+
+// program returns a function that asks the program's help for a command.
+func program(binary string) func(path string) (command, bool) {
 	help := map[string]func() string{}
 	return func(path string) (command, bool) {
 		if help[path] == nil {

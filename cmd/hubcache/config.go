@@ -14,9 +14,11 @@ import (
 func newConfigCommand(l *settings.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "config", Short: "Check and show the settings",
+		Example: "  hubcache config show",
 	}
 	check := &cobra.Command{
 		Use: "check [FILE]", Short: "Check the settings, without starting anything", Args: cobra.MaximumNArgs(1),
+		Example: "  hubcache config check\n  hubcache config check new.yaml",
 		Long: `Checks the settings of file and environment. Files that they name, such as the
 one with the access token, need not be on this machine; but if hubcache.service
 is installed here and uses these settings, it has to be able to read the token.
@@ -53,6 +55,7 @@ Exits with 2 when something is wrong.`,
 	var asJSON bool
 	show := &cobra.Command{
 		Use: "show", Short: "Print every setting and where it comes from", Args: cobra.NoArgs,
+		Example: "  hubcache config show\n  hubcache config show --json --budget 30%",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := l.Load()
 			if err != nil {

@@ -16,9 +16,10 @@ type loadFunc func() (*settings.Settings, error)
 // newDockerCommand is "hubcache docker".
 func newDockerCommand(load loadFunc) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "docker",
-		Short: "Look after the Docker host that pulls through the cache",
-		Args:  cobra.NoArgs,
+		Use:     "docker",
+		Short:   "Look after the Docker host that pulls through the cache",
+		Args:    cobra.NoArgs,
+		Example: "  hubcache docker setup --apply\n  hubcache docker prune",
 	}
 	cmd.AddCommand(newDockerPruneCommand(load), newDockerHoldCommand(load), newDockerWatchCommand(load),
 		newDockerSetupCommand(load), newDockerGuardCommand())

@@ -34,7 +34,8 @@ volumes and networks are never touched.
 Exit codes: 0 done or nothing to do, 1 failed (nothing was removed after that),
 2 wrong usage, 3 done, but the low watermark was not reached, 75 not now, try
 again later.`,
-		Args: cobra.NoArgs,
+		Example: "  hubcache docker prune\n  hubcache docker prune --apply --min-age 7d",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
 			if err != nil {

@@ -24,7 +24,8 @@ its configuration again, and asks it whether the mirror is in force; if not, the
 old files are put back. No container restarts. --undo shows how to take it back,
 and --undo --apply does. It also prints what containerd, podman and BuildKit
 need.`,
-		Args: cobra.NoArgs,
+		Example: "  hubcache docker setup\n  hubcache docker setup --apply\n  hubcache docker setup --undo --apply",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
 			if err != nil {

@@ -16,7 +16,8 @@ func newDockerWatchCommand(load loadFunc) *cobra.Command {
 		Long: `Records from the Docker daemon's events when each image was last used. It runs
 until it is told to end. Without it "docker prune" knows only what it sees each
 time it runs.`,
-		Args: cobra.NoArgs,
+		Example: "  hubcache docker watch",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load()
 			if err != nil {

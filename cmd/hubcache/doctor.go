@@ -23,7 +23,8 @@ func newDoctorCommand(l *settings.Loader) *cobra.Command {
 machine under it, and says in plain words what is wrong and what to do. What the
 server runs with, it asks the server. Exits with 0 when pulls work as intended,
 and with 1 when something is broken, or when nobody can tell.`,
-		Args: cobra.NoArgs,
+		Example: "  hubcache doctor\n  hubcache doctor --json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := l.Load()
 			if err != nil {

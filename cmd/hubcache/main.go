@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -76,12 +77,13 @@ func newRootCommand() *cobra.Command {
 		Long: `hubcache stands between Docker and Docker Hub. It gets an image from Docker Hub
 once, with an access token, and serves every later pull of it from the local
 disk, within a byte budget.`,
+		Example:       "  hubcache serve --budget 50GiB\n  hubcache stats --watch",
 		Version:       versionString(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.SetVersionTemplate("hubcache {{.Version}}\n")
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
+	root.SetUsageTemplate(usageTemplate)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return settings.UsageError{Err: fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
@@ -94,14 +96,43 @@ disk, within a byte budget.`,
 		return s.Settings, nil
 	}
 	root.AddCommand(
-		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newPinCommand(l), newUnpinCommand(l), newConfigCommand(l), newVersionCommand(), newManCommand(root),
+		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newPinCommand(l), newUnpinCommand(l), newConfigCommand(l), newVersionCommand(), newDocsCommand(root),
 		newDockerCommand(load), newDoctorCommand(l),
 	)
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "completion":
+			c.Example = "  source <(hubcache completion bash)"
+		case "help":
+			c.Example = "  hubcache help docker prune"
+		}
+	}
 	wrongArgs(root)
 	return root
 }
+
+// helpColumns is how wide help is.
+const helpColumns = 80
+
+// usageTemplate is the help below the description. It is cobra's, but shorter: all flags are in one
+// list, so that every help fits a screen.
+var usageTemplate = `Usage:{{if and .Runnable (not .HasAvailableSubCommands)}}
+  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} [command]{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableSubCommands}}
+
+Available Commands:{{range .Commands}}{{if (or .IsAvailableCommand (eq .Name "help"))}}
+  {{rpad .Name .NamePadding }} {{.Short}}{{end}}{{end}}{{end}}{{if .HasAvailableFlags}}
+
+Flags:
+{{.Flags.FlagUsagesWrapped ` + strconv.Itoa(helpColumns) + ` | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableSubCommands}}
+
+Use "{{.CommandPath}} [command] --help" for more information about a command.{{end}}
+`
 
 // wrongArgs makes it a usage error, with a hint, when a command gets arguments that it
 // doesn't take. Cobra answers some of them with the help and exit code 0.

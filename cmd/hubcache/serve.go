@@ -17,10 +17,10 @@ func newServeCommand(l *settings.Loader) *cobra.Command {
 signal stops the cache at once. SIGHUP makes it read settings, certificate and
 access token again.
 
-Every setting can be an environment variable: tags.ttl is HUBCACHE_TAGS_TTL.
+Addresses are host:port or unix:/path. Flags for lists can be repeated. Every
+setting can be an environment variable: tags.ttl is HUBCACHE_TAGS_TTL.
 HUBCACHE_SETTINGS takes YAML like the file's. Flags win over the environment,
-the environment over the file, the file over defaults; 'hubcache config show'
-prints where each setting comes from.`,
+the environment over the file; 'hubcache config show' says what is from where.`,
 		Example: "  hubcache serve --budget 50GiB --username jane --password-file ~/hub-token",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

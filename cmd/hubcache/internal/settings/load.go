@@ -63,7 +63,7 @@ func (f valueFlag) Type() string       { return f.Kind() }
 
 // BindFile defines the flag that names the file.
 func (l *Loader) BindFile(fs *pflag.FlagSet) {
-	fs.StringVar(&l.File, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+DefaultFile+" where there is one)")
+	fs.StringVar(&l.File, "config", "", "settings `file` (default $HUBCACHE_CONFIG, else "+DefaultFile+")")
 }
 
 // BindFlags defines a flag for each setting that has one.

@@ -140,27 +140,27 @@ func defaultDataDir() string {
 func (s *Settings) table() []row {
 	return []row{
 		{key: "listen", effect: onRestart, value: &s.Listen, defValue: "127.0.0.1:5000", flag: "listen",
-			help: "`address` of the pull API: host:port or unix:/path (repeatable)"},
+			help: "`address` for pulls"},
 		{key: "listen_allow", effect: onReload, value: &s.ListenAllow, flag: "listen-allow",
-			help: "`network` of clients that may connect, like 10.0.0.0/8 (repeatable) (default everyone; unix sockets always)"},
+			help: "client `network`, like 10.0.0.0/8 (default all)"},
 		{key: "tls", effect: onRestart, rows: []row{
 			{key: "cert_file", value: &s.TLS.CertFile, flag: "tls-cert-file",
-				help: "serve https with the certificate chain in this `file`"},
+				help: "`file` with the certificate chain for https"},
 			{key: "key_file", value: &s.TLS.KeyFile, flag: "tls-key-file",
 				help: "`file` with the certificate's key"},
 		}},
 		{key: "admin", effect: onRestart, rows: []row{
 			{key: "listen", value: &s.Admin.Listen, defValue: "127.0.0.1:5001", flag: "admin-listen",
-				help: "`address` of stats, metrics and health: host:port or unix:/path (repeatable)"},
+				help: "admin `address`"},
 			{key: "hosts", value: &s.Admin.Hosts},
 			{key: "token_file", value: &s.Admin.TokenFile},
 		}},
 		{key: "data_dir", effect: onRestart, value: &s.DataDir, defValue: defaultDataDir(), flag: "data-dir",
-			help: "`folder` of the cache (default /var/lib/hubcache as a service or root, else $XDG_CACHE_HOME/hubcache)"},
+			help: "`folder` of the cache (default /var/lib/hubcache, for users $XDG_CACHE_HOME/hubcache)"},
 		{key: "budget", effect: onReload, value: &s.Budget, defValue: "20GiB", flag: "budget",
-			help: "bytes that the cache may hold, like 50GiB, or 30% of its file system"},
+			help: "size, or 30% of the disk"},
 		{key: "min_free", effect: onReload, value: &s.MinFree, defValue: "1GiB", flag: "min-free",
-			help: "free space below which the cache evicts whatever its budget"},
+			help: "space to leave free on the disk"},
 		{key: "upstream", effect: onRestart, rows: s.upstreamTable()},
 		{key: "tags", effect: onReload, rows: s.tagsTable()},
 		{key: "allow", effect: onReload, value: &s.Allow},
@@ -183,9 +183,9 @@ func (s *Settings) table() []row {
 		}},
 		{key: "log", rows: []row{
 			{key: "level", effect: onReload, value: &s.Log.Level, defValue: "info", flag: "log-level",
-				help: "`level`: debug, info, warn or error"},
+				help: "debug, info, warn or error"},
 			{key: "format", effect: onRestart, value: &s.Log.Format, flag: "log-format",
-				help: "`format`: text or json (default text on a terminal, else json)"},
+				help: "text or json (default text on a terminal)"},
 		}},
 	}
 }
@@ -194,15 +194,15 @@ func (s *Settings) upstreamTable() []row {
 	u := &s.Upstream
 	return []row{
 		{key: "url", value: &u.URL, defValue: "https://registry-1.docker.io", flag: "upstream",
-			help: "`URL` of the registry that is cached"},
+			help: "`URL` of the registry (default Docker Hub)"},
 		{key: "username", value: &u.Username, flag: "username",
-			help: "Docker ID or organisation, the `name` that the access token belongs to (default anonymous)"},
+			help: "Docker ID, `name` of the access token's account"},
 		{key: "password_file", value: &u.PasswordFile, flag: "password-file",
-			help: "`file` with the access token; a relative name is looked up in $CREDENTIALS_DIRECTORY"},
+			help: "`file` with the access token"},
 		{key: "ca_file", value: &u.CAFile, flag: "upstream-ca-file",
-			help: "`file` with the certificates to trust upstream instead of the system's"},
+			help: "`file` with certificates to trust upstream"},
 		{key: "private", effect: onReload, value: &u.Private, flag: "private",
-			help: "`pattern` of private repositories that everybody here may pull (repeatable)"},
+			help: "`pattern` of private repositories to serve"},
 	}
 }
 
@@ -210,9 +210,9 @@ func (s *Settings) tagsTable() []row {
 	t := &s.Tags
 	return []row{
 		{key: "ttl", value: &t.TTL, flag: "tag-ttl",
-			help: "how long a tag is answered without asking; 0 asks on every pull (default 60s for library/*, else 0)"},
+			help: "tags are not asked about again this long (default 60s for library/*, else 0)"},
 		{key: "max_stale", value: &t.MaxStale, defValue: "168h", flag: "tag-max-stale",
-			help: "how long a tag is served while upstream fails"},
+			help: "tags are served stale this long"},
 		{key: "negative_ttl", value: &t.NegativeTTL, defValue: "10s"},
 		{key: "on_gone", value: &t.OnGone, defValue: string(AnswerGone)},
 		{key: "rules", value: &t.Rules},
