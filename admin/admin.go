@@ -66,7 +66,8 @@ type Options struct {
 
 // Figures is what the dashboard shows of the admin listener itself.
 type Figures struct {
-	Stats func() Stats
+	Stats   func() Stats
+	History func() History
 	// Verbs says how a page of this listener may change the cache: with the token of
 	// admin.token_file, or not at all, and why.
 	Verbs func(*http.Request) Verbs
@@ -113,7 +114,7 @@ func New(o Options) http.Handler {
 		get("/api/v1/history", a.checkHost(http.HandlerFunc(a.history)))
 	}
 	if a.Dashboard != nil {
-		page := a.checkHost(a.Dashboard(Figures{Stats: func() Stats { return a.document(time.Now()) }, Verbs: a.verbs}))
+		page := a.checkHost(a.Dashboard(Figures{Stats: func() Stats { return a.document(time.Now()) }, History: a.historyDocument, Verbs: a.verbs}))
 		get("/", page)
 		get("/assets/{name}", page)
 	}

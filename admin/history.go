@@ -40,6 +40,10 @@ func CountsOf(t Totals) history.Counts {
 }
 
 func (a *admin) history(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, a.historyDocument())
+}
+
+func (a *admin) historyDocument() History {
 	doc := History{Schema: Schema}
 	for _, s := range a.History() {
 		series := Series{Name: s.Name, StepSeconds: int64(s.Step.Seconds())}
@@ -48,5 +52,5 @@ func (a *admin) history(w http.ResponseWriter, _ *http.Request) {
 		}
 		doc.Series = append(doc.Series, series)
 	}
-	writeJSON(w, http.StatusOK, doc)
+	return doc
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/admin/dashboard"
 	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/inventory"
 )
@@ -30,9 +31,8 @@ func (srv *server) serveAll(ls []listener) {
 	o := admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
-		Cache:  srv.store,
-		Images: func(ctx context.Context) (*inventory.List, error) { return inventory.Make(ctx, srv.store) },
-		Token:  srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
+		Cache: srv.store, Images: srv.images, Dashboard: srv.dashboard,
+		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 		Compat: bool(srv.settings.Metrics.Compat),
 	}
@@ -64,6 +64,26 @@ func (srv *server) serveAll(ls []listener) {
 			}
 		}()
 	}
+}
+
+// images lists what is cached.
+func (srv *server) images(ctx context.Context) (*inventory.List, error) {
+	return inventory.Make(ctx, srv.store)
+}
+
+// dashboard is the page of the admin listener.
+func (srv *server) dashboard(f admin.Figures) http.Handler {
+	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.images, Pinned: srv.pinned, Log: srv.log})
+}
+
+// pinned returns the references of the pinned images.
+func (srv *server) pinned() (map[string]bool, error) {
+	pins, err := srv.store.Pins()
+	pinned := make(map[string]bool, len(pins))
+	for _, p := range pins {
+		pinned[p.Reference()] = true
+	}
+	return pinned, err
 }
 
 // adminToken returns the check of the token of requests that change the cache, nil if none is
