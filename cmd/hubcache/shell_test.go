@@ -77,6 +77,13 @@ func (s *shell) foreground() {
 	time.Sleep(500 * time.Millisecond)
 }
 
+// text returns all that the terminal has shown.
+func (s *shell) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out
+}
+
 // shown reports whether the terminal ever showed text.
 func (s *shell) shown(text string) bool {
 	s.mu.Lock()

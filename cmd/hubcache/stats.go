@@ -1,17 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
-	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
@@ -50,54 +46,18 @@ func newStatsCommand(l *settings.Loader) *cobra.Command {
 				}
 				return printStats(w, s, time.Now(), drawable(cmd.OutOrStdout()))
 			}
-			if watch <= 0 {
+			switch {
+			case watch <= 0:
 				return show(cmd.Context(), cmd.OutOrStdout())
+			case !asJSON && drawable(cmd.OutOrStdout()):
+				return watchScreen(cmd, c, time.Duration(watch))
 			}
-			return watchStats(cmd, time.Duration(watch), asJSON, show)
+			return repeatStats(cmd, time.Duration(watch), asJSON, show)
 		},
 	}
 	find = bindAdmin(cmd, l)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document of GET /api/v1/stats")
-	cmd.Flags().Var(settings.Flag(&watch), "watch", "show again at this interval, until Ctrl-C")
+	cmd.Flags().Var(settings.Flag(&watch), "watch", "show it again at this interval, until q or Ctrl-C")
 	cmd.Flags().Lookup("watch").NoOptDefVal = "2s"
 	return cmd
-}
-
-// drawable reports whether w is a terminal with a cursor. Nothing here has colours, so
-// NO_COLOR makes no difference.
-func drawable(w io.Writer) bool {
-	return server.IsTerminal(w) && os.Getenv("TERM") != "dumb"
-}
-
-// watchStats repeats show until Ctrl-C, which is not an error. On a terminal each table
-// takes the place of the one before.
-func watchStats(cmd *cobra.Command, every time.Duration, asJSON bool, show func(context.Context, io.Writer) error) error {
-	ctx, out := cmd.Context(), cmd.OutOrStdout()
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		var page bytes.Buffer
-		err := show(ctx, &page)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if !asJSON && drawable(out) {
-			fmt.Fprint(out, "\x1b[H\x1b[2J")
-		}
-		out.Write(page.Bytes())
-		if !asJSON && !drawable(out) {
-			fmt.Fprintln(out)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if drawable(out) {
-				fmt.Fprintln(out) // after the ^C
-			}
-			return nil
-		}
-	}
 }

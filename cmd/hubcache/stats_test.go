@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -128,23 +130,38 @@ func TestStatsPrintsAnyDocument(t *testing.T) {
 	}
 }
 
-// TestStatsOnATerminal: on a terminal the table has a bar, and with --watch each table
-// takes the place of the one before. There are no colours, with or without NO_COLOR.
+// TestStatsOnATerminal: on a terminal the table has a bar, and --watch has a screen of its own, with
+// colours unless NO_COLOR is set. q, Ctrl-C and SIGTERM end it, and the terminal is as before.
 func TestStatsOnATerminal(t *testing.T) {
 	p := startServer(t, "")
-	for _, env := range [][]string{{"TERM=xterm"}, {"TERM=xterm", "NO_COLOR=1"}} {
-		sh := newShell(t, env...)
+	for _, c := range []struct {
+		env     []string
+		end     string
+		colours bool
+	}{
+		{[]string{"TERM=xterm"}, "q", true},
+		{[]string{"TERM=xterm", "NO_COLOR=1"}, "\x03", false},
+		{[]string{"TERM=xterm", "NO_COLOR="}, "", true},
+	} {
+		sh := newShell(t, c.env...)
 		sh.send("hubcache stats --admin " + p.admin + "\n")
 		sh.expect("[░░░░░░░░░░░░░░░░░░░░] 0B of 20GiB")
-		sh.send("hubcache stats --watch=50ms --admin " + p.admin + "; echo ended with $?\n")
+		sh.send("stty -g; hubcache stats --watch=50ms --admin " + p.admin + "; echo ended with $?; stty -g\n")
+		sh.expect("\x1b[?1049h")
 		for range 3 {
-			sh.expect("\x1b[H\x1b[2J")
-			sh.expect("hit ratio")
+			sh.expect("\x1b[H")
+			sh.expect("0B of 20GiB")
 		}
-		sh.send("\x03")
+		if c.end == "" {
+			endWatch(t, p.admin)
+		} else {
+			sh.send(c.end)
+		}
+		sh.expect("\x1b[?1049l")
 		sh.expect("ended with 0")
-		if sh.shown("\x1b[3") || sh.shown("\x1b[1") {
-			t.Errorf("%v: colours on the terminal", env)
+		sh.expect(ttyModes.FindString(sh.text())) // as they were before
+		if sh.shown("\x1b[1m") != c.colours {
+			t.Errorf("%v: colours %v", c.env, !c.colours)
 		}
 	}
 	sh := newShell(t, "TERM=dumb")
@@ -156,6 +173,56 @@ func TestStatsOnATerminal(t *testing.T) {
 	if sh.shown("\x1b[H") || sh.shown("█") || sh.shown("░") {
 		t.Error("a terminal without a cursor is drawn on")
 	}
+}
+
+// ttyModes is what stty -g prints.
+var ttyModes = regexp.MustCompile(`[0-9a-f]+(:[0-9a-f]+){20,}`)
+
+// endWatch sends SIGTERM to the "hubcache stats" that watches the server at that address.
+func endWatch(t *testing.T, addr string) {
+	t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range lines {
+		line, err := os.ReadFile(path)
+		if err != nil || !bytes.HasPrefix(line, []byte("hubcache\x00stats\x00")) || !bytes.Contains(line, []byte(addr)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestWatchWaitsForTheServer: a screen that is open goes on when the server is started again.
+func TestWatchWaitsForTheServer(t *testing.T) {
+	p := startServer(t, "")
+	sh := newShell(t, "TERM=xterm", "NO_COLOR=1")
+	sh.send("hubcache stats --watch=50ms --admin " + p.admin + "; echo ended with $?\n")
+	sh.expect("0B of 20GiB")
+	p.signal(syscall.SIGTERM)
+	p.ends(0)
+	sh.expect("waiting for the server…")
+	startServer(t, "admin: {listen: '"+strings.TrimPrefix(p.admin, "http://")+"'}\n")
+	sh.expect("waiting for the server…")
+	for began := time.Now(); ; { // the screen after the last wait has none
+		screens := strings.Split(sh.text(), "\x1b[H")
+		if last := screens[len(screens)-1]; !strings.Contains(last, "waiting") && strings.Contains(last, "20GiB") {
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatal("the screen still waits")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	sh.send("q")
+	sh.expect("ended with 0")
 }
 
 // TestStatsJSONIsTheServersDocument: stats --json prints the server's answer, byte for
