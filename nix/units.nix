@@ -207,8 +207,9 @@ in
       SuccessExitStatus = 75;
       # A run ends by itself: it waits at most max_wait for holds, and ten minutes for each
       # deletion. Without this a unit of this type may run for ever, and the timer never starts
-      # it again.
+      # it again. A run that may wait longer for holds says so to systemd (EXTEND_TIMEOUT_USEC).
       TimeoutStartSec = "2h";
+      NotifyAccess = "main";
       CPUSchedulingPolicy = "idle";
       IOSchedulingClass = "idle";
     };

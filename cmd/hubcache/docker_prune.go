@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
@@ -58,6 +60,7 @@ again later.`,
 				Engine: engine, Policy: policy, Holds: prune.Holds{Dir: string(d.HoldDir)}, Uses: prune.Uses{Path: string(d.State)},
 				Transfers: transfersOf(string(d.Admin)), Logger: pruneLogger(cmd.ErrOrStderr()),
 			}
+			extendTimeout(policy.MaxWait)
 			report, failure := p.Run(cmd.Context(), apply)
 			switch deleted := slices.ContainsFunc(report.Images, prune.ImageDecision.Deleted); {
 			case asJSON:
@@ -79,6 +82,17 @@ again later.`,
 	flags.register(cmd)
 	host.register(cmd)
 	return cmd
+}
+
+// deletionsTake is how long a run may take beside its waiting for holds. The timeout of the packaged
+// unit is this and the default of max_wait.
+const deletionsTake = 90 * time.Minute
+
+// extendTimeout tells systemd, if it runs this, that the run may wait for holds that long. Else the
+// timeout of the unit would end a run with a longer max_wait than the default.
+func extendTimeout(maxWait time.Duration) {
+	const year = 365 * 24 * time.Hour // so that the sum is no overflow
+	daemon.SdNotify(false, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (min(maxWait, year)+deletionsTake).Microseconds()))
 }
 
 // pruneLogger returns the log of a run. On a terminal it has no line for each deletion, which the

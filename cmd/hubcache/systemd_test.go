@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -80,6 +81,20 @@ func TestSystemdHearsOfEachState(t *testing.T) {
 
 // TestReloadRightAfterReady: systemd may send SIGHUP as soon as it has READY, and the
 // server reloads.
+func TestSystemdWaitsAsLongAsPrune(t *testing.T) {
+	m, env := newManager(t)
+	name, value, _ := strings.Cut(env, "=")
+	t.Setenv(name, value)
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("docker: {host: unix:///does/not/exist.sock, prune: {max_wait: 5h}}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run([]string{"--config", config, "docker", "prune", "--apply"}, nil, io.Discard, io.Discard)
+	if got, want := m.next(), fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", int64(6.5*3600e6)); got != want {
+		t.Errorf("systemd is told %q, want %q", got, want)
+	}
+}
+
 func TestReloadRightAfterReady(t *testing.T) {
 	systemd, env := newManager(t)
 	p := notStarted(t, "", env)
