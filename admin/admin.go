@@ -40,6 +40,9 @@ type Options struct {
 
 	// Cache is what pins and purges are about; nil: there are no requests for them.
 	Cache *storage.Store
+	// Forget forgets what is in memory of a repository, or, with "", all manifests. It is called
+	// after something was purged. Set it with Cache.
+	Forget func(repository string)
 
 	Images func(context.Context) (*inventory.List, error) // what is cached, in a list of the caller's own; nil: it isn't told
 
@@ -122,6 +125,8 @@ func New(o Options) http.Handler {
 		get("/api/v1/pins", a.checkHost(http.HandlerFunc(a.pins)))
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.pin)).Methods(http.MethodPut)
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.unpin)).Methods(http.MethodDelete)
+		m.Handle("/api/v1/images/{reference:.+}", a.guarded(a.purgeImage)).Methods(http.MethodDelete)
+		m.Handle("/api/v1/blobs/{digest}", a.guarded(a.purgeBlob)).Methods(http.MethodDelete)
 	}
 	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, NoSuchPath))
 	m.MethodNotAllowedHandler = a.checkHost(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

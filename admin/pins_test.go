@@ -123,3 +123,55 @@ func TestPinsAreGuarded(t *testing.T) {
 		t.Errorf("%d pins", n)
 	}
 }
+
+// TestPurgeOverHTTP: a dry run and the run say the same, and memory is told what to forget.
+func TestPurgeOverHTTP(t *testing.T) {
+	o := idle()
+	o.Cache = cache(t, 1<<20, map[string]int{"docker.io/library/redis:7": 40 << 10, "docker.io/org/app:1": 60 << 10})
+	var forgotten []string
+	o.Forget = func(repository string) { forgotten = append(forgotten, repository) }
+	h := New(o)
+	if status, text := verbAsked(t, h, http.MethodPut, "/api/v1/pins/redis:7", nil); status != http.StatusOK {
+		t.Fatal(text)
+	}
+	app, err := o.Cache.Tag("docker.io/org/app", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path   string
+		status int
+		says   string
+	}{
+		{"images/redis:7", http.StatusConflict, "docker.io/library/redis:7: it is pinned"},
+		{"images/redis:7?dry_run=1", http.StatusConflict, "it is pinned"},
+		{"images/redis:8?dry_run=1", http.StatusNotFound, "docker.io/library/redis:8 is not cached"},
+		{"images/redis:7:8", http.StatusBadRequest, "not the name of an image"},
+		{"blobs/sha256:1", http.StatusBadRequest, "is not a digest"},
+		{"blobs/" + digest.FromString("x").String(), http.StatusNotFound, "is not cached"},
+		{"blobs/" + app.Digest.String() + "?dry_run=1", http.StatusOK, `"docker.io/org/app:1"`},
+	} {
+		if status, text := verbAsked(t, h, http.MethodDelete, "/api/v1/"+c.path, nil); status != c.status || !strings.Contains(text, c.says) {
+			t.Errorf("%s: %d %s", c.path, status, text)
+		}
+	}
+	if st := o.Cache.Stats(); st.Manifests != 2 || len(forgotten) != 0 {
+		t.Errorf("%+v, %q forgotten", st, forgotten)
+	}
+	var dry, done Purged
+	verbAsked(t, h, http.MethodDelete, "/api/v1/images/redis:7?dry_run=1&unpin=1", &dry)
+	verbAsked(t, h, http.MethodDelete, "/api/v1/images/redis:7?unpin=1", &done)
+	if !dry.DryRun || done.DryRun || dry.Freed != done.Freed || len(done.Blobs) != 2 || len(dry.Blobs) != 2 || len(done.Unpinned) != 1 || done.Freed < 40<<10 {
+		t.Errorf("%+v, %+v", dry, done)
+	}
+	verbAsked(t, h, http.MethodDelete, "/api/v1/images/redis:7", nil) // the upstream may have said that it hasn't got it
+	if verbAsked(t, h, http.MethodDelete, "/api/v1/blobs/"+app.Digest.String(), &done); len(done.Blobs) != 1 || len(done.Partial) != 1 {
+		t.Errorf("%+v", done)
+	}
+	if strings.Join(forgotten, " ") != "docker.io/library/redis docker.io/library/redis " {
+		t.Errorf("%q", forgotten)
+	}
+	if st := o.Cache.Stats(); st.Manifests != 0 || st.Blobs != 1 || st.Pins != 0 {
+		t.Errorf("%+v", st)
+	}
+}

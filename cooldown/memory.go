@@ -66,3 +66,17 @@ func (m *Memory) Forget(key string) {
 		m.keys.Remove(key)
 	}
 }
+
+// ForgetAll forgets the keys that wanted names. It looks at all of them.
+func (m *Memory) ForgetAll(wanted func(key string) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.keys == nil {
+		return
+	}
+	for _, key := range m.keys.Keys() {
+		if wanted(key) {
+			m.keys.Remove(key)
+		}
+	}
+}

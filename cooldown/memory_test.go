@@ -23,6 +23,12 @@ func TestMemoryForgetsWhenItsTimeIsOver(t *testing.T) {
 		if m.Has("a") || m.Has("c") {
 			t.Errorf("after a minute: a %v, c %v", m.Has("a"), m.Has("c"))
 		}
+		m.Add("d", time.Hour, nil)
+		m.Add("e", time.Hour, nil)
+		m.ForgetAll(func(key string) bool { return key == "d" })
+		if m.Has("d") || !m.Has("e") {
+			t.Errorf("forgotten: d %v, e %v", !m.Has("d"), !m.Has("e"))
+		}
 	})
 }
 

@@ -60,7 +60,7 @@ type List struct {
 //
 // Errors: ctx's; that the index can't be read.
 func Make(ctx context.Context, s *storage.Store) (*List, error) {
-	m := &maker{ctx: ctx, store: s, ids: map[digest.Digest]uint32{}, seen: map[uint32]bool{}, known: map[digest.Digest]found{}}
+	m := newMaker(ctx, s)
 	if err := m.collect(); err != nil {
 		return nil, err
 	}
@@ -131,6 +131,12 @@ type maker struct {
 	needed []uint32                // what the images need, one image after the other
 	seen   map[uint32]bool         // what the image that is looked at needs so far
 	known  map[digest.Digest]found // of the manifests of that image, so that each is looked at once
+
+	referring map[string]map[digest.Digest]bool // by repository: lists of what refers to an image, which are no images
+}
+
+func newMaker(ctx context.Context, s *storage.Store) *maker {
+	return &maker{ctx: ctx, store: s, ids: map[digest.Digest]uint32{}, seen: map[uint32]bool{}, known: map[digest.Digest]found{}, referring: map[string]map[digest.Digest]bool{}}
 }
 
 // blob is a blob that so many images need.
@@ -172,8 +178,18 @@ func (f found) complete() bool {
 
 // collect finds the images.
 func (m *maker) collect() error {
+	err := m.store.EachReferrers(func(repository string, _, list digest.Digest) error {
+		if m.referring[repository] == nil {
+			m.referring[repository] = map[digest.Digest]bool{}
+		}
+		m.referring[repository][list] = true
+		return m.ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
 	tagged := map[string]map[digest.Digest]bool{}
-	err := m.store.EachTag(func(repository, tag string, t storage.Tag) error {
+	err = m.store.EachTag(func(repository, tag string, t storage.Tag) error {
 		e, ok := m.store.Entry(t.Digest)
 		if !ok || !e.Manifest {
 			return m.ctx.Err()
@@ -190,7 +206,7 @@ func (m *maker) collect() error {
 	}
 	var others []Image // manifests without a tag
 	err = m.store.EachLink(func(repository string, d digest.Digest, _ storage.Link) error {
-		if e, ok := m.store.Entry(d); ok && e.Manifest && !tagged[repository][d] {
+		if e, ok := m.store.Entry(d); ok && e.Manifest && !tagged[repository][d] && !m.referring[repository][d] {
 			others = append(others, Image{Repository: repository, Digest: e.Digest, LastUse: e.LastUse})
 		}
 		return m.ctx.Err()
@@ -242,9 +258,11 @@ func (m *maker) addUntagged(others []Image, tagged map[string]map[digest.Digest]
 			}
 			return gone(err)
 		}
-		for d := range tagged[others[0].Repository] {
-			if err := note(d); err != nil {
-				return err
+		for _, more := range []map[digest.Digest]bool{tagged[others[0].Repository], m.referring[others[0].Repository]} {
+			for d := range more {
+				if err := note(d); err != nil {
+					return err
+				}
 			}
 		}
 		for _, i := range others[:n] {

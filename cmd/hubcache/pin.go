@@ -120,9 +120,7 @@ type pinnedNow struct {
 	Pins   []admin.Pin `json:"pins"`
 }
 
-// eachReference reads all references first, so that a misspelt one changes nothing, and then calls
-// do for each. One that fails stops none of the others: its error is printed, and the exit code is
-// 1.
+// eachReference is each for references. It reads all first, so that a misspelt one changes nothing.
 func eachReference(cmd *cobra.Command, args []string, do func(name.Reference) error) error {
 	var refs []name.Reference
 	for _, arg := range args {
@@ -132,12 +130,18 @@ func eachReference(cmd *cobra.Command, args []string, do func(name.Reference) er
 		}
 		refs = append(refs, ref)
 	}
+	return each(cmd, refs, do)
+}
+
+// each calls do for all of these. One that fails stops none of the others: its error is printed,
+// and the exit code is 1.
+func each[T any](cmd *cobra.Command, all []T, do func(T) error) error {
 	failed := false
-	for _, ref := range refs {
-		err := do(ref)
+	for _, one := range all {
+		err := do(one)
 		switch {
 		case err == nil:
-		case len(refs) == 1 || cmd.Context().Err() != nil || adminclient.Status(err) == 0: // the others would fail, too
+		case len(all) == 1 || cmd.Context().Err() != nil || adminclient.Status(err) == 0: // the others would fail, too
 			return err
 		default:
 			server.PrintError(cmd.ErrOrStderr(), err)

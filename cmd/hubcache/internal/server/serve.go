@@ -31,7 +31,7 @@ func (srv *server) serveAll(ls []listener) {
 	o := admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
-		Cache: srv.store, Images: srv.images, Dashboard: srv.dashboard,
+		Cache: srv.store, Forget: srv.forget, Images: srv.images, Dashboard: srv.dashboard,
 		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 		Compat: bool(srv.settings.Metrics.Compat),
@@ -84,6 +84,15 @@ func (srv *server) pinned() (map[string]bool, error) {
 		pinned[p.Reference()] = true
 	}
 	return pinned, err
+}
+
+// forget forgets what is in memory of a repository, or, with "", all manifests.
+func (srv *server) forget(repository string) {
+	if repository == "" {
+		srv.registry.ForgetManifests()
+	} else {
+		srv.registry.Forget(repository)
+	}
 }
 
 // adminToken returns the check of the token of requests that change the cache, nil if none is
