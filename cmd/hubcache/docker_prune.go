@@ -99,7 +99,7 @@ func extendTimeout(maxWait time.Duration) {
 // report has.
 func pruneLogger(stderr io.Writer) *slog.Logger {
 	if server.IsTerminal(stderr) {
-		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		return server.NewTerminalLogger(stderr, slog.LevelWarn)
 	}
 	return server.NewLogger(stderr)
 }

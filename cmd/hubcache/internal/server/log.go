@@ -10,7 +10,10 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
-// NewLogger is the log of the commands other than serve: text on a terminal, else JSON, with
+// forPeople is the format of text on a terminal. It is no value of the setting.
+const forPeople settings.LogFormat = "terminal"
+
+// NewLogger is the log of the commands other than serve: for people on a terminal, else JSON, with
 // levels for systemd's journal.
 func NewLogger(w io.Writer) *slog.Logger {
 	return slog.New(logHandler(w, logFormat(w, ""), slog.LevelInfo, toJournal(w)))
@@ -22,22 +25,26 @@ func IsTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// logFormat is the format that is set; if none is, text on a terminal, else JSON.
+// logFormat is the format that is set; if none is, text on a terminal, else JSON. Text on a terminal
+// is for people.
 func logFormat(w io.Writer, format settings.LogFormat) settings.LogFormat {
-	if format == "" && IsTerminal(w) {
-		return "text"
+	if (format == "" || format == "text") && IsTerminal(w) {
+		return forPeople
 	}
 	return format
 }
 
-// logHandler logs as text or, if format says anything else, as JSON. For the journal each line
+// logHandler logs for people, as text or, if format says anything else, as JSON. For the journal each line
 // begins with its level.
 func logHandler(w io.Writer, format settings.LogFormat, level slog.Leveler, journal bool) slog.Handler {
 	if journal {
 		return newJournalHandler(w, func(w io.Writer) slog.Handler { return logHandler(w, format, level, false) })
 	}
 	o := &slog.HandlerOptions{Level: level}
-	if format == "text" {
+	switch format {
+	case forPeople:
+		return newTerminalHandler(w, level)
+	case "text":
 		return slog.NewTextHandler(w, o)
 	}
 	return slog.NewJSONHandler(w, o)
