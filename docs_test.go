@@ -62,6 +62,23 @@ func TestCommandPageIsCurrent(t *testing.T) {
 	}
 }
 
+// TestEveryMetricIsDocumented fails when docs/use/monitoring.md names other metrics than the server
+// has: those that the test of the admin listener's metrics knows.
+func TestEveryMetricIsDocumented(t *testing.T) {
+	var have, named []string
+	for _, m := range regexp.MustCompile(`(?m)^(hubcache_\w+?)(?:_bucket\{|_sum\{|_count\{|[{ ])`).FindAllStringSubmatch(read(t, "admin/testdata/metrics.txt"), -1) {
+		have = append(have, m[1])
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| `(hubcache_\\w+)` \\|").FindAllStringSubmatch(read(t, "docs/use/monitoring.md"), -1) {
+		named = append(named, m[1])
+	}
+	slices.Sort(have)
+	slices.Sort(named)
+	if have = slices.Compact(have); !slices.Equal(have, named) {
+		t.Errorf("the table of docs/use/monitoring.md has\n%v\nand the server has\n%v", named, have)
+	}
+}
+
 // TestSourcesNameRealDocuments fails when a comment, a message or a script names a page
 // that isn't there.
 func TestSourcesNameRealDocuments(t *testing.T) {

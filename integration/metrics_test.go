@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"os/exec"
 	"regexp"
@@ -66,6 +67,19 @@ func TestMetricsOnAListenerOfTheirOwn(t *testing.T) {
 	check.Stdin = strings.NewReader(metrics)
 	if out, err := check.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
+	for i := range 30 { // what clients invent makes no series
+		for _, path := range []string{"/v2/library/invented-%d/manifests/1", "/v2/library/app/manifests/invented-%d", "/v2/library/app/blobs/sha256:%064d", "/invented-%d", "/v2/x/manifests/1?ns=invented-%d.example"} {
+			if _, err := request(t.Context(), "GET", s.URL+fmt.Sprintf(path, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	series := func(text string) int {
+		return strings.Count(text, "\nhubcache_") + strings.Count(text, "\nregistry_proxy_")
+	}
+	if now := string(get(t, "http://"+s.Admin+"/metrics").Body); series(now) != series(metrics) {
+		t.Errorf("%d series, and %d after 150 invented requests", series(metrics), series(now))
 	}
 	addr := regexp.MustCompile(`"metrics":\["http://([^"]+)"`).FindStringSubmatch(s.Log())
 	if addr == nil {

@@ -60,7 +60,10 @@ func (s *screen) lines(width, height int, now time.Time) []line {
 	top = append(top, line{})
 	top = append(top, s.rates(width)...)
 	bottom := []line{{}, {fmt.Sprintf("q ends this; new figures every %s", s.every), faint}}
-	top = append(top, s.inflight(width, height-len(top)-len(bottom))...)
+	room := height - len(top) - len(bottom)
+	failures := s.failures(now, min(7, room/2))
+	top = append(top, s.inflight(width, room-len(failures))...)
+	top = append(top, failures...)
 	for len(top) < height-len(bottom) {
 		top = append(top, line{})
 	}
@@ -210,6 +213,30 @@ func (s *screen) inflight(width, room int) []line {
 			shown = fmt.Sprintf("%-*s %s", name, shown, printable(shortDigest(f.Digest)))
 		}
 		lines = append(lines, line{fmt.Sprintf("%-*s %s %s", name, shown, meter(f.Received, f.Size, cells), progress), ""})
+	}
+	return lines
+}
+
+// failures shows what clients have not got lately, in at most room lines.
+func (s *screen) failures(now time.Time, room int) []line {
+	all := s.now.Failures
+	if len(all) == 0 || room < 3 {
+		return nil
+	}
+	lines := []line{{}, {"failed lately:", bold}}
+	for i, f := range all {
+		if len(lines) == room-1 && i < len(all)-1 {
+			return append(lines, line{fmt.Sprintf("… and %d more", len(all)-i), faint})
+		}
+		text := strings.TrimPrefix(f.Reference, "docker.io/")
+		if f.Count > 1 {
+			text += fmt.Sprintf(" (%d times)", f.Count)
+		}
+		l := line{text + ", " + inWords(now.Sub(f.Last)) + " ago: " + f.Detail, ""}
+		if f.Cause == "upstream" || f.Cause == "disk" {
+			l.style = yellow
+		}
+		lines = append(lines, l)
 	}
 	return lines
 }

@@ -38,6 +38,9 @@ func TestStatsScreen(t *testing.T) {
 	trouble := aCacheInTrouble()
 	trouble.Upstreams[0].Failure = &admin.Failure{Kind: "broken", Host: "auth.docker.io", Status: 503, At: statsNow.Add(-5 * time.Minute)}
 	trouble.Store.WriteErrors, trouble.Store.Corrupt, trouble.Store.PinnedBytes = 3, 1, 2<<30
+	for i, cause := range []string{"upstream", "client"} {
+		trouble.Failures = append(trouble.Failures, admin.Failed{Cause: cause, Reference: "docker.io/library/redis:7", Detail: "Docker Hub limits requests", Count: int64(i + 1), Last: statsNow.Add(-time.Minute)})
+	}
 	away := screenOf(aMomentBefore(), aBusyCache())
 	away.waits = "nothing answers at 127.0.0.1:5001"
 	for name, s := range map[string]*screen{
@@ -64,7 +67,7 @@ func TestStatsScreen(t *testing.T) {
 func TestStatsScreenFitsEveryTerminal(t *testing.T) {
 	var odd admin.Stats
 	if err := json.Unmarshal([]byte(`{"store":{"bytes":-1,"budget_bytes":3},"upstreams":[{"registry":"a\u001b[31mb"},{"rate_limit":{}}],
-		"inflight":[{"digest":"x","repository":"\u001b]0;x\u0007\nevil","size":10,"received":-3},{},{"size":1,"received":1000}]}`), &odd); err != nil {
+		"failures":[{"reference":"\u001b[2J","detail":"a\nb"},{},{},{},{},{}],"inflight":[{"digest":"x","repository":"\u001b]0;x\u0007\nevil","size":10,"received":-3},{},{"size":1,"received":1000}]}`), &odd); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range []*screen{screenOf(admin.Stats{}, odd), screenOf(aBusyCache(), aCacheInTrouble()), screenOf(aBusyCache(), admin.Stats{}), {}} {

@@ -24,6 +24,10 @@ func TestCheckFindsWhatCannotWork(t *testing.T) {
 	for content, says := range map[string]string{
 		"admin: {listen: 127.0.0.1:5000}":                             "admin.listen is 127.0.0.1:5000, and listen is 127.0.0.1:5000: " + needsOwn,
 		"listen: 127.0.0.1:5001":                                      needsOwn,
+		"metrics: {listen: ':5000'}":                                  "metrics.listen is :5000, and listen is 127.0.0.1:5000: " + needsOwn,
+		"metrics: {listen: 'localhost:5001'}":                         "metrics.listen is localhost:5001, and admin.listen is 127.0.0.1:5001: " + needsOwn,
+		"metrics: {listen: [':5002', '127.0.0.1:5002']}":              "metrics.listen: :5002 and 127.0.0.1:5002 are the same address",
+		"metrics: {listen: '5002'}":                                   "metrics.listen: \"5002\" is not an address",
 		"listen: 0.0.0.0:5001":                                        needsOwn,
 		"listen: ':5001'":                                             needsOwn,
 		"listen: '[::]:5001'":                                         needsOwn,
