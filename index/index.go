@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -308,9 +309,13 @@ func (x *Index) Flush() error {
 
 func (x *Index) write(batch map[string]change) (err error) {
 	defer boltfile.Recover(&err)()
+	// In order, or a large batch would take a time that grows with its square: bbolt splits the
+	// pages only at the end, and each key moves all that are after it.
+	keys := slices.Sorted(maps.Keys(batch))
 	return x.db.Update(func(tx *bbolt.Tx) error {
 		var name []byte
-		for k, c := range batch {
+		for _, k := range keys {
+			c := batch[k]
 			name = append(name[:0], k...) // bbolt copies what it keeps of it
 			bucket, key, _ := bytes.Cut(name, []byte{0})
 			b := tx.Bucket(bucket)
