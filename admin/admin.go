@@ -38,7 +38,8 @@ type Options struct {
 	// make the name of the page resolve to this listener.
 	Hosts []string
 
-	// Cache is what pins and purges are about; nil: there are no requests for them.
+	// Cache is what pins, purges and the look at one image are about; nil: there are no requests
+	// for them.
 	Cache *storage.Store
 	// Forget forgets what is in memory of a repository, or, with "", all manifests. It is called
 	// after something was purged. Set it with Cache.
@@ -122,6 +123,7 @@ func New(o Options) http.Handler {
 		get("/assets/{name}", page)
 	}
 	if a.Cache != nil {
+		get("/api/v1/images/{reference:.+}", a.checkHost(http.HandlerFunc(a.inspect)))
 		get("/api/v1/pins", a.checkHost(http.HandlerFunc(a.pins)))
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.pin)).Methods(http.MethodPut)
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.unpin)).Methods(http.MethodDelete)

@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -60,14 +59,39 @@ type List struct {
 //
 // Errors: ctx's; that the index can't be read.
 func Make(ctx context.Context, s *storage.Store) (*List, error) {
-	m := newMaker(ctx, s)
-	if err := m.collect(); err != nil {
+	m, err := survey(ctx, s)
+	if err != nil {
 		return nil, err
 	}
 	if err := m.countPulls(); err != nil {
 		return nil, err
 	}
-	ends := make([]int, len(m.images)) // of each image in m.needed
+	for at := range m.images {
+		for _, id := range m.needs(at) {
+			b := m.blobs[id]
+			m.images[at].Size += b.size
+			if b.images > 1 {
+				m.images[at].Shared += b.size
+			}
+		}
+	}
+	if err := m.markPinned(m.images); err != nil {
+		return nil, err
+	}
+	other := s.Stats().Bytes
+	for _, b := range m.blobs {
+		other -= b.size
+	}
+	return &List{Images: m.images, Other: max(0, other)}, nil
+}
+
+// survey finds all images, and what each needs.
+func survey(ctx context.Context, s *storage.Store) (*maker, error) {
+	m := newMaker(ctx, s)
+	if err := m.collect(); err != nil {
+		return nil, err
+	}
+	m.ends = make([]int, len(m.images))
 	for at := range m.images {
 		if err := m.ctx.Err(); err != nil {
 			return nil, err
@@ -79,31 +103,22 @@ func Make(ctx context.Context, s *storage.Store) (*List, error) {
 			return nil, err
 		}
 		m.images[at].Complete = found.complete()
-		ends[at] = len(m.needed)
+		m.ends[at] = len(m.needed)
 	}
-	begin := 0
-	for at, end := range ends {
-		for _, id := range m.needed[begin:end] {
-			b := m.blobs[id]
-			m.images[at].Size += b.size
-			if b.images > 1 {
-				m.images[at].Shared += b.size
-			}
-		}
-		begin = end
-	}
-	if err := m.markPinned(); err != nil {
-		return nil, err
-	}
-	other := s.Stats().Bytes
-	for _, b := range m.blobs {
-		other -= b.size
-	}
-	return &List{Images: m.images, Other: max(0, other)}, nil
+	return m, nil
 }
 
-// markPinned says which of the images are pinned.
-func (m *maker) markPinned() error {
+// needs returns what the image at that place needs.
+func (m *maker) needs(at int) []uint32 {
+	begin := 0
+	if at > 0 {
+		begin = m.ends[at-1]
+	}
+	return m.needed[begin:m.ends[at]]
+}
+
+// markPinned says which of some images are pinned.
+func (m *maker) markPinned(images []Image) error {
 	pins, err := m.store.Pins()
 	if err != nil || len(pins) == 0 {
 		return err
@@ -113,8 +128,8 @@ func (m *maker) markPinned() error {
 		pinned[p.Digest] = true
 		protected[p.Digest] = protected[p.Digest] || p.Protected
 	}
-	for at := range m.images {
-		i := &m.images[at]
+	for at := range images {
+		i := &images[at]
 		i.Pinned, i.Protected = pinned[i.Digest], protected[i.Digest]
 	}
 	return nil
@@ -129,6 +144,7 @@ type maker struct {
 	ids    map[digest.Digest]uint32 // of each blob that an image needs, its place in blobs
 	blobs  []blob
 	needed []uint32                // what the images need, one image after the other
+	ends   []int                   // where in needed each image ends
 	seen   map[uint32]bool         // what the image that is looked at needs so far
 	known  map[digest.Digest]found // of the manifests of that image, so that each is looked at once
 
@@ -346,12 +362,7 @@ func (m *maker) visit(d digest.Digest, depth int) (f found, err error) {
 
 // dispensable returns what clients of a cached manifest can do without, never nil.
 func (m *maker) dispensable(d digest.Digest) (map[digest.Digest]bool, error) {
-	b, err := m.store.Open(d)
-	if err != nil {
-		return map[digest.Digest]bool{}, gone(err)
-	}
-	defer b.Close()
-	body, err := io.ReadAll(io.LimitReader(b.File, maxManifest))
+	body, err := m.body(d)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,24 @@ func (r *room) entry(d digest.Digest) (Entry, bool) {
 	return Entry{Digest: e.Key, Size: e.Size, LastUse: time.Unix(0, v.used), Arrived: time.Unix(0, v.mtime), Manifest: v.has(isManifest), Pinned: r.lru.IsPinned(e.Key)}, true
 }
 
+// Arrived returns how many bytes are here of a blob that isn't here as a whole: it is coming in, or
+// its download has stopped.
+func (s *Store) Arrived(d digest.Digest) (bytes int64) {
+	s.files.mu.Lock()
+	in := s.files.ingests[d]
+	s.files.mu.Unlock()
+	if in != nil {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		return in.have.bytes()
+	}
+	size, missing := s.Partial(d)
+	for _, m := range missing {
+		size -= m.To - m.From
+	}
+	return size
+}
+
 // Children returns the media type of a cached manifest and what it names, as the index has it,
 // without a look at the file. Errors: fs.ErrNotExist; that the index can't be read.
 func (s *Store) Children(manifest digest.Digest) (mediaType string, children []image.Child, err error) {
