@@ -64,6 +64,7 @@ func busy() Options {
 				TokenRequests: map[string]int64{"ok": 57},
 				Credential:    auth.CredentialStatus{State: auth.CredentialState(auth.FileEmpty), Detail: "is empty", Usable: true, Exposed: true},
 				Failure:       &upstream.Failure{Kind: upstream.FailureBroken, Host: "auth.docker.io", Status: 503, At: observed},
+				NextAttempt:   observed.Add(time.Minute),
 				ClockAhead:    ptr(-58 * time.Second),
 			}},
 			Inflight: []fetch.Inflight{

@@ -187,6 +187,7 @@ type Upstream struct {
 	RateLimit     *RateLimit `json:"rate_limit"`    // null when unknown or unlimited
 	Credential    Credential `json:"credential"`
 	Failure       *Failure   `json:"failure"`             // why the last request failed; null when it didn't
+	NextAttempt   *time.Time `json:"next_attempt"`        // when the pause after a 429 ends; null when there is none
 	ClockAhead    *int64     `json:"clock_ahead_seconds"` // of the server's clock, compared with the upstream's; null when unknown
 }
 
@@ -299,6 +300,9 @@ func (a *admin) document(now time.Time) Stats {
 		up.Credential = Credential{string(u.Credential.State), u.Credential.Detail, u.Credential.Usable, u.Credential.Exposed}
 		if f := u.Failure; f != nil {
 			up.Failure = &Failure{string(f.Kind), f.Host, f.Status, f.At.UTC()}
+		}
+		if at := u.NextAttempt.UTC(); !at.IsZero() {
+			up.NextAttempt = &at
 		}
 		if u.ClockAhead != nil {
 			seconds := int64(u.ClockAhead.Seconds())

@@ -115,6 +115,7 @@ upstreams[].credential.exposed bool
 upstreams[].credential.state string
 upstreams[].credential.usable bool
 upstreams[].failure <nil>
+upstreams[].next_attempt <nil>
 upstreams[].rate_limit.limit number
 upstreams[].rate_limit.observed string
 upstreams[].rate_limit.remaining number

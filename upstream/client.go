@@ -381,8 +381,10 @@ type Stats struct {
 	RateLimit     *RateLimit
 
 	Credential auth.CredentialStatus
-	Failure    *Failure       // that still stands; nil: none
-	ClockAhead *time.Duration // of this machine, compared with the registry, to a second; nil: unknown
+	Failure    *Failure // that still stands; nil: none
+	// NextAttempt is when the pause after a 429 ends; zero if there is none.
+	NextAttempt time.Time
+	ClockAhead  *time.Duration // of this machine, compared with the registry, to a second; nil: unknown
 
 	// Responses counts answers by status class ("2xx" … "5xx", "error").
 	Responses map[string]int64
@@ -393,9 +395,9 @@ type Stats struct {
 
 // Stats returns a snapshot.
 func (c *Client) Stats() Stats {
-	manifests := c.manifestBytes.Load()
+	manifests, version := c.manifestBytes.Load(), c.version(context.Background())
 	s := Stats{
-		Registry: c.name, URL: c.base.String(), State: c.health.state(c.version(context.Background())), Requests: c.requests.Load(),
+		Registry: c.name, URL: c.base.String(), State: c.health.state(version), NextAttempt: c.health.nextAttempt(version), Requests: c.requests.Load(),
 		Fetched: c.blobBytes.Load() + manifests, Manifests: manifests, Resumes: c.resumes.Load(), Authenticated: c.cred != nil, RateLimit: c.quota.rateLimit(),
 		Credential: c.auth.CredentialStatus(), Failure: c.record.last(), ClockAhead: c.record.clock(),
 		Responses: map[string]int64{}, TokenRequests: map[string]int64{},

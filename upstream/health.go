@@ -224,6 +224,19 @@ func (h *health) blobsBlocked(version uint64) error {
 	return nil
 }
 
+// nextAttempt is when the pause after a 429 ends; zero if there is none.
+func (h *health) nextAttempt(version uint64) (at time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	for _, pause := range []*cooldown.Pause{&h.abusePause, h.pull(version)} {
+		if pause.Left(now) > 0 && pause.Until().After(at) {
+			at = pause.Until()
+		}
+	}
+	return at
+}
+
 // state is one word for people: ok, cooling, denied or down, as Stats.State explains.
 func (h *health) state(version uint64) string {
 	h.mu.Lock()

@@ -37,8 +37,15 @@ func TestPullPauseIsTheCredentials(t *testing.T) {
 		if err := h.admit(pulls, 2); err != nil {
 			t.Errorf("after an anonymous 429: %v", err)
 		}
+		if at := h.nextAttempt(2); !at.IsZero() {
+			t.Errorf("the new credential is said to wait until %s", at)
+		}
 		h.throttle(pulls, time.Hour, 2)
+		end := time.Now().Add(time.Hour)
 		time.Sleep(time.Minute)
+		if at := h.nextAttempt(2); !at.Equal(end) {
+			t.Errorf("the next attempt is said to be at %s, want %s", at, end)
+		}
 		for _, version := range []uint64{0, 2} {
 			if err := h.admit(pulls, version); err == nil {
 				t.Errorf("version %d is let through", version)

@@ -82,7 +82,7 @@ func (s *screen) trouble(now time.Time) (all []line) {
 	}
 	for _, u := range s.now.Upstreams {
 		if u.State != "ok" {
-			all = append(all, line{u.Registry + ": " + upstreamState(u), red})
+			all = append(all, line{u.Registry + ": " + upstreamState(u, now), red})
 		}
 		if f := u.Failure; f != nil {
 			what := f.Kind

@@ -62,7 +62,7 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	}
 	row("evicted", "%s", evicted)
 	for _, u := range s.Upstreams {
-		row(u.Registry, "%s, %s", upstreamState(u), plural(u.Requests, "request"))
+		row(u.Registry, "%s, %s", upstreamState(u, now), plural(u.Requests, "request"))
 		row("quota", "%s", quota(u.RateLimit, now))
 	}
 	if err := w.Flush(); err != nil {
@@ -128,13 +128,16 @@ func printInflight(out io.Writer, blobs []admin.Inflight, terminal bool) error {
 }
 
 // upstreamState says how the upstream is doing, and how it is asked.
-func upstreamState(u admin.Upstream) string {
+func upstreamState(u admin.Upstream, now time.Time) string {
 	as := ", anonymous"
 	if u.Authenticated {
 		as = ", with access token"
 	}
 	switch u.State {
 	case "cooling":
+		if u.NextAttempt != nil { // an older server doesn't say
+			as += ", asked again in " + inWords(u.NextAttempt.Sub(now))
+		}
 		return "COOLING DOWN after a 429" + as
 	case "denied":
 		if dockerhost.TokenFault(u.Credential.State) {

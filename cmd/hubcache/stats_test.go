@@ -92,8 +92,21 @@ func TestStatsTable(t *testing.T) {
 func TestStatsSaysWhatIsWrongWithTheToken(t *testing.T) {
 	for _, state := range []string{"missing", "unreadable", "empty", "malformed", "refused", "expired"} {
 		u := admin.Upstream{State: "denied", Credential: admin.Credential{State: state}}
-		if got, want := upstreamState(u), "ACCESS TOKEN "+strings.ToUpper(state); got != want {
+		if got, want := upstreamState(u, time.Now()), "ACCESS TOKEN "+strings.ToUpper(state); got != want {
 			t.Errorf("%s: %q", state, got)
+		}
+	}
+}
+
+// TestStatsSaysWhenTheUpstreamIsAskedAgain after a 429, if the server says it.
+func TestStatsSaysWhenTheUpstreamIsAskedAgain(t *testing.T) {
+	at := statsNow.Add(3 * time.Hour)
+	for want, u := range map[string]admin.Upstream{
+		"COOLING DOWN after a 429, anonymous, asked again in 3 hours": {State: "cooling", NextAttempt: &at},
+		"COOLING DOWN after a 429, with access token":                 {State: "cooling", Authenticated: true},
+	} {
+		if got := upstreamState(u, statsNow); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }
