@@ -8,10 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +26,7 @@ import (
 const (
 	crashDir    = "HUBCACHE_CRASH_DIR"
 	crashBudget = "HUBCACHE_CRASH_BUDGET"
+	crashPins   = "HUBCACHE_CRASH_PINS" // not empty: the writer pins, unpins and purges, too
 )
 
 // crashRounds is how often the writer is killed: 10 times, or 200 times if HUBCACHE_SOAK is set.
@@ -77,15 +80,48 @@ func crashWrite(s *Store) {
 		if s.PutManifest(Origin{Repository: repository}, md, "application/x", m) == nil {
 			s.SetTag(repository, "1", Tag{Digest: md, MediaType: "application/x", Size: int64(len(m)), Checked: time.Now()})
 			fmt.Println("blob", md)
+			if os.Getenv(crashPins) != "" {
+				crashPin(s, repository, md)
+			}
 		}
+	}
+}
+
+// crashPin pins an image that has been committed, and may take the pin back or purge the image. It
+// prints what stays pinned, and before it is done what may not be.
+func crashPin(s *Store, repository string, manifest digest.Digest) {
+	if _, err := s.Pin(repository, "", manifest); err != nil {
+		return
+	}
+	fmt.Println("pin", repository, manifest)
+	if rand.IntN(3) == 0 {
+		return
+	}
+	fmt.Println("unpin", repository, manifest)
+	s.Unpin(repository, "", manifest)
+	if all, err := s.Closure(repository, manifest); err == nil && rand.IntN(2) == 0 {
+		parts := slices.Collect(maps.Keys(all))
+		s.Purge(Removal{Repository: repository, Tags: []string{"1"}, Links: parts, Blobs: parts})
 	}
 }
 
 // crash runs a writer for a while, kills it, and returns what it had committed.
 func crash(t *testing.T, dir string, budget int64) (committed []digest.Digest) {
 	t.Helper()
+	for _, line := range crashLines(t, dir, budget) {
+		if d, ok := strings.CutPrefix(line, "blob "); ok && digest.Digest(d).Validate() == nil {
+			committed = append(committed, digest.Digest(d))
+		}
+	}
+	return committed
+}
+
+// crashLines is crash for all that the writer has said, with more of its environment.
+func crashLines(t *testing.T, dir string, budget int64, env ...string) (said []string) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashWriter$")
 	cmd.Env = append(os.Environ(), crashDir+"="+dir, fmt.Sprintf("%s=%d", crashBudget, budget))
+	cmd.Env = append(cmd.Env, env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -95,12 +131,10 @@ func crash(t *testing.T, dir string, budget int64) (committed []digest.Digest) {
 	}
 	time.AfterFunc(time.Duration(50+rand.IntN(400))*time.Millisecond, func() { cmd.Process.Kill() })
 	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if d, ok := strings.CutPrefix(lines.Text(), "blob "); ok && digest.Digest(d).Validate() == nil {
-			committed = append(committed, digest.Digest(d))
-		}
+		said = append(said, lines.Text())
 	}
 	cmd.Wait()
-	return committed
+	return said
 }
 
 // intact compares a store that was just opened with its files.
@@ -178,6 +212,54 @@ func TestCrashDuringEviction(t *testing.T) {
 		crash(t, dir, budget)
 		s := open(t, dir, budget)
 		intact(t, s)
+		shut(t, s)
+	}
+}
+
+// TestCrashKeepsPins: what is pinned is there after each crash, with the index or without, while
+// everything else is evicted; and what was said to be pinned is.
+func TestCrashKeepsPins(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const budget = 20 << 20
+	image := draw(1, nil, 2<<20, 1<<20)
+	s := open(t, dir, budget)
+	image.pull(t, s, repo, "7")
+	mustPin(t, s, repo, "7")
+	shut(t, s)
+	for round := range crashRounds() {
+		pinned := map[string]bool{}
+		for _, line := range crashLines(t, dir, budget, crashPins+"=1") {
+			words := strings.Fields(line)
+			if len(words) == 3 && len(words[2]) == len(image.manifest) { // the last one may be cut
+				pinned[words[1]+"@"+words[2]] = words[0] == "pin"
+			}
+		}
+		if round%2 == 1 {
+			if err := os.Remove(filepath.Join(dir, "index.db")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := open(t, dir, budget)
+		intact(t, s)
+		if st := stateOf(t, s, repo, "7"); !st.Protected || image.missing(s) != 0 {
+			t.Errorf("round %d: %+v, %d blobs are gone", round, st, image.missing(s))
+		}
+		all, err := s.Pins()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, st := range all {
+			delete(pinned, st.Reference())
+		}
+		for ref, sure := range pinned {
+			if sure {
+				t.Errorf("round %d: %s isn't pinned", round, ref)
+			}
+		}
+		if st := s.Stats(); st.PinnedBytes > s.PinLimit() {
+			t.Errorf("round %d: %d bytes are pinned", round, st.PinnedBytes)
+		}
 		shut(t, s)
 	}
 }
