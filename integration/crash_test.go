@@ -95,7 +95,7 @@ func (l *killLoad) run(ctx context.Context, base string) {
 
 // TestKillLosesNothingCommitted kills the server at random moments under load, and damages the
 // index every other time. After the next start, what was committed must be served while the Hub
-// is down.
+// is down, and so must a pinned image.
 func TestKillLosesNothingCommitted(t *testing.T) {
 	hub := startHub(t, hubtest.Options{AccountLimit: hubtest.Unlimited, TotalBandwidth: 15 << 20})
 	l := &killLoad{t: t, hub: hub, steady: hub.AddImage("library/steady", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20), Index: true})}
@@ -106,6 +106,11 @@ func TestKillLosesNothingCommitted(t *testing.T) {
 	if err := pullImage(t.Context(), s.URL, l.steady, ""); err != nil {
 		t.Fatal(err)
 	}
+	pinned := hub.AddImage("library/pinned", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 300<<10), Index: true}) // and never used
+	if err := pullImage(t.Context(), s.URL, pinned, ""); err != nil {
+		t.Fatal(err)
+	}
+	s.Command("pin", "pinned:1")
 	time.Sleep(1500 * time.Millisecond) // until its tag is written to repos/
 	slowest := time.Duration(0)
 	for round := range killRounds() {
@@ -130,6 +135,9 @@ func TestKillLosesNothingCommitted(t *testing.T) {
 		slowest = max(slowest, time.Since(start))
 		if err := pullImage(t.Context(), s.URL, l.steady, ""); err != nil {
 			t.Errorf("round %d, index %s: a cached pull: %v", round, damage.name, err)
+		}
+		if err := pullImage(t.Context(), s.URL, pinned, ""); err != nil {
+			t.Errorf("round %d, index %s: a pinned pull: %v", round, damage.name, err)
 		}
 		checkAccountedWithPartials(t, s)
 		rule.Remove()
