@@ -50,7 +50,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-cw+LCb0jD3x+/HwRrCjjROMRRXRuMWH7nNKtJQWDsNU=";
+  vendorHash = "sha256-g5ka4s7UVTlQT8cziAg2jYWGuuC2V1fjmSpgjx2ZORw=";
 
   env.CGO_ENABLED = 0;
   # These need root and a Docker daemon. The tests of the other packages need only

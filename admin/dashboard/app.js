@@ -148,10 +148,14 @@ const verbs = {
     return reference + ' is no longer pinned.';
   },
   async purge(reference) {
+    const at = '/api/v1/images/' + path(reference);
+    const plan = await done(await use('DELETE', at + '?dry_run=1'));
     byID('purge-name').textContent = reference;
+    byID('purge-what').textContent = size(plan.freed_bytes) + ' become free' +
+      (plan.kept_bytes ? '; ' + size(plan.kept_bytes) + ' stay, because other images need them' : '') + '. The next pull fetches it again.';
     if (!await ask(byID('ask-purge'))) return '';
-    const doc = await done(await use('DELETE', '/api/v1/images/' + path(reference)));
-    return reference + ' was removed' + (doc.freed_bytes === undefined ? '.' : ': ' + size(doc.freed_bytes) + ' are free again.');
+    const doc = await done(await use('DELETE', at));
+    return reference + ' was removed: ' + size(doc.freed_bytes) + ' are free again.';
   },
 };
 
@@ -203,7 +207,7 @@ function show(query) {
 }
 addEventListener('popstate', () => refreshImages(false).catch(() => {}));
 
-// warm fetches an image and says how far it is, line by line as the server does.
+// warm fetches an image and says how far it is, as the server does.
 async function warm(form) {
   const reference = form.elements.reference.value.trim();
   const button = form.querySelector('button');
@@ -212,15 +216,29 @@ async function warm(form) {
   try {
     const answer = await use('POST', '/api/v1/warm', { references: [reference] });
     if (!answer.ok) await done(answer);
-    const last = await lines(answer, (event) => { if (event.error) say(event.error, true); });
+    const blobs = new Map();
+    let bytes = 0;
+    let wrong = '';
+    let said = Date.now();
+    const last = await lines(answer, (event) => {
+      if (event.plan) bytes = event.plan.missing_bytes;
+      if (event.blob) blobs.set(event.blob.digest, event.blob.received);
+      if (event.result && event.result.error) wrong = event.result.error;
+      if (bytes && Date.now() - said > 1000) {
+        const got = [...blobs.values()].reduce((sum, n) => sum + n, 0);
+        say('Fetching ' + reference + ': ' + Math.min(100, Math.round(100 * got / bytes)) + ' % of ' + size(bytes));
+        said = Date.now();
+      }
+    });
     if (!last || !last.done) throw new Error('The server ended before ' + reference + ' was there.');
-    if (last.error) throw new Error(last.error);
+    if (last.error) throw new Error(wrong || last.error);
     say(reference + ' is cached.');
     await refreshImages(true);
   } catch (err) {
     say(err.message, true);
   } finally {
     button.disabled = false;
+    if (byID('warm')) byID('warm').querySelector('button').disabled = false;
   }
 }
 

@@ -73,7 +73,7 @@ func (srv *server) images(ctx context.Context) (*inventory.List, error) {
 
 // dashboard is the page of the admin listener.
 func (srv *server) dashboard(f admin.Figures) http.Handler {
-	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.images, Pinned: srv.pinned, Log: srv.log})
+	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.images, Pinned: srv.pinned, Purge: true, Log: srv.log})
 }
 
 // pinned returns the references of the pinned images.
