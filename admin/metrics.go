@@ -89,107 +89,128 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
+// sender sends the values of one scrape.
+type sender struct {
+	c  *collector
+	ch chan<- prometheus.Metric
+}
+
+func (s sender) send(t prometheus.ValueType, name string, v float64, labels ...string) {
+	s.ch <- prometheus.MustNewConstMetric(s.c.descs[name], t, v, labels...)
+}
+
+func (s sender) count(name string, v int64, labels ...string) {
+	s.send(prometheus.CounterValue, name, float64(v), labels...)
+}
+
+func (s sender) gauge(name string, v int64, labels ...string) {
+	s.send(prometheus.GaugeValue, name, float64(v), labels...)
+}
+
+func (s sender) seconds(name string, d time.Duration) {
+	s.send(prometheus.GaugeValue, name, d.Seconds())
+}
+
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	s, r := c.a.Store.Stats(), c.a.Registry.Stats()
-	send := func(t prometheus.ValueType, name string, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(c.descs[name], t, v, labels...)
+	st, r, to := c.a.Store.Stats(), c.a.Registry.Stats(), sender{c, ch}
+	to.requests("manifest", r.Manifest)
+	to.requests("blob", r.Blob)
+	to.pulls(r)
+	to.store(st)
+	to.count("slow_readers_total", st.SlowReaders+r.SlowReaders)
+	to.count("connections_refused_total", c.a.Refused())
+	if c.a.LastReload != nil {
+		to.reload(c.a.LastReload())
 	}
-	count := func(name string, v int64, labels ...string) {
-		send(prometheus.CounterValue, name, float64(v), labels...)
+	to.gauge("build_info", 1, c.a.Version, runtime.Version())
+	to.seconds("uptime_seconds", time.Since(c.a.Started))
+	for _, u := range r.Upstreams {
+		to.upstream(u)
 	}
-	gauge := func(name string, v int64, labels ...string) { send(prometheus.GaugeValue, name, float64(v), labels...) }
+}
 
-	for kind, q := range map[string]registry.Requests{"manifest": r.Manifest, "blob": r.Blob} {
-		for result, n := range map[string]int64{"hit": q.Hit, "revalidated": q.Revalidated, "miss": q.Miss, "shared": q.Shared,
-			"stale": q.Stale, "bypass": q.Bypass, "error": q.Error} {
-			if kind == "manifest" || result != "revalidated" && result != "stale" {
-				count("requests_total", n, kind, result)
-			}
-		}
-	}
-	c.answers("manifest", r.Manifest, ch)
-	c.answers("blob", r.Blob, ch)
-	count("read_ahead_hits_total", r.Blob.ReadAhead)
-	count("hit_bytes_total", r.Hit)
-	count("served_bytes_total", r.Served)
-	count("upstream_bytes_total", r.Fetched)
-	count("upstream_resumes_total", r.Resumes)
-	count("digest_mismatch_total", r.DigestMismatches)
-	count("cache_corrupt_total", s.Corrupt)
-	count("cache_write_errors_total", s.WriteErrors)
-	count("stale_referrers_total", r.StaleReferrers)
-	count("stale_served_total", r.Manifest.Stale)
-	count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
+// pulls sends what the requests of both kinds have in common.
+func (s sender) pulls(r registry.Stats) {
+	s.count("read_ahead_hits_total", r.Blob.ReadAhead)
+	s.count("read_ahead_unused_bytes_total", r.ReadAheadUnused)
+	s.count("hit_bytes_total", r.Hit)
+	s.count("served_bytes_total", r.Served)
+	s.count("upstream_bytes_total", r.Fetched)
+	s.count("upstream_resumes_total", r.Resumes)
+	s.count("digest_mismatch_total", r.DigestMismatches)
+	s.count("stale_referrers_total", r.StaleReferrers)
+	s.count("stale_served_total", r.Manifest.Stale)
+	s.gauge("visibility_overdue", int64(r.OverdueVisibilities))
+	s.gauge("visibility_oldest_seconds", int64(r.OldestVisibility.Seconds()))
+	s.gauge("inflight_downloads", int64(len(r.Inflight)))
+}
+
+// store sends the metrics of what is on the disk.
+func (s sender) store(st storage.Stats) {
+	s.count("cache_corrupt_total", st.Corrupt)
+	s.count("cache_write_errors_total", st.WriteErrors)
 	for _, why := range []storage.EvictionReason{storage.ForBudget, storage.ForMinFree, storage.ForInodes} {
-		count("evictions_total", s.EvictedFor[why].Count, string(why))
-		count("evicted_bytes_total", s.EvictedFor[why].Bytes, string(why))
+		s.count("evictions_total", st.EvictedFor[why].Count, string(why))
+		s.count("evicted_bytes_total", st.EvictedFor[why].Bytes, string(why))
 	}
-	count("connections_refused_total", c.a.Refused())
-	count("slow_readers_total", s.SlowReaders+r.SlowReaders)
-	gauge("visibility_overdue", int64(r.OverdueVisibilities))
-	gauge("visibility_oldest_seconds", int64(r.OldestVisibility.Seconds()))
-	gauge("inflight_downloads", int64(len(r.Inflight)))
-	gauge("cache_size_bytes", s.Bytes)
-	gauge("cache_reserved_bytes", s.ReservedBytes)
-	gauge("cache_pinned_bytes", s.PinnedBytes)
-	gauge("cache_pins", s.Pins)
-	gauge("cache_limit_bytes", s.BudgetBytes)
-	gauge("cache_index_bytes", s.IndexBytes)
+	s.gauge("cache_size_bytes", st.Bytes)
+	s.gauge("cache_reserved_bytes", st.ReservedBytes)
+	s.gauge("cache_pinned_bytes", st.PinnedBytes)
+	s.gauge("cache_pins", st.Pins)
+	s.gauge("cache_limit_bytes", st.BudgetBytes)
+	s.gauge("cache_index_bytes", st.IndexBytes)
+	s.gauge("cache_entries", st.Blobs, "blob")
+	s.gauge("cache_entries", st.Manifests, "manifest")
+	s.gauge("cache_entries", st.Tags, "tag")
 	for _, kind := range []storage.ShortageKind{storage.ImageTooLarge, storage.WorkingSet, storage.DiskTooSmall, storage.PinsTooLarge} {
 		needs := int64(0)
-		for _, short := range s.Shortages {
+		for _, short := range st.Shortages {
 			if short.Kind == kind {
 				needs = short.Needs
 			}
 		}
-		gauge("cache_needed_bytes", needs, string(kind))
+		s.gauge("cache_needed_bytes", needs, string(kind))
 	}
-	if s.DiskBytes > 0 {
-		gauge("disk_size_bytes", s.DiskBytes)
-		gauge("disk_free_bytes", s.DiskFreeBytes)
+	if st.DiskBytes > 0 {
+		s.gauge("disk_size_bytes", st.DiskBytes)
+		s.gauge("disk_free_bytes", st.DiskFreeBytes)
 	}
-	gauge("cache_entries", s.Blobs, "blob")
-	gauge("cache_entries", s.Manifests, "manifest")
-	gauge("cache_entries", s.Tags, "tag")
-	if !s.OldestUse.IsZero() {
-		send(prometheus.GaugeValue, "cache_longest_idle_seconds", time.Since(s.OldestUse).Seconds())
-	}
-	if c.a.LastReload != nil {
-		c.reload(send)
-	}
-	gauge("build_info", 1, c.a.Version, runtime.Version())
-	send(prometheus.GaugeValue, "uptime_seconds", time.Since(c.a.Started).Seconds())
-	for _, u := range r.Upstreams {
-		c.upstream(u, count, gauge)
+	if !st.OldestUse.IsZero() {
+		s.seconds("cache_longest_idle_seconds", time.Since(st.OldestUse))
 	}
 }
 
-// answers sends the errors and the times of one kind of requests.
-func (c *collector) answers(kind string, q registry.Requests, ch chan<- prometheus.Metric) {
+// requests sends results, errors and times of one kind of requests. No blob is revalidated or stale.
+func (s sender) requests(kind string, q registry.Requests) {
+	for result, n := range map[registry.Outcome]int64{registry.OutcomeHit: q.Hit, registry.OutcomeRevalidated: q.Revalidated, registry.OutcomeMiss: q.Miss,
+		registry.OutcomeShared: q.Shared, registry.OutcomeStale: q.Stale, registry.OutcomeBypass: q.Bypass, registry.OutcomeError: q.Error} {
+		if kind == "manifest" || result != registry.OutcomeRevalidated && result != registry.OutcomeStale {
+			s.count("requests_total", n, kind, string(result))
+		}
+	}
 	for cause, n := range map[string]int64{"client": q.Errors.Client, "policy": q.Errors.Policy, "upstream": q.Errors.Upstream, "disk": q.Errors.Disk} {
-		ch <- prometheus.MustNewConstMetric(c.descs["request_errors_total"], prometheus.CounterValue, float64(n), kind, cause)
+		s.count("request_errors_total", n, kind, cause)
 	}
 	for outcome, h := range q.FirstByte {
 		if kind == "blob" && (outcome == registry.OutcomeRevalidated || outcome == registry.OutcomeStale) {
-			continue // no blob is either
+			continue
 		}
 		buckets := map[float64]uint64{}
 		for i, n := range h.Buckets {
 			buckets[registry.FirstByteBounds[i].Seconds()] = uint64(n)
 		}
-		ch <- prometheus.MustNewConstHistogram(c.descs["request_first_byte_seconds"], uint64(h.Count), h.Sum.Seconds(), buckets, kind, string(outcome))
+		s.ch <- prometheus.MustNewConstHistogram(s.c.descs["request_first_byte_seconds"], uint64(h.Count), h.Sum.Seconds(), buckets, kind, string(outcome))
 	}
 }
 
 // reload sends the metrics of the last SIGHUP, if there was one.
-func (c *collector) reload(send func(prometheus.ValueType, string, float64, ...string)) {
-	last := c.a.LastReload()
+func (s sender) reload(last LastReload) {
 	if last.Time.IsZero() {
 		return
 	}
-	send(prometheus.GaugeValue, "config_last_reload_successful", float64(one(last.OK)))
-	send(prometheus.GaugeValue, "config_last_reload_timestamp_seconds", float64(last.Time.Unix()))
+	s.gauge("config_last_reload_successful", one(last.OK))
+	s.gauge("config_last_reload_timestamp_seconds", last.Time.Unix())
 }
 
 // one is 1 for true and 0 for false.
@@ -201,24 +222,24 @@ func one(yes bool) int64 {
 }
 
 // upstream sends the metrics of one upstream.
-func (c *collector) upstream(u upstream.Stats, count, gauge func(string, int64, ...string)) {
-	count("upstream_requests_total", u.Requests, u.Registry)
+func (s sender) upstream(u upstream.Stats) {
+	s.count("upstream_requests_total", u.Requests, u.Registry)
 	for class, n := range u.Responses {
-		count("upstream_responses_total", n, u.Registry, class)
+		s.count("upstream_responses_total", n, u.Registry, class)
 	}
 	for result, n := range u.TokenRequests {
-		count("upstream_token_requests_total", n, u.Registry, result)
+		s.count("upstream_token_requests_total", n, u.Registry, result)
 	}
 	for _, state := range []string{"ok", "cooling", "denied", "down"} {
-		gauge("upstream_state", one(state == u.State), u.Registry, state)
+		s.gauge("upstream_state", one(state == u.State), u.Registry, state)
 	}
 	for _, state := range credentialStates {
-		gauge("upstream_credential_state", one(state == string(u.Credential.State)), u.Registry, state)
+		s.gauge("upstream_credential_state", one(state == string(u.Credential.State)), u.Registry, state)
 	}
 	if q := u.RateLimit; q != nil {
-		gauge("upstream_ratelimit_limit", q.Limit, u.Registry)
-		gauge("upstream_ratelimit_remaining", q.Remaining, u.Registry)
-		gauge("upstream_ratelimit_window_seconds", q.WindowSeconds, u.Registry)
-		gauge("upstream_ratelimit_reset_timestamp_seconds", q.Observed.Unix()+q.WindowSeconds, u.Registry)
+		s.gauge("upstream_ratelimit_limit", q.Limit, u.Registry)
+		s.gauge("upstream_ratelimit_remaining", q.Remaining, u.Registry)
+		s.gauge("upstream_ratelimit_window_seconds", q.WindowSeconds, u.Registry)
+		s.gauge("upstream_ratelimit_reset_timestamp_seconds", q.Observed.Unix()+q.WindowSeconds, u.Registry)
 	}
 }
