@@ -37,6 +37,7 @@ Exits with 2 when something is wrong.`,
 			if doubt := s.DiskDoubt(); doubt != "" {
 				s.Warn(doubt)
 			}
+			s.Warn(checkPruneService("", s)...)
 			if path := string(s.Upstream.PasswordFile); dockerhost.Exposed(path) {
 				s.Warn("every user of this machine may read " + path + ": chmod o-r " + path)
 			}
@@ -82,6 +83,16 @@ func checkService(root string, s *settings.Loaded) error {
 		return fmt.Errorf("upstream.password_file: %w", err)
 	}
 	return nil
+}
+
+// checkPruneService finds out whether the installed prune, if it uses these settings, can read the
+// files that they name.
+func checkPruneService(root string, s *settings.Loaded) []string {
+	service, err := dockerhost.InstalledPrune(root)
+	if err != nil || !service.Uses(s.File) {
+		return nil
+	}
+	return service.CheckKeepFiles(s.Docker.Prune.KeepFiles)
 }
 
 // warn prints what has no effect, or is probably not meant so.

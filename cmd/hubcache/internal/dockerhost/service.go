@@ -15,8 +15,11 @@ import (
 	"syscall"
 )
 
-// serviceUnit is the systemd unit of the server.
-const serviceUnit = "hubcache.service"
+// The systemd units of the server and of the prune.
+const (
+	serviceUnit = "hubcache.service"
+	pruneUnit   = "hubcache-docker-prune.service"
+)
 
 // unitDirs are where systemd looks for units; the first that has one wins.
 var unitDirs = []string{"etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"}
@@ -24,7 +27,7 @@ var unitDirs = []string{"etc/systemd/system", "run/systemd/system", "usr/local/l
 // credentialStores are where systemd looks for a credential without a path.
 var credentialStores = []string{"etc/credstore", "run/credstore", "usr/local/lib/credstore", "usr/lib/credstore"}
 
-// Service is what the systemd unit of the server says of the files that the server can read. It
+// Service is what the systemd unit of a service says of the files that the service can read. It
 // is not asked of systemd, which may not run: the unit and its drop-ins are read.
 type Service struct {
 	root        string // of the file system
@@ -36,9 +39,14 @@ type Service struct {
 	credentials map[string]string
 }
 
-// InstalledService reads the unit. root is where the file system begins, "" for /. The error is
-// fs.ErrNotExist when there is no unit.
-func InstalledService(root string) (*Service, error) {
+// InstalledService reads the unit of the server. root is where the file system begins, "" for /. The
+// error is fs.ErrNotExist when there is no unit.
+func InstalledService(root string) (*Service, error) { return readUnit(root, serviceUnit) }
+
+// InstalledPrune reads the unit of the prune, as InstalledService does with the server's.
+func InstalledPrune(root string) (*Service, error) { return readUnit(root, pruneUnit) }
+
+func readUnit(root, name string) (*Service, error) {
 	if root == "" {
 		root = "/"
 	}
@@ -46,7 +54,7 @@ func InstalledService(root string) (*Service, error) {
 	var unit []byte
 	err := fs.ErrNotExist
 	for _, dir := range unitDirs {
-		if unit, err = os.ReadFile(filepath.Join(root, dir, serviceUnit)); !errors.Is(err, fs.ErrNotExist) {
+		if unit, err = os.ReadFile(filepath.Join(root, dir, name)); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
@@ -56,7 +64,7 @@ func InstalledService(root string) (*Service, error) {
 	s.read(unit)
 	dropIns := map[string]string{} // by name: one in an earlier directory takes the place of a later one's
 	for _, dir := range slices.Backward(unitDirs) {
-		files, _ := filepath.Glob(filepath.Join(root, dir, serviceUnit+".d", "*.conf")) // the pattern has no fault
+		files, _ := filepath.Glob(filepath.Join(root, dir, name+".d", "*.conf")) // the pattern has no fault
 		for _, file := range files {
 			dropIns[filepath.Base(file)] = file
 		}
@@ -187,6 +195,18 @@ func (s *Service) CheckPasswordFile(path string) error {
 		return fmt.Errorf("%s can't read %s: %s. Instead: %s", serviceUnit, path, why, TokenRecipe)
 	}
 	return nil
+}
+
+// CheckKeepFiles finds the files of docker.prune.keep_files that the service of the prune can't
+// read. With such a file each of its runs fails. It says what to do.
+func (s *Service) CheckKeepFiles(paths []string) (warnings []string) {
+	for _, path := range paths {
+		if why := s.unreadable(path); filepath.IsAbs(path) && why != "" {
+			warnings = append(warnings, fmt.Sprintf("%s can't read %s of docker.prune.keep_files, so that it deletes nothing: %s. Mount its folder where every user may read, such as in /srv (mount --bind), and name it there",
+				pruneUnit, path, why))
+		}
+	}
+	return warnings
 }
 
 // canLook reports whether this user may look into the folder of credentials.

@@ -154,3 +154,33 @@ func TestOneTokenRecipe(t *testing.T) {
 		}
 	}
 }
+
+// TestKeepFilesThatThePruneCanNotRead: its unit has no homes, a /tmp of its own, and a user that owns
+// nothing.
+func TestKeepFilesThatThePruneCanNotRead(t *testing.T) {
+	unit, err := os.ReadFile("../../../../packaging/systemd/hubcache-docker-prune.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := installed(t, map[string]string{"usr/lib/systemd/system/" + pruneUnit: string(unit), "srv/public/compose.yml": "", "srv/closed.yml": ""})
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := InstalledPrune(root)
+	if err != nil || !s.Uses("/etc/hubcache/config.yaml") {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	for path, want := range map[string]string{
+		"/root/.abra/recipes/nextcloud/compose.yml": "/root is empty for the service",
+		"/home/jane/compose.yml":                    "/home is empty for the service",
+		"/tmp/compose.yml":                          "the service has its own /tmp",
+		"/srv/closed.yml":                           "runs as a user of its own",
+		"/srv/public/compose.yml":                   "",
+		"/srv/missing.yml":                          "",
+	} {
+		got := s.CheckKeepFiles([]string{path})
+		if want == "" && len(got) > 0 || want != "" && (len(got) != 1 || !strings.Contains(got[0], want)) {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+}
