@@ -33,55 +33,110 @@ type Image struct {
 	Where string
 }
 
-// Images returns the images that a compose file names, ordered by [Image.Where]: those that
+// Project says which files to read, as the flags of docker compose do.
+type Project struct {
+	// Files are the compose files, each merged over those before it. Paths in all of them are
+	// relative to the folder of the first.
+	Files []string
+
+	// EnvFiles have variables, the later ones over the earlier ones. None: the file .env in the
+	// folder of the first compose file, if there is one.
+	EnvFiles []string
+}
+
+// Images is [Project.Images] for a single file.
+func Images(ctx context.Context, file string) ([]Image, error) {
+	return Project{Files: []string{file}}.Images(ctx)
+}
+
+// Images returns the images that the files name, ordered by [Image.Where]: those that
 // services, jobs and hooks of every profile run, and those that they mount or build from. A service
 // that is built and has no image has the name that Compose gives it. That alone names no image.
 //
-// Variables come from the environment, then from a file .env in the folder of the compose file,
-// then from the defaults in the compose file.
+// Variables come from the environment, then from the env files, then from the defaults in the
+// compose files.
 //
-// Errors: a file that it needs can't be read, or can't be understood as a whole, or names no
-// image; an image's name is not valid.
-func Images(ctx context.Context, file string) ([]Image, error) {
-	path, err := filepath.Abs(file)
+// Errors: a file that it needs can't be read, or can't be understood as a whole; together they name
+// no image; an image's name is not valid.
+func (p Project) Images(ctx context.Context) ([]Image, error) {
+	if len(p.Files) == 0 {
+		return nil, errors.New("no compose file is named")
+	}
+	name := strings.Join(p.Files, ", ")
+	paths := make([]string, len(p.Files))
+	for i, file := range p.Files {
+		path, err := filepath.Abs(file)
+		if err != nil {
+			return nil, err
+		}
+		paths[i] = path
+	}
+	environment, err := environmentOf(filepath.Dir(paths[0]), p.EnvFiles)
 	if err != nil {
 		return nil, err
 	}
-	environment, err := environmentOf(filepath.Dir(path))
+	model, err := load(ctx, paths, environment)
 	if err != nil {
-		return nil, err
-	}
-	model, err := load(ctx, path, environment)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %s", file, strings.ReplaceAll(err.Error(), placeholder, "${a variable that is set nowhere}"))
+		return nil, fmt.Errorf("%s: %s", name, strings.ReplaceAll(err.Error(), placeholder, "${a variable that is set nowhere}"))
 	}
 	images, err := imagesOf(model)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if len(images) == 0 {
-		return nil, fmt.Errorf("%s names no image", file)
+		return nil, fmt.Errorf("%s names no image", name)
 	}
 	slices.SortFunc(images, func(a, b Image) int { return strings.Compare(a.Where, b.Where) })
 	return images, nil
 }
 
-// environmentOf returns the variables of the environment and of the .env file in the folder.
-func environmentOf(dir string) (types.Mapping, error) {
-	environment := types.NewMapping(os.Environ())
-	path := filepath.Join(dir, ".env")
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return environment, nil
+// Variables by which Compose finds its files.
+const (
+	filesVariable     = "COMPOSE_FILE"
+	separatorVariable = "COMPOSE_PATH_SEPARATOR"
+)
+
+// FromEnvironment returns the project whose files COMPOSE_FILE names, in the environment or in the
+// env files, or without env files in the file .env of the current folder. ok is false if it
+// is set nowhere. Errors: an env file can't be read.
+func FromEnvironment(envFiles []string) (p Project, ok bool, err error) {
+	environment, err := environmentOf(".", envFiles)
+	if err != nil {
+		return p, false, err
 	}
-	fromFile, err := dotenv.GetEnvFromFile(environment, []string{path})
+	separator := environment[separatorVariable]
+	if separator == "" {
+		separator = string(os.PathListSeparator)
+	}
+	for file := range strings.SplitSeq(environment[filesVariable], separator) {
+		if file != "" {
+			p.Files = append(p.Files, file)
+		}
+	}
+	p.EnvFiles = envFiles
+	return p, len(p.Files) > 0, nil
+}
+
+// environmentOf returns the variables of the environment and of the env files; without any of the
+// .env file in the folder.
+func environmentOf(dir string, files []string) (types.Mapping, error) {
+	environment := types.NewMapping(os.Environ())
+	if len(files) == 0 {
+		path := filepath.Join(dir, ".env")
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			return environment, nil
+		}
+		files = []string{path}
+	}
+	fromFile, err := dotenv.GetEnvFromFile(environment, files)
 	if err != nil {
 		return nil, err
 	}
 	return environment.Merge(fromFile), nil
 }
 
-// load returns the file as Compose merges it, as a tree.
-func load(ctx context.Context, path string, environment types.Mapping) (model map[string]any, err error) {
+// load returns the files as Compose merges them, as a tree.
+func load(ctx context.Context, paths []string, environment types.Mapping) (model map[string]any, err error) {
 	// The library checks the file's types only where it validates, and this is skipped: a variable
 	// that is set nowhere would fail it in places that have nothing to do with images.
 	defer func() {
@@ -91,8 +146,8 @@ func load(ctx context.Context, path string, environment types.Mapping) (model ma
 	}()
 	_, named := environment[projectVariable]
 	details := types.ConfigDetails{
-		WorkingDir:  filepath.Dir(path),
-		ConfigFiles: types.ToConfigFiles([]string{path}),
+		WorkingDir:  filepath.Dir(paths[0]),
+		ConfigFiles: types.ToConfigFiles(paths),
 		Environment: environment.Clone(),
 	}
 	return loader.LoadModelWithContext(ctx, details, func(o *loader.Options) {
