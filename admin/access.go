@@ -41,6 +41,8 @@ type verb func(w http.ResponseWriter, req *http.Request) error
 func (a *admin) guarded(v verb) http.Handler {
 	return a.checkHost(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		began := time.Now()
+		notes := []any{}
+		req = req.WithContext(context.WithValue(req.Context(), notesKey{}, &notes))
 		err := a.mayChange(req)
 		if err == nil {
 			err = v(w, req)
@@ -60,8 +62,18 @@ func (a *admin) guarded(v verb) http.Handler {
 		if err != nil {
 			line = append(line, "error", err.Error())
 		}
-		a.Log.Info("admin request", line...)
+		a.Log.Info("admin request", append(line, notes...)...)
 	}))
+}
+
+// notesKey is the context key of what a verb adds to its line of the log.
+type notesKey struct{}
+
+// note adds something to the line of the log that a verb leaves.
+func note(req *http.Request, key string, value any) {
+	if notes, ok := req.Context().Value(notesKey{}).(*[]any); ok {
+		*notes = append(*notes, key, value)
+	}
 }
 
 // mayChange says why a request may not use a verb; nil if it may.

@@ -22,6 +22,7 @@ import (
 	"github.com/hubcache/hubcache/inventory"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/warm"
 )
 
 // Options is what New needs. Store and Registry must be set. All functions and Stats
@@ -44,6 +45,9 @@ type Options struct {
 	// Forget forgets what is in memory of a repository, or, with "", all manifests. It is called
 	// after something was purged. Set it with Cache.
 	Forget func(repository string)
+
+	Warmer Warmer            // nil: no images can be warmed
+	Warm   func() warm.State // what is kept warm on a schedule; nil: nothing is
 
 	Images func(context.Context) (*inventory.List, error) // what is cached, in a list of the caller's own; nil: it isn't told
 
@@ -109,6 +113,9 @@ func New(o Options) http.Handler {
 	get("/api/v1/stats", a.checkHost(http.HandlerFunc(a.stats)))
 	if a.Images != nil {
 		get("/api/v1/images", a.checkHost(http.HandlerFunc(a.images)))
+	}
+	if a.Warmer != nil {
+		m.Handle("/api/v1/warm", a.guarded(a.warm)).Methods(http.MethodPost)
 	}
 	if a.Settings != nil {
 		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))

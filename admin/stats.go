@@ -29,6 +29,7 @@ type Stats struct {
 	Visibility    Visibility  `json:"visibility"`
 	Inflight      []Inflight  `json:"inflight"` // never null; by repository and digest
 	Connections   Connections `json:"connections"`
+	Warm          WarmStats   `json:"warm"`
 	Failures      []Failed    `json:"failures"` // never null; what clients have not got lately, the newest first
 }
 
@@ -284,6 +285,7 @@ func (a *admin) document(now time.Time) Stats {
 		Upstreams: []Upstream{}, Inflight: []Inflight{}, Failures: []Failed{},
 		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 		Connections: Connections{a.Refused()},
+		Warm:        a.warmStats(),
 	}
 	for _, short := range s.Shortages {
 		d.Store.Shortages = append(d.Store.Shortages, Shortage{string(short.Kind), short.Image, short.Needs, short.String()})

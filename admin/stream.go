@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
 )
 
 // stream answers with a line of JSON for each event, while the work goes on. The last line is
@@ -27,8 +28,13 @@ func newStream(w http.ResponseWriter) *stream {
 	return &stream{w: w, enc: json.NewEncoder(w)}
 }
 
-// send writes one event at once. Its error means that the client has left.
+// sendWithin is how long a client may take to read one event. Without a bound, one that has stopped
+// would keep the work waiting.
+const sendWithin = time.Minute
+
+// send writes one event at once. Its error means that the client has left, or reads nothing.
 func (s *stream) send(event any) error {
+	_ = http.NewResponseController(s.w).SetWriteDeadline(time.Now().Add(sendWithin)) // where there is no connection, nothing can stop it
 	return errors.Join(s.enc.Encode(event), http.NewResponseController(s.w).Flush())
 }
 

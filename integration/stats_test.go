@@ -129,6 +129,10 @@ uptime_seconds number
 version string
 visibility.oldest_age_seconds number
 visibility.overdue number
+warm.last <nil>
+warm.next <nil>
+warm.running bool
+warm.schedule string
 `
 
 // jsonShape adds the leaves of a JSON value, with their types, to shape.

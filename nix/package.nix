@@ -41,6 +41,7 @@ buildGoModule (finalAttrs: {
       ../slots
       ../storage
       ../upstream
+      ../warm
       ../packaging/grafana
       ../packaging/prometheus
       # The tests of the settings compare these with the table.

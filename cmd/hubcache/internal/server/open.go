@@ -15,6 +15,7 @@ import (
 	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/warm"
 )
 
 // historyName is the file of what the charts of the dashboard show.
@@ -72,6 +73,9 @@ func (srv *server) openRegistry() (err error) {
 		}
 	}
 	srv.registry, err = registry.New(registry.Options{Store: srv.store, Upstreams: []registry.Upstream{up}, Policy: policy(s.Settings), Log: srv.log})
+	if err == nil {
+		srv.keeper = warm.New(srv.registry.Warm, srv.log)
+	}
 	return err
 }
 
@@ -109,4 +113,13 @@ func policy(s *settings.Settings) registry.Policy {
 		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.D, MaxStale: r.MaxStale.D, Refresh: bool(r.Refresh)})
 	}
 	return p
+}
+
+// setWarmPlan puts what the settings say of warm into effect.
+func (srv *server) setWarmPlan() {
+	w := &srv.settings.Warm
+	srv.keeper.SetPlan(warm.Plan{
+		Schedule: w.Schedule.String(), Next: w.Schedule.Next,
+		References: w.References.References(), Files: w.Files, Platforms: w.Platforms.Platforms(),
+	})
 }

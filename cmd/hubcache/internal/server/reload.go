@@ -68,6 +68,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	changed = srv.changes(now, budget)
 	srv.settings = now
 	srv.showSettings()
+	srv.setWarmPlan()
 	srv.setLevel()
 	srv.store.SetLimits(budget, now.MinFree.Bytes)
 	srv.warnBudget()

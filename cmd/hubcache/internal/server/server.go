@@ -25,6 +25,7 @@ import (
 	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/warm"
 )
 
 const (
@@ -46,6 +47,7 @@ type server struct {
 	store    *storage.Store
 	registry *registry.Registry
 	totals   *totals
+	keeper   *warm.Keeper // of what is kept warm
 	history  *history.Ring
 	cred     *auth.File   // nil: anonymous
 	tls      *keyPair     // nil: plain http
@@ -96,6 +98,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 	srv.serveAll(listeners)
 	srv.greet(listeners)
 	srv.registry.Introduce()
+	srv.setWarmPlan()
 	notify(daemon.SdNotifyReady)
 	// Stats takes the locks that every request needs: a server that hangs in them is not alive.
 	stopWatchdog := watchdog(func() { srv.store.Stats(); srv.registry.Stats() })
@@ -185,6 +188,7 @@ func (srv *server) stop() error {
 	began := time.Now()
 	notify(daemon.SdNotifyStopping)
 	srv.log.Info("stopping: running pulls may end", "within", drainWithin.String())
+	srv.keeper.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), drainWithin)
 	defer cancel()
 	again := make(chan os.Signal, 1)
@@ -209,7 +213,7 @@ func (srv *server) stop() error {
 	pulls.Wait()
 	closing, cancelClosing := context.WithTimeout(context.Background(), closeWithin)
 	defer cancelClosing()
-	err := srv.registry.Close(closing)
+	err := errors.Join(srv.keeper.Close(closing), srv.registry.Close(closing))
 	for _, s := range srv.admins {
 		s.Close()
 	}

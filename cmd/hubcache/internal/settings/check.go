@@ -238,8 +238,13 @@ func (s *Settings) doubts() (all []string) {
 	for _, pattern := range s.Allow {
 		say(slices.Contains(s.Deny, pattern), "allow and deny both have %s: deny wins", pattern)
 	}
+	listed := len(s.Warm.References) + len(s.Warm.Files)
+	say(listed > 0 && s.Warm.Schedule.at == nil, "warm has no effect: warm.schedule says when, like \"30 3 * * *\"")
+	say(listed == 0 && s.Warm.Schedule.at != nil, "warm.schedule has no effect: warm.references and warm.files name no image")
 	seen := map[Text]bool{}
 	for _, r := range s.Tags.Rules {
+		zero := r.TTL.D != nil && *r.TTL.D == 0 || r.TTL.D == nil && s.Tags.TTL.D != nil && *s.Tags.TTL.D == 0
+		say(bool(r.Refresh) && zero, "tags.rules: refresh has no effect in the rule for %s: with ttl 0 every pull asks", r.Match)
 		say(seen[r.Match], "tags.rules: the second rule for %s has no effect: the first that matches is used", r.Match)
 		seen[r.Match] = true
 	}

@@ -49,6 +49,12 @@ type Settings struct {
 		OnGone      OnGone
 		Rules       Records[TagRule, *TagRule]
 	}
+	Warm struct {
+		Schedule   Schedule
+		References ReferenceList
+		Files      PathList // compose files
+		Platforms  PlatformList
+	}
 	Allow List
 	Deny  List
 	Quota struct {
@@ -163,6 +169,12 @@ func (s *Settings) table() []row {
 			help: "space to leave free on the disk"},
 		{key: "upstream", effect: onRestart, rows: s.upstreamTable()},
 		{key: "tags", effect: onReload, rows: s.tagsTable()},
+		{key: "warm", effect: onReload, rows: []row{
+			{key: "schedule", value: &s.Warm.Schedule},
+			{key: "references", value: &s.Warm.References},
+			{key: "files", value: &s.Warm.Files},
+			{key: "platforms", value: &s.Warm.Platforms},
+		}},
 		{key: "allow", effect: onReload, value: &s.Allow},
 		{key: "deny", effect: onReload, value: &s.Deny},
 		{key: "quota", effect: onReload, rows: []row{
