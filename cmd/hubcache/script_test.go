@@ -43,7 +43,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready, "cached": cached},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready, "cached": cached, "hub": hub},
 	})
 }
 
@@ -137,4 +137,32 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("nothing is ready at %s within %s", args[0], patience)
+}
+
+// hub is "hub [limit=N] IMAGE=SIZE…": it starts a fake Docker Hub, whose URL is in $HUB, with images
+// of one layer of so many bytes. limit is how many pulls it allows.
+func hub(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: hub [limit=n] image=size…")
+	}
+	o := hubtest.Options{}
+	if len(args) > 0 {
+		if limit, ok := strings.CutPrefix(args[0], "limit="); ok {
+			n, err := strconv.Atoi(limit)
+			ts.Check(err)
+			o.AnonymousLimit, args = n, args[1:]
+		}
+	}
+	h := hubtest.New(o)
+	ts.Check(h.Start())
+	ts.Defer(h.Close)
+	for _, arg := range args {
+		image, size, _ := strings.Cut(arg, "=")
+		ref, err := name.ParseReference(image)
+		ts.Check(err)
+		n, err := strconv.ParseInt(size, 10, 64)
+		ts.Check(err)
+		h.AddImage(strings.TrimPrefix(ref.Repository, "docker.io/"), ref.Tag, hubtest.ImageSpec{Layers: hubtest.Layers(1, n)})
+	}
+	ts.Setenv("HUB", h.RegistryURL())
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/name"
 )
 
 // printStats prints the table, with bytes rounded to powers of 1024.
@@ -65,10 +66,34 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 		row(u.Registry, "%s, %s", upstreamState(u, now), plural(u.Requests, "request"))
 		row("quota", "%s", quota(u.RateLimit, now))
 	}
+	if s.Warm.Schedule != "" {
+		row("kept warm", "%s", keptWarm(s.Warm, now))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	return printInflight(out, s.Inflight, terminal)
+}
+
+// keptWarm says what the last run of the warm schedule did, and when the next one is.
+func keptWarm(s admin.WarmStats, now time.Time) string {
+	var parts []string
+	if r := s.Last; r != nil {
+		parts = append(parts, fmt.Sprintf("%s %s ago, %s fetched", plural(int64(r.Images), "image"), inWords(now.Sub(r.Began)), human(r.Fetched)))
+		if r.Failed > 0 {
+			first := r.Failures[0]
+			parts = append(parts, fmt.Sprintf("%d FAILED (%s: %s)", r.Failed, name.Familiar(first.What), first.Error))
+		}
+	}
+	switch {
+	case s.Running:
+		parts = append(parts, "running now")
+	case s.Next != nil:
+		parts = append(parts, "next in "+inWords(s.Next.Sub(now)))
+	default:
+		parts = append(parts, "never: warm.references and warm.files name no image")
+	}
+	return strings.Join(parts, "; ")
 }
 
 // tooSmall says what would do, shortly; the log has more.
