@@ -44,7 +44,7 @@ var floors = map[string][]string{
 	"cmd/hubcache":    {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "compose", "name", "prune", "warm"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
-	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "prune"},
+	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "name", "prune"},
 	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage", "warm"},
 	"cmd/hubcache/internal/settings":    {"disk", "name"},
 }

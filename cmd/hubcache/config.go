@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -9,6 +11,8 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/server"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/compose"
+	"github.com/hubcache/hubcache/warm"
 )
 
 func newConfigCommand(l *settings.Loader) *cobra.Command {
@@ -21,7 +25,8 @@ func newConfigCommand(l *settings.Loader) *cobra.Command {
 		Example: "  hubcache config check\n  hubcache config check new.yaml",
 		Long: `Checks the settings of file and environment. Files that they name, such as the
 one with the access token, need not be on this machine; but if hubcache.service
-is installed here and uses these settings, it has to be able to read the token.
+is installed here and uses these settings, it has to be able to read the token
+and the files of warm.files.
 Exits with 2 when something is wrong.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -33,6 +38,11 @@ Exits with 2 when something is wrong.`,
 			}
 			if err := checkService("", s); err != nil {
 				return settings.UsageError{Err: err}
+			}
+			for _, path := range s.Warm.Files {
+				if _, _, err := warm.Images(cmd.Context(), compose.Project{Files: []string{path}}); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+					s.Warn("warm.files: " + err.Error())
+				}
 			}
 			if doubt := s.DiskDoubt(); doubt != "" {
 				s.Warn(doubt)
@@ -82,7 +92,7 @@ func checkService(root string, s *settings.Loaded) error {
 	if err := service.CheckPasswordFile(string(s.Upstream.PasswordFile)); err != nil {
 		return fmt.Errorf("upstream.password_file: %w", err)
 	}
-	return nil
+	return errors.Join(service.CheckWarmFiles(s.Warm.Files)...)
 }
 
 // checkPruneService finds out whether the installed prune, if it uses these settings, can read the

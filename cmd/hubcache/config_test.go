@@ -44,4 +44,8 @@ func TestConfigCheckAsksTheInstalledService(t *testing.T) {
 	if err := check(); err == nil || !strings.Contains(err.Error(), "upstream.password_file: hubcache.service can't read /root/token") {
 		t.Error(err)
 	}
+	config = put("config.yaml", "warm: {schedule: '30 3 * * *', files: [/home/jane/compose.yml, /srv/none.yml]}\n", 0o600)
+	if err := check(); err == nil || !strings.Contains(err.Error(), "warm.files: hubcache.service can't read /home/jane/compose.yml: /home is empty for the service. Instead: put it into /srv") || strings.Contains(err.Error(), "none.yml") {
+		t.Error(err)
+	}
 }

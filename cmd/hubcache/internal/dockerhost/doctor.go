@@ -83,6 +83,7 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 	}
 	d.checkPrivate()
 	d.checkDisk(stats.Store)
+	d.checkWarm(stats.Warm)
 	if !reached && !sure {
 		d.noMirror(engine)
 	} else if reached {
