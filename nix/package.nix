@@ -51,7 +51,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-g5ka4s7UVTlQT8cziAg2jYWGuuC2V1fjmSpgjx2ZORw=";
+  vendorHash = "sha256-c0I5ht8vFNdvds8uS02SH5tzR62dND4YS1ASbukreSs=";
 
   env.CGO_ENABLED = 0;
   # These need root and a Docker daemon. The tests of the other packages need only
