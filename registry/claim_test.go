@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"strings"
@@ -22,7 +21,7 @@ import (
 func (l *lab) claimedBlob(repository string, b []byte, size string) digest.Digest {
 	l.t.Helper()
 	d := digest.FromBytes(b)
-	l.hub.AddBlobAt(repository, ocispec.MediaTypeImageLayer, d, bytes.NewReader(b), int64(len(b)))
+	l.hub.AddBlobAt(repository, ocispec.MediaTypeImageLayer, d, hubtest.Bytes(b), int64(len(b)))
 	l.claim(repository, d, size)
 	return d
 }
@@ -90,11 +89,11 @@ func testClaim(t *testing.T, b []byte, claim string, budget int64) {
 				status = 416
 			}
 			r := l.get(blobPath("library/app", d), "Range", field)
-			if r.status != status || status == 206 && !bytes.Equal(r.body, want) || r.err != nil {
+			if r.status != status || status == 206 && !equal(r.body, want) || r.err != nil {
 				t.Errorf("%s: %s: %d %s, %d bytes of %d, %v", when, field, r.status, r.header.Get("Content-Range"), len(r.body), len(want), r.err)
 			}
 		}
-		if r := l.get(blobPath("library/app", d)); r.status != 200 || !bytes.Equal(r.body, b) || r.err != nil {
+		if r := l.get(blobPath("library/app", d)); r.status != 200 || !equal(r.body, b) || r.err != nil {
 			t.Errorf("%s: GET: %d, %d bytes of %d, %v, %.200s", when, r.status, len(r.body), size, r.err, r.body)
 		}
 		if link, err := l.store.Link("docker.io/library/app", d); err == nil && link.Confirmed && link.Size >= 0 && link.Size != size {
@@ -109,7 +108,7 @@ func testClaim(t *testing.T, b []byte, claim string, budget int64) {
 		t.Errorf("cached: %v", ok)
 	}
 	l.store.Remove(d)
-	if r := l.get(blobPath("library/app", d)); r.status != 200 || !bytes.Equal(r.body, b) {
+	if r := l.get(blobPath("library/app", d)); r.status != 200 || !equal(r.body, b) {
 		t.Errorf("whole blob at first: %d, %d bytes of %d, %v, %.200s", r.status, len(r.body), size, r.err, r.body)
 	}
 	check("after an eviction")
@@ -135,10 +134,10 @@ func TestClaimedSizeIsAHintWithoutLength(t *testing.T) {
 						d := l.claimedBlob("library/app", noise()[:size], fmt.Sprint(claim))
 						l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, append(more, hubtest.Chunked())...)
 						for range 2 {
-							if r := l.get(blobPath("library/app", d)); r.status != 200 || !bytes.Equal(r.body, noise()[:size]) || r.err != nil {
+							if r := l.get(blobPath("library/app", d)); r.status != 200 || !equal(r.body, noise()[:size]) || r.err != nil {
 								t.Errorf("%d, %d bytes, %v %.200s", r.status, len(r.body), r.err, r.body)
 							}
-							if r := l.get(blobPath("library/app", d), "Range", "bytes=10-19"); size > 0 && (r.status != 206 || !bytes.Equal(r.body, noise()[10:20])) {
+							if r := l.get(blobPath("library/app", d), "Range", "bytes=10-19"); size > 0 && (r.status != 206 || !equal(r.body, noise()[10:20])) {
 								t.Errorf("range: %d, %d bytes, %v %.200s", r.status, len(r.body), r.err, r.body)
 							}
 							l.waitIdle()
@@ -186,7 +185,7 @@ func TestClaimOfOneRepositoryHurtsNoOther(t *testing.T) {
 					l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 20 << 20, Latency: 20 * time.Millisecond}, budget: 64 * mib,
 						policy: func(p *registry.Policy) { p.ReadAhead = true }})
 					d := l.claimedBlob("evil/app", noise()[:size], claim)
-					l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, bytes.NewReader(noise()[:size]), size)
+					l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, hubtest.Bytes(noise()[:size]), size)
 					l.claim("library/app", d, fmt.Sprint(size))
 					if fault != nil {
 						l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "blobs", Repository: "evil/app"}, fault)
@@ -227,7 +226,7 @@ func TestDownloadThatBreaksUnderAnotherRepositoryGoesOn(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 2 << 20, Latency: 20 * time.Millisecond}})
 			d := l.claimedBlob("evil/app", noise()[:size], fmt.Sprint(size))
-			l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, bytes.NewReader(noise()[:size]), size)
+			l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, hubtest.Bytes(noise()[:size]), size)
 			l.claim("library/app", d, fmt.Sprint(size))
 			l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Repository: "evil/app"}, hubtest.CutAfter(mib))
 			l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "blobs", Repository: "evil/app", Skip: 1}, hubtest.Status(404, "{}"))

@@ -159,7 +159,7 @@ func TestBitRotIsFoundOnRepeatedRequests(t *testing.T) {
 		l.tamper(digest.FromBytes(m.body), flipByteOnDisk)
 		l.stop() // so that no copy is in memory
 		l.start()
-		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || string(r.body) != string(m.body) {
+		if r := l.get("/v2/library/app/manifests/1"); r.status != 200 || !equal(r.body, m.body) {
 			t.Errorf("a damaged manifest: %d %q", r.status, r.body)
 		}
 		l.checkStore()

@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -173,8 +172,8 @@ func TestClientsOverTCPFollowAGrowingBlob(t *testing.T) {
 				return
 			}
 			defer resp.Body.Close()
-			got, err := io.ReadAll(resp.Body)
-			if err != nil || !bytes.Equal(got, want[from:]) {
+			got, err := readAll(resp.Body, -1)
+			if err != nil || !equal(got, want[from:]) {
 				t.Errorf("from %d: %d bytes, %v", from, len(got), err)
 			}
 		})

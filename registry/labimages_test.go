@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -48,7 +47,7 @@ func (l *lab) oneLayerImage(size int64) (layer digest.Digest) {
 // noise is random bytes, more than any test takes of them.
 var noise = sync.OnceValue(func() []byte {
 	b := make([]byte, 33*mib)
-	rand.NewChaCha8([32]byte{}).Read(b)
+	hubtest.Random(1<<40).ReadAt(b, 0)
 	return b
 })
 

@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"os"
@@ -92,7 +91,7 @@ func TestManifestBytesAreUpstreams(t *testing.T) {
 					h.Get("Docker-Content-Digest") == "" || h.Get("Etag") != `"`+h.Get("Docker-Content-Digest")+`"` || h.Get("Content-Encoding") != "" {
 					t.Errorf("%s %s: %d %v", method, path, r.status, h)
 				}
-				if method == "GET" && !bytes.Equal(r.body, want) {
+				if method == "GET" && !equal(r.body, want) {
 					t.Errorf("%s: not the bytes of upstream", path)
 				}
 			}

@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"cmp"
 	"testing"
 	"testing/synctest"
@@ -135,7 +134,7 @@ func testManifestFault(t *testing.T, row manifestFault) {
 		if r.status != cmp.Or(row.cached, 200) {
 			t.Fatalf("cached %s: %d %s", method, r.status, r.body)
 		}
-		if r.status == 200 && method == "GET" && !bytes.Equal(r.body, cached.body) {
+		if r.status == 200 && method == "GET" && !equal(r.body, cached.body) {
 			t.Errorf("cached: wrong bytes, %q", r.body)
 		}
 		if stale := r.header.Get("X-Hubcache") == "stale"; r.status == 200 && stale == row.heals {
@@ -143,7 +142,7 @@ func testManifestFault(t *testing.T, row manifestFault) {
 		}
 	}
 	// By digest, what is cached needs no upstream.
-	if r := l.get("/v2/library/app/manifests/" + digest.FromBytes(cached.body).String()); r.status != 200 || !bytes.Equal(r.body, cached.body) {
+	if r := l.get("/v2/library/app/manifests/" + digest.FromBytes(cached.body).String()); r.status != 200 || !equal(r.body, cached.body) {
 		t.Errorf("cached, by digest: %d %s", r.status, r.body)
 	}
 	for _, c := range image.Children(cached.body) {

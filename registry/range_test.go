@@ -104,7 +104,7 @@ func TestOpenRangesClosedEarlyShareOneDownload(t *testing.T) {
 					t.Error(resp, err)
 					return
 				}
-				b, err := io.ReadAll(io.LimitReader(resp.Body, part))
+				b, err := readAll(io.LimitReader(resp.Body, part), part)
 				if err != nil || len(b) != part {
 					t.Error(len(b), err)
 				}
@@ -133,7 +133,7 @@ func TestRangeOfABlobOfUnknownLengthIsAnswered(t *testing.T) {
 		d := l.hub.AddBlob("library/app", "application/octet-stream", b).Digest
 		l.hub.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.Chunked())
 		r := l.get(blobPath("library/app", d), "Range", "bytes=1000-1999")
-		if r.status != 206 || !bytes.Equal(r.body, b[1000:2000]) {
+		if r.status != 206 || !equal(r.body, b[1000:2000]) {
 			t.Errorf("%d, %d bytes", r.status, len(r.body))
 		}
 	})
@@ -156,7 +156,7 @@ func TestUncachedManifestStillGivesLayerSizes(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
+		b, err := readAll(resp.Body, -1)
 		if resp.StatusCode != 206 || err != nil || len(b) != 5<<18-1000 {
 			t.Errorf("%s, %d bytes, %v", resp.Status, len(b), err)
 		}

@@ -45,7 +45,7 @@ func (l *lab) serve(t *testing.T) *http.Transport {
 	srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	go srv.Serve(ln)
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		near, far := net.Pipe()
+		near, far := hubtest.Pipe()
 		if client, _ := ctx.Value(clientKey{}).(string); client != "" {
 			far = addressed{far, client}
 		}

@@ -1,7 +1,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -63,7 +62,7 @@ func TestClientsThatDoNotReadAreCut(t *testing.T) {
 						t.Fatalf("%s: %d %.200s", tag, r.status, r.body)
 					}
 				}
-				near, far := net.Pipe()
+				near, far := hubtest.Pipe()
 				defer near.Close()
 				srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 				ln := &oneConn{conn: far, done: make(chan struct{})}
@@ -89,7 +88,7 @@ func TestSlowClientsGetTheWholeAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, labOptions{anonymous: true, hub: hubtest.Options{AnonymousLimit: -1}})
-		near, far := net.Pipe()
+		near, far := hubtest.Pipe()
 		defer near.Close()
 		srv := &http.Server{Handler: l.reg, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 		defer srv.Close()
@@ -108,9 +107,9 @@ func TestSlowClientsGetTheWholeAnswer(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					got, err := io.ReadAll(slowReader{resp.Body})
+					got, err := readAll(slowReader{resp.Body}, -1)
 					resp.Body.Close()
-					if err != nil || !bytes.Equal(got, body) {
+					if err != nil || !equal(got, body) {
 						t.Fatalf("%s: %d of %d bytes, %v\n%s", path, len(got), len(body), err, l.log)
 					}
 					time.Sleep(90 * time.Second) // longer than any deadline, and the connection is used again

@@ -3,7 +3,6 @@ package registry_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -311,7 +310,7 @@ func TestConnectionsAreReused(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
+		b, err := readAll(resp.Body, -1)
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatalf("%s: %s, %v", path, resp.Status, err)
 		}

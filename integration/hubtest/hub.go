@@ -258,7 +258,7 @@ func (h *Hub) AddManifest(repository, tag, mediaType string, b []byte) ocispec.D
 
 // AddBlob puts a blob into a repository.
 func (h *Hub) AddBlob(repository, mediaType string, b []byte) ocispec.Descriptor {
-	return h.content.addBlob(repository, mediaType, digest.FromBytes(b), bytes.NewReader(b), int64(len(b)))
+	return h.content.addBlob(repository, mediaType, digest.FromBytes(b), Bytes(b), int64(len(b)))
 }
 
 // AddBlobAt puts a blob into a repository that is read from r whenever it is requested. It

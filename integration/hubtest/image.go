@@ -192,7 +192,7 @@ func (b *builder) put(m *Manifest, tag string) {
 }
 
 func (b *builder) blob(mediaType string, content []byte) ocispec.Descriptor {
-	return b.blobAt(mediaType, bytes.NewReader(content), int64(len(content)))
+	return b.blobAt(mediaType, Bytes(content), int64(len(content)))
 }
 
 func (b *builder) blobAt(mediaType string, r io.ReaderAt, size int64) ocispec.Descriptor {

@@ -151,7 +151,7 @@ func compress(resp *response, b []byte) {
 	w.Write(b)
 	w.Close()
 	resp.header.Set("Content-Encoding", "gzip")
-	resp.body, resp.size = bytes.NewReader(buf.Bytes()), int64(buf.Len())
+	resp.body, resp.size = Bytes(buf.Bytes()), int64(buf.Len())
 }
 
 func (g *registry) blob(q *request) *response {

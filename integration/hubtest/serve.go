@@ -1,7 +1,6 @@
 package hubtest
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -58,7 +57,7 @@ func textResponse(status int, contentType, body string) *response {
 	return &response{
 		status: status,
 		header: http.Header{"Content-Type": {contentType}},
-		body:   bytes.NewReader([]byte(body)),
+		body:   bytesOf(body),
 		size:   int64(len(body)),
 	}
 }
