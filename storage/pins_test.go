@@ -418,3 +418,45 @@ func TestTheFileOfThePins(t *testing.T) {
 		t.Errorf("%v, %d pins", err, s.Stats().Pins)
 	}
 }
+
+// TestPinsStayWhenTheDiskIsFull: for min_free everything else is evicted, and what comes in then
+// has to bypass the cache at once. Who reads what is purged reads on.
+func TestPinsStayWhenTheDiskIsFull(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), 100<<20)
+	settleDown(t, s)
+	kept, free := draw(1, nil, 1<<20), draw(2, nil, 1<<20)
+	kept.pull(t, s, repo, "1")
+	free.pull(t, s, other, "1")
+	mustPin(t, s, repo, "1")
+	s.room.space.mu.Lock()
+	s.room.space.measure = func() (int64, error) { return 10 << 20, nil } // others have filled it
+	s.room.space.until = time.Time{}
+	s.room.space.mu.Unlock()
+	s.SetLimits(100<<20, 50<<20)
+	if kept.missing(s) != 0 || free.missing(s) != 2 {
+		t.Errorf("%d blobs of the pinned image are gone, %d of the other", kept.missing(s), free.missing(s))
+	}
+	b := noise(7, 1<<20)
+	if _, err := s.Begin(Origin{Repository: repo}, digest.FromBytes(b), int64(len(b))); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("what has no room: %v", err)
+	}
+	if err := s.Purge(Removal{Repository: repo, Blobs: []digest.Digest{kept.manifest}}); !errors.Is(err, ErrPinned) {
+		t.Errorf("the purge of what is pinned: %v", err)
+	}
+	open, err := s.Open(kept.manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if _, err := s.Unpin(repo, "1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(Removal{Repository: repo, Blobs: []digest.Digest{kept.manifest}}); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(kept.body))
+	if n, err := open.File.ReadAt(got, 0); err != nil || string(got) != string(kept.body) {
+		t.Errorf("who was reading what is purged: %d bytes, %v", n, err)
+	}
+}
