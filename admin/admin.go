@@ -20,6 +20,7 @@ import (
 
 	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/inventory"
+	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/warm"
@@ -39,8 +40,7 @@ type Options struct {
 	// make the name of the page resolve to this listener.
 	Hosts []string
 
-	// Cache is what pins, purges and the look at one image are about; nil: there are no requests
-	// for them.
+	// Cache is what pins and purges are about; nil: there are no requests for them.
 	Cache *storage.Store
 	// Forget forgets what is in memory of a repository, or, with "", all manifests. It is called
 	// after something was purged. Set it with Cache.
@@ -49,7 +49,9 @@ type Options struct {
 	Warmer Warmer            // nil: no images can be warmed
 	Warm   func() warm.State // what is kept warm on a schedule; nil: nothing is
 
-	Images func(context.Context) (*inventory.List, error) // what is cached, in a list of the caller's own; nil: it isn't told
+	Images func(context.Context) (*inventory.List, error) // what is cached, in a list that must not be changed; nil: it isn't told
+	// Inspect tells what is cached of one image. Errors: fs.ErrNotExist. nil: it isn't told.
+	Inspect func(context.Context, name.Reference) (*inventory.Detail, error)
 
 	// Token reports whether text is the token for requests that change the cache; nil: none
 	// is set. Over TCP such requests then have to come from this machine.
@@ -129,8 +131,10 @@ func New(o Options) http.Handler {
 		get("/", page)
 		get("/assets/{name}", page)
 	}
-	if a.Cache != nil {
+	if a.Inspect != nil {
 		get("/api/v1/images/{reference:.+}", a.checkHost(http.HandlerFunc(a.inspect)))
+	}
+	if a.Cache != nil {
 		get("/api/v1/pins", a.checkHost(http.HandlerFunc(a.pins)))
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.pin)).Methods(http.MethodPut)
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.unpin)).Methods(http.MethodDelete)

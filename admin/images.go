@@ -73,11 +73,16 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 		refuse(http.StatusInternalServerError, err.Error()).ServeHTTP(w, req)
 		return
 	}
-	found := slices.DeleteFunc(all.Images, func(i inventory.Image) bool { return !i.Match(pattern) || !i.HasPrefix(prefix) })
-	slices.SortStableFunc(found, order)
+	var found []*inventory.Image // of a list that others read, too
+	for at := range all.Images {
+		if i := &all.Images[at]; i.Match(pattern) && i.HasPrefix(prefix) {
+			found = append(found, i)
+		}
+	}
+	slices.SortStableFunc(found, func(a, b *inventory.Image) int { return order(*a, *b) })
 	doc := Images{Schema: Schema, Total: len(found), Other: all.Other, Images: []Image{}}
 	if after := q.Get("after"); after != "" {
-		at := slices.IndexFunc(found, func(i inventory.Image) bool { return i.Reference() == after })
+		at := slices.IndexFunc(found, func(i *inventory.Image) bool { return i.Reference() == after })
 		if at < 0 {
 			refuse(http.StatusNotFound, after+" is not in the list any more; begin again").ServeHTTP(w, req)
 			return
@@ -92,7 +97,7 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 }
 
 // writeImages writes doc with these images, one after the other: there may be 100,000.
-func writeImages(w http.ResponseWriter, doc Images, images []inventory.Image) {
+func writeImages(w http.ResponseWriter, doc Images, images []*inventory.Image) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	frame, err := json.MarshalIndent(doc, "", "  ")
@@ -106,7 +111,7 @@ func writeImages(w http.ResponseWriter, doc Images, images []inventory.Image) {
 		if n > 0 {
 			write(",")
 		}
-		b, err := json.Marshal(imageOf(i))
+		b, err := json.Marshal(imageOf(*i))
 		if err != nil {
 			panic(err)
 		}

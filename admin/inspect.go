@@ -62,7 +62,7 @@ func (a *admin) inspect(w http.ResponseWriter, req *http.Request) {
 		refuse(http.StatusBadRequest, err.Error()).ServeHTTP(w, req)
 		return
 	}
-	d, err := inventory.Inspect(req.Context(), a.Cache, ref)
+	d, err := a.Inspect(req.Context(), ref)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		refuse(http.StatusNotFound, err.Error()).ServeHTTP(w, req)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hubcache/hubcache/inventory"
 	"github.com/hubcache/hubcache/storage"
 )
 
@@ -17,6 +18,7 @@ import (
 func TestOneImage(t *testing.T) {
 	o := idle()
 	o.Cache = cache(t, 1<<30, map[string]int{"docker.io/library/redis:latest": 100, "docker.io/org/app:1": 200})
+	o.Inspect = inventory.NewLister(o.Cache).Inspect
 	get := func(path string) *httptest.ResponseRecorder {
 		t.Helper()
 		req := httptest.NewRequest(http.MethodGet, "/api/v1/images/"+path, nil)

@@ -88,6 +88,10 @@ func Make(ctx context.Context, s *storage.Store) (*List, error) {
 // survey finds all images, and what each needs.
 func survey(ctx context.Context, s *storage.Store) (*maker, error) {
 	m := newMaker(ctx, s)
+	// With room for all, so that nothing is copied while it grows.
+	st := s.Stats()
+	blobs := st.Blobs + st.Manifests
+	m.images, m.blobs, m.needed, m.ids = make([]Image, 0, st.Tags), make([]blob, 0, blobs), make([]uint32, 0, blobs), make(map[digest.Digest]uint32, blobs)
 	if err := m.collect(); err != nil {
 		return nil, err
 	}
@@ -148,11 +152,12 @@ type maker struct {
 	seen   map[uint32]bool         // what the image that is looked at needs so far
 	known  map[digest.Digest]found // of the manifests of that image, so that each is looked at once
 
+	types     map[string]string                 // media types, by themselves
 	referring map[string]map[digest.Digest]bool // by repository: lists of what refers to an image, which are no images
 }
 
 func newMaker(ctx context.Context, s *storage.Store) *maker {
-	return &maker{ctx: ctx, store: s, ids: map[digest.Digest]uint32{}, seen: map[uint32]bool{}, known: map[digest.Digest]found{}, referring: map[string]map[digest.Digest]bool{}}
+	return &maker{ctx: ctx, store: s, ids: map[digest.Digest]uint32{}, seen: map[uint32]bool{}, known: map[digest.Digest]found{}, types: map[string]string{}, referring: map[string]map[digest.Digest]bool{}}
 }
 
 // blob is a blob that so many images need.
@@ -214,7 +219,7 @@ func (m *maker) collect() error {
 			tagged[repository] = map[digest.Digest]bool{}
 		}
 		tagged[repository][e.Digest] = true
-		m.images = append(m.images, Image{Repository: repository, Tag: tag, Digest: e.Digest, MediaType: t.MediaType, LastUse: e.LastUse, Checked: t.Checked})
+		m.images = append(m.images, Image{Repository: repository, Tag: tag, Digest: e.Digest, MediaType: m.once(t.MediaType), LastUse: e.LastUse, Checked: t.Checked})
 		return m.ctx.Err()
 	})
 	if err != nil {
@@ -256,6 +261,15 @@ func (m *maker) countPulls() error {
 	})
 }
 
+// once returns the one string that the list has for a media type. There are few of them.
+func (m *maker) once(mediaType string) string {
+	if s, ok := m.types[mediaType]; ok {
+		return s
+	}
+	m.types[mediaType] = mediaType
+	return mediaType
+}
+
 // addUntagged adds those manifests without a tag that no other manifest of their repository names.
 // others are ordered by repository.
 func (m *maker) addUntagged(others []Image, tagged map[string]map[digest.Digest]bool) error {
@@ -294,7 +308,7 @@ func (m *maker) addUntagged(others []Image, tagged map[string]map[digest.Digest]
 			if err = gone(err); err != nil {
 				return err
 			}
-			i.MediaType = mediaType
+			i.MediaType = m.once(mediaType)
 			m.images = append(m.images, i)
 		}
 		others = others[n:]

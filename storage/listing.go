@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -60,8 +61,9 @@ func (s *Store) Children(manifest digest.Digest) (mediaType string, children []i
 // EachTag calls f for every tag whose manifest is or was cached, ordered by repository. f must
 // not call methods that read the index. Errors: those of f; that the index can't be read.
 func (s *Store) EachTag(f func(repository, tag string, t Tag) error) error {
+	var keys orderedPairs
 	return s.catalogue.index.Each(bucketTags, nil, func(k, v []byte) error {
-		repository, tag := unpair(k)
+		repository, tag := keys.unpair(k)
 		if isReferrers(tag) {
 			return nil
 		}
@@ -76,12 +78,25 @@ func (s *Store) EachTag(f func(repository, tag string, t Tag) error) error {
 // EachLink calls f for every blob that a repository has, cached or not, ordered by repository. f
 // must not call methods that read the index. Errors: those of f; that the index can't be read.
 func (s *Store) EachLink(f func(repository string, d digest.Digest, l Link) error) error {
+	var keys orderedPairs
 	return s.catalogue.index.Each(bucketLinks, nil, func(k, v []byte) error {
-		repository, d := unpair(k)
+		repository, d := keys.unpair(k)
 		l, err := decodeLink(v)
 		if err != nil {
 			return err
 		}
 		return f(repository, digest.Digest(d), l)
 	})
+}
+
+// orderedPairs takes keys apart that are ordered. It makes one string for each repository: a list of
+// all images keeps them.
+type orderedPairs struct{ repository string }
+
+func (o *orderedPairs) unpair(key []byte) (repository, name string) {
+	r, n, _ := bytes.Cut(key, []byte{0})
+	if string(r) != o.repository {
+		o.repository = string(r)
+	}
+	return o.repository, string(n)
 }

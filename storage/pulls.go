@@ -181,8 +181,9 @@ func (s *Store) Pulls(repository, reference string) (int64, error) {
 // call methods that read the index. Errors: those of f; that the index can't be read.
 func (s *Store) EachPulls(f func(repository, reference string, n int64) error) error {
 	s.pulls.note()
+	var keys orderedPairs
 	return s.catalogue.index.Each(bucketPulls, nil, func(k, v []byte) error {
-		repository, reference := unpair(k)
+		repository, reference := keys.unpair(k)
 		n, err := decodePulls(v)
 		if err != nil {
 			return err

@@ -23,7 +23,7 @@ import (
 type Options struct {
 	Stats   func() admin.Stats
 	History func() admin.History
-	Images  func(context.Context) (*inventory.List, error) // in a list of the caller's own
+	Images  func(context.Context) (*inventory.List, error) // in a list that isn't changed
 	Pinned  func() (map[string]bool, error)                // whole references of pinned images; nil: images can't be pinned
 	Verbs   func(*http.Request) admin.Verbs                // whether the page may change the cache
 	Purge   bool                                           // the API can remove images

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -28,11 +27,12 @@ const (
 // serveAll starts a server for each listener.
 func (srv *server) serveAll(ls []listener) {
 	hosts := srv.adminHosts()
+	srv.lister = inventory.NewLister(srv.store)
 	o := admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
 		Warmer: srv.registry, Warm: srv.keeper.State,
-		Cache: srv.store, Forget: srv.forget, Images: srv.images, Dashboard: srv.dashboard,
+		Cache: srv.store, Forget: srv.forget, Images: srv.lister.List, Inspect: srv.lister.Inspect, Dashboard: srv.dashboard,
 		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
 		Compat: bool(srv.settings.Metrics.Compat),
@@ -67,14 +67,9 @@ func (srv *server) serveAll(ls []listener) {
 	}
 }
 
-// images lists what is cached.
-func (srv *server) images(ctx context.Context) (*inventory.List, error) {
-	return inventory.Make(ctx, srv.store)
-}
-
 // dashboard is the page of the admin listener.
 func (srv *server) dashboard(f admin.Figures) http.Handler {
-	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.images, Pinned: srv.pinned, Purge: true, Log: srv.log})
+	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.lister.List, Pinned: srv.pinned, Purge: true, Log: srv.log})
 }
 
 // pinned returns the references of the pinned images.

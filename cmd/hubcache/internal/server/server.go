@@ -23,6 +23,7 @@ import (
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/disk"
 	"github.com/hubcache/hubcache/history"
+	"github.com/hubcache/hubcache/inventory"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/warm"
@@ -45,6 +46,7 @@ type server struct {
 	log      *slog.Logger
 	level    *slog.LevelVar
 	store    *storage.Store
+	lister   *inventory.Lister
 	registry *registry.Registry
 	totals   *totals
 	keeper   *warm.Keeper // of what is kept warm
