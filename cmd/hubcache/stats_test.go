@@ -297,3 +297,23 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 }
+
+// TestStatsSayWhatIsKeptWarm: what the last run did and when the next is, with the first failure.
+func TestStatsSayWhatIsKeptWarm(t *testing.T) {
+	now := time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
+	next := now.Add(3 * time.Hour)
+	last := &admin.WarmRun{Began: now.Add(-2 * time.Hour), Images: 12, Fetched: 3 << 20}
+	failed := *last
+	failed.Failed, failed.Failures = 2, []admin.WarmFailure{{What: "docker.io/library/redis:7", Error: "no such thing"}, {}}
+	for want, w := range map[string]admin.WarmStats{
+		"next in 3 hours": {Next: &next},
+		"running now":     {Running: true, Next: &next},
+		"12 images 2 hours ago, 3MiB fetched; next in 3 hours":                                    {Last: last, Next: &next},
+		"12 images 2 hours ago, 3MiB fetched; 2 FAILED (redis:7: no such thing); next in 3 hours": {Last: &failed, Next: &next},
+		"never: warm.references and warm.files name no image":                                     {},
+	} {
+		if got := keptWarm(w, now); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -208,3 +208,48 @@ func TestClosedTerminalStopsTheServer(t *testing.T) {
 		return err != nil && !healthy()
 	})
 }
+
+// TestWarmEndsWithCtrlC: soon, with one clear line; the server stops its work, and the next warm goes
+// on.
+func TestWarmEndsWithCtrlC(t *testing.T) {
+	h := hubtest.New(hubtest.Options{})
+	if err := h.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.Close)
+	h.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(1, 8<<20)})
+	rule := h.Inject(hubtest.Match{Face: hubtest.CDN}, hubtest.StallAfter(1<<20))
+	p := startServer(t, "upstream: {url: '"+h.RegistryURL()+"'}\n")
+	cmd := exec.Command("hubcache", "warm", "app:1", "--admin", p.admin)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stderr)
+	lines.Scan() // the image's size is known, and its layer is on its way
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	var last string
+	for lines.Scan() {
+		last = lines.Text()
+	}
+	if err := cmd.Wait(); exitCodeOf(t, err) != 1 || last != "hubcache: interrupted; what has come is kept, and the same command goes on from there" {
+		t.Errorf("%v: %q", err, last)
+	}
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if _, stats := p.get(p.admin + "/api/v1/stats"); strings.Contains(stats, `"inflight": []`) {
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatal("the server goes on")
+		}
+	}
+	rule.Remove()
+	if out, err := exec.Command("hubcache", "warm", "app:1", "--admin", p.admin).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
