@@ -36,16 +36,17 @@ var floors = map[string][]string{
 	"fetch":           {"content", "cooldown", "slots", "storage"},
 	"registry":        {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"inventory":       {"image", "name", "storage"},
+	"transfer":        {"image", "name", "storage"},
 	"admin":           {"fetch", "history", "inventory", "name", "registry", "storage", "upstream", "warm"},
 	"compose":         {},
 	"admin/dashboard": {"admin", "inventory", "name", "registry"},
 	"warm":            {"compose", "name", "registry"},
 	"prune":           {"boltfile", "compose", "disk"}, // boltfile: its records may be damaged too
-	"cmd/hubcache":    {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "compose", "name", "prune", "warm"},
+	"cmd/hubcache":    {"admin", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/dockerhost", "cmd/hubcache/internal/server", "cmd/hubcache/internal/settings", "compose", "name", "prune", "warm", "storage", "transfer"},
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
 	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "name", "prune"},
-	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage", "warm"},
+	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "boltfile", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage", "warm"},
 	"cmd/hubcache/internal/settings":    {"disk", "name"},
 }
 

@@ -40,6 +40,7 @@ buildGoModule (finalAttrs: {
       ../registry
       ../slots
       ../storage
+      ../transfer
       ../upstream
       ../warm
       ../packaging/grafana

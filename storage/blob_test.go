@@ -65,7 +65,7 @@ func TestPrivateBlobStaysPrivateWithoutTheIndex(t *testing.T) {
 		s := open(t, dir, 100<<20)
 		b := noise(9, 2<<20)
 		d := digest.FromBytes(b)
-		in, _ := s.Begin(Origin{"docker.io/corp/app", true}, d, int64(len(b)))
+		in, _ := s.Begin(Origin{Repository: "docker.io/corp/app", Private: true}, d, int64(len(b)))
 		in.WriteAt(b, 0)
 		if err := in.Commit(); err != nil {
 			t.Fatal(err)

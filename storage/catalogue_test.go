@@ -160,14 +160,14 @@ func TestSweptLinkStaysAwayAfterARebuild(t *testing.T) {
 	settleDown(t, s)
 	body := []byte(`{"schemaVersion":2,"secret":true}`)
 	d := digest.FromBytes(body)
-	if err := s.PutManifest(Origin{"docker.io/a/public", false}, d, "x", body); err != nil {
+	if err := s.PutManifest(Origin{Repository: "docker.io/a/public", Private: false}, d, "x", body); err != nil {
 		t.Fatal(err)
 	}
 	s.SetVisibility("docker.io/a/public", Visibility{true, time.Now()})
 	s.house.repos.writeDue()
 	s.Remove(d)
 	s.house.sweep(time.Now())
-	if err := s.PutManifest(Origin{"docker.io/corp/app", true}, d, "x", body); err != nil {
+	if err := s.PutManifest(Origin{Repository: "docker.io/corp/app", Private: true}, d, "x", body); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Link("docker.io/a/public", d); err == nil {

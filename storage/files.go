@@ -116,6 +116,11 @@ func (f *files) commit(in *Ingest) error {
 	if err := in.f.Chmod(mode); err != nil {
 		return err
 	}
+	if !in.from.Used.IsZero() {
+		if err := os.Chtimes(in.f.Name(), time.Time{}, in.from.Used); err != nil {
+			return err
+		}
+	}
 	id, err := identify(in.f)
 	if err != nil {
 		return err
@@ -134,10 +139,13 @@ func (f *files) admit(in *Ingest, id fileID) {
 	if in.manifest != nil {
 		r.setManifest(in.manifest)
 	}
-	now := time.Now()
+	used := in.from.Used
+	if used.IsZero() {
+		used = time.Now()
+	}
 	f.catalogue.setRecord(in.digest, r)
-	f.catalogue.setUse(in.digest, now)
-	e := r.entry(in.digest, now.UnixNano())
+	f.catalogue.setUse(in.digest, used)
+	e := r.entry(in.digest, used.UnixNano())
 	f.unclaim(in, func() {
 		in.reservation.commit(e)
 		in.become(e)

@@ -98,6 +98,7 @@ type Ingest struct {
 type Origin struct {
 	Repository string
 	Private    bool
+	Used       time.Time // its last use at the place that it is imported from; zero: now
 }
 
 type phase uint8

@@ -157,11 +157,11 @@ func TestRebuildConfirmsNoLinkThatWasOnlyNamed(t *testing.T) {
 	s := open(t, dir, 100<<20)
 	secret := []byte(`{"schemaVersion":2,"secret":true}`)
 	d := digest.FromBytes(secret)
-	if err := s.PutManifest(Origin{"docker.io/corp/app", true}, d, "application/vnd.oci.image.manifest.v1+json", secret); err != nil {
+	if err := s.PutManifest(Origin{Repository: "docker.io/corp/app", Private: true}, d, "application/vnd.oci.image.manifest.v1+json", secret); err != nil {
 		t.Fatal(err)
 	}
 	evil, _ := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []map[string]any{{"digest": d, "size": len(secret)}}})
-	if err := s.PutManifest(Origin{"docker.io/evil/public", false}, digest.FromBytes(evil), "application/vnd.oci.image.index.v1+json", evil); err != nil {
+	if err := s.PutManifest(Origin{Repository: "docker.io/evil/public", Private: false}, digest.FromBytes(evil), "application/vnd.oci.image.index.v1+json", evil); err != nil {
 		t.Fatal(err)
 	}
 	if l, err := s.Link("docker.io/evil/public", d); err != nil || l.Confirmed {

@@ -151,7 +151,7 @@ func TestVisibilityNeverGoesBack(t *testing.T) {
 	}
 	s.SetVisibility(repo, Visibility{Public: false, At: now})
 	body := []byte(`{"schemaVersion":2}`)
-	if err := s.PutManifest(Origin{repo, true}, digest.FromBytes(body), "application/x", body); err != nil {
+	if err := s.PutManifest(Origin{Repository: repo, Private: true}, digest.FromBytes(body), "application/x", body); err != nil {
 		t.Fatal(err)
 	}
 	check("private, and something is cached", false)

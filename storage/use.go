@@ -120,6 +120,39 @@ func (r *room) touch(d digest.Digest, now int64, depth int) {
 	}
 }
 
+// UsedAt says that manifest d was used at the time at, with all that is cached of what it names, as
+// another place knows it that it was imported from. A later use stays.
+func (s *Store) UsedAt(d digest.Digest, at time.Time) {
+	used := map[digest.Digest]int64{}
+	s.room.collect(used, d, at.UnixNano(), 0)
+	s.room.recoverUses(used)
+	for d, at := range used {
+		markUse(s.files.layout.blob(d), at)
+	}
+}
+
+// collect adds d, and what is cached of what it names, to those whose last use is before at.
+func (r *room) collect(used map[digest.Digest]int64, d digest.Digest, at int64, depth int) {
+	r.mu.Lock()
+	e := r.lru.Peek(d)
+	older := e != nil && e.Value.used < at
+	manifest := e != nil && e.Value.has(isManifest)
+	r.mu.Unlock()
+	if older {
+		used[d] = at
+	}
+	if !manifest || depth == maxDepth {
+		return
+	}
+	rec, err := r.catalogue.record(d)
+	if err != nil {
+		return
+	}
+	for _, c := range rec.children {
+		r.collect(used, c.Digest, at, depth+1)
+	}
+}
+
 // recoverUses takes over last uses, in Unix nanoseconds, that are later than what is known of
 // a blob, and puts it where it belongs in the order of last use.
 func (r *room) recoverUses(later map[digest.Digest]int64) {

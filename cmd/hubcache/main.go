@@ -97,7 +97,7 @@ disk, within a byte budget.`,
 	}
 	root.AddCommand(
 		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newInspectCommand(l), newPinCommand(l), newUnpinCommand(l), newPurgeCommand(l), newConfigCommand(l), newVersionCommand(), newDocsCommand(root),
-		newDockerCommand(load), newDoctorCommand(l),
+		newDockerCommand(load), newDoctorCommand(l), newImportCommand(load),
 		newWarmCommand(l),
 	)
 	root.InitDefaultCompletionCmd()
