@@ -50,6 +50,7 @@ func TestDashboardInABrowser(t *testing.T) {
 	l.table()
 	l.pins()
 	l.purge()
+	l.warm()
 	l.keyboard()
 	l.look("full")
 	stop()
@@ -232,16 +233,24 @@ func (l *dashboardLab) purge() {
 	l.until("the others stay", `text("#images-title").includes("61")`)
 }
 
+// warm: an image is fetched, and one that doesn't exist is told.
+func (l *dashboardLab) warm() {
+	l.typeInto("#warm-reference", "goner:1\r")
+	l.until("the image is cached", `text("#said").includes("goner:1 is cached") && text("#images-title").includes("62")`)
+	l.typeInto("#warm-reference", "no-such-image:1\r")
+	l.until("what went wrong is told", `document.querySelector("#said").classList.contains("bad") && !text("#said").includes("is cached")`)
+}
+
 // keyboard: the focus goes through the page as the eye does.
 func (l *dashboardLab) keyboard() {
 	l.open(l.page(""))
-	l.until("the page is there", `text("#images-title").includes("61")`)
+	l.until("the page is there", `text("#images-title").includes("62")`)
 	var got []string
 	for range 12 {
 		l.key("\t")
 		got = append(got, eval[string](l.browser, `document.activeElement.id || document.activeElement.className || document.activeElement.tagName`))
 	}
-	want := []string{"skip", "hour-summary", "day-summary", "month-summary", "failures-list", "q"}
+	want := []string{"skip", "hour-summary", "day-summary", "month-summary", "failures-list", "q", "BUTTON", "warm-reference"}
 	if !slices.Equal(got[:len(want)], want) {
 		l.t.Errorf("the focus goes %v, want %v", got, want)
 	}

@@ -19,7 +19,7 @@ const (
 	listEvery = 5 * time.Second
 	listShare = 20 // the list is made for a twentieth of the time at most
 	// listWait is how long a page waits for the first list. It comes without one then.
-	listWait = 150 * time.Millisecond
+	listWait = 100 * time.Millisecond
 	// freshWait is how long a page waits for a new list, if it has just changed something.
 	freshWait = 3 * time.Second
 	// listKept is how long a list is kept that nobody looks at: of 100,000 images it takes 30 MB.

@@ -69,7 +69,7 @@ func (srv *server) serveAll(ls []listener) {
 
 // dashboard is the page of the admin listener.
 func (srv *server) dashboard(f admin.Figures) http.Handler {
-	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.lister.List, Pinned: srv.pinned, Purge: true, Log: srv.log})
+	return dashboard.New(dashboard.Options{Stats: f.Stats, History: f.History, Verbs: f.Verbs, Images: srv.lister.List, Pinned: srv.pinned, Purge: true, Warm: true, Log: srv.log})
 }
 
 // pinned returns the references of the pinned images.
