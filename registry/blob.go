@@ -348,7 +348,7 @@ func (r *rechecks) blobSent(req *http.Request, d digest.Digest) {
 	r.trust(d)
 	r.tasks.background(func(ctx context.Context) {
 		defer r.busy.Store(false)
-		if err := r.store.Verify(ctx, d); err != nil {
+		if err := r.store.Verify(ctx, d, nil); err != nil {
 			r.trusted.Forget(string(d))
 		}
 	})

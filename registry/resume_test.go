@@ -177,7 +177,7 @@ func TestWholeBodyInPlaceOfARangeIsVerified(t *testing.T) {
 			return
 		}
 		defer b.Close()
-		if l.store.Verify(t.Context(), d) != nil {
+		if l.store.Verify(t.Context(), d, nil) != nil {
 			t.Error("wrong bytes in the store")
 		}
 	})

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -62,7 +61,7 @@ func (f *files) openHeld(e *entry, was info) (*Blob, error) {
 			f.folderLost() // more than this blob is gone
 		}
 		if f.room.remove(d, e) {
-			f.faults.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
+			f.faults.lost(d, why)
 		}
 		err = missing{why}
 	}
@@ -104,7 +103,6 @@ func (f *files) checkFile(e *entry, file *os.File, id fileID) (why string, err e
 	if err != nil {
 		return "", err
 	}
-	private := fi.Mode().Perm()&privateBit != 0
 	h := e.Key.Algorithm().Hash()
 	if _, err := io.Copy(h, file); err != nil {
 		return "", err
@@ -112,62 +110,22 @@ func (f *files) checkFile(e *entry, file *os.File, id fileID) (why string, err e
 	if digest.NewDigest(e.Key.Algorithm(), h) != e.Key {
 		return "its bytes have another digest", nil
 	}
-	if !f.room.verified(e, id, private) {
+	if !f.trust(e, id, fi.Mode()) {
 		return "it was replaced", nil
 	}
-	f.catalogue.amend(e.Key, func(r *record) {
-		r.fileID, r.unverified, r.private = id, false, r.private || private
-	})
 	_, err = file.Seek(0, io.SeekStart)
 	return "", err
 }
 
-// dropChanged drops a blob whose bytes have changed on disk.
-func (f *files) dropChanged(d digest.Digest, why error) {
-	f.faults.changed(d, why)
-	f.room.remove(d, nil)
-}
-
-// Verify hashes blob d. If it has other bytes, or can't be read to its end, it is dropped,
-// counted and logged; its readers can read on.
-//
-// Errors: fs.ErrNotExist; ErrDigest; ErrDisk; that of ctx.
-func (s *Store) Verify(ctx context.Context, d digest.Digest) error {
-	b, err := s.files.open(d, false)
-	if err != nil {
-		return err
+// trust notes that the file of e has been hashed and is right. It reports false when e has been
+// removed meanwhile.
+func (f *files) trust(e *entry, id fileID, mode fs.FileMode) bool {
+	private := mode.Perm()&privateBit != 0
+	if !f.room.verified(e, id, private) {
+		return false
 	}
-	defer b.Close()
-	h := d.Algorithm().Hash()
-	buf := hashBuffers.Get().(*[Piece]byte)
-	defer hashBuffers.Put(buf)
-	_, err = io.CopyBuffer(h, onlyReader{contextReader{ctx, b.File}}, buf[:])
-	switch got := digest.NewDigest(d.Algorithm(), h); {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil:
-		err = fmt.Errorf("%w: %w", ErrDisk, err)
-	case got != d:
-		err = fmt.Errorf("%w: its file has %s", ErrDigest, got)
-	default:
-		return nil
-	}
-	s.files.dropChanged(d, err)
-	return err
-}
-
-// onlyReader hides the methods for which io.CopyBuffer would not use the buffer.
-type onlyReader struct{ io.Reader }
-
-// contextReader ends a long read when its context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (u contextReader) Read(p []byte) (int, error) {
-	if u.ctx.Err() != nil {
-		return 0, fs.ErrClosed
-	}
-	return u.r.Read(p)
+	f.catalogue.amend(e.Key, func(r *record) {
+		r.fileID, r.unverified, r.private = id, false, r.private || private
+	})
+	return true
 }

@@ -410,3 +410,8 @@ func (f *faults) changed(d digest.Digest, why error) {
 	f.corrupt.Add(1)
 	f.log.Error("a cached blob has changed on disk and will be fetched again", "digest", d, "error", why)
 }
+
+// lost logs a blob whose file is gone, or isn't the one that was committed.
+func (f *faults) lost(d digest.Digest, why string) {
+	f.log.Warn("a cached blob is lost and will be fetched again", "digest", d, "reason", why)
+}

@@ -141,7 +141,7 @@ func TestNoByteIsChangedOnceWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if s.Verify(context.Background(), d) != nil {
+	if s.Verify(context.Background(), d, nil) != nil {
 		t.Error("a blob with other bytes was committed as", d)
 	}
 }

@@ -126,7 +126,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 		}},
 		{"CountPull", func() error { s.CountPull(repo, "7"); return nil }},
 		{"Touch of a blob", func() error { s.Touch(d); return nil }},
-		{"Verify", func() error { return s.Verify(context.Background(), d) }},
+		{"Verify", func() error { return s.Verify(context.Background(), d, nil) }},
 		{"Partial", func() error {
 			if size, _ := s.Partial(digest.FromBytes(partial)); size == 0 {
 				return errors.New("not there")

@@ -105,7 +105,7 @@ func (s *Store) Manifest(d digest.Digest) (*Manifest, error) {
 		return nil, err
 	}
 	if digest.NewDigest(d.Algorithm(), h) != d { // its file wasn't synced, and a wrong one spoils a whole image
-		s.files.dropChanged(d, ErrDigest)
+		_ = s.files.dropBad(b.e, ErrDigest) // it says what is returned here
 		return nil, missing{"its bytes have another digest"}
 	}
 	return m, nil
