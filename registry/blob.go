@@ -50,6 +50,8 @@ func (q *blobRequest) send(size int64, o Outcome, from content.Sender) result {
 
 // serve answers the request, and finds out whether what was sent had been read ahead for it.
 func (q *blobRequest) serve() result {
+	q.m.sending.Add(1)
+	defer q.m.sending.Add(-1)
 	res := q.answer()
 	if q.ahead != nil && isHit(res.outcome) {
 		res.aheadSent, res.ahead = q.ahead.Sent(res.sent)

@@ -60,6 +60,9 @@ type shared struct {
 	askers   *askers
 	reading  *semaphore.Weighted // one large manifest at a time is read into memory
 	log      *slog.Logger
+
+	sending   atomic.Int64 // blobs that clients are getting
+	verifying atomic.Bool
 }
 
 // newMirror returns the mirror of an upstream. It makes no request.
