@@ -49,6 +49,9 @@ type Options struct {
 	Warmer Warmer            // nil: no images can be warmed
 	Warm   func() warm.State // what is kept warm on a schedule; nil: nothing is
 
+	// Verify hashes all that is cached, as registry.Registry.Verify says; nil: it can't be asked for.
+	Verify func(context.Context, registry.VerifyOptions) (registry.Verified, error)
+
 	Images func(context.Context) (*inventory.List, error) // what is cached, in a list that must not be changed; nil: it isn't told
 	// Inspect tells what is cached of one image. Errors: fs.ErrNotExist. nil: it isn't told.
 	Inspect func(context.Context, name.Reference) (*inventory.Detail, error)
@@ -118,6 +121,9 @@ func New(o Options) http.Handler {
 	}
 	if a.Warmer != nil {
 		m.Handle("/api/v1/warm", a.guarded(a.warm)).Methods(http.MethodPost)
+	}
+	if a.Verify != nil {
+		m.Handle("/api/v1/verify", a.guarded(a.verify)).Methods(http.MethodPost)
 	}
 	if a.Settings != nil {
 		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))

@@ -43,7 +43,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready, "cached": cached, "hub": hub},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "ready": ready, "cached": cached, "hub": hub, "spoil": spoil},
 	})
 }
 
@@ -121,6 +121,23 @@ func cached(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(s.Close())
 	ts.Setenv("DIGEST", d.String())
+}
+
+// spoil is "spoil DIR SIZE": one byte of the file of the layer of that size, which cached has made,
+// is another one. Its length and times stay.
+func spoil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: spoil dir size")
+	}
+	size, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	layer := bytes.Repeat([]byte("."), size)
+	hex := digest.FromBytes(layer).Encoded()
+	path := filepath.Join(ts.MkAbs(args[0]), "blobs", "sha256", hex[:2], hex)
+	fi, err := os.Stat(path)
+	ts.Check(err)
+	layer[size/2] = '!'
+	ts.Check(errors.Join(os.Chmod(path, 0o600), os.WriteFile(path, layer, 0o600), os.Chtimes(path, time.Time{}, fi.ModTime()), os.Chmod(path, fi.Mode())))
 }
 
 // ready is "ready SOCKET": it waits until the admin listener there says that it is.
