@@ -37,7 +37,7 @@ var floors = map[string][]string{
 	"registry":        {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"inventory":       {"image", "name", "storage"},
 	"transfer":        {"image", "name", "storage"},
-	"admin":           {"fetch", "history", "inventory", "name", "registry", "storage", "upstream", "warm"},
+	"admin":           {"fetch", "history", "inventory", "name", "registry", "storage", "transfer", "upstream", "warm"},
 	"compose":         {},
 	"admin/dashboard": {"admin", "inventory", "name", "registry"},
 	"warm":            {"compose", "name", "registry"},

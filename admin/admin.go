@@ -40,7 +40,7 @@ type Options struct {
 	// make the name of the page resolve to this listener.
 	Hosts []string
 
-	// Cache is what pins and purges are about; nil: there are no requests for them.
+	// Cache is what pins, purges and exports are about; nil: there are no requests for them.
 	Cache *storage.Store
 	// Forget forgets what is in memory of a repository, or, with "", all manifests. It is called
 	// after something was purged. Set it with Cache.
@@ -145,6 +145,8 @@ func New(o Options) http.Handler {
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.pin)).Methods(http.MethodPut)
 		m.Handle("/api/v1/pins/{reference:.+}", a.guarded(a.unpin)).Methods(http.MethodDelete)
 		m.Handle("/api/v1/images/{reference:.+}", a.guarded(a.purgeImage)).Methods(http.MethodDelete)
+		m.Handle("/api/v1/export", a.guarded(a.export)).Methods(http.MethodGet)
+		m.Handle("/api/v1/export/{reference:.+}", a.guarded(a.export)).Methods(http.MethodGet)
 		m.Handle("/api/v1/blobs/{digest}", a.guarded(a.purgeBlob)).Methods(http.MethodDelete)
 	}
 	m.NotFoundHandler = a.checkHost(refuse(http.StatusNotFound, NoSuchPath))

@@ -31,6 +31,12 @@ func (p *byteProgress) add(bytes int64) {
 	}
 }
 
+// Write is add for what is copied through it.
+func (p *byteProgress) Write(b []byte) (int, error) {
+	p.add(int64(len(b)))
+	return len(b), nil
+}
+
 // end takes the bar away. Nothing may be called after it.
 func (p *byteProgress) end() {
 	if p.bar != nil {

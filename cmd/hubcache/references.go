@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -13,7 +15,9 @@ import (
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/compose"
 	"github.com/hubcache/hubcache/name"
+	"github.com/hubcache/hubcache/warm"
 )
 
 const (
@@ -65,4 +69,66 @@ func cachedReferences(ctx context.Context, find *adminclient.Finder, typed strin
 		}
 	}
 	return refs
+}
+
+// imageFlags are the flags of a command that takes references, or the images of compose files.
+type imageFlags struct{ files, envFiles []string }
+
+// bind adds the flags. verb is what the command does to images.
+func (f *imageFlags) bind(cmd *cobra.Command, verb string) {
+	fs := cmd.Flags()
+	fs.StringArrayVarP(&f.files, "file", "f", nil, verb+" the images of this compose `file`; a further one is merged over it (repeatable)")
+	fs.StringArrayVar(&f.envFiles, "env-file", nil, "`file` with variables of the compose files (repeatable) (default .env beside the first compose file)")
+}
+
+// references returns the whole names of the images. fromFiles says which of them are named by compose files
+// alone. Each error is a wrong use.
+func (f *imageFlags) references(cmd *cobra.Command, args []string) (refs []string, fromFiles map[string]bool, err error) {
+	fromFiles = map[string]bool{}
+	for _, arg := range args {
+		ref, err := parseReference(arg)
+		if err != nil {
+			return nil, nil, err
+		}
+		refs = append(refs, ref.String())
+		fromFiles[ref.String()] = false
+	}
+	project, ok, err := f.project(len(args) > 0)
+	if err != nil {
+		return nil, nil, settings.UsageError{Err: err}
+	}
+	if !ok && len(args) == 0 {
+		return nil, nil, settings.UsageError{Err: errors.New("name an image, or a compose file with -f, or set COMPOSE_FILE\nExamples:\n" + cmd.Example)}
+	}
+	if !ok {
+		return refs, fromFiles, nil
+	}
+	images, notes, err := warm.Images(cmd.Context(), project)
+	if err != nil {
+		return nil, nil, settings.UsageError{Err: err}
+	}
+	for _, note := range notes {
+		fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", note)
+	}
+	for _, ref := range images {
+		if _, named := fromFiles[ref.String()]; !named {
+			refs = append(refs, ref.String())
+			fromFiles[ref.String()] = true
+		}
+	}
+	return refs, fromFiles, nil
+}
+
+// project returns the compose files. ok is false if there are none.
+func (f *imageFlags) project(named bool) (p compose.Project, ok bool, err error) {
+	if len(f.files) > 0 {
+		return compose.Project{Files: f.files, EnvFiles: f.envFiles}, true, nil
+	}
+	if named {
+		if len(f.envFiles) > 0 {
+			return p, false, errors.New("--env-file is for compose files: name one with -f")
+		}
+		return p, false, nil
+	}
+	return compose.FromEnvironment(f.envFiles)
 }

@@ -17,15 +17,14 @@ import (
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
-	"github.com/hubcache/hubcache/compose"
 	"github.com/hubcache/hubcache/name"
-	"github.com/hubcache/hubcache/warm"
 )
 
 // warmFlags are the flags of warm.
 type warmFlags struct {
-	files, envFiles, platforms []string
-	check, refresh, asJSON     bool
+	names                  imageFlags
+	platforms              []string
+	check, refresh, asJSON bool
 }
 
 func newWarmCommand(l *settings.Loader) *cobra.Command {
@@ -47,7 +46,10 @@ not everything is cached, 75 not now: less than quota.reserve is left of the
 pulls.`,
 		Example: "  hubcache warm redis:7 --platform linux/amd64 --platform linux/arm64\n  hubcache warm -f compose.yml --check",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			refs, fromFiles, err := flags.references(cmd, args)
+			if err := flags.verify(); err != nil {
+				return err
+			}
+			refs, fromFiles, err := flags.names.references(cmd, args)
 			if err != nil {
 				return err
 			}
@@ -62,8 +64,7 @@ pulls.`,
 	find = bindAdmin(cmd, l)
 	cmd.ValidArgsFunction = completeReferences(find, 0)
 	fs := cmd.Flags()
-	fs.StringArrayVarP(&flags.files, "file", "f", nil, "fetch the images of this compose `file`; a further one is merged over it (repeatable)")
-	fs.StringArrayVar(&flags.envFiles, "env-file", nil, "`file` with variables of the compose files (repeatable) (default .env beside the first compose file)")
+	flags.names.bind(cmd, "fetch")
 	fs.StringArrayVar(&flags.platforms, "platform", nil, "`platform` like linux/arm64 (repeatable) (default those that are cached of an image, else the server's own)")
 	fs.BoolVar(&flags.check, "check", false, "fetch nothing, and say whether the images are cached")
 	fs.BoolVar(&flags.refresh, "refresh", false, "ask what the tags name now, whatever their TTL")
@@ -71,64 +72,17 @@ pulls.`,
 	return cmd
 }
 
-// references returns what is to be warmed. fromFiles says which of them are named by compose files
-// alone. Each error is a wrong use.
-func (f *warmFlags) references(cmd *cobra.Command, args []string) (refs []string, fromFiles map[string]bool, err error) {
+// verify finds what is wrong with the flags. Each error is a wrong use.
+func (f *warmFlags) verify() error {
 	if f.check && f.refresh {
-		return nil, nil, settings.UsageError{Err: errors.New("--check asks nothing of the upstream, and --refresh does: give one of them")}
+		return settings.UsageError{Err: errors.New("--check asks nothing of the upstream, and --refresh does: give one of them")}
 	}
 	for _, p := range f.platforms {
 		if _, err := platforms.Parse(p); err != nil || !strings.Contains(p, "/") {
-			return nil, nil, settings.UsageError{Err: fmt.Errorf("--platform: %q is not a platform like linux/amd64 or linux/arm/v7", p)}
+			return settings.UsageError{Err: fmt.Errorf("--platform: %q is not a platform like linux/amd64 or linux/arm/v7", p)}
 		}
 	}
-	fromFiles = map[string]bool{}
-	for _, arg := range args {
-		ref, err := parseReference(arg)
-		if err != nil {
-			return nil, nil, err
-		}
-		refs = append(refs, ref.String())
-		fromFiles[ref.String()] = false
-	}
-	project, ok, err := f.project(len(args) > 0)
-	if err != nil {
-		return nil, nil, settings.UsageError{Err: err}
-	}
-	if !ok && len(args) == 0 {
-		return nil, nil, settings.UsageError{Err: errors.New("name an image, or a compose file with -f, or set COMPOSE_FILE\nExamples:\n" + cmd.Example)}
-	}
-	if !ok {
-		return refs, fromFiles, nil
-	}
-	images, notes, err := warm.Images(cmd.Context(), project)
-	if err != nil {
-		return nil, nil, settings.UsageError{Err: err}
-	}
-	for _, note := range notes {
-		fmt.Fprintln(cmd.ErrOrStderr(), "hubcache: warning:", note)
-	}
-	for _, ref := range images {
-		if _, named := fromFiles[ref.String()]; !named {
-			refs = append(refs, ref.String())
-			fromFiles[ref.String()] = true
-		}
-	}
-	return refs, fromFiles, nil
-}
-
-// project returns the compose files. ok is false if there are none.
-func (f *warmFlags) project(named bool) (p compose.Project, ok bool, err error) {
-	if len(f.files) > 0 {
-		return compose.Project{Files: f.files, EnvFiles: f.envFiles}, true, nil
-	}
-	if named {
-		if len(f.envFiles) > 0 {
-			return p, false, errors.New("--env-file is for compose files: name one with -f")
-		}
-		return p, false, nil
-	}
-	return compose.FromEnvironment(f.envFiles)
+	return nil
 }
 
 // warmRun is one run of the command.

@@ -199,6 +199,16 @@ func (c *Client) Do(ctx context.Context, method, path string, body, out any) err
 	return nil
 }
 
+// Download gets what an answer has, of so many bytes; -1 if that isn't known. Close it. Reading
+// fails with io.ErrUnexpectedEOF when the server breaks it off.
+func (c *Client) Download(ctx context.Context, path string) (io.ReadCloser, int64, error) {
+	resp, err := c.send(ctx, c.slow, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	return resp.Body, resp.ContentLength, nil
+}
+
 // Stream sends a request whose answer is a line of JSON for each event, and calls each with every
 // one but the last. The last says whether all went well: its error is the one that Stream
 // returns. It also fails when the answer ends without a last line, because then nobody knows.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -30,7 +31,7 @@ func terminalLog(t *testing.T, write func(*slog.Logger)) string {
 
 // request is a line of the access log.
 func request(log *slog.Logger, level slog.Level, cache, reference string, status int, more ...any) {
-	log.Log(nil, level, registry.AccessLine, append([]any{"method", "GET", "kind", "manifest", "repository", "library/redis", "reference", reference,
+	log.Log(context.Background(), level, registry.AccessLine, append([]any{"method", "GET", "kind", "manifest", "repository", "library/redis", "reference", reference,
 		"status", status, "cache", cache, "bytes", int64(700), "took_ms", 4.998, "client", "10.0.0.5:36310"}, more...)...)
 }
 

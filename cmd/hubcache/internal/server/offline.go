@@ -84,9 +84,9 @@ func becomeOwner(dir string, fi fs.FileInfo) error {
 	switch os.Geteuid() {
 	case uid:
 		return nil
+	case 0:
 	default:
 		return fmt.Errorf("%s belongs to %s: run this as that user or as root", dir, userName(uid))
-	case 0:
 	}
 	if err := syscall.Setresgid(-1, gid, -1); err != nil {
 		return fmt.Errorf("becoming the group of %s: %w", dir, err)

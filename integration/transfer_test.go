@@ -1,0 +1,74 @@
+//go:build integration
+
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/hubcache/hubcache/integration/dockertest"
+	"github.com/hubcache/hubcache/integration/hubtest"
+)
+
+// TestExportsAreLoadedAndImported: what one cache exports, docker load and skopeo read, and another
+// cache serves to dockerd while no upstream can be reached. The import is run by root, and all that
+// it makes belongs to the owner of the data directory.
+func TestExportsAreLoadedAndImported(t *testing.T) {
+	hub := startHub(t, hubtest.Options{})
+	img := hub.AddImage("library/carried", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 200<<10), Platforms: []string{"linux/amd64", "linux/arm64"}})
+	s := startServer(t, serverOptions{Hub: hub})
+	if err := pullImage(t.Context(), s.URL, img, "1"); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	tar := filepath.Join(dir, "images.tar")
+	s.Command("export", "carried:1", "-o", tar)
+	hub.Close()
+	s.Stop()
+
+	runCommand(t, exec.Command("skopeo", "inspect", "--override-arch", "arm64", "oci-archive:"+tar))
+	d := dockertest.Start(t, dockertest.Options{})
+	d.Docker("load", "-i", tar)
+	if out := d.Docker("image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", "carried:1"); strings.TrimSpace(out) != "linux/amd64" {
+		t.Errorf("docker load made %s", out)
+	}
+
+	const owner = 4321 // nobody on this machine
+	data := filepath.Join(dir, "data")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(data, owner, owner); err != nil {
+		t.Fatal(err)
+	}
+	bring := exec.Command(hubcacheProgram(t), "import", "--public", tar)
+	bring.Env = append(os.Environ(), "HUBCACHE_CONFIG=/dev/null", "HUBCACHE_DATA_DIR="+data)
+	runCommand(t, bring)
+	err := filepath.Walk(data, func(path string, fi os.FileInfo, err error) error {
+		if err == nil && fi.Sys().(*syscall.Stat_t).Uid != owner {
+			t.Errorf("%s belongs to %d", path, fi.Sys().(*syscall.Stat_t).Uid)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	other := startServer(t, serverOptions{Upstream: "http://" + freeAddr(t, "127.0.0.1"), Data: data})
+	if err := pullImage(t.Context(), other.URL, img, "1"); err != nil {
+		t.Errorf("what was imported isn't served: %v", err)
+	}
+	if err := pullImage(t.Context(), other.URL, img, img.Digest.String()); err != nil {
+		t.Errorf("by digest: %v", err)
+	}
+	again := exec.Command(hubcacheProgram(t), "import", tar)
+	again.Env = bring.Env
+	out, err := again.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "systemctl stop hubcache") {
+		t.Errorf("an import beside a running server: %v, %s", err, out)
+	}
+}
