@@ -126,7 +126,7 @@ func (v *verify) fetch(ctx context.Context, full string, b *BadBlob) error {
 // fetchManifest fetches a manifest that isn't cached.
 func (r *repo) fetchManifest(ctx context.Context, d digest.Digest) error {
 	q := &manifestRequest{repo: r, ref: string(d), digest: d, sparing: true}
-	f, err := (*warming).ask(nil, ctx, q.find)
+	f, err := askPatiently(ctx, q.find)
 	if err == nil && f.outcome == OutcomeBypass {
 		return fmt.Errorf("%w: the cache can't keep the manifest %s", ErrNoRoom, d)
 	}

@@ -37,7 +37,7 @@ type warming struct {
 // run fetches all that is missing.
 func (w *warming) run(ctx context.Context) error {
 	before := w.namedNow()
-	top, err := w.ask(ctx, w.named)
+	top, err := askPatiently(ctx, w.named)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (w *warming) load(ctx context.Context, d digest.Digest) (*found, error) {
 	f, err := w.top, error(nil)
 	if d != f.digest {
 		q := &manifestRequest{repo: w.repo, ref: string(d), digest: d, sparing: true}
-		if f, err = w.ask(ctx, q.find); err != nil {
+		if f, err = askPatiently(ctx, q.find); err != nil {
 			return nil, err
 		}
 	}
@@ -113,8 +113,8 @@ func (w *warming) load(ctx context.Context, d digest.Digest) (*found, error) {
 	return &g, err
 }
 
-// ask asks a question, and again while the upstream is asked too many others.
-func (w *warming) ask(ctx context.Context, question func(context.Context) (*found, error)) (*found, error) {
+// askPatiently asks a question, and again while the upstream is asked too many others.
+func askPatiently(ctx context.Context, question func(context.Context) (*found, error)) (*found, error) {
 	for try := 1; ; try++ {
 		f, err := question(ctx)
 		if err == nil || !errors.Is(err, errBusy) || try == busyTries {

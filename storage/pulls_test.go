@@ -95,12 +95,14 @@ func TestInventedPullsTakeNoRoom(t *testing.T) {
 	if n := unnoted(); n > maxUnnoted {
 		t.Errorf("%d counts in memory, want at most %d", n, maxUnnoted)
 	}
+	s.pulls.noting.Lock() // so that none of them is being noted
 	s.pulls.mu.Lock()
 	for key, c := range s.pulls.counts {
 		c.since -= pullPatience
 		s.pulls.counts[key] = c
 	}
 	s.pulls.mu.Unlock()
+	s.pulls.noting.Unlock()
 	s.house.flush()
 	s.CountPull(repo, "7")
 	if n := pullsOf(t, s, "7"); n != 1 {
