@@ -25,10 +25,10 @@ func newExportCommand(l *settings.Loader) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "export [REF...] -o FILE",
-		Short: "Write cached images into a tar, for another cache or for docker load",
+		Short: "Write cached images into a tar, to import or load elsewhere",
 		Long: `Writes images that the running server has into a tar, for a machine that can't
-reach Docker Hub. 'hubcache import', 'docker load', skopeo and podman read it. Of
-an image for several platforms it has those that are cached as a whole, and
+reach Docker Hub. 'hubcache import', 'docker load', skopeo and podman read it.
+Of an image for several platforms it has those that are cached as a whole;
 docker load gets the server's own. With -f, all images that compose files name
 are written, but for private ones, which have to be named.
 
