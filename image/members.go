@@ -9,9 +9,10 @@ import (
 
 // Member is a manifest that an index names, with what the index says of it.
 type Member struct {
-	Digest   digest.Digest
-	Platform *v1.Platform  // nil: the index says none
-	Attests  digest.Digest // the manifest that this one is an attestation of, as BuildKit makes them; "" if it is none
+	Digest    digest.Digest
+	MediaType string        // "" if the index says none
+	Platform  *v1.Platform  // nil: the index says none
+	Attests   digest.Digest // the manifest that this one is an attestation of, as BuildKit makes them; "" if it is none
 }
 
 // Annotations by which BuildKit marks an attestation.
@@ -30,6 +31,7 @@ func Members(body []byte) []Member {
 	var index struct {
 		Manifests []struct {
 			Digest      digest.Digest   `json:"digest"`
+			MediaType   json.RawMessage `json:"mediaType"`
 			Platform    json.RawMessage `json:"platform"`
 			Annotations json.RawMessage `json:"annotations"`
 		} `json:"manifests"`
@@ -43,6 +45,9 @@ func Members(body []byte) []Member {
 			continue
 		}
 		m := Member{Digest: d.Digest}
+		if json.Unmarshal(d.MediaType, &m.MediaType) != nil {
+			m.MediaType = ""
+		}
 		var p v1.Platform
 		if json.Unmarshal(d.Platform, &p) == nil && p.OS != "" && p.Architecture != "" {
 			m.Platform = &p

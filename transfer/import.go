@@ -22,9 +22,8 @@ type Options struct {
 	// Public says that the operator vouches for it: the repositories are noted as public.
 	Public bool
 
-	Move     bool                    // what has come in is deleted from the source
-	Progress func(bytes int64)       // so many more have come in; nil: nobody wants to know
-	Image    func(i int, ref string) // the i-th image of the plan begins; nil: as above
+	Move     bool              // what has come in is deleted from the source
+	Progress func(bytes int64) // so many more have come in; nil: nobody wants to know
 }
 
 // Result is what an import has done.
@@ -40,12 +39,8 @@ func Run(ctx context.Context, p *Plan, src Source, store *storage.Store, o Optio
 	if o.Progress == nil {
 		o.Progress = func(int64) {}
 	}
-	if o.Image == nil {
-		o.Image = func(int, string) {}
-	}
 	r := &run{ctx: ctx, src: src, store: store, o: o, bad: map[digest.Digest]bool{}}
-	for n, i := range p.Images {
-		o.Image(n, i.Reference())
+	for _, i := range p.Images {
 		if err := r.image(i); err != nil {
 			return r.Result, err
 		}

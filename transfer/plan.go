@@ -124,7 +124,10 @@ func (p *planner) walk(out *Planned, d digest.Digest, mediaType string, seen map
 		return err
 	}
 	without := image.Dispensable(body)
-	types := childTypes(body)
+	types := map[digest.Digest]string{}
+	for _, m := range image.Members(body) {
+		types[m.Digest] = m.MediaType
+	}
 	for _, c := range image.Children(body) {
 		if c.Role == image.RoleManifest && depth < maxDepth {
 			p.named[out.Repository+"@"+c.Digest.String()] = true
@@ -228,19 +231,6 @@ func readManifest(src Source, d digest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("%s %w", d, errDamaged)
 	}
 	return body, nil
-}
-
-// childTypes are the media types that an index says of its manifests.
-func childTypes(body []byte) map[digest.Digest]string {
-	var index v1.Index
-	if json.Unmarshal(body, &index) != nil {
-		return nil
-	}
-	types := map[digest.Digest]string{}
-	for _, m := range index.Manifests {
-		types[m.Digest] = m.MediaType
-	}
-	return types
 }
 
 // mediaTypeOf is what a manifest says of itself, else what named it says of it, else what an OCI
