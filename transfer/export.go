@@ -282,36 +282,37 @@ func (x *exporter) body(m *storage.Manifest) ([]byte, error) {
 // image adds a manifest that is no index.
 func (x *exporter) image(m *storage.Manifest, body []byte) (*saved, error) {
 	without := image.Dispensable(body)
-	load := &saved{}
+	var here []digest.Digest
 	for _, c := range m.Children {
-		if _, ok := x.store.Has(c.Digest); !ok && !without[c.Digest] {
+		if _, ok := x.store.Has(c.Digest); ok {
+			here = append(here, c.Digest)
+		} else if !without[c.Digest] {
 			return nil, ErrNotComplete
 		}
 	}
+	for _, d := range append(here, m.Digest) {
+		x.blob(d)
+	}
+	// Without some layers it is a Windows image, whose layers come from elsewhere.
 	var parsed v1.Manifest
-	if err := json.Unmarshal(body, &parsed); err != nil || parsed.Config.Digest == "" {
-		load = nil
-	}
-	for _, c := range m.Children {
-		if _, ok := x.store.Has(c.Digest); ok {
-			x.blob(c.Digest)
-		} else {
-			load = nil // a Windows image, whose layers come from elsewhere
-		}
-	}
-	x.blob(m.Digest)
-	if load == nil || !runnable(parsed) {
+	if json.Unmarshal(body, &parsed) != nil || !runnable(parsed) || len(here) < len(m.Children) {
 		return nil, nil
 	}
-	load.Config = blobPath(parsed.Config.Digest)
+	load := &saved{Config: blobPath(parsed.Config.Digest)}
 	for _, l := range parsed.Layers {
 		load.Layers = append(load.Layers, blobPath(l.Digest))
 	}
 	return load, nil
 }
 
-// runnable reports whether a manifest is of a container image, and not of a chart or a signature.
+// runnable reports whether a manifest is of a container image, and not of a chart or a signature. An
+// upstream may have manifests in which something else stands for a digest.
 func runnable(m v1.Manifest) bool {
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if d.Digest.Validate() != nil {
+			return false
+		}
+	}
 	return slices.Contains([]string{v1.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json"}, m.Config.MediaType)
 }
 

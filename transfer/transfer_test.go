@@ -469,6 +469,28 @@ func TestPrivateImagesAreExportedByNameOnly(t *testing.T) {
 	}
 }
 
+// TestWhatNoEngineCanRunIsExported: in a manifest from the upstream anything may stand for a digest. The
+// image comes along, and docker load isn't told of it.
+func TestWhatNoEngineCanRunIsExported(t *testing.T) {
+	s := newStore(t)
+	for n, body := range []string{
+		`{"config":{"mediaType":"` + v1.MediaTypeImageConfig + `","digest":"nonsense"},"layers":[]}`,
+		`{"config":{"mediaType":"` + v1.MediaTypeImageConfig + `"},"layers":[{"digest":"nonsense"}]}`,
+	} {
+		d := digest.FromString(body)
+		if err := s.PutManifest(storage.Origin{Repository: "docker.io/org/odd"}, d, v1.MediaTypeImageManifest, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		a, err := NewArchive(s, []Wanted{{Reference: name.Reference{Repository: "docker.io/org/odd", Digest: d}}})
+		if err != nil {
+			t.Fatal(n, err)
+		}
+		if list := string(a.head[2].body); list != "[]" || len(a.blobs) != 1 {
+			t.Errorf("%d: manifest.json is %s, with %d blobs", n, list, len(a.blobs))
+		}
+	}
+}
+
 // TestWrongBytesAreNotExported: a blob that has changed on disk ends the export before its last
 // byte, and leaves the store.
 func TestWrongBytesAreNotExported(t *testing.T) {
