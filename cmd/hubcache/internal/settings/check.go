@@ -55,20 +55,6 @@ func (s *Settings) check() error {
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		return fmt.Errorf("tls.cert_file and tls.key_file belong together")
 	}
-	if u := s.Upstream; u.Username == "" && u.PasswordFile != "" {
-		return fmt.Errorf("upstream.password_file is set, and upstream.username is not")
-	} else if u.Username != "" && u.PasswordFile == "" {
-		return fmt.Errorf("upstream.username is set, and upstream.password_file is not")
-	}
-	if strings.Contains(string(s.Upstream.Username), ":") {
-		return errors.New("upstream.username: a name has no colon; the token is in the file that upstream.password_file names")
-	}
-	if err := checkUpstream(string(s.Upstream.URL)); err != nil {
-		return fmt.Errorf("upstream.url: %w", err)
-	}
-	if addr := s.loop(); addr != "" {
-		return fmt.Errorf("upstream.url is %s, an address of listen: the cache would ask itself", addr)
-	}
 	if s.DataDir == "" {
 		return fmt.Errorf("data_dir: a folder is needed")
 	}
@@ -79,12 +65,12 @@ func (s *Settings) check() error {
 }
 
 // checkUpstream finds what is wrong with the URL. Its error doesn't repeat the URL, which
-// may have a password in it.
-func checkUpstream(s string) error {
+// may have a password in it. key is the section that the URL is in.
+func checkUpstream(s, key string) error {
 	u, err := url.Parse(s)
 	switch {
 	case strings.Contains(s, "@"):
-		return errors.New("credentials don't belong in a URL: set upstream.username and upstream.password_file")
+		return fmt.Errorf("credentials don't belong in a URL: set %s.username and %s.password_file", key, key)
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return errors.New("is not an http or https URL like https://registry-1.docker.io")
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
@@ -192,9 +178,9 @@ func addresses(host string) []netip.Addr {
 	return []netip.Addr{ip.Unmap()}
 }
 
-// loop returns the address of listen that the upstream's URL leads to, "" if it is another host.
-func (s *Settings) loop() string {
-	u, err := url.Parse(string(s.Upstream.URL))
+// loop returns the address of listen that an upstream's URL leads to, "" if it is another host.
+func (s *Settings) loop(upstream string) string {
+	u, err := url.Parse(upstream)
 	if err != nil {
 		return ""
 	}
@@ -232,22 +218,10 @@ func (s *Settings) doubts() (all []string) {
 	say(err == nil && len(nets) > 0 && !s.anybodyConnects(nets), "listen has loopback addresses alone, and listen_allow none of them: nobody can connect; add 127.0.0.0/8")
 	say(s.TLS.CertFile != "" && !slices.ContainsFunc(s.Listen, isTCP), "tls has no effect: listen has no TCP address")
 	say(len(s.ListenAllow) > 0 && !slices.ContainsFunc(s.Listen, isTCP), "listen_allow has no effect: listen has no TCP address")
-	say(len(s.Upstream.Private) > 0 && s.Upstream.Username == "", "upstream.private has no effect: without upstream.username nothing private can be read")
-	u, err := url.Parse(string(s.Upstream.URL))
-	say(err == nil && u.Scheme == "http" && s.Upstream.Username != "" && !loopback(u.Hostname()), "upstream.url is plain http: whoever is between here and %s reads the access token", u.Host)
-	for _, pattern := range s.Allow {
-		say(slices.Contains(s.Deny, pattern), "allow and deny both have %s: deny wins", pattern)
-	}
+	s.registryDoubts(say)
 	listed := len(s.Warm.References) + len(s.Warm.Files)
 	say(listed > 0 && s.Warm.Schedule.at == nil, "warm has no effect: warm.schedule says when, like \"30 3 * * *\"")
 	say(listed == 0 && s.Warm.Schedule.at != nil, "warm.schedule has no effect: warm.references and warm.files name no image")
-	seen := map[Text]bool{}
-	for _, r := range s.Tags.Rules {
-		zero := r.TTL.D != nil && *r.TTL.D == 0 || r.TTL.D == nil && s.Tags.TTL.D != nil && *s.Tags.TTL.D == 0
-		say(bool(r.Refresh) && zero, "tags.rules: refresh has no effect in the rule for %s: with ttl 0 every pull asks", r.Match)
-		say(seen[r.Match], "tags.rules: the second rule for %s has no effect: the first that matches is used", r.Match)
-		seen[r.Match] = true
-	}
 	return all
 }
 

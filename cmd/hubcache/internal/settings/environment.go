@@ -43,12 +43,8 @@ func (r row) alias(key string) string {
 // empty variable is as one that is not there.
 func readEnvironment(s *Loaded) error {
 	if doc := os.Getenv(documentVariable); doc != "" {
-		lines, err := decodeFile(documentVariable, []byte(doc), s.table())
-		if err != nil {
+		if err := s.readDocument("environment "+documentVariable, documentVariable, []byte(doc)); err != nil {
 			return err
-		}
-		for key, line := range lines {
-			s.source[key] = fmt.Sprintf("environment %s:%d", documentVariable, line)
 		}
 	}
 	for key, r := range leaves(s.table()) {

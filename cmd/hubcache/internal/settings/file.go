@@ -54,7 +54,11 @@ func (d *decoder) section(n *yaml.Node, key string, table []row) {
 		case at >= 0:
 			d.row(v, key, table[at])
 		case name == "password" || name == "token":
-			d.fault(k, key, "unknown setting; a secret is never part of this file: name a file with it in upstream.password_file")
+			section := "upstream."
+			if strings.HasPrefix(key, "registries.") {
+				section = strings.TrimSuffix(key, name)
+			}
+			d.fault(k, key, "unknown setting; a secret is never part of this file: name a file with it in %spassword_file", section)
 		default:
 			d.fault(k, key, "unknown setting")
 		}

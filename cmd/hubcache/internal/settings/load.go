@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
 
@@ -111,7 +112,7 @@ func (e UsageError) Unwrap() error { return e.Err }
 func (l *Loader) Load() (*Loaded, error) {
 	s, err := l.gather()
 	if err == nil {
-		err = s.check()
+		err = errors.Join(s.check(), s.checkRegistries())
 	}
 	if err == nil && l.Check != nil {
 		err = l.Check(s.Settings)
@@ -182,14 +183,23 @@ func readFile(s *Loaded, path string, must bool) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("settings: %w", err)
 	}
+	return true, s.readDocument("file "+path, path, b)
+}
+
+// readDocument sets what a document has. source is what it is called with a line behind it.
+func (s *Loaded) readDocument(source, path string, b []byte) error {
 	lines, err := decodeFile(path, b, s.table())
 	if err != nil {
-		return false, err
+		return err
+	}
+	for key := range lines {
+		// A Map is set as a whole, so what an earlier document has set of it is gone.
+		maps.DeleteFunc(s.source, func(old, _ string) bool { return strings.HasPrefix(old, key+".") })
 	}
 	for key, line := range lines {
-		s.source[key] = fmt.Sprintf("file %s:%d", path, line)
+		s.source[key] = fmt.Sprintf("%s:%d", source, line)
 	}
-	return true, nil
+	return nil
 }
 
 // Source returns where a setting is from, such as "file /etc/hubcache/config.yaml:3"; "" if it
@@ -224,6 +234,13 @@ func (s *Loaded) Show() []Shown {
 // may have both.
 func Restore(rows []Shown) *Settings {
 	s := Default()
+	for _, shown := range rows {
+		for _, r := range s.table() {
+			if m, ok := r.value.(interface{ grow(string) }); ok && strings.HasPrefix(shown.Key, r.key+".") {
+				m.grow(strings.TrimPrefix(shown.Key, r.key+"."))
+			}
+		}
+	}
 	table := map[string]row{}
 	for key, r := range leaves(s.table()) {
 		table[key] = r

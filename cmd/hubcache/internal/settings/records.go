@@ -81,9 +81,10 @@ func keysOf(table []row) (keys []string) {
 	return keys
 }
 
-// Map is a section for each of several named records. No setting is one yet. Only the file can
-// set it. The settings of a record have keys of their own: in a Map with the key mirrors, the
-// record home has mirrors.home.url.
+// Map is a section for each of several named records, such as registries. Only YAML can set it:
+// the file, or HUBCACHE_SETTINGS. The settings of a record have keys of their own: in a Map with
+// the key registries, the record ghcr.io has registries.ghcr.io.url. A record that has a method
+// complete is told its name once it has been read.
 type Map[T any, P record[T]] map[string]P
 
 // UnmarshalText always fails. It is there for Value only; the file is read by decode.
@@ -120,6 +121,34 @@ func (m *Map[T, P]) decode(d *decoder, n *yaml.Node, key string) {
 		if err := r.check(); err != nil {
 			d.fault(k, key, "%w", err)
 		}
+		d.lines[key] = k.Line // for faults that are found later
+		complete(r, name)
 		(*m)[name] = r
 	})
+}
+
+// complete tells a record its name, if it wants to know.
+func complete(r any, name string) {
+	if c, ok := r.(interface{ complete(name string) }); ok {
+		c.complete(name)
+	}
+}
+
+// grow adds the record that a key belongs to, of which the Map's own key has been cut off:
+// "ghcr.io.url". Names may have dots, so the longest setting at the end of the key counts.
+func (m *Map[T, P]) grow(key string) {
+	found := ""
+	for setting := range leaves(newRecord[T, P]().table()) {
+		if len(setting) > len(found) && len(key) > len(setting)+1 && strings.HasSuffix(key, "."+setting) {
+			found = setting
+		}
+	}
+	name := strings.TrimSuffix(key, "."+found)
+	if found == "" || (*m)[name] != nil {
+		return
+	}
+	if *m == nil {
+		*m = Map[T, P]{}
+	}
+	(*m)[name] = newRecord[T, P]()
 }

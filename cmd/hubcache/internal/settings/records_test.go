@@ -130,7 +130,7 @@ func TestTableOfRecords(t *testing.T) {
 	if got := shownSite(s); !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	wantLines := map[string]int{"title": 1, "hosts": 3, "hosts.ghcr.io.url": 4, "hosts.ghcr.io.tls.ca_file": 5, "hosts.ghcr.io.deny": 6, "hosts.100%.tags": 9, "policy.rules": 12}
+	wantLines := map[string]int{"title": 1, "hosts": 3, "hosts.ghcr.io": 3, "hosts.quay.io": 7, "hosts.100%": 8, "hosts.ghcr.io.url": 4, "hosts.ghcr.io.tls.ca_file": 5, "hosts.ghcr.io.deny": 6, "hosts.100%.tags": 9, "policy.rules": 12}
 	if !maps.Equal(lines, wantLines) {
 		t.Errorf("lines %v, want %v", lines, wantLines)
 	}

@@ -10,6 +10,9 @@ import (
 func TestRestoreIsTheInverseOfShow(t *testing.T) {
 	isolate(t)
 	for key, r := range leaves(Default().table()) {
+		if key == "registries" {
+			continue // see TestRegistries
+		}
 		written, _ := otherwise(t, key, r.value)
 		doc := map[string]any{}
 		insert(doc, key, written)

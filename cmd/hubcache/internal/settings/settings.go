@@ -42,7 +42,8 @@ type Settings struct {
 		CAFile       Text
 		Private      List
 	}
-	Tags struct {
+	Registries Registries // beside upstream, which is Docker Hub; see Upstreams
+	Tags       struct {
 		TTL         OptionalDuration
 		MaxStale    Duration
 		NegativeTTL Duration
@@ -167,7 +168,8 @@ func (s *Settings) table() []row {
 			help: "size, or 30% of the disk"},
 		{key: "min_free", effect: onReload, value: &s.MinFree, defValue: "1GiB", flag: "min-free",
 			help: "space to leave free on the disk"},
-		{key: "upstream", effect: onRestart, rows: s.upstreamTable()},
+		{key: "upstream", effect: onReload, rows: s.upstreamTable()},
+		{key: "registries", effect: onReload, value: &s.Registries},
 		{key: "tags", effect: onReload, rows: s.tagsTable()},
 		{key: "warm", effect: onReload, rows: []row{
 			{key: "schedule", value: &s.Warm.Schedule},
@@ -213,7 +215,7 @@ func (s *Settings) upstreamTable() []row {
 			help: "`file` with the access token"},
 		{key: "ca_file", value: &u.CAFile, flag: "upstream-ca-file",
 			help: "`file` with certificates to trust upstream"},
-		{key: "private", effect: onReload, value: &u.Private, flag: "private",
+		{key: "private", value: &u.Private, flag: "private",
 			help: "`pattern` of private repositories to serve"},
 	}
 }

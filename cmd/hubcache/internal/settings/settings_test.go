@@ -67,7 +67,7 @@ func TestExampleHasEverySetting(t *testing.T) {
 
 func keysIn(m map[string]any, prefix string) (keys []string) {
 	for k, v := range m {
-		if sub, ok := v.(map[string]any); ok {
+		if sub, ok := v.(map[string]any); ok && len(sub) > 0 {
 			keys = append(keys, keysIn(sub, prefix+k+".")...)
 		} else {
 			keys = append(keys, prefix+k)
@@ -111,6 +111,9 @@ func TestNamesAreUnique(t *testing.T) {
 func TestEverySettingCanBeSet(t *testing.T) {
 	isolate(t)
 	for key, r := range leaves(Default().table()) {
+		if key == "registries" {
+			continue // see TestRegistries
+		}
 		written, shown := otherwise(t, key, r.value)
 		want := texts(Default())
 		want[key] = shown
