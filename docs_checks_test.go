@@ -195,6 +195,7 @@ var (
 		"services.hubcache",    // the NixOS module
 		"expires_in",           // a field of a token service's answer
 		"sshd_config",          // a file of OpenSSH
+		"dial_timeout",         // in containerd's hosts.toml
 	}
 )
 

@@ -237,7 +237,7 @@ func TestSetupLeavesTheFilesOfAContainerAlone(t *testing.T) {
 
 // TestSetupOnDocker29 checks with a real Docker 29 and its containerd store: a mirror on a
 // loopback address comes into hosts.toml and never into the list, and takes an older entry out
-// of the list; another one comes into the list, with a path too.
+// of the list; another one comes into both, with a path too.
 func TestSetupOnDocker29(t *testing.T) {
 	d := dockertest.Start(t, dockertest.Options{Docker29: true, Config: map[string]any{"registry-mirrors": []string{"http://127.0.0.1:5000"}}})
 	mirrors := func() string { return d.Docker("info", "--format", "{{.RegistryConfig.Mirrors}}") }
@@ -250,7 +250,7 @@ func TestSetupOnDocker29(t *testing.T) {
 	}{
 		{[]string{"--apply", "--mirror", "http://127.0.0.1:5000"}, "[]", true},
 		{[]string{"--undo", "--apply", "--mirror", "http://127.0.0.1:5000"}, "[]", false},
-		{[]string{"--apply", "--mirror", "http://10.0.0.1:5000/hub"}, "[http://10.0.0.1:5000/hub/]", false},
+		{[]string{"--apply", "--mirror", "http://10.0.0.1:5000/hub"}, "[http://10.0.0.1:5000/hub/]", true},
 		{[]string{"--undo", "--apply", "--mirror", "http://10.0.0.1:5000/hub"}, "[]", false},
 	} {
 		cmd := exec.Command(hubcacheProgram(t), append([]string{"docker", "setup", "--certs-dir", certs}, step.args...)...)

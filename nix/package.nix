@@ -52,7 +52,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-c0I5ht8vFNdvds8uS02SH5tzR62dND4YS1ASbukreSs=";
+  vendorHash = "sha256-OHmbtHgt3behA+Yd+7cid/5MTduhfJj5Ci6dhMyid/o=";
 
   env.CGO_ENABLED = 0;
   # These need root and a Docker daemon. The tests of the other packages need only

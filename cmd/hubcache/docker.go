@@ -14,7 +14,7 @@ import (
 type loadFunc func() (*settings.Settings, error)
 
 // newDockerCommand is "hubcache docker".
-func newDockerCommand(load loadFunc) *cobra.Command {
+func newDockerCommand(l *settings.Loader, load loadFunc) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "docker",
 		Short:   "Look after the Docker host that pulls through the cache",
@@ -22,7 +22,7 @@ func newDockerCommand(load loadFunc) *cobra.Command {
 		Example: "  hubcache docker setup --apply\n  hubcache docker prune",
 	}
 	cmd.AddCommand(newDockerPruneCommand(load), newDockerHoldCommand(load), newDockerWatchCommand(load),
-		newDockerSetupCommand(load), newDockerGuardCommand())
+		newDockerSetupCommand(l, load), newDockerGuardCommand())
 	return cmd
 }
 

@@ -30,7 +30,7 @@ func init() {
 	if dir == "" {
 		return
 	}
-	root := newDockerCommand(func() (*settings.Settings, error) {
+	root := newDockerCommand(&settings.Loader{}, func() (*settings.Settings, error) {
 		s := settings.Default()
 		s.Docker.HoldDir, s.Docker.Prune.MaxWait = settings.Text(dir), settings.Duration(300*time.Millisecond)
 		return s, nil

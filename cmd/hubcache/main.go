@@ -97,7 +97,7 @@ disk, within a byte budget.`,
 	}
 	root.AddCommand(
 		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newInspectCommand(l), newPinCommand(l), newUnpinCommand(l), newPurgeCommand(l), newVerifyCommand(l), newConfigCommand(l), newVersionCommand(), newDocsCommand(root),
-		newDockerCommand(load), newDoctorCommand(l), newImportCommand(load), newExportCommand(l),
+		newDockerCommand(l, load), newDoctorCommand(l), newImportCommand(load), newExportCommand(l),
 		newWarmCommand(l),
 	)
 	root.InitDefaultCompletionCmd()

@@ -250,7 +250,7 @@ var errNixOS = elsewhere{"this is NixOS, where /etc is built from the configurat
 func (s *Setup) findFiles(engine engineFacts) (daemonFiles, error) {
 	switch {
 	case engine.podman:
-		return daemonFiles{}, elsewheref("the engine at %s is Podman %s: it reads its mirrors from /etc/containers/registries.conf and the files in registries.conf.d, not from Docker's daemon.json; without --apply, docker setup prints what to write there", s.Engine, engine.version)
+		return daemonFiles{}, elsewheref("the engine at %s is Podman %s: it reads its mirrors from /etc/containers/registries.conf and the files in registries.conf.d, not from Docker's daemon.json; docker setup --for podman prints what to write there", s.Engine, engine.version)
 	case strings.HasPrefix(engine.system, "NixOS"):
 		return daemonFiles{}, errNixOS
 	case engine.system == "Docker Desktop":

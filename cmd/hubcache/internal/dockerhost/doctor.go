@@ -125,22 +125,12 @@ func (d *Doctor) askSettings(ctx context.Context, down error) {
 		d.broken("admin", down.Error(), "start hubcache (systemctl start hubcache), or say with --admin where it listens; as root if it is the socket of the package")
 		return
 	}
-	told, err := d.client.Settings(ctx)
-	if err != nil {
-		// Over TCP a server tells nothing if it has a socket.
-		if other := d.Find.Packaged(); other != nil {
-			told, err = other.Settings(ctx)
-		}
-	}
+	told, err := askServer(ctx, d.client, d.Find)
 	if err != nil {
 		d.note("admin", "the server answers at "+d.client.String()+", but this user is not told its settings, so those of this host are used: "+err.Error(),
 			"run doctor as root, or with --admin unix:/run/hubcache/admin.sock")
 		return
 	}
-	rows := make([]settings.Shown, len(told.Settings))
-	for i, s := range told.Settings {
-		rows[i] = settings.Shown(s)
-	}
-	d.told, d.running = &told, settings.Restore(rows)
+	d.told, d.running = &told, restore(told)
 	d.ok("admin", "hubcache answers at %s", d.client)
 }

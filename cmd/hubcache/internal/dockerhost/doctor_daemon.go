@@ -157,7 +157,7 @@ func (d *Doctor) checkPodman(f engineFacts, urls []string) {
 			}
 		}
 	}
-	d.broken("docker", fmt.Sprintf("Podman %s has no mirror %s in %s", f.version, urls[0], filepath.Join(dir, "registries.conf")), "hubcache docker setup prints what to write into registries.conf.d")
+	d.broken("docker", fmt.Sprintf("Podman %s has no mirror %s in %s", f.version, urls[0], filepath.Join(dir, "registries.conf")), "hubcache docker setup --for podman prints what to write into registries.conf.d")
 }
 
 // noMirror says that the daemon has none that is the cache.

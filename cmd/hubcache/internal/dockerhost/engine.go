@@ -94,24 +94,42 @@ func releaseOf(version string) (r [3]int) {
 // pathsSince is the first release that takes a path in a mirror's URL.
 var pathsSince = [3]int{24, 0, 8}
 
+// referrersSince is the first release that takes the capability referrers in a hosts.toml. An
+// older one ignores a file with it.
+var referrersSince = [3]int{29, 1, 0}
+
 // hostsSince is the first major version that reads certs.d/<registry>/hosts.toml. It is
 // also the first whose containerd store and BuildKit use one HTTP client for the mirror
 // and for Docker Hub. A mirror on a loopback address needs no valid certificate, and with
 // that client Docker Hub needs none either.
 const hostsSince = 28
 
-// usesMirrors reports whether registry-mirrors is what points the engine at the mirror:
-// for the graphdriver store, for engines that don't read hosts.toml, and for mirrors that
-// aren't on a loopback address.
+// usesMirrors reports whether the mirror belongs into registry-mirrors. The graphdriver store and
+// engines that don't read hosts.toml pull by it alone. The others resolve the images of services by
+// it, but on a loopback address it would be unsafe.
 func (f engineFacts) usesMirrors(mirror string) bool {
-	return !f.containerd || !f.needsHosts(mirror)
+	return !f.containerd || !f.readsHosts() || !isLoopback(mirror)
 }
 
-// needsHosts reports whether a hosts.toml is needed. It takes the place of an unsafe
-// loopback mirror in the containerd store, and in BuildKit, which graphdriver engines have
-// too.
-func (f engineFacts) needsHosts(mirror string) bool {
-	return f.major >= hostsSince && isLoopback(mirror)
+// readsHosts reports whether the engine reads the hosts.toml of each registry: for pulls if it has
+// the containerd store, and for BuildKit, which graphdriver engines have too. It is the only way to
+// a mirror of other registries than Docker Hub, and it takes the place of an unsafe loopback mirror.
+func (f engineFacts) readsHosts() bool { return f.major >= hostsSince }
+
+// hostsFiles are the files that the engine needs for these registries. Docker Hub's has the other
+// mirrors of the engine too, since the engine asks no mirror that the file doesn't name.
+func (f engineFacts) hostsFiles(mirror string, registries []Registry, certs string) (files []hostsFile) {
+	if !f.readsHosts() {
+		return nil
+	}
+	for _, r := range registries {
+		h := hostsFile{registry: r, mirrors: []string{mirror}, referrers: slices.Compare(f.release[:], referrersSince[:]) >= 0, certs: certs}
+		if r.Name == hubName {
+			h.mirrors = append(h.mirrors, slices.DeleteFunc(slices.Clone(f.mirrors), func(m string) bool { return sameMirror(m, mirror) })...)
+		}
+		files = append(files, h)
+	}
+	return files
 }
 
 // unsafeLoopback reports whether the mirror that the engine has makes it accept any
@@ -129,7 +147,7 @@ func (f engineFacts) uses(mirror string) bool {
 }
 
 // notes are what else the user should know about this engine and this mirror.
-func (f engineFacts) notes(mirror string) []string {
+func (f engineFacts) notes(mirror string, registries []Registry) []string {
 	var notes []string
 	plain := strings.HasPrefix(mirror, "http://")
 	if f.major < hostsSince && plain && !isLoopback(mirror) {
@@ -137,13 +155,33 @@ func (f engineFacts) notes(mirror string) []string {
 		notes = append(notes, fmt.Sprintf("engine %s asks a mirror by https when it builds (BuildKit), unless insecure-registries in daemon.json lists %q; pulls are not affected",
 			f.version, mirror))
 	}
-	if f.needsHosts(mirror) && !f.containerd {
+	if f.readsHosts() && !f.containerd {
 		notes = append(notes, "registry-mirrors is for docker pull, hosts.toml for docker build")
+	}
+	if note := f.pathNote(mirror, registries); note != "" {
+		notes = append(notes, note)
 	}
 	if note := f.proxyNote(mirror); note != "" {
 		notes = append(notes, note)
 	}
 	return notes
+}
+
+// pathNote says how images of other registries are pulled through the cache by an engine whose
+// mirrors are for Docker Hub alone; "" if there are no others.
+func (f engineFacts) pathNote(mirror string, registries []Registry) string {
+	var names []string
+	for _, r := range registries {
+		if r.Name != hubName && r.byPath() {
+			names = append(names, r.Name)
+		}
+	}
+	if len(names) == 0 || f.readsHosts() && f.containerd {
+		return ""
+	}
+	_, at, _ := strings.Cut(mirror, "://")
+	return fmt.Sprintf("when engine %s pulls, its mirrors are for Docker Hub alone; images of %s come through the cache by names that begin with it, such as %s/%s/…",
+		f.version, strings.Join(names, ", "), at, names[0])
 }
 
 // proxyNote says that the engine asks the mirror through a proxy; "" if it doesn't.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -32,8 +31,10 @@ const (
 type Setup struct {
 	Engine Location
 	Mirror string // URL of the mirror as the engine reaches it, without a slash at the end
-	Paths  SetupPaths
-	Out    io.Writer // for what is, or would be, done
+	// Registries are those that the cache serves; none is Docker Hub alone.
+	Registries []Registry
+	Paths      SetupPaths
+	Out        io.Writer // for what is, or would be, done
 	// Patience is how long the engine may take until it has what was written; 0 is 15 s.
 	Patience time.Duration
 }
@@ -57,6 +58,11 @@ func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
 	if err != nil {
 		return err
 	}
+	return s.carryOut(ctx, plan, apply, undo)
+}
+
+// carryOut shows the plan and, with apply, does it.
+func (s *Setup) carryOut(ctx context.Context, plan setupPlan, apply, undo bool) error {
 	for _, c := range plan.changes {
 		fmt.Fprintf(s.Out, "%s: %s\n", c.file.path, c.what)
 	}
@@ -82,13 +88,21 @@ func (s *Setup) Run(ctx context.Context, apply, undo bool) error {
 	return s.others(undo)
 }
 
-// others prints what other clients need, unless everything is to be taken back.
+// others says how to see what other clients need, unless everything is to be taken back.
 func (s *Setup) others(undo bool) error {
 	if undo {
 		return nil
 	}
-	_, err := io.WriteString(s.Out, snippets(s.Mirror))
+	_, err := fmt.Fprintf(s.Out, "\nOther clients have files of their own: docker setup --for %s prints them.\n", strings.Join(OtherClients(), ", "))
 	return err
+}
+
+// registries are those that the cache serves.
+func (s *Setup) registries() []Registry {
+	if len(s.Registries) == 0 {
+		return []Registry{NewRegistry(hubName, "")}
+	}
+	return s.Registries
 }
 
 func (s *Setup) wrongMirror(err error) error {
@@ -137,7 +151,11 @@ func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
 	}
 	plan := setupPlan{process: files.process, notes: files.notes, mirrors: engine.mirrors, config: files.config,
 		has: engine.uses(s.Mirror), want: !undo && engine.usesMirrors(s.Mirror)}
-	if err := s.planHosts(&plan, files.certs, !undo && engine.needsHosts(s.Mirror)); err != nil {
+	var hosts []hostsFile
+	if !undo {
+		hosts = engine.hostsFiles(s.Mirror, s.registries(), files.certs)
+	}
+	if err := s.planHosts(&plan, files.certs, hosts); err != nil {
 		return plan, err
 	}
 	if err := s.planMirrors(&plan, files, engine); err != nil {
@@ -152,7 +170,7 @@ func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
 		}
 	}
 	if !undo {
-		plan.notes = append(plan.notes, engine.notes(s.Mirror)...)
+		plan.notes = append(plan.notes, engine.notes(s.Mirror, s.registries())...)
 	}
 	return plan, nil
 }
@@ -246,28 +264,6 @@ func (s *Setup) onCommandLine(plan *setupPlan, path string, config daemonJSON, e
 		plan.notes = append(plan.notes, fmt.Sprintf("the engine has %s by its command line: to take it out, %s", s.Mirror, remedy))
 	}
 	return true, nil
-}
-
-// hostsMark is the first line of each hosts.toml that Setup writes: it removes no other.
-const hostsMark = "# Written by hubcache docker setup; --undo removes it.\n"
-
-// planHosts adds to the plan what has to happen to Docker Hub's hosts.toml.
-func (s *Setup) planHosts(plan *setupPlan, certs string, want bool) error {
-	file, err := readState(filepath.Join(certs, "docker.io", "hosts.toml"))
-	if err != nil {
-		return err
-	}
-	ours, content := strings.HasPrefix(string(file.body), hostsMark), hostsTOML(s.Mirror)
-	switch {
-	case want && string(file.body) == hostsMark+content:
-	case want && file.body != nil && !ours:
-		return fmt.Errorf("%s is there already and was not written by hubcache; add to it:\n%s", file.path, content)
-	case want:
-		plan.changes = append(plan.changes, change{file, "ask " + s.Mirror + " first, then Docker Hub", []byte(hostsMark + content), false})
-	case ours:
-		plan.changes = append(plan.changes, change{file, "remove", nil, false})
-	}
-	return nil
 }
 
 // write does what the plan says and makes the daemon read its configuration again. All of
