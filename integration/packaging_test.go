@@ -41,6 +41,7 @@ func TestPackagesAreReproducibleAndRun(t *testing.T) {
 	t.Run("deb", func(t *testing.T) { checkDeb(t, name+"_"+runtime.GOARCH+".deb") })
 	t.Run("sbom", func(t *testing.T) { checkSBOM(t, name+".cdx.json") })
 	t.Run("image", func(t *testing.T) { checkImage(t, name+"_"+runtime.GOARCH+".image.tar") })
+	t.Run("recipe", func(t *testing.T) { checkRecipe(t, name+"_"+runtime.GOARCH+".image.tar") })
 	t.Run("boot", func(t *testing.T) { checkInstalledPackage(t, name+"_"+runtime.GOARCH+".deb") })
 }
 

@@ -1,0 +1,1 @@
+export CONFIG_YAML_VERSION=v1
