@@ -46,6 +46,13 @@ func CanExist(host, repository string) bool {
 	return parts <= MaxParts
 }
 
+// IsRegistry reports whether the first component of a whole name is a registry, and not a folder of
+// Docker Hub: whether it has a dot or a port, or is localhost.
+func IsRegistry(component string) bool {
+	i := strings.IndexAny(component, ".:")
+	return i > 0 || component == "localhost" // no host begins with either
+}
+
 func validComponent(s string) bool {
 	if s == "" || !alphanumeric(s[0]) || !alphanumeric(s[len(s)-1]) {
 		return false

@@ -67,7 +67,7 @@ func Familiar(reference string) string {
 	switch {
 	case account+"/" == library && !strings.Contains(rest, "/"):
 		return rest
-	case account == "localhost" || strings.ContainsAny(account, ".:"):
+	case IsRegistry(account):
 		return reference // it would be taken for a registry
 	}
 	return short

@@ -18,7 +18,7 @@ func (r *Registry) Forget(repository string) {
 
 // ForgetManifests forgets all manifests in memory, which are then read from the store again.
 func (r *Registry) ForgetManifests() {
-	for _, m := range r.mirrors {
+	for _, m := range r.routes.Load().mirrors {
 		m.hot.clear()
 	}
 }

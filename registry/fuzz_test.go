@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/gorilla/mux"
 
@@ -36,7 +37,7 @@ func FuzzParse(f *testing.F) {
 	}
 	routes := v2.Router()
 	f.Fuzz(func(t *testing.T, path string) {
-		q, err := parse(path)
+		q, err := parseForHub(path)
 		var m mux.RouteMatch
 		matched := routes.Match(&http.Request{Method: "GET", URL: &url.URL{Path: path}}, &m)
 		route := ""
@@ -64,11 +65,23 @@ func FuzzParse(f *testing.F) {
 		if ref := m.Vars["reference"] + m.Vars["digest"]; ref != "" && ref != q.ref {
 			t.Errorf("%q: reference %q, the router's %q", path, q.ref, ref)
 		}
-		again, err := parse(canonical(q))
+		again, err := parseForHub(canonical(q))
 		if err != nil || again != q {
 			t.Errorf("%q → %+v → %q → %+v, %v", path, q, canonical(q), again, err)
 		}
 	})
+}
+
+// parseForHub parses a request that is for a mirror of Docker Hub's names, of any depth.
+func parseForHub(path string) (request, error) {
+	q, err := parse(path)
+	if err == nil && q.name != "" || q.kind == tags {
+		q.name = name.WithLibrary(q.name)
+		if !name.ValidRepository(q.name) {
+			err = invalid(errcode.ErrorCodeNameInvalid, q.name)
+		}
+	}
+	return q, err
 }
 
 func differsOnPurpose(path string, vars map[string]string) bool {

@@ -44,7 +44,8 @@ type lab struct {
 	dir   string
 	cred  *auth.File // nil: anonymous
 
-	transport http.RoundTripper // carries requests to the Hub; nil: the Hub's own
+	transport http.RoundTripper   // carries requests to the Hub; nil: the Hub's own
+	upstreams []registry.Upstream // of reg
 }
 
 // labOptions are the options of newLab.
@@ -104,7 +105,9 @@ func (l *lab) start() {
 	if l.store, err = storage.Open(storage.Options{Dir: filepath.Join(l.dir, "data"), Budget: l.opts.budget, Log: log, IndexOpened: l.opts.index}); err != nil {
 		l.t.Fatal(err)
 	}
-	if l.reg, err = registry.New(l.options(log)); err != nil {
+	o := l.options(log)
+	l.upstreams = o.Upstreams
+	if l.reg, err = registry.New(o); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -134,7 +137,7 @@ func (l *lab) options(log *slog.Logger) registry.Options {
 // registryOptions are the options of a registry of one upstream. All tests of this package
 // take them from here.
 func registryOptions(store *storage.Store, log *slog.Logger, up upstream.Options, p registry.Policy) registry.Options {
-	return registry.Options{Store: store, Upstreams: []registry.Upstream{{Options: up}}, Policy: p, Log: log}
+	return registry.Options{Store: store, Upstreams: []registry.Upstream{{Options: &up}}, Policy: p, Log: log}
 }
 
 // policy is the policy of a lab, changed by the test.
@@ -149,7 +152,7 @@ func (l *lab) policy(change func(*registry.Policy)) registry.Policy {
 // setPolicy replaces the policy, as a reload of the settings does.
 func (l *lab) setPolicy(change func(*registry.Policy)) {
 	l.t.Helper()
-	if err := l.reg.SetPolicy(l.policy(change)); err != nil {
+	if err := l.reg.Configure(l.upstreams, l.policy(change)); err != nil {
 		l.t.Fatal(err)
 	}
 }

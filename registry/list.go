@@ -98,7 +98,7 @@ func (r *repo) serveList(w http.ResponseWriter, req *http.Request, q *request) r
 	if err := r.admission.wait(ctx); err != nil {
 		return result{err: err}
 	}
-	path, query := "tags/list", pick(req.URL.Query(), "n", "last")
+	path, query := "tags/list", pick(req.URL.Query(), "n", "last", "next_page", "page", "page_token") // the last three: Quay, and others
 	if q.kind == referrers {
 		path, query = "referrers/"+q.ref, pick(req.URL.Query(), "artifactType", "n", "last", "nextPage", "token")
 	}
@@ -373,7 +373,7 @@ func (r *repo) sendList(w http.ResponseWriter, req *http.Request, key string, l 
 	}
 	defer l.long.close()
 	defer context.AfterFunc(req.Context(), l.long.end)() // upstream may be silent when the client leaves
-	l.setHeader(w.Header(), OutcomeMiss)
+	l.setHeader(w.Header(), req, OutcomeMiss)
 	w.WriteHeader(http.StatusOK)
 	if req.Method == http.MethodHead {
 		return result{status: http.StatusOK, outcome: OutcomeMiss}
@@ -431,17 +431,32 @@ func pick(from url.Values, names ...string) url.Values {
 	return to
 }
 
+// linkFor is the link to the next page as the client has to follow it: by the path that it has asked
+// for, which may name the registry, and with its parameter ns.
+func linkFor(req *http.Request, link string) string {
+	target, params, _ := strings.Cut(strings.TrimPrefix(link, "<"), ">")
+	u, err := url.Parse(target)
+	if err != nil {
+		return ""
+	}
+	to := url.URL{Path: req.URL.Path, RawQuery: u.RawQuery}
+	if query := req.URL.Query(); query.Has("ns") {
+		to.RawQuery += "&ns=" + url.QueryEscape(query.Get("ns"))
+	}
+	return "<" + to.String() + ">" + params
+}
+
 func emptyIndex() *list {
 	body := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[]}`
 	return &list{List: upstream.List{MediaType: v1.MediaTypeImageIndex, Body: []byte(body)}}
 }
 
 // setHeader sets all headers but the length.
-func (l *list) setHeader(h http.Header, o Outcome) {
+func (l *list) setHeader(h http.Header, req *http.Request, o Outcome) {
 	h.Set("Content-Type", cmp.Or(l.MediaType, "application/json"))
 	h.Set("X-Hubcache", string(o))
 	if l.Link != "" {
-		h.Set("Link", l.Link)
+		h.Set("Link", linkFor(req, l.Link))
 	}
 	if l.Filters != "" {
 		h.Set("OCI-Filters-Applied", l.Filters)
@@ -449,7 +464,7 @@ func (l *list) setHeader(h http.Header, o Outcome) {
 }
 
 func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result {
-	l.setHeader(w.Header(), o)
+	l.setHeader(w.Header(), req, o)
 	if !l.packed {
 		w.Header().Set("Content-Length", strconv.Itoa(len(l.Body)))
 	}
@@ -467,89 +482,4 @@ func (l *list) write(w http.ResponseWriter, req *http.Request, o Outcome) result
 	}
 	n, err := content.CopyShort(w, z)
 	return result{status: http.StatusOK, sent: n, outcome: o, err: err}
-}
-
-// catalogPage is how many names a page of the catalogue has at most, as in distribution: it
-// bounds what one request costs.
-const catalogPage = 1000
-
-// catalogue is the list of the repositories that are cached. It is made anew when a request finds
-// it older than listLife, since that reads all tags of the index. Safe for concurrent use.
-type catalogue struct {
-	kept atomic.Pointer[catalogueList]
-}
-
-type catalogueList struct {
-	names []string // sorted, without the registry's name
-	at    time.Time
-}
-
-// repositories returns the names, made once for all who wait.
-func (m *mirror) repositories(ctx context.Context) ([]string, error) {
-	if k := m.catalogue.kept.Load(); k != nil && time.Since(k.at) < listLife {
-		return k.names, nil
-	}
-	return share(ctx, m.tasks, &m.calls, "catalogue", func(context.Context) ([]string, error) {
-		names, err := m.store.Repositories(m.name)
-		if err != nil {
-			return nil, err
-		}
-		for i := range names {
-			names[i] = strings.TrimPrefix(names[i], m.name+"/")
-		}
-		m.catalogue.kept.Store(&catalogueList{names, time.Now()})
-		return names, nil
-	})
-}
-
-// serveCatalog lists the repositories that are cached and that everybody may see.
-func (m *mirror) serveCatalog(w http.ResponseWriter, req *http.Request) result {
-	all, err := m.repositories(req.Context())
-	if err != nil {
-		return result{err: err}
-	}
-	query := req.URL.Query()
-	if last := query.Get("last"); last != "" {
-		i, found := slices.BinarySearch(all, last)
-		if found {
-			i++
-		}
-		all = all[i:]
-	}
-	n := catalogPage
-	if query.Has("n") {
-		if n, err = strconv.Atoi(query.Get("n")); err != nil || n < 0 {
-			return result{err: invalid(errcode.ErrorCodePaginationNumberInvalid, query.Get("n"))}
-		}
-		n = min(n, catalogPage)
-	}
-	l := &list{List: upstream.List{MediaType: "application/json"}}
-	p := m.policy.Load()
-	names := []string{}
-	for _, name := range all {
-		if n == 0 {
-			break
-		}
-		if !p.allowed(name) || !m.listed(p, name) {
-			continue
-		}
-		if len(names) == n { // there is more
-			l.Link = "</v2/_catalog?" + url.Values{"n": {strconv.Itoa(n)}, "last": {names[n-1]}}.Encode() + `>; rel="next"`
-			break
-		}
-		names = append(names, name)
-	}
-	if l.Body, err = json.Marshal(map[string][]string{"repositories": names}); err != nil {
-		return result{err: err}
-	}
-	return l.write(w, req, OutcomeHit)
-}
-
-// listed reports whether the catalogue may name the repository, from what is known already.
-func (m *mirror) listed(p *policy, name string) bool {
-	if !m.client.HasCredential() || p.private.match(name) {
-		return true
-	}
-	v, err := m.store.Visibility(m.name + "/" + name)
-	return err == nil && v.Public
 }

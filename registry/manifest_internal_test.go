@@ -25,14 +25,14 @@ func TestManifestThatHasJustComeIsNotFetchedAgain(t *testing.T) {
 	defer store.Close()
 	hub, _ := url.Parse("https://hub.test")
 	asked := 0
-	r, err := New(Options{Store: store, Log: slog.New(slog.DiscardHandler), Upstreams: []Upstream{{Options: upstream.Options{URL: hub, Transport: nobody(func() { asked++ })}}}})
+	r, err := New(Options{Store: store, Log: slog.New(slog.DiscardHandler), Upstreams: []Upstream{{Options: &upstream.Options{URL: hub, Transport: nobody(func() { asked++ })}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close(t.Context())
 	body := []byte(`{"schemaVersion":2}`)
 	d := digest.FromBytes(body)
-	q := &manifestRequest{repo: r.mirrors[0].repository(httptest.NewRequest(http.MethodGet, "/", nil), thisMachine, "library/app"), ref: string(d), digest: d}
+	q := &manifestRequest{repo: r.routes.Load().mirrors[0].repository(httptest.NewRequest(http.MethodGet, "/", nil), thisMachine, "library/app"), ref: string(d), digest: d}
 	if err := store.PutManifest(q.origin(), d, "x", body); err != nil {
 		t.Fatal(err)
 	}

@@ -26,10 +26,12 @@ import (
 // here, so that no key of one can be taken for a key of another; whatever exists once per
 // process is in shared. All methods are safe for concurrent use.
 type mirror struct {
-	name   string           // "docker.io": in the keys of the store, and in answers
-	client *upstream.Client // health, quota, visibility and lists
-	source fetch.Source     // tags, manifests and blobs
-	policy atomic.Pointer[policy]
+	name    string            // "docker.io": in the keys of the store, and in answers
+	options *upstream.Options // what the client was made of
+	hub     bool              // it is Docker Hub, for which some rules hold alone
+	client  *upstream.Client  // health, quota, visibility and lists
+	source  fetch.Source      // tags, manifests and blobs
+	policy  atomic.Pointer[policy]
 
 	hot       *hot             // manifests that are answered from memory
 	catalogue catalogue        // the repositories that are cached
@@ -65,23 +67,25 @@ type shared struct {
 	verifying atomic.Bool
 }
 
-// newMirror returns the mirror of an upstream. It makes no request.
+// newMirror returns the mirror of an upstream, which has the counters of its name. It makes no
+// request.
 // Errors: those of upstream.New, a name with a slash.
-func newMirror(u Upstream, s *shared) (*mirror, error) {
+func newMirror(u Upstream, s *shared, counts func(name string) *upstream.Counters) (*mirror, error) {
 	m := &mirror{
 		shared: s, hot: newHot(), lists: newLists(), ahead: newReadAhead(), checks: tagChecks{running: map[string]*tagCheck{}},
 		questions: slots.New(questions, maxWaiting), judging: slots.New(visibilities, maxWaiting), listing: slots.New(tagLists, maxWaiting), streaming: slots.New(longLists, maxWaiting),
 	}
-	u.Log = cmp.Or(u.Log, s.log)
-	u.Public = m.knownPublic
-	client, err := upstream.New(u.Options)
+	o := *u.Options
+	o.Log, o.Public, o.Counters = cmp.Or(o.Log, s.log), m.knownPublic, counts(cmp.Or(o.Name, hub))
+	client, err := upstream.New(o)
 	if err != nil {
 		return nil, err
 	}
 	if strings.Contains(client.Name(), "/") { // one upstream's keys would be another's
 		return nil, fmt.Errorf("an upstream's name can't be %q", client.Name())
 	}
-	m.name, m.client, m.source = client.Name(), client, registrySource{client, m}
+	m.name, m.options, m.client, m.source = client.Name(), u.Options, client, registrySource{client, m}
+	m.hub = m.name == hub
 	if u.Source != nil {
 		m.source = u.Source(m.source)
 	}
@@ -94,6 +98,13 @@ func newMirror(u Upstream, s *shared) (*mirror, error) {
 func (m *mirror) setPolicy(p *policy) {
 	m.policy.Store(p)
 	m.hot.clear() // these answers were given under the old one
+}
+
+// retire ends what the mirror does by itself, because no request comes any more. What has begun
+// goes on.
+func (m *mirror) retire() {
+	m.refresher.stop()
+	m.client.CloseIdle()
 }
 
 // learn asks the upstream in the background how it wants to be authenticated to.
@@ -152,7 +163,7 @@ func (a *admission) wait(ctx context.Context) error {
 }
 
 // admit decides whether a repository may be served at all: the operator lets it, and it is
-// public, or named in upstream.private. Without a credential everything that the upstream
+// public, or named in its list of private ones. Without a credential everything that the upstream
 // serves is public.
 //
 // With one, the first request for a repository waits for its visibility. Later ones never

@@ -10,7 +10,7 @@ import (
 	"github.com/hubcache/hubcache/name"
 )
 
-// Policy is what an operator may change while the server runs (Registry.SetPolicy).
+// Policy is what an operator may change while the server runs (Registry.Configure).
 type Policy struct {
 	Tags         []TagRule // first match wins; see TagRule
 	TagTTL       *time.Duration
@@ -38,30 +38,50 @@ type TagRule struct {
 // others are asked for every time: people push and deploy at once.
 const defaultTTL = time.Minute
 
-// policy is a checked Policy.
+// policy is a checked Policy of one upstream.
 type policy struct {
 	Policy
 	private, allow, deny globs
+	tagRules             []TagRule // with normalized patterns
+	hub                  bool
 }
 
-func newPolicy(p Policy) (*policy, error) {
-	q := &policy{Policy: p}
+// PatternError is the error for what is no pattern.
+type PatternError struct {
+	Setting string // where it is: "private", "allow", "deny" or "tags.rules"
+	Pattern string
+}
+
+func (e *PatternError) Error() string {
+	return fmt.Sprintf("%s: %q is not a pattern", e.Setting, e.Pattern)
+}
+
+// newPolicy returns the policy of the upstream with that name.
+// Errors: *PatternError.
+func newPolicy(p Policy, registry string) (*policy, error) {
+	q := &policy{Policy: p, hub: registry == hub}
+	normal := name.NormalizePattern
+	if !q.hub {
+		normal = func(pattern string) string { return strings.TrimPrefix(pattern, registry+"/") }
+	}
 	for _, g := range []struct {
 		name string
 		from []string
 		to   *globs
-	}{{"upstream.private", p.Private, &q.private}, {"allow", p.Allow, &q.allow}, {"deny", p.Deny, &q.deny}} {
+	}{{"private", p.Private, &q.private}, {"allow", p.Allow, &q.allow}, {"deny", p.Deny, &q.deny}} {
 		for _, pattern := range g.from {
 			if _, err := path.Match(pattern, ""); err != nil {
-				return nil, fmt.Errorf("%s: %q is not a pattern", g.name, pattern)
+				return nil, &PatternError{g.name, pattern}
 			}
-			*g.to = append(*g.to, name.NormalizePattern(pattern))
+			*g.to = append(*g.to, normal(pattern))
 		}
 	}
 	for _, rule := range p.Tags {
 		if _, err := path.Match(rule.Match, ""); err != nil {
-			return nil, fmt.Errorf("tags.rules: %q is not a pattern", rule.Match)
+			return nil, &PatternError{"tags.rules", rule.Match}
 		}
+		rule.Match = normal(rule.Match)
+		q.tagRules = append(q.tagRules, rule)
 	}
 	return q, nil
 }
@@ -117,11 +137,11 @@ func (p *policy) tag(repository, tag string) tagSettings {
 	s := tagSettings{maxStale: p.MaxStale}
 	if p.TagTTL != nil {
 		s.ttl = *p.TagTTL
-	} else if strings.HasPrefix(repository, "library/") {
+	} else if p.hub && strings.HasPrefix(repository, "library/") {
 		s.ttl = defaultTTL
 	}
-	for _, rule := range p.Tags {
-		if ok, _ := path.Match(name.NormalizePattern(rule.Match), repository+":"+tag); !ok {
+	for _, rule := range p.tagRules {
+		if ok, _ := path.Match(rule.Match, repository+":"+tag); !ok {
 			continue
 		}
 		if rule.TTL != nil {
@@ -136,8 +156,9 @@ func (p *policy) tag(repository, tag string) tagSettings {
 	return s
 }
 
-// CheckPolicy returns what New and SetPolicy would say of p.
+// CheckPolicy returns what New and Configure would say of the policy of an upstream.
+// Errors: *PatternError.
 func CheckPolicy(p Policy) error {
-	_, err := newPolicy(p)
+	_, err := newPolicy(p, hub)
 	return err
 }

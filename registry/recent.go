@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -87,7 +86,7 @@ func (r *recent) list() []Failure {
 
 // noteFailure keeps a request that has failed for its client. One whose client has left hasn't, and
 // one that names no repository tells nobody anything.
-func (r *Registry) noteFailure(u *url.URL, q *request, res *result, now time.Time) {
+func (r *Registry) noteFailure(registry string, q *request, res *result, now time.Time) {
 	if res.err == nil || res.status == statusClientGone || q.name == "" {
 		return
 	}
@@ -98,10 +97,7 @@ func (r *Registry) noteFailure(u *url.URL, q *request, res *result, now time.Tim
 		}
 		c = byUpstream
 	}
-	f := Failure{Reason: reasonOf(res.err), Repository: q.name, Reference: q.ref, Detail: fail(q.kind, res.err).detail}
-	if m, _, err := r.mirror(u); err == nil {
-		f.Registry = m.name
-	}
+	f := Failure{Reason: reasonOf(res.err), Registry: registry, Repository: q.name, Reference: q.ref, Detail: fail(q.kind, res.err).detail}
 	r.recent.add(c, f, now)
 }
 

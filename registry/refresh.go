@@ -28,8 +28,9 @@ type refresher struct {
 	m     *mirror
 	slots *semaphore.Weighted
 
-	mu   sync.Mutex // guards tags and what is in them
-	tags map[hotKey]*refreshedTag
+	mu      sync.Mutex // guards what follows, and what is in tags
+	tags    map[hotKey]*refreshedTag
+	stopped bool
 }
 
 type refreshedTag struct {
@@ -57,6 +58,9 @@ func (r *refresher) used(q *manifestRequest) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.stopped {
+		return
+	}
 	if len(r.tags) >= maxRefreshed {
 		r.dropOldest()
 	}
@@ -79,6 +83,17 @@ func (r *refresher) known(q *manifestRequest) bool {
 		t.used = time.Now()
 	}
 	return t != nil
+}
+
+// stop ends the checks. One that is under way ends by itself.
+func (r *refresher) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+	for _, t := range r.tags {
+		t.timer.Stop()
+	}
+	clear(r.tags)
 }
 
 // dropOldest forgets the tag that was used the longest ago. mu is held.

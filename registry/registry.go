@@ -2,7 +2,7 @@
 // and fills the store from upstream registries.
 //
 // A Registry is a thin mux: it parses a request (request.go) and passes it to the mirror of
-// the upstream that the request names (mirror.go). The mirror resolves the repository once,
+// the upstream that the request names (routes.go, mirror.go). The mirror resolves the repository once,
 // to a value that carries the policy in force and the admission (repo.go). Manifests are
 // answered from memory (hot.go), the store or upstream (manifest.go, tag.go); blobs from the
 // store, from a flight of package fetch that is filling it, or past it (blob.go); lists pass
@@ -17,7 +17,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/url"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -25,7 +26,6 @@ import (
 
 	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
-	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
@@ -34,31 +34,42 @@ import (
 // else means what its comment says.
 type Options struct {
 	Store     *storage.Store
-	Upstreams []Upstream // the first answers requests that name no registry
-	Policy    Policy
+	Upstreams []Upstream   // the first answers requests that name no registry
+	Policy    Policy       // of the upstreams that have none of their own; its Limits are those of all
 	Log       *slog.Logger // nil: slog.Default()
 }
 
 // Upstream is a registry that is cached.
 type Upstream struct {
-	upstream.Options // a nil Log is Options.Log
+	*upstream.Options // a nil Log is Options.Log; not changed once it is given to New or Configure
+
+	// Policy is that of this upstream, but for its Limits. nil: the Policy of all.
+	Policy *Policy
 
 	// Source puts something in front of the registry, from which tags, manifests and blobs
 	// then come. It is given the registry itself as a source. nil: nothing.
 	Source func(fetch.Source) fetch.Source
 }
 
+// policy is the policy of the upstream, if that of all is p.
+func (u *Upstream) policy(p Policy) Policy {
+	if u.Policy != nil {
+		return *u.Policy
+	}
+	return p
+}
+
 // Registry is the pull API and the pull-through policy in one http.Handler.
 // All methods are safe for concurrent use.
 type Registry struct {
 	*shared
-	mirrors     []*mirror          // the first answers requests that name no registry
-	byNamespace map[string]*mirror // by the values of the parameter ns; immutable
-	recent      recent             // what clients have not got lately
-}
+	routes atomic.Pointer[routes]
+	recent recent // what clients have not got lately
 
-// aliases are other values of ns that mean a registry.
-var aliases = map[string][]string{"docker.io": {"index.docker.io", "registry-1.docker.io"}}
+	configuring sync.Mutex                    // held by Configure
+	counting    sync.Mutex                    // guards counted; no other lock is taken under it
+	counted     map[string]*upstream.Counters // by the names of all upstreams since the start
+}
 
 // New returns a Registry that serves o.Store and fetches what it lacks from o.Upstreams.
 // It makes no request: a server starts whether or not its upstreams can be reached.
@@ -68,24 +79,8 @@ func New(o Options) (*Registry, error) {
 	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, askers: &askers{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
 	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks}
 	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
-	r := &Registry{shared: s, byNamespace: map[string]*mirror{}}
-	if len(o.Upstreams) == 0 {
-		return nil, errors.New("no upstream is configured")
-	}
-	for _, u := range o.Upstreams {
-		m, err := newMirror(u, s)
-		if err != nil {
-			return nil, err
-		}
-		for _, ns := range append([]string{m.name}, aliases[m.name]...) {
-			if r.byNamespace[ns] != nil {
-				return nil, errors.New("two upstreams have the name " + ns)
-			}
-			r.byNamespace[ns] = m
-		}
-		r.mirrors = append(r.mirrors, m)
-	}
-	if err := r.SetPolicy(o.Policy); err != nil {
+	r := &Registry{shared: s, counted: map[string]*upstream.Counters{}}
+	if err := r.Configure(o.Upstreams, o.Policy); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -94,23 +89,9 @@ func New(o Options) (*Registry, error) {
 // Introduce asks the upstreams in the background how they want to be authenticated to, which
 // spares the first pull a round trip and a connection. Nothing depends on the answer.
 func (r *Registry) Introduce() {
-	for _, m := range r.mirrors {
+	for _, m := range r.routes.Load().mirrors {
 		m.learn()
 	}
-}
-
-// SetPolicy replaces the policy for the requests that come after it.
-// An invalid pattern is an error, and then nothing changes.
-func (r *Registry) SetPolicy(p Policy) error {
-	next, err := newPolicy(p)
-	if err != nil {
-		return err
-	}
-	r.pool.SetLimits(p.Limits)
-	for _, m := range r.mirrors {
-		m.setPolicy(next)
-	}
-	return nil
 }
 
 // Close ends all fetches, keeping what has arrived for the next start, and waits for
@@ -145,9 +126,13 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		http.NewResponseController(w).SetReadDeadline(start.Add(bodyDeadline))
 	}
 	q, err := parse(req.URL.Path)
+	m, named, unrouted := r.routes.Load().mirror(req.URL, &q)
+	if err = cmp.Or(err, unrouted); err == nil {
+		err = q.finish(m)
+	}
 	res := result{err: err}
 	if err == nil {
-		res = r.serve(w, req, &q)
+		res = r.serve(w, req, &q, m, named)
 	}
 	switch {
 	case res.status != 0 || res.err == nil:
@@ -166,8 +151,12 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 		r.counters.count(q.kind, &res, first.Sub(start))
 	}
-	r.noteFailure(req.URL, &q, &res, end)
-	r.access(req, &q, &res, start, end)
+	registry := ""
+	if m != nil {
+		registry = m.name
+	}
+	r.noteFailure(registry, &q, &res, end)
+	r.access(req, registry, &q, &res, start, end)
 	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
 	}
@@ -183,20 +172,13 @@ var apiVersion = []string{"registry/2.0"}
 const statusClientGone = 499
 
 // serve answers, or returns an error with status 0.
-func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request) result {
+func (r *Registry) serve(w http.ResponseWriter, req *http.Request, q *request, m *mirror, named bool) result {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		return result{err: &failure{status: http.StatusMethodNotAllowed, code: errcode.ErrorCodeUnsupported, detail: "this is a pull-through cache: it only reads"}}
 	}
-	m, named, err := r.mirror(req.URL)
-	if err != nil {
-		return result{err: err}
-	}
 	if named {
 		w.Header().Set("Oci-Namespace", m.name)
-	}
-	if q.name != "" && !name.CanExist(m.client.Host(), q.name) {
-		return result{err: impossibleName} // and the upstream isn't asked
 	}
 	if q.kind == manifest {
 		if res, ok := m.serveHot(w, req, q); ok {
@@ -229,31 +211,6 @@ func (r *Registry) serveKind(w http.ResponseWriter, req *http.Request, q *reques
 	return servePing(w, req)
 }
 
-// mirror returns the mirror that a request is for, by the parameter ns that containerd and
-// Docker 28 and later send; named reports whether there was one.
-// Errors: *failure, when the namespace isn't configured.
-func (r *Registry) mirror(u *url.URL) (m *mirror, named bool, err error) {
-	if u.RawQuery == "" {
-		return r.mirrors[0], false, nil
-	}
-	query := u.Query()
-	if !query.Has("ns") {
-		return r.mirrors[0], false, nil
-	}
-	ns := query.Get("ns")
-	if m = r.byNamespace[ns]; m == nil {
-		return nil, true, &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, policy: true, detail: "this cache does not serve " + short(ns)}
-	}
-	return m, true, nil
-}
-
-func short(s string) string {
-	if len(s) > 100 {
-		return s[:100] + "…"
-	}
-	return s
-}
-
 // servePing answers the request by which clients find out whether this is a registry.
 func servePing(w http.ResponseWriter, req *http.Request) result {
 	w.Header()["Content-Type"] = []string{"application/json"}
@@ -269,7 +226,7 @@ func servePing(w http.ResponseWriter, req *http.Request) result {
 const AccessLine = "request"
 
 // access writes the access log: one line per request.
-func (r *Registry) access(req *http.Request, q *request, res *result, start, end time.Time) {
+func (r *Registry) access(req *http.Request, registry string, q *request, res *result, start, end time.Time) {
 	took := end.Sub(start)
 	level := slog.LevelInfo
 	f, failed := errors.AsType[*failure](res.err)
@@ -280,9 +237,9 @@ func (r *Registry) access(req *http.Request, q *request, res *result, start, end
 	if !r.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 10)
+	attrs := make([]slog.Attr, 0, 11)
 	attrs = append(attrs, slog.String("method", req.Method), slog.String("kind", q.kind.String()),
-		slog.String("repository", q.name), slog.String("reference", q.ref), slog.Int("status", res.status),
+		slog.String("registry", registry), slog.String("repository", q.name), slog.String("reference", q.ref), slog.Int("status", res.status),
 		slog.String("cache", string(res.outcome)), slog.Int64("bytes", res.sent), slog.Float64("took_ms", float64(took.Round(time.Microsecond))/1e6),
 		slog.String("client", req.RemoteAddr))
 	if failed {

@@ -31,7 +31,8 @@ func (k kind) String() string {
 // request is a parsed pull request.
 type request struct {
 	kind   kind
-	name   string        // repository, at least two components: "library/redis"
+	name   string        // repository, as its registry has it once finish has seen it: "library/redis"
+	prefix string        // the registry that the path names before the repository, or ""
 	ref    string        // manifest: tag or digest; blob, referrers: digest
 	digest digest.Digest // ref, when it is one
 }
@@ -41,8 +42,9 @@ type request struct {
 // holds it against that router. referrers, which the router lacks, is a route of the
 // OCI distribution-spec 1.1.
 //
-// Errors are *failure: 404 for what is no path of the API, NAME_INVALID, TAG_INVALID,
-// DIGEST_INVALID.
+// It doesn't look at the name, which begins with a registry perhaps: see finish.
+//
+// Errors are *failure: 404 for what is no path of the API, TAG_INVALID, DIGEST_INVALID.
 func parse(path string) (request, error) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	switch {
@@ -54,7 +56,7 @@ func parse(path string) (request, error) {
 		return request{}, notFound
 	}
 	if repository, ok := strings.CutSuffix(rest, "/tags/list"); ok {
-		return finish(request{kind: tags, name: repository})
+		return request{kind: tags, name: repository}, nil
 	}
 	rest, ref, _ := cutLast(rest)
 	repository, route, _ := cutLast(rest)
@@ -66,7 +68,7 @@ func parse(path string) (request, error) {
 			if !name.ValidTag(ref) {
 				return q, invalid(errcode.ErrorCodeTagInvalid, ref)
 			}
-			return finish(q)
+			return q, nil
 		}
 	case "blobs":
 		q.kind = blob
@@ -79,16 +81,26 @@ func parse(path string) (request, error) {
 	if !name.ValidDigest(ref) {
 		return q, invalid(errcode.ErrorCodeDigestInvalid, ref)
 	}
-	return finish(q)
+	return q, nil
 }
 
-// finish checks the name and makes it whole.
-func finish(q request) (request, error) {
-	q.name = name.WithLibrary(q.name)
-	if !name.ValidRepository(q.name) {
-		return q, invalid(errcode.ErrorCodeNameInvalid, q.name)
+// finish checks the name, and makes it whole as the mirror's registry has it. It is called once the
+// registry has been cut off.
+// Errors: *failure.
+func (q *request) finish(m *mirror) error {
+	if q.kind == ping || q.kind == catalog {
+		return nil
 	}
-	return q, nil
+	if m.hub {
+		q.name = name.WithLibrary(q.name)
+	}
+	if !name.ValidRepository(q.name) {
+		return invalid(errcode.ErrorCodeNameInvalid, q.name)
+	}
+	if !name.CanExist(m.client.Host(), q.name) {
+		return impossibleName // and the upstream isn't asked
+	}
+	return nil
 }
 
 func cutLast(s string) (before, after string, ok bool) {

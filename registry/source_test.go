@@ -171,7 +171,7 @@ func TestMirrorsShareOnlyBytes(t *testing.T) {
 	t.Cleanup(other.Close)
 	l := newLab(t, labOptions{anonymous: true, options: func(o *registry.Options) {
 		u, _ := url.Parse(other.RegistryURL())
-		o.Upstreams = append(o.Upstreams, registry.Upstream{Options: upstream.Options{Name: "other.example", URL: u, Transport: other.Transport()}})
+		o.Upstreams = append(o.Upstreams, registry.Upstream{Options: &upstream.Options{Name: "other.example", URL: u, Transport: other.Transport()}})
 	}})
 	hub := l.hub
 	get := func(path, ns string) *httptest.ResponseRecorder {

@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -82,18 +84,27 @@ func (r *Registry) Stats() Stats {
 		Recent: r.recent.list(),
 	}
 	s.Served, s.Hit = r.counters.bytes()
-	for _, m := range r.mirrors {
-		u := m.client.Stats()
-		s.Fetched += u.Fetched
-		s.Manifest.Fetched += u.Manifests
-		s.Blob.Fetched += u.Fetched - u.Manifests
-		s.Resumes += u.Resumes
-		s.Upstreams = append(s.Upstreams, u)
+	for _, c := range r.allCounters() {
+		manifests, blobs := c.Bytes()
+		s.Fetched += manifests + blobs
+		s.Manifest.Fetched += manifests
+		s.Blob.Fetched += blobs
+		s.Resumes += c.Resumes()
+	}
+	for _, m := range r.routes.Load().mirrors {
+		s.Upstreams = append(s.Upstreams, m.client.Stats())
 		n, oldest := m.overdue.stats(time.Now())
 		s.OverdueVisibilities += n
 		s.OldestVisibility = max(s.OldestVisibility, oldest)
 	}
 	return s
+}
+
+// allCounters are those of all upstreams since the start.
+func (r *Registry) allCounters() []*upstream.Counters {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	return slices.Collect(maps.Values(r.counted))
 }
 
 // counters are the requests of all mirrors. Clients of upstreams and the pool count for

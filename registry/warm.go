@@ -168,7 +168,7 @@ func (j *warmJob) image(ctx context.Context, ref name.Reference) Warmed {
 // Errors: ErrUnserved.
 func (r *Registry) mirrorOf(ref name.Reference) (m *mirror, repository string, err error) {
 	host, repository, _ := strings.Cut(ref.Repository, "/")
-	if m = r.byNamespace[host]; m == nil {
+	if m = r.routes.Load().byName[host]; m == nil {
 		return nil, "", fmt.Errorf("%w: %s", ErrUnserved, host)
 	}
 	return m, repository, nil

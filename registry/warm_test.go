@@ -165,8 +165,8 @@ func TestWarmSaysWhatKeepsAnImageAway(t *testing.T) {
 		}{
 			{"ghcr.io/org/app:1", registry.ErrUnserved, "this cache does not serve its registry: ghcr.io"},
 			{"denied/app:1", nil, "not allowed by this cache's settings"},
-			{"org/private:1", nil, "unknown, or private and not named in upstream.private"},
-			{"library/none:1", nil, "unknown, or private and not named in upstream.private"},
+			{"org/private:1", nil, "unknown, or private and not named in the setting private of its registry"},
+			{"library/none:1", nil, "unknown, or private and not named in the setting private of its registry"},
 			{"library/multi:2", nil, "has no such thing (HTTP 404)"},
 			{"library/multi@" + string(digest.FromString("none")), nil, "has no such thing (HTTP 404)"},
 			{"library/multi:1", nil, "there is none for linux/riscv64, but for linux/amd64, linux/arm/v7"},

@@ -54,21 +54,29 @@ type Options struct {
 	// counts only while one of them is granted. nil: those that were read since the start.
 	Public func() []string
 
-	Log *slog.Logger // nil: slog.Default()
+	Counters *Counters    // nil: new ones
+	Log      *slog.Logger // nil: slog.Default()
 }
 
 // Client talks to an upstream registry. All methods are safe for concurrent use.
 type Client struct {
-	name   string // "docker.io"
-	base   *url.URL
-	auth   *auth.Transport
-	cred   *auth.File // nil: anonymous
-	dialer dialer
-	health health
-	quota  quota
-	record record
-	log    *slog.Logger
+	name      string // "docker.io"
+	base      *url.URL
+	auth      *auth.Transport
+	transport http.RoundTripper // carries the requests of auth
+	cred      *auth.File        // nil: anonymous
+	dialer    dialer
+	health    health
+	quota     quota
+	record    record
+	log       *slog.Logger
 
+	*Counters
+}
+
+// Counters count what goes on at an upstream. A client that takes the place of another one may take
+// over its counters. The zero value has counted nothing. All methods are safe for concurrent use.
+type Counters struct {
 	requests      atomic.Int64
 	blobBytes     atomic.Int64 // of bodies
 	manifestBytes atomic.Int64 // of bodies
@@ -76,10 +84,18 @@ type Client struct {
 	responses     [6]atomic.Int64 // by the first digit of the status; 0: no answer
 }
 
+// Bytes returns how many bytes of bodies were fetched.
+func (c *Counters) Bytes() (manifests, blobs int64) {
+	return c.manifestBytes.Load(), c.blobBytes.Load()
+}
+
+// Resumes returns how many bodies were continued by Range.
+func (c *Counters) Resumes() int64 { return c.resumes.Load() }
+
 // New returns a Client. It makes no request.
 // Errors: a URL that no registry can have.
 func New(o Options) (*Client, error) {
-	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential, log: cmp.Or(o.Log, slog.Default())}
+	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential, log: cmp.Or(o.Log, slog.Default()), Counters: cmp.Or(o.Counters, &Counters{})}
 	if c.base == nil || c.base.Host == "" || c.base.Scheme != "http" && c.base.Scheme != "https" {
 		return nil, errors.New("the upstream needs an http or https URL")
 	}
@@ -93,17 +109,21 @@ func New(o Options) (*Client, error) {
 		base = newTransport(&c.dialer, o.RootCAs)
 	}
 	c.health = newHealth(c.title())
+	c.transport = base
 	c.auth = &auth.Transport{Registry: c.base, Credential: c.cred, Base: base, Public: o.Public, Log: c.log}
 	return c, nil
 }
 
 // title is the upstream's name for people.
 func (c *Client) title() string {
-	if c.name == "docker.io" {
+	if c.hub() {
 		return "Docker Hub"
 	}
 	return c.name
 }
+
+// hub reports whether the upstream is Docker Hub, or takes its place: only its limits are known.
+func (c *Client) hub() bool { return c.name == "docker.io" }
 
 // Name returns the upstream's name, such as "docker.io".
 func (c *Client) Name() string { return c.name }
@@ -114,6 +134,9 @@ func (c *Client) Host() string { return c.base.Host }
 // HasCredential reports whether requests carry a credential, with which an upstream may
 // show what is private.
 func (c *Client) HasCredential() bool { return c.cred != nil }
+
+// CloseIdle closes the connections that carry nothing now. Requests may follow nevertheless.
+func (c *Client) CloseIdle() { closeIdle(c.transport) }
 
 // Learn asks the registry how it wants to be authenticated to, unless that is known: this
 // spares the first pull a round trip and a connection.
@@ -201,7 +224,9 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 		if c.health.answered(version) {
 			c.log.Info("the upstream answers again", "upstream", c.title())
 		}
-		c.quota.observe(resp.Header)
+		if c.hub() { // others may mean something else by these headers
+			c.quota.observe(resp.Header)
+		}
 	}
 	if s := resp.StatusCode; s < 400 || s == http.StatusRequestedRangeNotSatisfiable {
 		if l == pulls && s < 300 {
@@ -268,8 +293,9 @@ func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version 
 		e.Cause = Throttled
 		wait, _ := auth.ParseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 		which := l
-		// The pull limit answers JSON, and only for manifests; the abuse limit is plain text.
-		if l != pulls || strings.Contains(string(a.Body), "HAP429") {
+		// Docker Hub's pull limit answers JSON, and only for manifests; its abuse limit is plain
+		// text. Other registries limit requests of every kind.
+		if l != pulls || !c.hub() || strings.Contains(string(a.Body), "HAP429") {
 			which = abuse
 		}
 		e.RetryAfter = c.throttled(which, wait, version)

@@ -80,6 +80,19 @@ func (t byPatience) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.usual.RoundTrip(req)
 }
 
+// CloseIdleConnections closes the connections that carry nothing now.
+func (t byPatience) CloseIdleConnections() {
+	closeIdle(t.usual)
+	closeIdle(t.patient)
+}
+
+// closeIdle closes the connections of a transport that carry nothing now, if it can.
+func closeIdle(t http.RoundTripper) {
+	if c, ok := t.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
 // trustingTransport makes a new transport whenever other certificates are trusted. Connections
 // that were opened under the old ones only end what they have begun. It is safe for concurrent use.
 type trustingTransport struct {
@@ -95,6 +108,16 @@ type trustingTransport struct {
 // RoundTrip implements http.RoundTripper.
 func (t *trustingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.now(t.roots()).RoundTrip(req)
+}
+
+// CloseIdleConnections closes the connections that carry nothing now.
+func (t *trustingTransport) CloseIdleConnections() {
+	t.mu.Lock()
+	current := t.current
+	t.mu.Unlock()
+	if current != nil {
+		current.CloseIdleConnections()
+	}
 }
 
 // now returns the transport that trusts roots.

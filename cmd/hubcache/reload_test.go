@@ -43,14 +43,14 @@ func TestReloadTakesOverWhatCanChange(t *testing.T) {
 	if !denied("library/evil") || denied("library/good") {
 		t.Error("deny isn't in force at the start")
 	}
-	p.reload("budget: 2GiB\nlog: {level: info}\ndeny: [library/good]\nupstream: {url: 'http://127.0.0.1:2'}\n", "settings read again")
+	p.reload("budget: 2GiB\nlog: {level: info}\ndeny: [library/good]\nmetrics: {compat: true}\n", "settings read again")
 	if got := p.stats().Store.BudgetBytes; got != 2<<30 {
 		t.Errorf("the budget is %d", got)
 	}
 	if denied("library/evil") || !denied("library/good") {
 		t.Error("the new deny isn't in force")
 	}
-	if line := p.awaitLog("changes with the next start only"); !strings.Contains(line, `"upstream.url"`) {
+	if line := p.awaitLog("changes with the next start only"); !strings.Contains(line, `"metrics.compat"`) {
 		t.Errorf("what can't change: %s", line)
 	}
 	p.reload("budget: 2GiB\nlog: {level: info}\nlisten_allow: [127.0.0.2]\n", "settings read again")
@@ -84,7 +84,7 @@ func TestFaultySettingsChangeNothing(t *testing.T) {
 	for config, says := range map[string]string{
 		"budget: 2GiB\nbugdet: 3GiB\n":               ":2: bugdet: unknown setting",
 		"budget: 2GiB\nupstream: {username: jane}\n": "password_file is not",
-		"budget: 2GiB\ndeny: ['[']\n":                "deny",
+		"budget: 2GiB\ndeny: ['[']\n":                ":2: deny: ",
 		"budget: 2GiB\n  nonsense":                   "line 2",
 	} {
 		p.reload(config, "the old ones stay")

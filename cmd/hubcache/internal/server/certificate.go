@@ -139,10 +139,10 @@ type authorities struct {
 	pool *x509.CertPool
 }
 
-// newAuthorities reads a file of certificates.
-func newAuthorities(path string, log *slog.Logger) (*authorities, error) {
+// newAuthorities reads a file of certificates. setting is its key, for messages.
+func newAuthorities(path, setting string, log *slog.Logger) (*authorities, error) {
 	a := &authorities{}
-	a.rereadFiles = &rereadFiles{paths: []string{path}, what: "upstream.ca_file", log: log, use: func(pem [][]byte) error {
+	a.rereadFiles = &rereadFiles{paths: []string{path}, what: setting, log: log, use: func(pem [][]byte) error {
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem[0]) {
 			return fmt.Errorf("%s holds no certificate", path)
@@ -153,7 +153,7 @@ func newAuthorities(path string, log *slog.Logger) (*authorities, error) {
 		return nil
 	}}
 	if err := a.load(); err != nil {
-		return nil, fmt.Errorf("upstream.ca_file: %w", err)
+		return nil, fmt.Errorf("%s: %w", setting, err)
 	}
 	return a, nil
 }

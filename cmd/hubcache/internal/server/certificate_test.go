@@ -236,7 +236,7 @@ func TestNewAuthorityIsTrusted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		write(pem(1))
 		var log bytes.Buffer
-		a, err := newAuthorities(caFile, slog.New(slog.NewTextHandler(&log, nil)))
+		a, err := newAuthorities(caFile, "upstream.ca_file", slog.New(slog.NewTextHandler(&log, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,7 +260,7 @@ func TestNewAuthorityIsTrusted(t *testing.T) {
 		}
 	})
 	write("nothing")
-	if _, err := newAuthorities(caFile, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := newAuthorities(caFile, "upstream.ca_file", slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a start without authorities is no error")
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/registry"
 )
 
@@ -185,15 +186,19 @@ func (h *terminalHandler) access(l slog.Level, attrs []slog.Attr) string {
 		took = roughly(time.Duration(v.Float64() * float64(time.Millisecond)))
 	}
 	line := h.painted(colour, fmt.Sprintf("%-*s", outcomeColumn, outcome)) +
-		fmt.Sprintf(" %-*s %-*s %9s %7s  %s", imageColumn, image(text("repository"), text("reference")), kindColumn, what, sent, took, client)
+		fmt.Sprintf(" %-*s %-*s %9s %7s  %s", imageColumn, image(text("registry"), text("repository"), text("reference")), kindColumn, what, sent, took, client)
 	if e := text("error"); e != "" {
 		line += "  " + h.painted(colour, e)
 	}
 	return line
 }
 
-// image is a reference as people write it, with as much of a digest as docker shows.
-func image(repository, reference string) string {
+// image is a reference as people write it, with as much of a digest as docker shows. The name of
+// Docker Hub is left out.
+func image(registry, repository, reference string) string {
+	if registry != "" && registry != settings.Hub && repository != "" {
+		repository = registry + "/" + repository
+	}
 	_, hex, isDigest := strings.Cut(reference, ":")
 	switch {
 	case isDigest:

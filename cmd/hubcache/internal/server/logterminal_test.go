@@ -43,6 +43,8 @@ func TestLogOnATerminalIsForPeople(t *testing.T) {
 		request(log, slog.LevelInfo, "miss", "7", 200)
 		request(log, slog.LevelInfo, "revalidated", "sha256:eec60349ca39f235e760a8a967ba9811b85cb81b54a75346fbeeb81a92396d8a", 200)
 		request(log, slog.LevelInfo, "error", "nope", 404, "error", "there is no such tag")
+		request(log, slog.LevelInfo, "hit", "1", 200, "registry", "ghcr.io")
+		request(log, slog.LevelInfo, "hit", "1", 200, "registry", "docker.io")
 		log.Info("hubcache is ready", "listen", []string{"http://127.0.0.1:5000", "unix:/run/x"}, "budget", "20GiB")
 		log.With("a", 1).WithGroup("g").Warn("a warning", "error", errors.New("disk full"), "took", 3*time.Second)
 		log.Error("it failed", slog.Group("upstream", "host", "auth.docker.io"))
@@ -50,6 +52,8 @@ func TestLogOnATerminalIsForPeople(t *testing.T) {
 	want := `miss        library/redis:7                          manifest      700B     5ms  10.0.0.5
 revalidated library/redis@eec60349ca39               manifest      700B     5ms  10.0.0.5
 404         library/redis:nope                       manifest      700B     5ms  10.0.0.5  there is no such tag
+hit         ghcr.io/library/redis:1                  manifest      700B     5ms  10.0.0.5
+hit         library/redis:1                          manifest      700B     5ms  10.0.0.5
 hubcache is ready  listen=http://127.0.0.1:5000,unix:/run/x  budget=20GiB
 WARN a warning  a=1  g.error=disk full  g.took=3s
 ERROR it failed  upstream.host=auth.docker.io

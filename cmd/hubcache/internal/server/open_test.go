@@ -11,7 +11,7 @@ import (
 // has for callers who set none.
 func TestDefaultsAreThoseOfFetch(t *testing.T) {
 	s := settings.Default()
-	if got := policy(s).Limits; got != fetch.DefaultLimits() {
+	if got := limits(s); got != fetch.DefaultLimits() {
 		t.Errorf("limits %+v, fetch has %+v", got, fetch.DefaultLimits())
 	}
 }

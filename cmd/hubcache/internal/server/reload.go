@@ -9,6 +9,7 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/registry"
 )
 
 // reload reads settings, access token and certificates again. A fault in the settings
@@ -21,22 +22,12 @@ func (srv *server) reload() {
 	if err != nil {
 		srv.log.Error("the new settings can't be used; the old ones stay", "error", err)
 	}
-	if srv.cred != nil {
-		was := srv.cred.Version()
-		if err := srv.cred.Reload(); err != nil {
-			srv.log.Error("the access token can't be read; the last one stays in force", "error", err)
-		} else if srv.cred.Version() != was {
-			srv.log.Info("the access token has changed and is in use", "password_file", srv.cred.Path())
-		}
+	for _, c := range srv.connections {
+		c.reload(srv.log)
 	}
 	if srv.tls != nil {
 		if err := srv.tls.load(); err != nil {
 			srv.log.Error("the certificate can't be read; the last one stays in force", "error", err)
-		}
-	}
-	if srv.trusted != nil {
-		if err := srv.trusted.load(); err != nil {
-			srv.log.Error("upstream.ca_file can't be read; the last one stays in force", "error", err)
 		}
 	}
 	if err == nil {
@@ -62,9 +53,14 @@ func (srv *server) adopt() (changed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := srv.registry.SetPolicy(policy(now.Settings)); err != nil {
+	connections, err := connect(now.Settings, srv.connections, srv.log)
+	if err != nil {
 		return nil, err
 	}
+	if err := srv.registry.Configure(upstreams(now.Settings, connections), registry.Policy{Limits: limits(now.Settings)}); err != nil {
+		return nil, err
+	}
+	srv.connections = connections
 	changed = srv.changes(now, budget)
 	srv.settings = now
 	srv.showSettings()

@@ -112,7 +112,7 @@ func TestReloadSaysWhatHasChanged(t *testing.T) {
 	writeToken("dckr_pat_first")
 	base := fmt.Sprintf("data_dir: %s\nupstream: {username: jane, password_file: %s}\n", filepath.Join(dir, "data"), tokenFile)
 	r := startReloading(t, base+"budget: 10GiB\n")
-	r.cred.Version() // as the first request does
+	r.connections[0].cred.Version() // as the first request does
 	if log := r.reloadWith(base + "budget: 10GiB\n"); !strings.Contains(log, `msg="settings read again" changed=[]`) {
 		t.Errorf("nothing has changed, and the log says %s", log)
 	}

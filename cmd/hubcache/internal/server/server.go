@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -19,7 +20,6 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/hubcache/hubcache/admin"
-	"github.com/hubcache/hubcache/auth"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/disk"
 	"github.com/hubcache/hubcache/history"
@@ -48,14 +48,14 @@ type server struct {
 	store    *storage.Store
 	lister   *inventory.Lister
 	registry *registry.Registry
-	totals   *totals
-	keeper   *warm.Keeper // of what is kept warm
-	history  *history.Ring
-	cred     *auth.File   // nil: anonymous
-	tls      *keyPair     // nil: plain http
-	trusted  *authorities // nil: the system's
-	gate     *gate
-	started  time.Time
+
+	connections []*connection // of the registries, Docker Hub first
+	totals      *totals
+	keeper      *warm.Keeper // of what is kept warm
+	history     *history.Ring
+	tls         *keyPair // nil: plain http
+	gate        *gate
+	started     time.Time
 
 	stopping   atomic.Bool
 	lastReload atomic.Pointer[admin.LastReload]
@@ -113,21 +113,26 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 func (srv *server) greet(ls []listener) {
 	s := srv.settings
 	pull, adm, metrics := addresses(ls, pullSide), addresses(ls, adminSide), addresses(ls, metricsSide)
-	as := "anonymous"
-	if srv.cred != nil {
-		as = string(s.Upstream.Username)
-	}
+	upstreams := s.Upstreams()
+	hub := upstreams[0]
 	budget := srv.store.Budget()
 	line := []any{"version", srv.version, "listen", pull, "admin", adm, "data_dir", s.DataDir,
 		"budget", units.BytesSize(float64(budget)), "cached", units.BytesSize(float64(srv.store.Stats().Bytes)),
-		"upstream", s.Upstream.URL, "as", as}
+		"upstream", hub.URL, "as", cmp.Or(hub.Username, "anonymous")}
+	if len(upstreams) > 1 {
+		others := []string{}
+		for _, u := range upstreams[1:] {
+			others = append(others, u.Name)
+		}
+		line = append(line, "registries", others)
+	}
 	if len(metrics) > 0 {
 		line = append(line, "metrics", metrics)
 	}
 	srv.log.Info("hubcache is ready", line...)
 	srv.warn(s)
 	srv.warnBudget()
-	if srv.cred == nil {
+	if hub.Username == "" {
 		srv.log.Warn("no access token is configured: pulls count against the small anonymous quota of this address (upstream.username, upstream.password_file)")
 	}
 }

@@ -18,9 +18,6 @@ func (srv *server) show(ls []listener) {
 		doc.User = u.Username
 	}
 	doc.Listen, doc.Admin = addresses(ls, pullSide), addresses(ls, adminSide)
-	if srv.cred != nil {
-		doc.PasswordFile = srv.cred.Path()
-	}
 	srv.shown.Store(&doc)
 	srv.showSettings()
 }
@@ -42,7 +39,10 @@ func (srv *server) showSettings() {
 	if was := srv.shown.Load(); was != nil {
 		doc = *was
 	}
-	doc.File, doc.Settings = srv.settings.File, nil
+	doc.File, doc.Settings, doc.PasswordFile = srv.settings.File, nil, ""
+	if hub := srv.connections[0]; hub.cred != nil {
+		doc.PasswordFile = hub.cred.Path()
+	}
 	for _, s := range srv.settings.Show() {
 		doc.Settings = append(doc.Settings, admin.Setting(s))
 	}

@@ -115,13 +115,29 @@ func (l *Loader) Load() (*Loaded, error) {
 		err = errors.Join(s.check(), s.checkRegistries())
 	}
 	if err == nil && l.Check != nil {
-		err = l.Check(s.Settings)
+		err = s.placed(l.Check(s.Settings))
 	}
 	if err != nil {
 		return nil, UsageError{err}
 	}
 	s.warnings = append(s.warnings, s.doubts()...)
 	return s, nil
+}
+
+// KeyError is what a Loader's Check finds wrong with one setting.
+type KeyError struct {
+	Key  string
+	Text string
+}
+
+func (e *KeyError) Error() string { return e.Key + ": " + e.Text }
+
+// placed puts the line of the setting in front of a KeyError.
+func (s *Loaded) placed(err error) error {
+	if e, ok := errors.AsType[*KeyError](err); ok {
+		return fmt.Errorf("%s%w", s.at(e.Key), err)
+	}
+	return err
 }
 
 // gather puts the settings together without checking them.

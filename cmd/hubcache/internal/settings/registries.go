@@ -89,6 +89,17 @@ type Upstream struct {
 	OnGone       OnGone
 	Rules        []TagRule
 	QuotaReserve Percent
+
+	own map[string]bool // which of allow, deny and tags.rules are the entry's own
+}
+
+// KeyOf returns the key of one of the registry's settings, such as "private" or "tags.rules". It is
+// the top-level one where the registry has none of its own.
+func (u Upstream) KeyOf(setting string) string {
+	if own := u.own[setting]; own || setting == "private" {
+		return u.Key + "." + setting
+	}
+	return setting
 }
 
 // Upstreams returns all registries that are cached: Docker Hub first, then the others by name.
@@ -145,7 +156,8 @@ func (s *Settings) registry(registry string) Upstream {
 		u.NegativeTTL = *d
 	}
 	u.OnGone = cmp.Or(OnGone(r.Tags.OnGone), u.OnGone)
-	if len(r.Tags.Rules) > 0 {
+	u.own = map[string]bool{"allow": len(r.Allow) > 0, "deny": len(r.Deny) > 0, "tags.rules": len(r.Tags.Rules) > 0}
+	if u.own["tags.rules"] {
 		u.Rules = r.Tags.Rules
 	}
 	if p := r.Quota.Reserve.P; p != nil {
