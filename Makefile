@@ -62,8 +62,9 @@ endif
 	CGO_ENABLED=1 LO_ONLY=$(LO_ONLY) $(GO) test -race -timeout 30m $(if $(LO_ONLY),-exec '"$(CURDIR)/bin/lo-only"') ./...
 
 .PHONY: integration
-integration: build ## real dockerd, swarm, skopeo, podman, containerd, nix, systemd
+integration: build ## real dockerd, swarm, skopeo, podman, containerd, nix, systemd, helm
 	$(GO) test -tags integration -count 1 -timeout 90m ./integration/...
+	$(GO) -C integration/chart test -count 1 ./...
 
 .PHONY: vuln
 vuln: ## known vulnerabilities, where their database can be reached

@@ -36,6 +36,15 @@ func TestRecipeIsWhole(t *testing.T) {
 	if !slices.Contains(files, dir+"release/"+version) {
 		t.Errorf("no release note for version %s", version)
 	}
+	var chart struct {
+		AppVersion string `yaml:"appVersion"`
+	}
+	if err := yaml.Unmarshal([]byte(read(t, "packaging/helm/hubcache/Chart.yaml")), &chart); err != nil {
+		t.Fatal(err)
+	}
+	if chart.AppVersion != tag {
+		t.Errorf("the recipe's image is %s, and the Helm chart's %s", tag, chart.AppVersion)
+	}
 	for name, config := range compose.Configs {
 		variable := strings.ToUpper(name) + "_VERSION"
 		if !strings.HasSuffix(config.Name, "${"+variable+"}") || !strings.Contains(read(t, dir+"abra.sh"), "export "+variable+"=v") {
