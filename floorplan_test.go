@@ -34,6 +34,8 @@ var floors = map[string][]string{
 	"upstream":        {"answer", "auth", "cooldown"},
 	"content":         {"storage"},
 	"fetch":           {"content", "cooldown", "slots", "storage"},
+	"tier/bucket":     {},
+	"tier/lease":      {},
 	"registry":        {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
 	"inventory":       {"image", "name", "storage"},
 	"transfer":        {"image", "name", "storage"},

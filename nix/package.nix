@@ -40,6 +40,7 @@ buildGoModule (finalAttrs: {
       ../registry
       ../slots
       ../storage
+      ../tier
       ../transfer
       ../upstream
       ../warm
@@ -52,7 +53,7 @@ buildGoModule (finalAttrs: {
   };
 
   # Written by nix/update-vendor-hash.
-  vendorHash = "sha256-OHmbtHgt3behA+Yd+7cid/5MTduhfJj5Ci6dhMyid/o=";
+  vendorHash = "sha256-79wqSMH54HOlCc7hjrl6Mi+haY/6agN+pI2m+3iW17c=";
 
   env.CGO_ENABLED = 0;
   # These need root and a Docker daemon. The tests of the other packages need only
