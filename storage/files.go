@@ -76,7 +76,7 @@ func (f *files) state(d digest.Digest) (s state, coming bool) {
 // adopt adds an entry and a record for the file of d, which the index doesn't know. Its digest is
 // checked when it is first read. A file that is coming in or leaving is left alone.
 func (f *files) adopt(d digest.Digest, fi fs.FileInfo) {
-	r := record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
+	r := adoptedRecord(fi)
 	used := f.lastUse(d, fi, time.Now().UnixNano())
 	f.mu.Lock()
 	adopted := f.ingests[d] == nil && f.room.adopt(r.entry(d, used))
@@ -85,6 +85,11 @@ func (f *files) adopt(d digest.Digest, fi fs.FileInfo) {
 		f.catalogue.setRecord(d, r)
 		f.catalogue.setUse(d, time.Unix(0, used))
 	}
+}
+
+// adoptedRecord is the record of a file that the index doesn't know.
+func adoptedRecord(fi fs.FileInfo) record {
+	return record{fileID: fileIDOf(fi), unverified: true, private: fi.Mode().Perm()&privateBit != 0}
 }
 
 // The modes of blobs' files. That a blob came through a private repository is in the mode of

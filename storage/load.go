@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -254,21 +255,26 @@ func (h *housekeeping) loadPartials() {
 // of tags and visibility.
 func (h *housekeeping) rebuild() error {
 	start := time.Now()
-	type found struct {
-		d    digest.Digest
-		fi   fs.FileInfo
-		used int64
-	}
-	var blobs []found
-	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) {
-		blobs = append(blobs, found{d, fi, h.files.lastUse(d, fi, start.UnixNano())})
+	var entries []lastUse
+	before := h.room.count()                                                // of a rebuilding that was cut short
+	err := h.files.walk(h.stopping, func(d digest.Digest, fi fs.FileInfo) { // in the order of their keys
+		if h.room.state(d).cached {
+			return
+		}
+		used := h.files.lastUse(d, fi, start.UnixNano())
+		r := adoptedRecord(fi)
+		entries = append(entries, lastUse{used, r.entry(d, used)})
+		h.catalogue.setRecord(d, r)
+		h.catalogue.setUse(d, time.Unix(0, used))
+		h.flushMany()
 	})
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(blobs, func(a, b found) int { return cmp.Compare(a.used, b.used) })
-	for _, b := range blobs {
-		h.files.adopt(b.d, b.fi)
+	blobs := len(entries)
+	h.loadEntries(entries)
+	if before > 0 {
+		h.room.reorderAll()
 	}
 	repos := 0
 	err = h.faults.walkReadable(h.files.layout.repos(), func(path string, file fs.DirEntry) error {
@@ -286,6 +292,7 @@ func (h *housekeeping) rebuild() error {
 			}
 			repos++
 			h.restore(repo)
+			h.flushMany()
 		}
 		return nil
 	})
@@ -294,10 +301,29 @@ func (h *housekeeping) rebuild() error {
 	}
 	h.catalogue.index.Set(bucketMeta, keyBuilt, []byte{1})
 	h.flush()
-	if len(blobs) > 0 || repos > 0 {
-		h.log.Info("index rebuilt", "blobs", len(blobs), "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
+	if blobs > 0 || repos > 0 {
+		h.log.Info("index rebuilt", "blobs", blobs, "repositories", repos, "took", time.Since(start).Round(time.Millisecond).String())
+	}
+	if blobs > manyBlobs {
+		debug.FreeOSMemory() // Go would keep what the files and folders took for minutes
 	}
 	return nil
+}
+
+const (
+	// manyChanges is how many changes of the index a rebuild keeps in memory: they take about 50 MB while
+	// they are written.
+	manyChanges = 50_000
+	// manyBlobs is from how many blobs on a rebuild leaves much garbage.
+	manyBlobs = 10_000
+)
+
+// flushMany writes the index when much is waiting, so that memory doesn't grow with the number of files.
+// What was written counts only once keyBuilt is.
+func (h *housekeeping) flushMany() {
+	if h.catalogue.index.Pending() >= manyChanges {
+		h.flush()
+	}
 }
 
 // restore puts back into the index what the file of a repository says.

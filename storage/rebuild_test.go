@@ -120,6 +120,63 @@ func TestDamageIsRememberedUntilTheIndexIsSetAside(t *testing.T) {
 	}
 }
 
+// TestRebuildIsWrittenInParts: a rebuild of a large store doesn't keep all changes in memory. One that is
+// cut short is begun anew, and all is there then, in the order of the last uses.
+func TestRebuildIsWrittenInParts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir, 100<<20)
+	most := 0
+	for n := range 2 * manyChanges {
+		s.catalogue.index.Set(bucketMeta, fmt.Appendf(nil, "x%d", n%(manyChanges+1)), []byte{1})
+		s.house.flushMany()
+		most = max(most, s.catalogue.index.Pending())
+	}
+	if most > manyChanges {
+		t.Errorf("%d changes were in memory at a time", most)
+	}
+	var ds []digest.Digest
+	for n := range 6 {
+		d := put(t, s, noise(uint64(60+n), 100))
+		ds = append(ds, d)
+		at := time.Now().Add(-time.Hour * time.Duration(1+n*5%6)) // in another order than they came
+		if err := os.Chtimes(s.files.layout.blob(d), at.Truncate(time.Second), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, s)
+	// As if the process had ended while it rebuilt the index: of two blobs it has the records.
+	x, err := index.Open(filepath.Join(dir, "index.db"), index.Options{Buckets: buckets})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Delete(bucketMeta, keyBuilt)
+	for _, d := range ds[2:] {
+		x.Delete(bucketBlobs, []byte(d))
+		x.Delete(bucketUses, []byte(d))
+	}
+	for n, d := range ds[:2] {
+		x.Set(bucketUses, []byte(d), encodeTime(time.Now().Add(-time.Hour*time.Duration(1+n*5%6))))
+	}
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, 100<<20)
+	var last time.Time
+	s.room.mu.Lock()
+	s.room.lru.All(func(e *entry) {
+		if at := time.Unix(0, e.Value.used); at.Before(last) {
+			t.Errorf("%s was used at %v, and is after what was used at %v", e.Key, at, last)
+		} else {
+			last = at
+		}
+	})
+	s.room.mu.Unlock()
+	for _, d := range ds {
+		get(t, s, d)
+	}
+}
+
 // TestWhatComesAfterDamageIsFoundAgain: the index is found damaged while it is in use. What comes in
 // until the restart is found again by the files.
 func TestWhatComesAfterDamageIsFoundAgain(t *testing.T) {

@@ -296,6 +296,13 @@ func (r *room) state(d digest.Digest) state {
 	return state{size: e.Size, cached: true, manifest: e.Value.has(isManifest)}
 }
 
+// count returns the number of whole entries.
+func (r *room) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lru.Usage().Entries
+}
+
 func (r *room) isPrivate(e *entry) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -169,6 +169,13 @@ func (r *room) recoverUses(later map[digest.Digest]int64) {
 	r.reorder(first)
 }
 
+// reorderAll puts all entries into the order of their last uses.
+func (r *room) reorderAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reorder(math.MinInt64)
+}
+
 // reorder puts the entries that were last used at the time first or later into the order of their
 // last uses. mu is held.
 func (r *room) reorder(first int64) {
