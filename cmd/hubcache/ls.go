@@ -1,17 +1,17 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/name"
@@ -45,17 +45,7 @@ A pattern is redis, redis:7*, library/* or ghcr.io/*/*. A * matches no slash.`,
 			if len(args) > 0 {
 				query.Set("pattern", args[0])
 			}
-			var doc admin.Images
-			if err := c.Do(cmd.Context(), http.MethodGet, "/api/v1/images?"+query.Encode(), nil, &doc); err != nil {
-				if adminclient.Status(err) == http.StatusBadRequest {
-					return settings.UsageError{Err: err}
-				}
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), doc)
-			}
-			return printImages(cmd.OutOrStdout(), doc, time.Now())
+			return list(cmd.Context(), c, "/api/v1/images?"+query.Encode(), cmd.OutOrStdout(), asJSON)
 		},
 	}
 	find = bindAdmin(cmd, l)
@@ -76,29 +66,24 @@ func shortReference(reference string) string {
 	return ref
 }
 
-// printImages prints the table, with bytes rounded to powers of 1024.
-func printImages(out io.Writer, doc admin.Images, now time.Time) error {
-	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	if len(doc.Images) > 0 {
-		fmt.Fprintln(w, "IMAGE\tSIZE\tSHARED\tSTATE\tPINNED\tPULLS\tLAST USE")
+// list prints the images that the server lists at path, as a table or as they come.
+func list(ctx context.Context, c *adminclient.Client, path string, out io.Writer, asJSON bool) error {
+	body, _, err := c.Download(ctx, path)
+	if adminclient.Status(err) == http.StatusBadRequest {
+		return settings.UsageError{Err: err}
 	}
-	for _, i := range doc.Images {
-		state := "complete"
-		if !i.Complete {
-			state = "partial"
-		}
-		pinned := "no"
-		switch {
-		case i.Protected:
-			pinned = "yes"
-		case i.Pinned:
-			pinned = "no room"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s ago\n", shortReference(i.Reference), human(i.Bytes), human(i.Shared), state, pinned, i.Pulls, inWords(now.Sub(i.LastUse)))
-	}
-	if err := w.Flush(); err != nil {
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "%s; %s of the cache belong to no image\n", plural(int64(doc.Total), "image"), human(doc.Other))
-	return err
+	defer body.Close()
+	if asJSON {
+		_, err := io.Copy(out, body)
+		return err
+	}
+	table := newImageTable(time.Now())
+	doc, err := readImages(bufio.NewReaderSize(body, 64<<10), table.add)
+	if err != nil {
+		return fmt.Errorf("the answer of %s: %w", c, err)
+	}
+	return table.print(out, doc)
 }
