@@ -37,14 +37,6 @@ type Image struct {
 	Checked   *time.Time `json:"checked"` // when the upstream last said what the tag names; null without a tag
 }
 
-// orders are the values of "sort"; the first is the default. Equal ones are ordered by name.
-var orders = map[string]func(a, b inventory.Image) int{
-	"name":     func(a, b inventory.Image) int { return 0 },
-	"last-use": func(a, b inventory.Image) int { return b.LastUse.Compare(a.LastUse) },  // newest first
-	"size":     func(a, b inventory.Image) int { return cmp.Compare(b.Size, a.Size) },   // largest first
-	"pulls":    func(a, b inventory.Image) int { return cmp.Compare(b.Pulls, a.Pulls) }, // most first
-}
-
 // images answers with the images that match "pattern", and whose references begin with "prefix",
 // whole or as people write them; ordered by "sort", at most "limit" of them, after the reference
 // "after".
@@ -55,9 +47,9 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 		refuse(http.StatusBadRequest, "pattern: "+err.Error()).ServeHTTP(w, req)
 		return
 	}
-	order, ok := orders[cmp.Or(q.Get("sort"), "name")]
-	if !ok {
-		refuse(http.StatusBadRequest, "sort is name, last-use, size or pulls").ServeHTTP(w, req)
+	sort := cmp.Or(q.Get("sort"), inventory.Orders[0])
+	if !slices.Contains(inventory.Orders, sort) {
+		refuse(http.StatusBadRequest, "sort is "+strings.Join(inventory.Orders[:3], ", ")+" or "+inventory.Orders[3]).ServeHTTP(w, req)
 		return
 	}
 	if text := q.Get("limit"); text != "" {
@@ -73,16 +65,16 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 		refuse(http.StatusInternalServerError, err.Error()).ServeHTTP(w, req)
 		return
 	}
-	var found []*inventory.Image // of a list that others read, too
-	for at := range all.Images {
-		if i := &all.Images[at]; i.Match(pattern) && i.HasPrefix(prefix) {
-			found = append(found, i)
-		}
+	found, _ := all.Sorted(sort)
+	if pattern != "" || prefix != "" {
+		found = slices.DeleteFunc(found, func(n int32) bool {
+			i := all.At(int(n))
+			return !i.Match(pattern) || !i.HasPrefix(prefix)
+		})
 	}
-	slices.SortStableFunc(found, func(a, b *inventory.Image) int { return order(*a, *b) })
 	doc := Images{Schema: Schema, Total: len(found), Other: all.Other, Images: []Image{}}
 	if after := q.Get("after"); after != "" {
-		at := slices.IndexFunc(found, func(i *inventory.Image) bool { return i.Reference() == after })
+		at := slices.IndexFunc(found, func(n int32) bool { return all.At(int(n)).Reference() == after })
 		if at < 0 {
 			refuse(http.StatusNotFound, after+" is not in the list any more; begin again").ServeHTTP(w, req)
 			return
@@ -91,13 +83,13 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 	}
 	if limit > 0 && len(found) > limit {
 		found = found[:limit]
-		doc.Next = found[limit-1].Reference()
+		doc.Next = all.At(int(found[limit-1])).Reference()
 	}
-	writeImages(w, doc, found)
+	writeImages(w, doc, all, found)
 }
 
-// writeImages writes doc with these images, one after the other: there may be 100,000.
-func writeImages(w http.ResponseWriter, doc Images, images []*inventory.Image) {
+// writeImages writes doc with these images of a list, in parts: there may be 100,000.
+func writeImages(w http.ResponseWriter, doc Images, all *inventory.List, places []int32) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	frame, err := json.MarshalIndent(doc, "", "  ")
@@ -105,23 +97,27 @@ func writeImages(w http.ResponseWriter, doc Images, images []*inventory.Image) {
 		panic(err)
 	}
 	head, tail, _ := strings.Cut(string(frame), `"images": []`)
-	write := func(s string) { w.Write([]byte(s)) } // an error means that the client has left
-	write(head + `"images": [`)
-	for n, i := range images {
+	out := append(make([]byte, 0, writeAtOnce+4<<10), head+`"images": [`...)
+	for n, at := range places {
 		if n > 0 {
-			write(",")
+			out = append(out, ',')
 		}
-		b, err := json.Marshal(imageOf(*i))
-		if err != nil {
-			panic(err)
+		out = appendImage(append(out, "\n    "...), imageOf(all.At(int(at))))
+		if len(out) >= writeAtOnce {
+			if _, err := w.Write(out); err != nil { // the client has left
+				return
+			}
+			out = out[:0]
 		}
-		write("\n    " + string(b))
 	}
-	if len(images) > 0 {
-		write("\n  ")
+	if len(places) > 0 {
+		out = append(out, "\n  "...)
 	}
-	write("]" + tail + "\n")
+	w.Write(append(out, "]"+tail+"\n"...))
 }
+
+// writeAtOnce, in bytes, is how much of a list is written together.
+const writeAtOnce = 64 << 10
 
 func imageOf(i inventory.Image) Image {
 	out := Image{
@@ -132,4 +128,43 @@ func imageOf(i inventory.Image) Image {
 		out.Checked = &i.Checked
 	}
 	return out
+}
+
+// appendImage appends an image as json.Marshal writes it, which takes a third of a second longer for
+// 100,000 of them.
+func appendImage(b []byte, i Image) []byte {
+	for _, text := range []string{i.Reference, i.Digest, i.MediaType} {
+		if !plain(text) {
+			all, err := json.Marshal(i)
+			if err != nil { // as above
+				panic(err)
+			}
+			return append(b, all...)
+		}
+	}
+	b = append(append(b, `{"reference":"`...), i.Reference...)
+	b = append(append(b, `","digest":"`...), i.Digest...)
+	b = append(append(b, `","media_type":"`...), i.MediaType...)
+	b = strconv.AppendInt(append(b, `","bytes":`...), i.Bytes, 10)
+	b = strconv.AppendInt(append(b, `,"shared_bytes":`...), i.Shared, 10)
+	b = strconv.AppendBool(append(b, `,"complete":`...), i.Complete)
+	b = strconv.AppendBool(append(b, `,"pinned":`...), i.Pinned)
+	b = strconv.AppendBool(append(b, `,"protected":`...), i.Protected)
+	b = strconv.AppendInt(append(b, `,"pulls":`...), i.Pulls, 10)
+	b = i.LastUse.AppendFormat(append(b, `,"last_use":"`...), time.RFC3339Nano)
+	if i.Checked == nil {
+		return append(b, `","checked":null}`...)
+	}
+	b = i.Checked.AppendFormat(append(b, `","checked":"`...), time.RFC3339Nano)
+	return append(b, `"}`...)
+}
+
+// plain reports whether a text is the same in JSON.
+func plain(text string) bool {
+	for n := range len(text) {
+		if c := text[n]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
 }

@@ -17,16 +17,16 @@ import (
 	"github.com/hubcache/hubcache/inventory"
 )
 
-// listing has three images, by name: org/app without a tag, redis:6 and redis:7.
+// listing has three images, by name: redis:6, redis:7, and org/app without a tag.
 func listing() Options {
 	o := idle()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	o.Images = func(context.Context) (*inventory.List, error) {
-		return &inventory.List{Other: 9, Images: []inventory.Image{
+		return inventory.NewList([]inventory.Image{
 			{Repository: "docker.io/org/app", Digest: digest.FromString("app"), MediaType: "m", Size: 30, Shared: 3, LastUse: at.Add(2 * time.Hour)},
 			{Repository: "docker.io/library/redis", Tag: "6", Digest: digest.FromString("6"), Size: 10, Complete: true, LastUse: at, Checked: at},
 			{Repository: "docker.io/library/redis", Tag: "7", Digest: digest.FromString("7"), Size: 20, Complete: true, Pulls: 5, LastUse: at.Add(time.Hour), Checked: at},
-		}}, nil
+		}, 9), nil
 	}
 	return o
 }
@@ -40,19 +40,19 @@ func TestImagesAreListedAsAskedFor(t *testing.T) {
 		total int
 		next  string
 	}{
-		{"", []string{app, six, seven}, 3, ""},
+		{"", []string{six, seven, app}, 3, ""},
 		{"sort=size", []string{app, seven, six}, 3, ""},
 		{"sort=last-use", []string{app, seven, six}, 3, ""},
 		{"pattern=redis", []string{six, seven}, 2, ""},
 		{"pattern=redis:7", []string{seven}, 1, ""},
 		{"pattern=nginx", nil, 0, ""},
-		{"sort=pulls", []string{seven, app, six}, 3, ""},
+		{"sort=pulls", []string{seven, six, app}, 3, ""},
 		{"prefix=redis:", []string{six, seven}, 2, ""},
 		{"prefix=library/redis:7", []string{seven}, 1, ""},
-		{"prefix=docker", []string{app, six, seven}, 3, ""},
-		{"limit=2", []string{app, six}, 3, six},
-		{"limit=2&after=" + url.QueryEscape(six), []string{seven}, 3, ""},
-		{"limit=3", []string{app, six, seven}, 3, ""},
+		{"prefix=docker", []string{six, seven, app}, 3, ""},
+		{"limit=2", []string{six, seven}, 3, seven},
+		{"limit=2&after=" + url.QueryEscape(seven), []string{app}, 3, ""},
+		{"limit=3", []string{six, seven, app}, 3, ""},
 	} {
 		w := httptest.NewRecorder()
 		req := httptest.NewRequest(http.MethodGet, "/api/v1/images?"+c.query, nil)
@@ -101,5 +101,24 @@ func TestImagesRefuseWhatTheyDontUnderstand(t *testing.T) {
 	req.Host = "evil.example"
 	if resp := ask(t, listing(), req); resp.StatusCode != http.StatusForbidden {
 		t.Errorf("a foreign Host: %s", resp.Status)
+	}
+}
+
+// TestImagesAreWrittenAsJSON: by hand as by encoding/json, whatever the strings are.
+func TestImagesAreWrittenAsJSON(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678_900_000, time.FixedZone("", 3600))
+	for _, i := range []Image{
+		{},
+		{Reference: "docker.io/library/redis:7", Digest: "sha256:ab", MediaType: "application/vnd.oci.image.index.v1+json", Bytes: 1 << 40, Shared: -1, Complete: true, Pulls: 9, LastUse: at, Checked: &at},
+		{Reference: "r", Pinned: true, Protected: true, LastUse: at.UTC()},
+		{MediaType: `a"b\c<d>&` + "\n\u00e9\u2028\xff"},
+	} {
+		want, err := json.Marshal(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := appendImage([]byte("x"), i); string(got) != "x"+string(want) {
+			t.Errorf("%s\nwant %s", got, want)
+		}
 	}
 }

@@ -69,6 +69,12 @@ func TestManyImages(t *testing.T) {
 	both.Wait()
 	t.Logf("two at once: memory %+d MiB, peak with mapped files %d MiB", (s.memory("RssAnon")-before)>>20, s.memory("VmHWM")>>20)
 	start := time.Now()
+	page, err := s.adminBody("/")
+	if rows := strings.Count(string(page), `<span class="name" title="`); err != nil || rows > 50 {
+		t.Errorf("%d images are on a page, %v", rows, err)
+	}
+	t.Logf("the dashboard          %5d ms", time.Since(start).Milliseconds())
+	start = time.Now()
 	if out := s.Command("ls"); !strings.Contains(out, fmt.Sprintf("\n%d images;", images)) {
 		t.Error("hubcache ls doesn't list all")
 	}
@@ -81,13 +87,7 @@ func TestManyImages(t *testing.T) {
 
 // images asks for the list, and returns it and its size in bytes.
 func (s *server) images(query string) (doc admin.Images, size int) {
-	resp, err := http.Get("http://" + s.Admin + "/api/v1/images?" + query)
-	if err != nil {
-		s.t.Error(err)
-		return doc, 0
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
+	b, err := s.adminBody("/api/v1/images?" + query)
 	if err != nil {
 		s.t.Error(err)
 	}
@@ -95,6 +95,16 @@ func (s *server) images(query string) (doc admin.Images, size int) {
 		s.t.Error(err)
 	}
 	return doc, len(b)
+}
+
+// adminBody asks the admin listener.
+func (s *server) adminBody(path string) ([]byte, error) {
+	resp, err := http.Get("http://" + s.Admin + path)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
 }
 
 // memory is a figure of the process in /proc, in bytes.

@@ -21,7 +21,7 @@ import (
 // Detail is all that the store knows of one image. All sizes are bytes.
 type Detail struct {
 	Image
-	Freed      int64               // the part of Size that no other image needs
+	Freed      int64               // what a purge frees: the part of Size that no other image needs, and what refers to the image
 	Visibility *storage.Visibility // nil: nobody has asked for it
 	Index      bool                // Manifests are those that it names; else it is the only one itself
 	Manifests  []Manifest
@@ -97,22 +97,32 @@ func Inspect(ctx context.Context, s *storage.Store, ref name.Reference) (*Detail
 	if err != nil {
 		return nil, err
 	}
-	one := newMaker(ctx, s)
-	found, err := one.visit(i.Digest, 0)
+	all, err := look(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	all, err := survey(ctx, s)
+	if err := all.addNeeds(); err != nil {
+		return nil, err
+	}
+	id, ok := all.find(storage.MarkOf(i.Digest))
+	if !ok {
+		return nil, notCached{ref, left}
+	}
+	var own []uint32 // blobs of the image
+	found, err := all.walk(id, "", func(id uint32) { own = append(own, id) })
 	if err != nil {
 		return nil, err
 	}
 	i.Complete = found.complete()
-	pinned := []Image{i}
-	if err := one.markPinned(pinned); err != nil {
+	pinned, err := pinsOf(s)
+	if err != nil {
 		return nil, err
 	}
-	d := &Detail{Image: pinned[0], Index: found.index}
-	others := d.share(one, all)
+	d := &Detail{Image: pinned.mark(i), Index: found.index}
+	others := d.share(own, all)
+	if err := d.free(id, all); err != nil {
+		return nil, err
+	}
 	v, err := s.Visibility(i.Repository)
 	switch {
 	case err == nil:
@@ -120,17 +130,20 @@ func Inspect(ctx context.Context, s *storage.Store, ref name.Reference) (*Detail
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	sources, err := one.sources()
+	sources, err := all.sources(own)
 	if err != nil {
 		return nil, err
 	}
-	e := examiner{maker: one, others: others, sources: sources}
+	e := examiner{survey: all, others: others, sources: sources}
 	if err := e.examine(image.Member{Digest: i.Digest}, 0); err != nil {
 		return nil, err
 	}
 	d.Manifests = e.manifests
 	return d, nil
 }
+
+// left says why an image isn't there whose tag or link is.
+const left = "its manifest has left the cache, or has never been here"
 
 // find finds the image that a reference names, without its sizes. Errors: notCached; that the index
 // can't be read.
@@ -152,7 +165,7 @@ func find(s *storage.Store, ref name.Reference) (Image, error) {
 	case ok && !e.Manifest:
 		return i, notCached{ref, "the digest is that of a layer or a config"}
 	case !ok || errors.Is(err, fs.ErrNotExist):
-		return i, notCached{ref, "its manifest has left the cache, or has never been here"}
+		return i, notCached{ref, left}
 	case err != nil:
 		return i, err
 	}
@@ -165,35 +178,30 @@ func find(s *storage.Store, ref name.Reference) (Image, error) {
 	return i, gone(err)
 }
 
-// share fills in what the image, which one has visited, takes and what it shares. It returns by how
+// share fills in what the image takes, which needs those blobs, and what it shares. It returns by how
 // many other images each blob is needed.
-func (d *Detail) share(one, all *maker) (others map[digest.Digest]int) {
-	others = map[digest.Digest]int{}
-	bytes := make([]int64, len(all.blobs)) // of those blobs that the image needs
-	listed := slices.ContainsFunc(all.images, func(i Image) bool { return i.Reference() == d.Reference() })
-	for blob, id := range one.ids {
-		size := one.blobs[id].size
-		d.Size += size
-		if id, ok := all.ids[blob]; ok {
-			bytes[id] = size
-			others[blob] = int(all.blobs[id].images)
-			if listed {
-				others[blob]--
-			}
-		}
-		if others[blob] > 0 {
-			d.Shared += size
-		} else {
-			d.Freed += size
+func (d *Detail) share(own []uint32, all *survey) (others map[uint32]int) {
+	others = map[uint32]int{}
+	listed := 0
+	if slices.ContainsFunc(all.images, d.is) {
+		listed = 1
+	}
+	for _, id := range own {
+		others[id] = int(all.blobs[id].images) - listed
+		d.Size += all.blobs[id].size
+		if others[id] > 0 {
+			d.Shared += all.blobs[id].size
 		}
 	}
 	for at := range all.images {
 		sum := int64(0)
 		for _, id := range all.needs(at) {
-			sum += bytes[id]
+			if _, ok := others[id]; ok {
+				sum += all.blobs[id].size
+			}
 		}
-		if ref := all.images[at].Reference(); sum > 0 && ref != d.Reference() {
-			d.Sharing = append(d.Sharing, Sharing{ref, sum})
+		if i := all.images[at]; sum > 0 && !d.is(i) {
+			d.Sharing = append(d.Sharing, Sharing{i.reference(), sum})
 		}
 	}
 	d.Sharers = len(d.Sharing)
@@ -202,13 +210,39 @@ func (d *Detail) share(one, all *maker) (others map[digest.Digest]int) {
 	return others
 }
 
-// sources returns the repositories under which the upstream has served the blobs that were visited,
-// or has answered for them.
-func (m *maker) sources() (map[digest.Digest][]string, error) {
-	sources := map[digest.Digest][]string{}
-	err := m.store.EachLink(func(repository string, d digest.Digest, l storage.Link) error {
-		if _, ok := m.ids[d]; ok && l.Confirmed && len(sources[d]) < maxSources {
-			sources[d] = append(sources[d], repository)
+// is reports whether it is about that image.
+func (d *Detail) is(i item) bool {
+	return i.repository == d.Repository && i.tag == d.Tag && (i.tag != "" || i.digest == d.Digest)
+}
+
+// free fills in what a purge of the image frees. id is its manifest.
+func (d *Detail) free(id uint32, all *survey) error {
+	goes := map[uint32]bool{}
+	if _, err := all.walk(id, d.Repository, func(id uint32) { goes[id] = true }); err != nil {
+		return err
+	}
+	if err := all.shared(goes, func(i *item) bool { return d.is(*i) }, func(_ *item, id uint32) { goes[id] = false }); err != nil {
+		return err
+	}
+	for id, alone := range goes {
+		if alone {
+			d.Freed += all.blobs[id].size
+		}
+	}
+	return nil
+}
+
+// sources returns the repositories under which the upstream has served some blobs, or has answered for
+// them.
+func (m *survey) sources(blobs []uint32) (map[uint32][]string, error) {
+	sources := map[uint32][]string{}
+	for _, id := range blobs {
+		sources[id] = nil
+	}
+	err := m.store.EachLinkMark(func(repository string, mark storage.Mark, confirmed bool) error {
+		id, ok := m.find(mark)
+		if have, of := sources[id]; ok && of && confirmed && len(have) < maxSources {
+			sources[id] = append(have, repository)
 		}
 		return m.ctx.Err()
 	})
@@ -217,9 +251,9 @@ func (m *maker) sources() (map[digest.Digest][]string, error) {
 
 // examiner describes the manifests of an image that the maker has visited.
 type examiner struct {
-	*maker
-	others    map[digest.Digest]int
-	sources   map[digest.Digest][]string
+	*survey
+	others    map[uint32]int
+	sources   map[uint32][]string
 	manifests []Manifest
 }
 
@@ -230,7 +264,7 @@ func (e *examiner) examine(m image.Member, depth int) error {
 		e.manifests = append(e.manifests, Manifest{Digest: m.Digest, Platform: m.Platform, Attests: m.Attests, State: Absent})
 		return e.ctx.Err()
 	}
-	body, err := e.body(m.Digest)
+	body, err := readBody(e.store, m.Digest)
 	if err != nil {
 		return err
 	}
@@ -247,7 +281,7 @@ func (e *examiner) examine(m image.Member, depth int) error {
 		return nil
 	}
 	d := Manifest{Digest: m.Digest, MediaType: mediaType, Platform: m.Platform, Attests: m.Attests, Size: entry.Size, Cached: entry.Size, State: Partial}
-	if e.known[m.Digest].complete() {
+	if of := e.of(m.Digest); of != nil && of.found.complete() {
 		d.State = Whole
 	}
 	types := mediaTypes(body)
@@ -267,7 +301,10 @@ func (e *examiner) examine(m image.Member, depth int) error {
 
 // part describes a config or a layer.
 func (e *examiner) part(c image.Child) Part {
-	p := Part{Digest: c.Digest, Config: c.Role == image.RoleConfig, State: Absent, Size: c.Size, Images: e.others[c.Digest], Repositories: e.sources[c.Digest]}
+	p := Part{Digest: c.Digest, Config: c.Role == image.RoleConfig, State: Absent, Size: c.Size}
+	if id, ok := e.find(storage.MarkOf(c.Digest)); ok {
+		p.Images, p.Repositories = e.others[id], e.sources[id]
+	}
 	if entry, ok := e.store.Entry(c.Digest); ok {
 		p.State, p.Size, p.Cached, p.Arrived = Whole, entry.Size, entry.Size, entry.Arrived
 	} else if have := e.store.Arrived(c.Digest); have > 0 {
@@ -278,7 +315,7 @@ func (e *examiner) part(c image.Child) Part {
 
 // platform reads the platform in the config of an image; nil if it says none.
 func (e *examiner) platform(config digest.Digest) *v1.Platform {
-	body, err := e.body(config)
+	body, err := readBody(e.store, config)
 	var p v1.Platform
 	if err != nil || json.Unmarshal(body, &p) != nil || p.OS == "" || p.Architecture == "" {
 		return nil
@@ -299,9 +336,9 @@ func mediaTypes(body []byte) map[digest.Digest]string {
 	return types
 }
 
-// body reads a cached manifest or config; nil if it has just left.
-func (m *maker) body(d digest.Digest) ([]byte, error) {
-	b, err := m.store.Open(d)
+// readBody reads a cached manifest or config; nil if it has just left.
+func readBody(s *storage.Store, d digest.Digest) ([]byte, error) {
+	b, err := s.Open(d)
 	if err != nil {
 		return nil, gone(err)
 	}

@@ -34,8 +34,8 @@ func TestListsAreSharedByThoseWhoWait(t *testing.T) {
 		<-lister.working
 		asked.Wait()
 		for _, list := range lists {
-			if list != lists[0] || len(list.Images) != 2 {
-				t.Errorf("%d images, or another list", len(list.Images))
+			if list != lists[0] || list.Len() != 2 {
+				t.Errorf("%d images, or another list", list.Len())
 			}
 		}
 		if next, err := lister.List(t.Context()); err != nil || next == lists[0] {
@@ -61,7 +61,7 @@ func TestNobodyWaitsForAListThatNobodyWants(t *testing.T) {
 		t.Error(err)
 	}
 	<-lister.working
-	if list, err := lister.List(t.Context()); err != nil || len(list.Images) != 1 {
+	if list, err := lister.List(t.Context()); err != nil || list.Len() != 1 {
 		t.Errorf("%v, %v", list, err)
 	}
 }

@@ -52,8 +52,8 @@ func (e *PartError) Error() string {
 // Errors: fs.ErrNotExist when nothing of it is cached; *PinnedError; *PartError for a digest that is
 // only a part of other images of the repository; ctx's; that the index can't be read.
 func PlanPurge(ctx context.Context, s *storage.Store, ref name.Reference, unpin bool) (*Purge, error) {
-	m := newMaker(ctx, s)
-	if err := m.collect(); err != nil {
+	m, err := look(ctx, s)
+	if err != nil {
 		return nil, err
 	}
 	targets, d, err := m.targets(ref)
@@ -62,9 +62,9 @@ func PlanPurge(ctx context.Context, s *storage.Store, ref name.Reference, unpin 
 	}
 	p := &Purge{removal: storage.Removal{Repository: ref.Repository}}
 	for _, i := range targets {
-		p.References = append(p.References, i.Reference())
-		if i.Tag != "" {
-			p.removal.Tags = append(p.removal.Tags, i.Tag)
+		p.References = append(p.References, i.reference())
+		if i.tag != "" {
+			p.removal.Tags = append(p.removal.Tags, i.tag)
 		}
 	}
 	pins, err := p.splitPins(s, ref, unpin)
@@ -82,18 +82,18 @@ func PlanPurge(ctx context.Context, s *storage.Store, ref name.Reference, unpin 
 }
 
 // targets returns the images that a reference means, and their digest.
-func (m *maker) targets(ref name.Reference) (targets []Image, d digest.Digest, err error) {
+func (m *survey) targets(ref name.Reference) (targets []item, d digest.Digest, err error) {
 	for _, i := range m.images {
-		if i.Repository == ref.Repository && (ref.Tag != "" && i.Tag == ref.Tag || ref.Digest != "" && i.Digest == ref.Digest) {
+		if i.repository == ref.Repository && (ref.Tag != "" && i.tag == ref.Tag || ref.Digest != "" && i.digest == ref.Digest) {
 			targets = append(targets, i)
 		}
 	}
 	if len(targets) > 0 {
-		return targets, targets[0].Digest, nil
+		return targets, targets[0].digest, nil
 	}
 	if ref.Tag != "" {
 		t, err := m.store.Tag(ref.Repository, ref.Tag) // its manifest has left
-		return []Image{{Repository: ref.Repository, Tag: ref.Tag}}, t.Digest, err
+		return []item{{repository: ref.Repository, tag: ref.Tag}}, t.Digest, err
 	}
 	if _, err := m.store.Link(ref.Repository, ref.Digest); err != nil {
 		return nil, "", err
@@ -103,19 +103,19 @@ func (m *maker) targets(ref name.Reference) (targets []Image, d digest.Digest, e
 	}
 	var of []string
 	for _, i := range m.images {
-		if i.Repository != ref.Repository {
+		if i.repository != ref.Repository {
 			continue
 		}
-		c, err := m.store.Closure(i.Repository, i.Digest)
+		c, err := m.store.Closure(i.repository, i.digest)
 		if err != nil {
 			return nil, "", err
 		}
 		if _, ok := c[ref.Digest]; ok {
-			of = append(of, i.Reference())
+			of = append(of, i.reference())
 		}
 	}
 	if len(of) == 0 {
-		return []Image{{Repository: ref.Repository, Digest: ref.Digest}}, ref.Digest, nil
+		return []item{{repository: ref.Repository, digest: ref.Digest}}, ref.Digest, nil
 	}
 	return nil, "", &PartError{of}
 }
@@ -143,38 +143,41 @@ func (p *Purge) splitPins(s *storage.Store, ref name.Reference, unpin bool) (oth
 
 // keep finds out which of the blobs that go other images and pins need, and which links of the
 // repository. What isn't needed is removed.
-func (m *maker) keep(p *Purge, goes map[digest.Digest]int64, targets []Image, pins []storage.PinState) error {
+func (m *survey) keep(p *Purge, goes map[digest.Digest]int64, targets []item, pins []storage.PinState) error {
 	kept, linked := map[digest.Digest]bool{}, map[digest.Digest]bool{}
-	need := func(repository string, d digest.Digest, reference string) error {
-		c, err := m.store.Closure(repository, d)
-		if err != nil || m.ctx.Err() != nil {
-			return errors.Join(err, m.ctx.Err())
-		}
-		needs := false
-		for d := range goes {
-			if _, ok := c[d]; ok {
-				needs, kept[d] = true, true
-				linked[d] = linked[d] || repository == p.removal.Repository
-			}
-		}
-		if needs && !slices.Contains(p.KeptFor, reference) {
+	need := func(repository string, d digest.Digest, reference string) {
+		kept[d] = true
+		linked[d] = linked[d] || repository == p.removal.Repository
+		// One image after the other: there may be a hundred thousand that need the same base.
+		if n := len(p.KeptFor); n == 0 || p.KeptFor[n-1] != reference {
 			p.KeptFor = append(p.KeptFor, reference)
 		}
-		return nil
 	}
-	for _, i := range m.images {
-		if slices.ContainsFunc(targets, func(t Image) bool { return t.Reference() == i.Reference() }) {
-			continue
+	digests, ids := map[uint32]digest.Digest{}, map[uint32]bool{}
+	for d := range goes {
+		if id, ok := m.find(storage.MarkOf(d)); ok {
+			digests[id], ids[id] = d, true
 		}
-		if err := need(i.Repository, i.Digest, i.Reference()); err != nil {
-			return err
-		}
+	}
+	target := func(i *item) bool {
+		return i.repository == p.removal.Repository && slices.ContainsFunc(targets, func(t item) bool { return t.reference() == i.reference() })
+	}
+	err := m.shared(ids, target, func(i *item, id uint32) { need(i.repository, digests[id], i.reference()) })
+	if err != nil {
+		return err
 	}
 	for _, pin := range pins {
-		if err := need(pin.Repository, pin.Digest, pin.Reference()); err != nil {
+		c, err := m.store.Closure(pin.Repository, pin.Digest)
+		if err != nil {
 			return err
 		}
+		for d := range goes {
+			if _, ok := c[d]; ok {
+				need(pin.Repository, d, pin.Reference())
+			}
+		}
 	}
+	p.KeptFor = onceEach(p.KeptFor)
 	for _, d := range slices.Sorted(maps.Keys(goes)) {
 		if !linked[d] {
 			p.removal.Links = append(p.removal.Links, d)
@@ -191,6 +194,16 @@ func (m *maker) keep(p *Purge, goes map[digest.Digest]int64, targets []Image, pi
 	return nil
 }
 
+// onceEach returns texts without those that were there before, in their order.
+func onceEach(texts []string) []string {
+	seen := make(map[string]bool, len(texts))
+	return slices.DeleteFunc(texts, func(t string) bool {
+		had := seen[t]
+		seen[t] = true
+		return had
+	})
+}
+
 // PlanPurgeBlob finds out what the purge of one blob or manifest removes, whatever needs it. unpin
 // takes back the pins of the images that need it.
 //
@@ -200,18 +213,15 @@ func PlanPurgeBlob(ctx context.Context, s *storage.Store, d digest.Digest, unpin
 	if !ok {
 		return nil, fs.ErrNotExist
 	}
-	m := newMaker(ctx, s)
-	if err := m.collect(); err != nil {
+	m, err := look(ctx, s)
+	if err != nil {
 		return nil, err
 	}
 	p := &Purge{Blobs: []digest.Digest{e.Digest}, Freed: e.Size, removal: storage.Removal{Blobs: []digest.Digest{e.Digest}}}
-	for _, i := range m.images {
-		c, err := s.Closure(i.Repository, i.Digest)
-		if err != nil || ctx.Err() != nil {
-			return nil, errors.Join(err, ctx.Err())
-		}
-		if _, ok := c[d]; ok {
-			p.Partial = append(p.Partial, i.Reference())
+	if id, ok := m.find(storage.MarkOf(d)); ok {
+		nobody := func(*item) bool { return false }
+		if err := m.shared(map[uint32]bool{id: true}, nobody, func(i *item, _ uint32) { p.Partial = append(p.Partial, i.reference()) }); err != nil {
+			return nil, err
 		}
 	}
 	pins, err := s.Pins()

@@ -82,7 +82,11 @@ func TestPurgeKeepsWhatOthersNeed(t *testing.T) {
 	if images, _ := l.list(); len(images) != 3 {
 		t.Fatalf("a list of what refers to an image, or that itself, is an image: %v", slices.Collect(maps.Keys(images)))
 	}
+	inspected := l.inspect("redis:7")
 	p := l.purge("redis:7", false)
+	if inspected.Freed != p.Freed {
+		t.Errorf("inspect says that %d bytes would be freed, and %d were", inspected.Freed, p.Freed)
+	}
 	if !slices.Equal(p.References, []string{redis + ":7"}) || p.Kept != 1000 || !slices.Equal(p.KeptFor, []string{app + ":1"}) || len(p.Blobs) != 7 {
 		t.Errorf("%+v", p)
 	}
@@ -128,7 +132,7 @@ func TestPurgeOfATag(t *testing.T) {
 	if p := l.purge("org/app:7", false); p.Freed != one.Size+110 {
 		t.Errorf("%+v", p)
 	}
-	if _, all := l.list(); len(all.Images) != 0 || l.store.Stats().Bytes != 0 {
+	if _, all := l.list(); all.Len() != 0 || l.store.Stats().Bytes != 0 {
 		t.Errorf("%+v, %d bytes", all, l.store.Stats().Bytes)
 	}
 }

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -58,23 +57,6 @@ func (s *Store) Children(manifest digest.Digest) (mediaType string, children []i
 	return r.mediaType, r.children, err
 }
 
-// EachTag calls f for every tag whose manifest is or was cached, ordered by repository. f must
-// not call methods that read the index. Errors: those of f; that the index can't be read.
-func (s *Store) EachTag(f func(repository, tag string, t Tag) error) error {
-	var keys orderedPairs
-	return s.catalogue.index.Each(bucketTags, nil, func(k, v []byte) error {
-		repository, tag := keys.unpair(k)
-		if isReferrers(tag) {
-			return nil
-		}
-		t, err := decodeTag(v)
-		if err != nil {
-			return err
-		}
-		return f(repository, tag, t)
-	})
-}
-
 // EachLink calls f for every blob that a repository has, cached or not, ordered by repository. f
 // must not call methods that read the index. Errors: those of f; that the index can't be read.
 func (s *Store) EachLink(f func(repository string, d digest.Digest, l Link) error) error {
@@ -87,16 +69,4 @@ func (s *Store) EachLink(f func(repository string, d digest.Digest, l Link) erro
 		}
 		return f(repository, digest.Digest(d), l)
 	})
-}
-
-// orderedPairs takes keys apart that are ordered. It makes one string for each repository: a list of
-// all images keeps them.
-type orderedPairs struct{ repository string }
-
-func (o *orderedPairs) unpair(key []byte) (repository, name string) {
-	r, n, _ := bytes.Cut(key, []byte{0})
-	if string(r) != o.repository {
-		o.repository = string(r)
-	}
-	return o.repository, string(n)
 }

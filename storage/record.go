@@ -320,13 +320,16 @@ func (d *decoder) int() int64 {
 	return v
 }
 
-func (d *decoder) string() string {
+func (d *decoder) string() string { return string(d.bytes()) }
+
+// bytes is string without a copy: it is a part of what is decoded.
+func (d *decoder) bytes() []byte {
 	n := d.uint(uint64(len(d.b)))
 	if n > uint64(len(d.b)) {
 		d.fail()
-		return ""
+		return nil
 	}
-	s := string(d.b[:n])
+	s := d.b[:n]
 	d.b = d.b[n:]
 	return s
 }

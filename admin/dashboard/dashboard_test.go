@@ -48,7 +48,7 @@ func with(images []inventory.Image) Options {
 			return admin.Stats{Version: "1.2.3", Store: admin.Store{Bytes: 1 << 30, BudgetBytes: 4 << 30}, Upstreams: []admin.Upstream{{Registry: "docker.io", State: "ok"}}}
 		},
 		History: func() admin.History { return admin.History{} },
-		Images:  func(context.Context) (*inventory.List, error) { return &inventory.List{Images: images}, nil },
+		Images:  func(context.Context) (*inventory.List, error) { return inventory.NewList(images, 0), nil },
 		Verbs:   func(*http.Request) admin.Verbs { return admin.Verbs{} },
 		Log:     slog.New(slog.DiscardHandler),
 	}
@@ -143,7 +143,7 @@ func TestImagesAreSortedFoundAndPaged(t *testing.T) {
 // TestManyImagesMakeASmallPage: of 100,000 images a page has fifty.
 func TestManyImagesMakeASmallPage(t *testing.T) {
 	d := New(with(nil))
-	d.images.now, d.images.tried = newListing(&inventory.List{Images: some(100_000)}, 1<<50, time.Now()), time.Now()
+	d.images.now, d.images.tried = newListing(inventory.NewList(some(100_000), 0), 1<<50, time.Now()), time.Now()
 	_, page := look(d, "/?sort=size")
 	shows(t, page, "Images 100000", "1 to 50 of 100000")
 	if len(page) > 120_000 {
@@ -161,7 +161,7 @@ func TestNoPageWaitsForTheList(t *testing.T) {
 			if made++; fail {
 				return nil, errors.New("broken")
 			}
-			return &inventory.List{Images: some(made)}, nil
+			return inventory.NewList(some(made), 0), nil
 		}
 		d := New(o)
 		images := func(query string) string { _, page := look(d, "/?part=images"+query); return page }
@@ -262,7 +262,7 @@ func TestControlsAreForWhoMayUseThem(t *testing.T) {
 func BenchmarkListing(b *testing.B) {
 	images := some(100_000)
 	for b.Loop() {
-		l := newListing(&inventory.List{Images: images}, 1<<50, time.Now())
+		l := newListing(inventory.NewList(images, 0), 1<<50, time.Now())
 		l.find("a:1", "size", 1)
 	}
 }

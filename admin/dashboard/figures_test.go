@@ -14,14 +14,14 @@ import (
 // TestTilesFillTheMap: they lie side by side, each as large as its share, and none is outside.
 func TestTilesFillTheMap(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3, 10, 32, 500} {
-		var all inventory.List
+		var all []inventory.Image
 		var stored int64
 		for i := range n {
 			size := int64(1000000 / (i + 1))
 			stored += size
-			all.Images = append(all.Images, inventory.Image{Repository: string(rune('A' + i)), Digest: digest.FromString(string(rune(i))), Size: size})
+			all = append(all, inventory.Image{Repository: string(rune('A' + i)), Digest: digest.FromString(string(rune(i))), Size: size})
 		}
-		tiles := tilesOf(&all, stored)
+		tiles := tilesOf(inventory.NewList(all, 0), stored)
 		if len(tiles) != min(n, tilesMost) {
 			t.Errorf("%d images: %d tiles", n, len(tiles))
 		}
@@ -50,10 +50,10 @@ func TestTilesFillTheMap(t *testing.T) {
 // each, so that the sum is what is on the disk.
 func TestSharedBytesAreSplit(t *testing.T) {
 	d, e := digest.FromString("d"), digest.FromString("e")
-	tiles := tilesOf(&inventory.List{Other: 7, Images: []inventory.Image{
+	tiles := tilesOf(inventory.NewList([]inventory.Image{
 		{Repository: "a", Tag: "1", Digest: d, Size: 100, Shared: 100}, {Repository: "a", Tag: "latest", Digest: d, Size: 100, Shared: 100},
 		{Repository: "b", Tag: "1", Digest: e, Size: 160, Shared: 100},
-	}}, 167)
+	}, 7), 167)
 	if len(tiles) != 2 || tiles[0].Repository != "b" || tiles[0].Bytes != 110 || tiles[1].Bytes != 50 || tiles[1].Images != 2 {
 		t.Errorf("%+v", tiles)
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,14 +14,14 @@ import (
 
 const (
 	// listEvery and listShare bound how often the list of images is made while somebody looks at
-	// it: it takes about a second for 100,000 images.
+	// it: it takes a third of a second for 100,000 images.
 	listEvery = 5 * time.Second
 	listShare = 20 // the list is made for a twentieth of the time at most
 	// listWait is how long a page waits for the first list. It comes without one then.
 	listWait = 100 * time.Millisecond
 	// freshWait is how long a page waits for a new list, if it has just changed something.
 	freshWait = 3 * time.Second
-	// listKept is how long a list is kept that nobody looks at: of 100,000 images it takes 30 MB.
+	// listKept is how long a list is kept that nobody looks at: of 100,000 images it takes 18 MB.
 	listKept = time.Minute
 )
 
@@ -95,39 +94,28 @@ func (l *lister) drop() {
 // listing is what the store had at a time, in all orders. It is immutable.
 type listing struct {
 	made    time.Time
-	images  []inventory.Image
-	orders  map[string][]int32 // the images, by the name of the order
-	largest int64              // size of the largest image, for the bars
-	other   int64              // bytes that belong to no image
+	images  *inventory.List
+	orders  map[string]func() []int32 // the images, by the name of the order; sorted when it is first asked for
+	largest int64                     // size of the largest image, for the bars
 	tiles   []tile
 }
 
 // order is a way to sort the images.
-type order struct {
-	Key, Title string
-	less       func(a, b inventory.Image) int
-}
+type order struct{ Key, Title string }
 
 // orders are the columns of the table that it can be sorted by; the first is the default.
-var orders = []order{
-	{"last-use", "Last use", func(a, b inventory.Image) int { return b.LastUse.Compare(a.LastUse) }},
-	{"name", "Image", func(a, b inventory.Image) int { return 0 }},
-	{"size", "Size", func(a, b inventory.Image) int { return cmp.Compare(b.Size, a.Size) }},
-	{"pulls", "Pulls", func(a, b inventory.Image) int { return cmp.Compare(b.Pulls, a.Pulls) }},
-}
+var orders = []order{{"last-use", "Last use"}, {"name", "Image"}, {"size", "Size"}, {"pulls", "Pulls"}}
 
 func newListing(all *inventory.List, stored int64, made time.Time) *listing {
-	l := &listing{made: made, images: all.Images, other: all.Other, orders: map[string][]int32{}}
-	for _, i := range l.images {
-		l.largest = max(l.largest, i.Size)
+	l := &listing{made: made, images: all, orders: map[string]func() []int32{}}
+	for n := range all.Len() {
+		l.largest = max(l.largest, all.At(n).Size)
 	}
 	for _, o := range orders {
-		at := make([]int32, len(l.images))
-		for n := range at {
-			at[n] = int32(n)
-		}
-		slices.SortStableFunc(at, func(a, b int32) int { return o.less(l.images[a], l.images[b]) })
-		l.orders[o.Key] = at
+		l.orders[o.Key] = sync.OnceValue(func() []int32 {
+			places, _ := all.Sorted(o.Key)
+			return places
+		})
 	}
 	l.tiles = tilesOf(all, stored)
 	return l
@@ -135,8 +123,8 @@ func newListing(all *inventory.List, stored int64, made time.Time) *listing {
 
 // find returns one page of the images that match, and how many match in all.
 func (l *listing) find(text, sort string, page int) (found []inventory.Image, total int) {
-	for _, at := range l.orders[sort] {
-		if i := l.images[at]; matches(i, text) {
+	for _, at := range l.orders[sort]() {
+		if i := l.images.At(int(at)); matches(i, text) {
 			if total >= (page-1)*pageSize && len(found) < pageSize {
 				found = append(found, i)
 			}

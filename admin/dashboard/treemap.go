@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/hubcache/hubcache/inventory"
 )
 
@@ -26,43 +28,29 @@ const mapWidth, mapHeight = 3.2, 1.0
 // several images share is split between them: of each image the same part of it counts, so that the
 // sum is what they take. Tags of one digest count once.
 func tilesOf(all *inventory.List, stored int64) []tile {
-	type key struct{ repository, digest string }
-	seen := map[key]bool{}
 	var own, shared int64
-	once := func(i inventory.Image) bool {
-		k := key{i.Repository, string(i.Digest)}
-		defer func() { seen[k] = true }()
-		return !seen[k]
-	}
-	for _, i := range all.Images {
-		if once(i) {
+	eachDigest(all, func(i inventory.Image, again bool) {
+		if !again {
 			own += i.Size - i.Shared
 			shared += i.Shared
 		}
-	}
+	})
 	part := 0.0 // of what an image shares
 	if shared > 0 {
 		part = min(1, float64(max(0, stored-all.Other-own))/float64(shared))
 	}
-	clear(seen)
-	sums := map[string]*tile{}
-	for _, i := range all.Images {
-		t := sums[i.Repository]
-		if t == nil {
-			t = &tile{Repository: i.Repository}
-			sums[i.Repository] = t
+	var tiles []tile
+	eachDigest(all, func(i inventory.Image, again bool) {
+		if n := len(tiles); n == 0 || tiles[n-1].Repository != i.Repository {
+			tiles = append(tiles, tile{Repository: i.Repository})
 		}
+		t := &tiles[len(tiles)-1]
 		t.Images++
-		if once(i) {
+		if !again {
 			t.Bytes += i.Size - i.Shared + int64(part*float64(i.Shared))
 		}
-	}
-	tiles := make([]tile, 0, len(sums))
-	for _, t := range sums {
-		if t.Bytes > 0 {
-			tiles = append(tiles, *t)
-		}
-	}
+	})
+	tiles = slices.DeleteFunc(tiles, func(t tile) bool { return t.Bytes <= 0 })
 	slices.SortFunc(tiles, func(a, b tile) int {
 		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), strings.Compare(a.Repository, b.Repository))
 	})
@@ -80,6 +68,20 @@ func tilesOf(all *inventory.List, stored int64) []tile {
 		t.X, t.W, t.Y, t.H = 100*t.X/mapWidth, 100*t.W/mapWidth, 100*t.Y/mapHeight, 100*t.H/mapHeight
 	}
 	return tiles
+}
+
+// eachDigest calls f for every image. again says that another tag of the repository names the same.
+func eachDigest(all *inventory.List, f func(i inventory.Image, again bool)) {
+	seen, repository := map[digest.Digest]bool{}, ""
+	for n := range all.Len() {
+		i := all.At(n)
+		if i.Repository != repository {
+			clear(seen)
+			repository = i.Repository
+		}
+		f(i, seen[i.Digest])
+		seen[i.Digest] = true
+	}
 }
 
 // squarify lays the tiles out in a rectangle, by the algorithm of Bruls, Huizing and van Wijk: a row

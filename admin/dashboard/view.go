@@ -196,7 +196,7 @@ func (d *Dashboard) imagesView(req *http.Request) imagesView {
 	if list.orders[v.Sort] == nil {
 		v.Sort = orders[0].Key
 	}
-	v.All, v.Other, v.Tiles = len(list.images), list.other, list.tiles
+	v.All, v.Other, v.Tiles = list.images.Len(), list.images.Other, list.tiles
 	found, total := list.find(v.Text, v.Sort, v.Page)
 	v.Total, v.Pages = total, max(1, (total+pageSize-1)/pageSize)
 	if v.Page > v.Pages {
