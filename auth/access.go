@@ -240,7 +240,8 @@ func drain(resp *http.Response) {
 }
 
 // checkByToken reads whether a token allows to pull repository. ok is false if the token is
-// not a JWT, or its access claim isn't what the token specification says.
+// not a JWT, or its access claim isn't what the token specification says, or if it has none: there
+// are registries that know by other means what a token is good for.
 //
 // The signature isn't checked: the token came from the registry's own token service, and
 // grants nothing here.
@@ -253,17 +254,18 @@ func checkByToken(jwt, repository string) (v Visibility, ok bool) {
 	if err != nil {
 		return Unknown, false
 	}
-	var body *struct {
-		Access []struct {
-			Type    string   `json:"type"`
-			Name    string   `json:"name"`
-			Actions []string `json:"actions"`
-		} `json:"access"`
+	var body struct {
+		Access json.RawMessage `json:"access"`
 	}
-	if json.Unmarshal(payload, &body) != nil || body == nil {
+	var access []struct {
+		Type    string   `json:"type"`
+		Name    string   `json:"name"`
+		Actions []string `json:"actions"`
+	}
+	if json.Unmarshal(payload, &body) != nil || body.Access == nil || json.Unmarshal(body.Access, &access) != nil {
 		return Unknown, false
 	}
-	for _, a := range body.Access {
+	for _, a := range access {
 		if a.Type == "repository" && a.Name == repository && (slices.Contains(a.Actions, "pull") || slices.Contains(a.Actions, "*")) {
 			return Public, true
 		}

@@ -47,7 +47,6 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 		"second entry":    {tokens: payload(`{"access":[{"type":"registry","name":"catalog","actions":["*"]},{"type":"repository","name":"library/redis","actions":["push","pull"]}]}`), want: Public, sees: []string{redisToken}},
 		"empty":           {tokens: payload(`{"access":[]}`), want: Private, sees: []string{redisToken}},
 		"null":            {tokens: payload(`{"access":null}`), want: Private, sees: []string{redisToken}},
-		"absent":          {tokens: payload(`{"iss":"auth.docker.io"}`), want: Private, sees: []string{redisToken}},
 		"no actions":      {tokens: payload(`{"access":[{"type":"repository","name":"library/redis","actions":[]}]}`), want: Private, sees: []string{redisToken}},
 		"another name":    {tokens: payload(`{"access":[{"type":"repository","name":"library/redis2","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
 		"another type":    {tokens: payload(`{"access":[{"type":"registry","name":"library/redis","actions":["pull"]}]}`), want: Private, sees: []string{redisToken}},
@@ -63,6 +62,8 @@ func TestAccessReportsWhatAnonymousClientsMayPull(t *testing.T) {
 		"opaque, 503": {tokens: opaque, head: always(503, ""), sees: []string{redisToken, headRedisLatest}},
 		"not JSON":    {tokens: payload(`pull`), head: manifest(200), want: Public, sees: []string{redisToken, headRedisLatest}},
 		"not a list":  {tokens: payload(`{"access":"pull"}`), head: insufficient, want: Private, sees: []string{redisToken, headRedisLatest}},
+		"no claim":    {tokens: payload(`{"iss":"auth.docker.io"}`), head: manifest(200), want: Public, sees: []string{redisToken, headRedisLatest}},
+		"absent":      {tokens: payload(`{"iss":"auth.docker.io"}`), head: insufficient, want: Private, sees: []string{redisToken, headRedisLatest}},
 		"null claims": {tokens: payload(`null`), head: insufficient, want: Private, sees: []string{redisToken, headRedisLatest}},
 
 		// What stands before a registry says nothing of a repository.

@@ -30,19 +30,19 @@ type varied struct {
 	basic bool   // it wants Basic
 	cdn   string // where it redirects blobs to; "": nowhere
 
-	opaque, noAccess bool // tokens that are no JWTs, or that say nothing of rights
-	accessToken      bool // the answer of the token service has access_token, and not token
-	noExpiry         bool // nor expires_in
-	refusal          int  // of the token service for what may not be read; 0: a token without rights
-	hidden           int  // of the registry for what may not be read without a token; 0: 401
-	redirect         int  // status of redirects
-	relative         bool // redirects name no host, and lead to the registry itself
-	headless         int  // status of HEAD for manifests; 0: as for GET
-	noDigest         bool // answers have no Docker-Content-Digest
-	noReferrers      bool
-	page             int    // how many tags a page has; 0: all
-	pageKey          string // parameter that leads to the next page
-	limited          bool   // 429 to all
+	opaque, noAccess bool          // tokens that are no JWTs, or that say nothing of rights
+	accessToken      bool          // the answer of the token service has access_token, and not token
+	noExpiry         bool          // nor expires_in
+	refusal          int           // of the token service for what may not be read; 0: a token without rights
+	redirect         int           // status of redirects
+	relative         bool          // redirects name no host, and lead to the registry itself
+	headless         int           // status of HEAD for manifests; 0: as for GET
+	noDigest         bool          // answers have no Docker-Content-Digest
+	unmarked         bool          // answers have no Docker-Distribution-Api-Version
+	page             int           // how many tags a page has; 0: all
+	pageKey          string        // parameter that leads to the next page
+	limited          bool          // 429 to all
+	hold             chan struct{} // blobs are sent once it is closed; nil: at once
 
 	secret string // of the user "robot"
 
@@ -117,6 +117,9 @@ func (v *varied) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func (v *varied) sendBlob(w http.ResponseWriter, req *http.Request, d digest.Digest) {
+	if v.hold != nil {
+		<-v.hold
+	}
 	v.mu.Lock()
 	b, ok := v.blobs[d]
 	v.mu.Unlock()
@@ -236,7 +239,9 @@ func (v *varied) admits(w http.ResponseWriter, req *http.Request, repository str
 }
 
 func (v *varied) answer(w http.ResponseWriter, req *http.Request) {
-	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if !v.unmarked {
+		w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	}
 	rest := strings.TrimPrefix(req.URL.Path, "/v2/")
 	if rest == "" {
 		if v.admits(w, req, "") {

@@ -358,9 +358,7 @@ func (c *Client) follow(ctx context.Context, method string, to *url.URL, header 
 		if resp.Request != nil {
 			method = resp.Request.Method // GET, if the registry doesn't know HEAD: the URLs that it signs are for that
 		}
-		switch resp.StatusCode {
-		case 301, 302, 303, 307, 308:
-		default:
+		if !isRedirect(resp.StatusCode) {
 			return resp, to, nil
 		}
 		// A connection whose body was not read to its end can't be used again.
@@ -380,6 +378,10 @@ func (c *Client) follow(ctx context.Context, method string, to *url.URL, header 
 		to, l = next, cdn
 	}
 	return nil, nil, &Error{Cause: Broken, Host: to.Host, Err: errors.New("more than five redirects")}
+}
+
+func isRedirect(status int) bool {
+	return status >= 301 && status <= 303 || status == http.StatusTemporaryRedirect || status == http.StatusPermanentRedirect
 }
 
 // counted counts the body bytes that are read from the upstream.

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/hubcache/hubcache/answer"
 	"github.com/hubcache/hubcache/auth"
 )
 
@@ -79,8 +80,9 @@ func (c *Client) Resolve(ctx context.Context, repository string, k Kind, referen
 	return Descriptor{Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), MediaType: mediaType, Size: resp.ContentLength}, nil
 }
 
-// Confirm asks whether the repository has the manifest or blob (HEAD). A redirect of the
-// registry's means yes and isn't followed.
+// Confirm asks whether the repository has the manifest or blob (HEAD). A redirect means yes and isn't
+// followed, if it is surely the registry's own: 307, or one that is marked as such. Captive portals
+// redirect, too, so that of any other one the first byte has to be there.
 // Errors: *Error; with the cause NotFound or Denied the repository hasn't got it.
 func (c *Client) Confirm(ctx context.Context, repository string, k Kind, d digest.Digest) error {
 	resp, err := c.get(auth.WithScope(ctx, repository), http.MethodHead, c.url(repository+"/"+string(k)+"/"+string(d)), k.header(), k.limit())
@@ -88,8 +90,26 @@ func (c *Client) Confirm(ctx context.Context, repository string, k Kind, d diges
 		return err
 	}
 	resp.Body.Close()
-	if resp.StatusCode >= 300 && resp.StatusCode != http.StatusTemporaryRedirect {
-		return &Error{Cause: Broken, Host: c.base.Host, Status: resp.StatusCode}
+	switch {
+	case resp.StatusCode < 300, resp.StatusCode == http.StatusTemporaryRedirect, isRedirect(resp.StatusCode) && answer.Marked(resp.Header):
+		return nil
+	case isRedirect(resp.StatusCode):
+		return c.confirmByByte(ctx, repository, k, d)
+	}
+	return &Error{Cause: Broken, Host: c.base.Host, Status: resp.StatusCode}
+}
+
+// confirmByByte is Confirm by a GET of the first byte, which no page that says 200 to everything has.
+func (c *Client) confirmByByte(ctx context.Context, repository string, k Kind, d digest.Digest) error {
+	header := k.header()
+	header.Set("Range", "bytes=0-0")
+	resp, host, err := c.follow(auth.WithScope(ctx, repository), http.MethodGet, c.url(repository+"/"+string(k)+"/"+string(d)), header, k.limit())
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusPartialContent {
+		return &Error{Cause: Broken, Host: host.Host, Status: resp.StatusCode}
 	}
 	return nil
 }
