@@ -39,13 +39,13 @@ type totals struct {
 	log   *slog.Logger
 	count func() admin.Totals // of this run
 
-	since  time.Time
 	before map[string]int64 // by name, of earlier runs; immutable
 
 	stop    chan struct{} // closed by close
 	running sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows; held during writes
+	since   time.Time  // use began
 	foreign bool       // the file isn't ours to write
 	failing bool       // the last write has failed, which the log says
 	written map[string]int64
@@ -154,8 +154,19 @@ func (t *totals) close() {
 // add returns the totals: the counters of this run and those of earlier ones.
 func (t *totals) add(now admin.Totals) (sum admin.Totals) {
 	unflatten(t.sum(now), &sum)
-	sum.Since = t.since.UTC().Truncate(time.Second)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sum.Since = t.began()
 	return sum
+}
+
+// began returns when the totals begin, in seconds. A machine without a clock of its own thinks at its
+// first start that it is 1970: the totals begin when its clock has been set. mu is held.
+func (t *totals) began() time.Time {
+	if t.since.Year() < 2000 {
+		t.since = time.Now()
+	}
+	return t.since.UTC().Truncate(time.Second)
 }
 
 // sum adds the counters of this run to those of earlier ones, by name.
@@ -189,7 +200,7 @@ func (t *totals) save() {
 
 // write replaces the file: a crash leaves the old one or the new one. mu is held.
 func (t *totals) write(sum map[string]int64) error {
-	b, err := json.MarshalIndent(totalsDocument{totalsSchema, t.since.UTC().Truncate(time.Second), sum}, "", "  ")
+	b, err := json.MarshalIndent(totalsDocument{totalsSchema, t.began(), sum}, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -270,3 +270,31 @@ func TestServerKeepsItsTotals(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestTotalsBeginWhenTheClockIsSet: a machine without a clock of its own believes at its first start
+// that it is 1970, until it has asked what time it is. The totals don't count from 1970 on.
+func TestTotalsBeginWhenTheClockIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		old := `{"schema": 1, "since": "1970-01-01T00:01:00Z", "counters": {"bytes.served": 100}}`
+		if err := os.WriteFile(filepath.Join(dir, totalsName), []byte(old), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var c counting
+		totals := c.open(dir)
+		if got := totals.add(c.count()); got.Bytes.Served != 100 || !got.Since.Equal(time.Now()) {
+			t.Errorf("of an earlier run: %d bytes since %s", got.Bytes.Served, got.Since)
+		}
+		totals.since = time.Unix(60, 0) // as though this run had begun then
+		set := time.Now()
+		if got := totals.add(c.count()); !got.Since.Equal(set) {
+			t.Errorf("of this run: since %s", got.Since)
+		}
+		c.served.Store(1)
+		time.Sleep(time.Hour)
+		totals.close()
+		if doc, err := readTotals(totals.path); err != nil || !doc.Since.Equal(set) {
+			t.Errorf("in the file: since %s, %v", doc.Since, err)
+		}
+	})
+}
