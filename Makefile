@@ -30,8 +30,12 @@ install: build ## install program, man pages, alerts and dashboard (PREFIX=/usr/
 	rm -rf bin/man && bin/hubcache docs man bin/man
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 bin/man/*.1
 
+# Most of what the integration tests do is to wait for other programs, so the unit tests run beside
+# them. What a command prints appears when it has ended.
 .PHONY: test
-test: tools lint unit integration vuln ## everything; installs what is missing when run as root
+test: tools lint ## everything; installs what is missing when run as root
+	@$(MAKE) --no-print-directory -j 2 -Oline unit integration
+	@$(MAKE) --no-print-directory vuln
 
 .PHONY: tools
 tools: ## install the programs that the tests need, or say which are missing
@@ -48,9 +52,11 @@ lint: ## gofmt, go vet, staticcheck
 # users run the tests without it, and get a message. LO_ONLY= does the same for a root without
 # CAP_SYS_ADMIN.
 #
-# The slowest package takes about a minute on two cores with nothing else to do. The limit has
-# room for a machine of a third of that speed that has other work too.
+# Some packages wait more than they compute, so more of them run at once than there are cores. The
+# limit has room for a machine of a third of the speed that has other work too.
 LO_ONLY ?= $(if $(filter 0,$(shell id -u)),1)
+
+UNIT = LO_ONLY=$(LO_ONLY) $(GO) test -p 4 -timeout 30m $(if $(LO_ONLY),-exec '"$(CURDIR)/bin/lo-only"')
 
 .PHONY: unit
 unit: ## the tests that need no foreign program, with the race detector
@@ -59,7 +65,8 @@ ifneq ($(LO_ONLY),)
 else
 	@echo "unit: the tests run without a network namespace, as this is not root or LO_ONLY is empty"
 endif
-	CGO_ENABLED=1 LO_ONLY=$(LO_ONLY) $(GO) test -race -timeout 30m $(if $(LO_ONLY),-exec '"$(CURDIR)/bin/lo-only"') ./...
+	CGO_ENABLED=1 $(UNIT) -race -skip "$$(integration/heavy-tests skip)" ./...
+	$(UNIT) -run "$$(integration/heavy-tests run)" $$(integration/heavy-tests packages)
 
 .PHONY: integration
 integration: build ## real dockerd, swarm, skopeo, podman, containerd, nix, systemd, helm
@@ -85,6 +92,7 @@ demo: tools ## the mission in two minutes: a recipe deployed cold, warm, and wit
 soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
 	HUBCACHE_SOAK=1 $(GO) test -tags integration -timeout 120m -run 'Soak|Kill' -v ./integration/
 	HUBCACHE_SOAK=1 $(GO) test -timeout 90m -run Crash -v ./storage/
+	CGO_ENABLED=1 $(GO) test -race -timeout 90m -run "$$(integration/heavy-tests run)" $$(integration/heavy-tests packages)
 
 .PHONY: bench
 bench: build ## measure beside the peers and write docs/evidence/performance.md (QUICK=1: five minutes)

@@ -92,7 +92,9 @@ func TestWorkingSetThatEvictsItselfIsSaid(t *testing.T) {
 			time.Sleep(5 * time.Minute)
 		}
 		s := l.store.Stats().Shortages
-		if len(s) != 1 || s[0].Kind != storage.WorkingSet || s[0].Has != 5*mib || s[0].Needs < 7*mib || s[0].Needs > 10*mib {
+		// How much depends on the order in which downloads end: at most what is there and, with the
+		// tenth more, what is fetched of both images in a round.
+		if len(s) != 1 || s[0].Kind != storage.WorkingSet || s[0].Has != 5*mib || s[0].Needs < 7*mib || s[0].Needs > 14*mib {
 			t.Fatalf("%+v", s)
 		}
 		if lines := l.warnings("too small for what is in use"); len(lines) != 1 || !strings.Contains(lines[0], "would do") {
