@@ -88,6 +88,11 @@ docs: build ## write docs/use/cli.md from the help of the commands
 demo: tools ## the mission in two minutes: a recipe deployed cold, warm, and without hubcache
 	$(GO) test -tags integration -count 1 -timeout 20m -run '^TestDemo$$' -v ./integration -args -demo $(if $(DOC),-demo.doc ../docs/evidence/speedup.md)
 
+.PHONY: clients
+clients: build ## each client with each fault: builds the newest, writes docs/evidence/clients.md (20 minutes)
+	@integration/install-tools clients
+	$(GO) test -tags integration -count 1 -timeout 90m -run '^TestClients$$' -v ./integration -args -clients -clients.doc ../docs/evidence/clients.md
+
 .PHONY: soak
 soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
 	HUBCACHE_SOAK=1 $(GO) test -tags integration -timeout 120m -run 'Soak|Kill' -v ./integration/

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,17 +51,15 @@ type containerd struct {
 	socket, hosts string
 	dir           string // folder of the programs; "": those of Debian
 	env           []string
+	cri           bool // it serves Kubernetes
 }
 
-// startContainerd starts the containerd of a folder, or Debian's with "".
+// startContainerd starts the containerd of a folder, or Debian's with "". It has the server as the
+// mirror of docker.io, and can reach nothing else.
 func startContainerd(t testing.TB, s *server, programs string) *containerd {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hubcache")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &containerd{dir: programs, socket: filepath.Join(dir, "sock"), hosts: filepath.Join(dir, "certs.d"), env: append(os.Environ(), deadProxy(s)...)}
-	hosts := filepath.Join(c.hosts, "docker.io", "hosts.toml")
+	certs := t.TempDir()
+	hosts := filepath.Join(certs, "docker.io", "hosts.toml")
 	toml := fmt.Sprintf("server = %q\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", s.URL, s.URL)
 	if err := os.MkdirAll(filepath.Dir(hosts), 0o755); err != nil {
 		t.Fatal(err)
@@ -68,9 +67,41 @@ func startContainerd(t testing.TB, s *server, programs string) *containerd {
 	if err := os.WriteFile(hosts, []byte(toml), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	return startContainerdWith(t, containerd{dir: programs, hosts: certs, env: append(os.Environ(), deadProxy(s)...)})
+}
+
+// config2 makes containerd 2 unpack without overlayfs, which a test machine may not have, and has the
+// registries' directory for Kubernetes.
+const config2 = `
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/%s"
+  snapshotter = "native"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "native"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = %q
+`
+
+// startContainerdWith starts a containerd with these programs, hosts and environment.
+func startContainerdWith(t testing.TB, with containerd) *containerd {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hubcache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &with
+	c.socket = filepath.Join(dir, "sock")
 	config := filepath.Join(dir, "config.toml")
-	toml = fmt.Sprintf("version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
-		filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, c.socket+".ttrpc")
+	version, more := 2, ""
+	disabled := `"io.containerd.internal.v1.opt"`
+	if c.dir != "" {
+		version, more = 3, fmt.Sprintf(config2, runtime.GOARCH, c.hosts)
+	}
+	if !c.cri {
+		disabled += `, "io.containerd.grpc.v1.cri"`
+	}
+	toml := fmt.Sprintf("version = %d\ndisabled_plugins = [%s]\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n%s",
+		version, disabled, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, c.socket+".ttrpc", more)
 	if err := os.WriteFile(config, []byte(toml), 0o644); err != nil {
 		t.Fatal(err)
 	}

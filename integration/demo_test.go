@@ -3,7 +3,6 @@
 package integration
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"os"
@@ -93,7 +92,7 @@ func TestDemo(t *testing.T) {
 	table := d.table()
 	progress("\n%s", table)
 	if *demoDoc != "" {
-		writeDemoTable(t, *demoDoc, table)
+		writeBetween(t, *demoDoc, demoMarker, "\n"+table+"\n")
 	}
 }
 
@@ -136,21 +135,4 @@ func (d *demoRun) table() string {
 	ratio := func(w *demoWay) float64 { return d.direct.median().Seconds() / w.median().Seconds() }
 	fmt.Fprintf(&b, "\nAfter a prune the deploy is %.1f times as fast through hubcache as without it; with hubcache empty, %.1f times.\n", ratio(&d.warm), ratio(&d.cold))
 	return b.String()
-}
-
-// writeDemoTable replaces the text between the markers of a document by the table.
-func writeDemoTable(t *testing.T, path, table string) {
-	t.Helper()
-	doc, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts := bytes.Split(doc, []byte(demoMarker))
-	if len(parts) != 3 {
-		t.Fatalf("%s must have the line %q twice", path, strings.TrimSpace(demoMarker))
-	}
-	parts[1] = []byte("\n" + table + "\n")
-	if err := os.WriteFile(path, bytes.Join(parts, []byte(demoMarker)), 0o644); err != nil {
-		t.Fatal(err)
-	}
 }

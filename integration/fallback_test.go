@@ -49,7 +49,7 @@ func TestDaemonFallsBackOnUpstreamFaults(t *testing.T) {
 	hub := startHub(t, hubtest.Options{TLS: true, AnonymousLimit: hubtest.Unlimited,
 		RegistryName: "registry-1.docker.io", TokenName: "auth.docker.io", CDNName: "production.cloudflare.docker.com"})
 	network := dockertest.NewNetwork(t)
-	proxy := startProxy(t, hub, network.Addr.String())
+	proxy := startProxy(t, network.Addr.String(), hub)
 	for _, row := range upstreamFaults {
 		t.Run(row.name, func(t *testing.T) {
 			s := startServer(t, serverOptions{Hub: upstream, Host: network.Addr.String()}) // without cool-downs of the row before

@@ -106,7 +106,7 @@ type deployLab struct {
 func newDeployLab(t *testing.T, o hubtest.Options) *deployLab {
 	t.Helper()
 	lab := &deployLab{hub: startHub(t, dockerHub(o)), network: dockertest.NewNetwork(t)}
-	lab.proxy = startProxy(t, lab.hub, lab.network.Addr.String())
+	lab.proxy = startProxy(t, lab.network.Addr.String(), lab.hub)
 	lab.ca = writeCA(t, lab.hub)
 	lab.cache = startServer(t, serverOptions{
 		Upstream: "https://registry-1.docker.io", Host: lab.network.Addr.String(),

@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"context"
 	"io"
 	"maps"
 	"net"
@@ -17,8 +18,8 @@ import (
 	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
-// connectProxy is an HTTP proxy that opens tunnels to the Hub, under the Hub's host names, and
-// to no other host.
+// connectProxy is an HTTP proxy that opens tunnels to the Hubs, under their host names, and to no
+// other host.
 type connectProxy struct {
 	URL string
 
@@ -26,8 +27,8 @@ type connectProxy struct {
 	hosts map[string]bool // that clients have requested
 }
 
-// startProxy starts a proxy that listens on this address.
-func startProxy(t *testing.T, hub *hubtest.Hub, host string) *connectProxy {
+// startProxy starts a proxy to these Hubs that listens on this address.
+func startProxy(t testing.TB, host string, hubs ...*hubtest.Hub) *connectProxy {
 	t.Helper()
 	p := &connectProxy{hosts: map[string]bool{}}
 	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
@@ -43,7 +44,7 @@ func startProxy(t *testing.T, hub *hubtest.Hub, host string) *connectProxy {
 			http.Error(w, "use CONNECT", http.StatusMethodNotAllowed)
 			return
 		}
-		far, err := hub.Network.DialContext(r.Context(), "tcp", r.Host)
+		far, err := dialAny(r.Context(), hubs, r.Host)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
@@ -69,6 +70,16 @@ func startProxy(t *testing.T, hub *hubtest.Hub, host string) *connectProxy {
 	return p
 }
 
+// dialAny connects to the Hub that has the address.
+func dialAny(ctx context.Context, hubs []*hubtest.Hub, addr string) (conn net.Conn, err error) {
+	for _, hub := range hubs {
+		if conn, err = hub.Network.DialContext(ctx, "tcp", addr); err == nil {
+			break
+		}
+	}
+	return conn, err
+}
+
 // Hosts returns the hosts that clients have requested, sorted.
 func (p *connectProxy) Hosts() []string {
 	p.mu.Lock()
@@ -76,12 +87,16 @@ func (p *connectProxy) Hosts() []string {
 	return slices.Sorted(maps.Keys(p.hosts))
 }
 
-// writeCA writes the certificate of the Hub's authority to a file and returns its path.
-func writeCA(t *testing.T, hub *hubtest.Hub) string {
+// writeCA writes the certificates of the Hubs' authorities to a file and returns its path.
+func writeCA(t testing.TB, hubs ...*hubtest.Hub) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ca.pem")
-	ca, _ := hub.Network.CA()
-	if err := os.WriteFile(path, ca, 0o644); err != nil {
+	var all []byte
+	for _, hub := range hubs {
+		ca, _ := hub.Network.CA()
+		all = append(all, ca...)
+	}
+	if err := os.WriteFile(path, all, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -18,7 +18,7 @@ import (
 func TestUpstreamByProxyAndPrivateCA(t *testing.T) {
 	names := hubtest.Options{TLS: true, RegistryName: "registry.hub.test", TokenName: "auth.hub.test", CDNName: "cdn.bucket.test"}
 	hub := startHub(t, names)
-	proxy := startProxy(t, hub, "127.0.0.1")
+	proxy := startProxy(t, "127.0.0.1", hub)
 	env := []string{"HTTPS_PROXY=" + proxy.URL, "NO_PROXY=elsewhere.test"}
 	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 3<<20)})
 
@@ -46,7 +46,7 @@ func TestUpstreamByProxyAndPrivateCA(t *testing.T) {
 func TestUpstreamInNoProxyIsReachedDirectly(t *testing.T) {
 	host := dockertest.NewNetwork(t).Addr.String() // Go never uses a proxy for loopback
 	hub := startHub(t, hubtest.Options{TLS: true, RegistryAddr: host + ":0", TokenAddr: host + ":0", CDNName: "cdn.bucket.test"})
-	proxy := startProxy(t, hub, "127.0.0.1")
+	proxy := startProxy(t, "127.0.0.1", hub)
 	env := []string{"HTTPS_PROXY=" + proxy.URL, "NO_PROXY=" + host}
 	s := startServer(t, serverOptions{Hub: hub, Env: env, Args: []string{"--upstream-ca-file", writeCA(t, hub)}})
 	img := hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 3<<20)})

@@ -49,6 +49,8 @@ type Options struct {
 	Network *Network
 	// Dockerd is the program to run; "" is dockerd from PATH or /usr/sbin.
 	Dockerd string
+	// Certs is the daemon's directory with a directory for each registry; "" is that of the host.
+	Certs string
 	// Docker29 runs the dockerd 29 and containerd 2 that integration/install-tools builds. The
 	// older docker client can use it.
 	Docker29 bool
@@ -185,6 +187,9 @@ func (d *Daemon) ImportBusybox(ref, content string, changes ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// PID is the process ID of the running daemon.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
 // Reload makes the daemon read ConfigFile again (SIGHUP).
 func (d *Daemon) Reload() {
 	d.t.Helper()
@@ -256,6 +261,9 @@ func (d *Daemon) writeConfig() {
 // and so of the test process, and becomes dockerd.
 const wrapper = `
 mount --make-rprivate / && mount -t proc proc /proc && ip link set lo up || exit 1
+if [ -n "$CERTS" ]; then
+	mkdir -p /etc/docker && mount -t tmpfs none /etc/docker && mkdir /etc/docker/certs.d && mount --bind "$CERTS" /etc/docker/certs.d || exit 1
+fi
 read -r go || exit 1
 exec 3<&0
 ( read -r rest <&3; kill -TERM 1 ) >/dev/null 2>&1 &
@@ -287,7 +295,7 @@ func (d *Daemon) start() {
 		"--pidfile", filepath.Join(d.dir, "pid"), "--host", d.Host(),
 		"--bridge=none", "--iptables=false", "--ip-masq=false", "--shutdown-timeout=2"}, d.opts.ExtraArgs...)
 	cmd := exec.Command("/bin/sh", args...)
-	cmd.Env = append(append(os.Environ(), "PATH="+path), env...)
+	cmd.Env = append(append(os.Environ(), "PATH="+path, "CERTS="+d.opts.Certs), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
