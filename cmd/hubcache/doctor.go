@@ -19,10 +19,11 @@ func newDoctorCommand(l *settings.Loader) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check the way from Docker to Docker Hub, and say what is wrong",
-		Long: `Checks the way from the Docker daemon through the cache to Docker Hub, and the
-machine under it, and says in plain words what is wrong and what to do. What the
-server runs with, it asks the server. Exits with 0 when pulls work as intended,
-and with 1 when something is broken, or when nobody can tell.`,
+		Long: `Checks the way from Docker, or containerd, through the cache to Docker Hub and
+the other registries, and the machine under it, and says in plain words what is
+wrong and what to do. What the server runs with, it asks the server. Exits with
+0 when pulls work as intended, and with 1 when something is broken, or when
+nobody can tell.`,
 		Example: "  hubcache doctor\n  hubcache doctor --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -52,6 +53,7 @@ and with 1 when something is broken, or when nobody can tell.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	cmd.Flags().StringVar(&d.Image, "image", "hello-world:latest", "the small image that the daemon is made to ask for")
 	cmd.Flags().StringVar(&d.Certs, "certs-dir", "", "the daemon's `directory` of registries (default: the daemon's)")
+	cmd.Flags().StringVar(&d.Containerd, "containerd", "", "`socket` of a containerd without Docker (default: the usual one)")
 	return cmd
 }
 

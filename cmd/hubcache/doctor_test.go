@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -87,6 +88,20 @@ func (e *examined) file(content string) string {
 
 // token writes a file with a token.
 func (e *examined) token(secret string) string { return e.file(secret) }
+
+// hosts writes the engine's hosts.toml of a registry.
+func (e *examined) hosts(registry, content string) {
+	e.t.Helper()
+	path := filepath.Join(e.certs, registry, "hosts.toml")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// servesToo adds a second registry to the settings of the server. It is the Hub under another name.
+func (e *examined) servesToo(registry, upstream string) {
+	e.config += fmt.Sprintf("registries: {%s: {url: '%s'}}\n", registry, upstream)
+}
 
 // start starts the server.
 func (e *examined) start() {
@@ -254,7 +269,7 @@ type doctorState struct {
 // can be in, doctor names the cause and nothing else as broken, and its exit code is 0 exactly
 // when pulls work as intended.
 func TestDoctorNamesTheCause(t *testing.T) {
-	for _, state := range [][]doctorState{tokenStates(), upstreamStates(), portStates(), mirrorStates(), diskStates()} {
+	for _, state := range [][]doctorState{tokenStates(), upstreamStates(), portStates(), mirrorStates(), registryStates(), diskStates()} {
 		for _, s := range state {
 			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
@@ -481,14 +496,17 @@ func mirrorStates() []doctorState {
 		{name: "loopback with the containerd store", before: func(e *examined) { e.version, e.containerd = "29.0.0", true },
 			check: "docker", says: "accepts any certificate for Docker Hub"},
 		{name: "loopback with a hosts.toml", before: func(e *examined) { e.version, e.containerd = "29.0.0", true }, after: func(e *examined) {
-			path := filepath.Join(e.certs, "docker.io", "hosts.toml")
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				e.t.Fatal(err)
-			}
-			if err := os.WriteFile(path, []byte("[host.\""+e.server.pull+"\"]\n"), 0o644); err != nil {
-				e.t.Fatal(err)
-			}
+			e.hosts("docker.io", "[host.\""+e.server.pull+"\"]\n")
 		}},
+		{name: "loopback in hosts.toml alone", before: func(e *examined) { e.version, e.containerd, e.mirrors = "29.1.0", true, []string{} }, after: func(e *examined) {
+			e.hosts("docker.io", "[host.\""+e.server.pull+"\"]\n  capabilities = [\"pull\", \"referrers\"]\n")
+		}, notes: map[string]string{"docker": "has the mirror", "pull": "only when it pulls"}},
+		{name: "a hosts.toml that the engine ignores", before: func(e *examined) { e.version, e.containerd, e.mirrors = "29.0.4", true, []string{} }, after: func(e *examined) {
+			e.hosts("docker.io", "[host.\""+e.server.pull+"\"]\n  capabilities = [\"pull\", \"referrers\"]\n")
+		}, check: "docker", says: `because of the capability "referrers"`},
+		{name: "a hosts.toml of another mirror", before: func(e *examined) { e.version, e.containerd = "29.0.4", true }, after: func(e *examined) {
+			e.hosts("docker.io", "[host.\"https://mirror.example\"]\n")
+		}, check: "docker", says: "pulls by that file alone"},
 		{name: "hello-world is not allowed", before: func(e *examined) { e.config += "allow: [library/redis]\n" },
 			notes: map[string]string{"image": "allow and deny leave library/hello-world out", "pull": "which doesn't serve it"}},
 		{name: "hello-world is not allowed and the token is refused", before: func(e *examined) {
@@ -506,6 +524,26 @@ func mirrorStates() []doctorState {
 			e.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: hubtest.Layers(1, 1<<10)})
 			e.args = []string{"--image", "redis:7"}
 		}, notes: map[string]string{"upstream docker.io": "ok"}},
+	}
+}
+
+func registryStates() []doctorState {
+	second := func(e *examined) { e.servesToo("ghcr.io", e.hub.RegistryURL()) }
+	return []doctorState{
+		{name: "a second registry and an engine with mirrors for Docker Hub alone", before: second,
+			notes: map[string]string{"pull ghcr.io": "with ?ns=ghcr.io", "upstream ghcr.io": "ok", "docker": "come through the cache by names that begin with it"}},
+		{name: "a second registry without a hosts.toml", before: func(e *examined) { second(e); e.version, e.containerd, e.mirrors = "29.0.4", true, []string{} }, after: func(e *examined) {
+			e.hosts("docker.io", "[host.\""+e.server.pull+"\"]\n")
+		}, notes: map[string]string{"docker ghcr.io": "there is no "}},
+		{name: "a second registry with a hosts.toml", before: func(e *examined) { second(e); e.version, e.containerd, e.mirrors = "29.0.4", true, []string{} }, after: func(e *examined) {
+			e.hosts("docker.io", "[host.\""+e.server.pull+"\"]\n")
+			e.hosts("ghcr.io", "[host.\""+e.server.pull+"\"]\n")
+		}, notes: map[string]string{"docker ghcr.io": "ghcr.io/hosts.toml names http://127.0.0.1"}},
+		{name: "a second registry that is down", before: func(e *examined) { e.servesToo("ghcr.io", "http://127.0.0.1:1") },
+			check: "upstream ghcr.io", says: "127.0.0.1:1 refuses the connection"},
+		{name: "a second registry whose token is missing", before: func(e *examined) {
+			e.config += fmt.Sprintf("registries: {ghcr.io: {url: '%s', username: joe, password_file: %s/missing}}\n", e.hub.RegistryURL(), e.t.TempDir())
+		}, check: "token ghcr.io", says: "missing", also: "upstream ghcr.io"},
 	}
 }
 

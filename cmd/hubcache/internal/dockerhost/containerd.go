@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -255,10 +254,4 @@ func (c containerd) notes(dir string, given bool) (notes []string) {
 		}
 	}
 	return notes
-}
-
-// hasContainerd reports whether there is a containerd's socket.
-func hasContainerd(socket string) bool {
-	_, err := os.Stat(socket)
-	return err == nil
 }

@@ -34,7 +34,10 @@ type Doctor struct {
 	Host     string             // the flag --host; "" to let Locate find the engine
 	Image    string             // a small image that the daemon is made to ask for
 	Certs    string             // the daemon's directory with a directory for each registry; "" to find it
-	Root     string             // where the file system with the system's units begins; "" is /
+	// Containerd is the socket of a containerd, which is looked at where there is no Docker engine; ""
+	// is the usual one.
+	Containerd string
+	Root       string // where the file system with the system's units begins; "" is /
 
 	findings []Finding
 	client   *adminclient.Client
@@ -42,7 +45,9 @@ type Doctor struct {
 	guessed  []string           // the mirrors of the engine, if the server answers and tells nothing
 	running  *settings.Settings // of the server; those of this host if it told none
 	certs    string             // Certs, or what was found
-	patience time.Duration      // how long the engine may take for an answer; 0 is engineTimeout
+	// hostsAlone says that the engine has the mirror in hosts.toml and not in its list.
+	hostsAlone bool
+	patience   time.Duration // how long the engine may take for an answer; 0 is engineTimeout
 }
 
 // Examine makes all checks and returns what they found. It changes nothing on this host. It fails
@@ -78,9 +83,16 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 		d.broken("admin", err.Error(), "look into the server's log (journalctl -u hubcache)")
 		return d.findings, nil
 	}
+	if reached {
+		if stats, err = d.askRegistries(ctx, engine == nil, stats); err != nil {
+			d.broken("admin", err.Error(), "look into the server's log (journalctl -u hubcache)")
+			return d.findings, nil
+		}
+	}
 	for _, u := range stats.Upstreams {
 		d.checkUpstream(ctx, u)
 	}
+	d.checkClients(ctx, engine)
 	d.checkPrivate()
 	d.checkDisk(stats.Store)
 	d.checkWarm(stats.Warm)

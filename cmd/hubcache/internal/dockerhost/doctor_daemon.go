@@ -100,12 +100,6 @@ func (d *Doctor) limit(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, cmp.Or(d.patience, engineTimeout))
 }
 
-// inHosts reports whether the daemon's hosts.toml for Docker Hub names one of the URLs.
-func (d *Doctor) inHosts(urls []string) bool {
-	hosts, _ := os.ReadFile(filepath.Join(d.certs, "docker.io", "hosts.toml")) // no file counts as an empty one
-	return slices.ContainsFunc(urls, func(u string) bool { return strings.Contains(string(hosts), u) })
-}
-
 // checkMirror looks whether the Docker daemon has the mirror, and whether that is safe. It is not
 // sure when the daemon has other mirrors: one of them may be another name of the cache.
 func (d *Doctor) checkMirror(e *engine) (sure bool) {
@@ -117,18 +111,26 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 		d.checkPodman(e.facts, urls)
 		return true
 	}
-	f, inHosts := e.facts, d.inHosts(urls)
+	f := e.facts
+	path := fileName(d.certs, hubName)
+	inHosts, err := d.hostsState(path, urls, f.takesReferrers())
+	byHosts := f.readsHosts() && f.containerd
 	if proxy := f.proxyNote(urls[0]); proxy != "" {
 		d.note("proxy", proxy, "")
 	}
 	mine := slices.IndexFunc(f.mirrors, func(m string) bool { return slices.ContainsFunc(urls, func(u string) bool { return sameMirror(u, m) }) })
+	d.hostsAlone = byHosts && inHosts && mine < 0
 	switch {
+	case byHosts && err != nil && !errors.Is(err, fs.ErrNotExist):
+		d.broken("docker", fmt.Sprintf("engine %s can't use %s: %v", f.version, path, err), "correct the file, or remove it and run hubcache docker setup --apply")
+	case byHosts && err == nil && !inHosts:
+		d.broken("docker", fmt.Sprintf("%s doesn't name %s first, and engine %s pulls by that file alone", path, urls[0], f.version), "add it to the file, or remove the file and run hubcache docker setup --apply")
 	case f.unsafeLoopback() && !inHosts:
 		d.broken("docker", fmt.Sprintf("engine %s with a mirror on a loopback address accepts any certificate for Docker Hub when it falls back", f.version),
 			"hubcache docker setup --apply writes a hosts.toml instead; or let hubcache listen on another address")
 	case mine > 0:
 		d.note("docker", fmt.Sprintf("engine %s asks another mirror first: %s", f.version, f.mirrors[0]), "put "+f.mirrors[mine]+" first in registry-mirrors")
-	case mine == 0, inHosts && f.major >= hostsSince:
+	case mine == 0, inHosts && byHosts:
 		d.ok("docker", "engine %s has the mirror %s", f.version, urls[0])
 	case len(f.mirrors) > 0:
 		return false
@@ -172,6 +174,10 @@ func (d *Doctor) checkUse(ctx context.Context, e *engine, served, sure bool) {
 	if e == nil || e.facts.podman {
 		return
 	}
+	if d.hostsAlone {
+		d.note("pull", "engine "+e.facts.version+" asks the cache only when it pulls, and not for what doctor makes it ask for, so nobody can tell whether it does", "pull an image and look at hubcache stats")
+		return
+	}
 	before, _, err := d.client.Stats(ctx)
 	if err != nil {
 		d.broken("pull", err.Error(), "")
@@ -193,7 +199,7 @@ func (d *Doctor) checkUse(ctx context.Context, e *engine, served, sure bool) {
 	case !sure:
 		d.ok("docker", "engine %s has a mirror that is the cache (%s)", e.facts.version, orNone(e.facts.mirrors))
 	}
-	cause := d.brokenIn("docker", "server", "token", "upstream", "clock")
+	cause := d.brokenIn("docker", "server", "token", "upstream "+hubName, "clock")
 	switch {
 	case !used && cause:
 		d.note("pull", "the daemon asked for "+d.Image+" and not through the cache, for what is broken above", "")
@@ -213,8 +219,7 @@ func (d *Doctor) checkUse(ctx context.Context, e *engine, served, sure bool) {
 // brokenIn reports whether one of these checks found something broken.
 func (d *Doctor) brokenIn(checks ...string) bool {
 	return slices.ContainsFunc(d.findings, func(f Finding) bool {
-		check, _, _ := strings.Cut(f.Check, " ")
-		return f.Status == StatusBroken && slices.Contains(checks, check)
+		return f.Status == StatusBroken && slices.Contains(checks, f.Check)
 	})
 }
 

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/hubcache/hubcache/auth"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 // askWithin is how long the pull port may take to answer. With an upstream that doesn't answer, it
@@ -189,7 +190,7 @@ func (d *Doctor) checkServing(ctx context.Context) bool {
 		if err != nil {
 			return false // said by who asks next
 		}
-		status, code, detail, err := d.askManifest(ctx, repository)
+		status, code, detail, err := d.askManifest(ctx, repository, "")
 		if err != nil {
 			d.broken("server", fmt.Sprintf("%s answers /v2/, and no request for a manifest: %v", d.mirror(), err), "look into the server's log (journalctl -u hubcache)")
 			return false
@@ -215,9 +216,10 @@ func (d *Doctor) checkServing(ctx context.Context) bool {
 	return false
 }
 
-// askManifest asks for a tag that doesn't exist. It returns the status of the answer, and the code
-// and the detail of its error.
-func (d *Doctor) askManifest(ctx context.Context, repository string) (status int, code, detail string, err error) {
+// askManifest asks for a tag that doesn't exist, of a registry that it names as containerd does, or of
+// Docker Hub without naming it. It returns the status of the answer, and the code and the detail of its
+// error.
+func (d *Doctor) askManifest(ctx context.Context, repository, registry string) (status int, code, detail string, err error) {
 	base := d.mirror()
 	u, err := url.Parse(base)
 	if err != nil {
@@ -225,7 +227,11 @@ func (d *Doctor) askManifest(ctx context.Context, repository string) (status int
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/v2/%s/manifests/hubcache-doctor-%d", base, repository, time.Now().UnixNano()), nil)
+	at := fmt.Sprintf("%s/v2/%s/manifests/hubcache-doctor-%d", base, repository, time.Now().UnixNano())
+	if registry != "" {
+		at += "?ns=" + url.QueryEscape(registry)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
 		return 0, "", "", err
 	}
@@ -263,31 +269,36 @@ func repositoryOf(image string) string {
 
 // checkStart looks for what may have kept a server that doesn't answer from starting.
 func (d *Doctor) checkStart() {
-	s := d.running.Upstream
-	if s.Username == "" {
-		return
+	for _, u := range d.running.Upstreams() {
+		if u.Username != "" {
+			d.checkTokenFile(u)
+		}
 	}
-	path := string(s.PasswordFile)
+}
+
+// checkTokenFile looks at a registry's access token as the server would when it starts.
+func (d *Doctor) checkTokenFile(u settings.Upstream) {
+	check, path := tokenCheck(u.Name), u.PasswordFile
 	if !filepath.IsAbs(path) {
 		service, err := InstalledService(d.Root)
 		if err != nil {
 			return
 		}
 		if path = service.credentialFile(path); path == "" {
-			d.broken("token", service.whyNoCredential(string(s.PasswordFile)).Error(), TokenRecipe)
+			d.broken(check, service.whyNoCredential(u.PasswordFile).Error(), d.recipe(u.Name))
 			return
 		}
 	}
-	err := auth.NewFile(string(s.Username), path).Reload()
+	err := auth.NewFile(u.Username, path).Reload()
 	fe, ok := errors.AsType[*auth.FileError](err)
 	switch {
 	case !ok:
-		d.ok("token", "%s holds one", path)
+		d.ok(check, "%s holds one", path)
 	case fe.Fault == auth.FileMalformed:
-		d.broken("token", fmt.Sprintf("%s %v; the server doesn't start with it", path, fe.Err), "put the access token into it, and nothing else")
+		d.broken(check, fmt.Sprintf("%s %v; the server doesn't start with it", path, fe.Err), "put the access token into it, and nothing else")
 	case fe.Fault == auth.FileUnreadable && errors.Is(fe.Err, os.ErrPermission):
-		d.note("token", "this user may not look at "+path, "run doctor as root")
+		d.note(check, "this user may not look at "+path, "run doctor as root")
 	default:
-		d.broken("token", fmt.Sprintf("%s: %v", path, fe.Err), TokenRecipe)
+		d.broken(check, fmt.Sprintf("%s: %v", path, fe.Err), d.recipe(u.Name))
 	}
 }

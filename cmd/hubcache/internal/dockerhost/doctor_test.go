@@ -33,7 +33,7 @@ func TestDoctorSeesAnExposedCredential(t *testing.T) {
 		d := Doctor{Settings: settings.Default(), Root: root}
 		d.running = d.Settings
 		d.running.Upstream.PasswordFile = settings.Text(filepath.Base(path))
-		d.checkToken(admin.Upstream{Credential: admin.Credential{State: "accepted"}})
+		d.checkToken(admin.Upstream{Registry: hubName, Credential: admin.Credential{State: "accepted"}})
 		found := false
 		for _, f := range d.findings {
 			found = found || f.Check == "password file" && strings.Contains(f.Detail, filepath.Join(root, path))

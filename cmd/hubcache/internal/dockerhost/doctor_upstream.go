@@ -1,16 +1,19 @@
 package dockerhost
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/hubcache/hubcache/admin"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 )
 
 // TokenRecipe is the one way to give the packaged service an access token. config.yaml of the
@@ -38,7 +41,7 @@ func (d *Doctor) checkUpstream(ctx context.Context, u admin.Upstream) {
 	case u.State == "cooling":
 		d.broken(check, "its limit on pulls is reached; only what is cached is served until it lifts", "an access token raises the limit, and a paid account has none; operations.md of the documentation says which requests count")
 	case u.State == "denied" && !TokenFault(u.Credential.State):
-		d.broken(check, "it refuses requests with the access token", "make a new token and put it into "+d.tokenFile())
+		d.broken(check, "it refuses requests with the access token", "make a new token and put it into "+d.tokenFile(u.Registry))
 	case u.State == "denied": // said by checkToken
 	default:
 		d.ok(check, "%s", u.State)
@@ -87,83 +90,111 @@ func TokenFault(state string) bool {
 	return false
 }
 
+// settingsOf are the server's settings for a registry.
+func (d *Doctor) settingsOf(registry string) settings.Upstream {
+	all := d.running.Upstreams()
+	i := slices.IndexFunc(all, func(u settings.Upstream) bool { return u.Name == registry })
+	return all[max(0, i)] // one that isn't there any more has been there when the server counted
+}
+
+// tokenCheck is the name of the check of a registry's access token.
+func tokenCheck(registry string) string {
+	if registry == hubName {
+		return "token"
+	}
+	return "token " + registry
+}
+
 // tokenFile is the file with the access token as the server opens it.
-func (d *Doctor) tokenFile() string {
-	if d.told != nil && d.told.PasswordFile != "" {
+func (d *Doctor) tokenFile(registry string) string {
+	if registry == hubName && d.told != nil && d.told.PasswordFile != "" {
 		return d.told.PasswordFile
 	}
-	return string(d.running.Upstream.PasswordFile)
+	return d.settingsOf(registry).PasswordFile
 }
 
 // fromCredential reports whether the server has a copy of the token from LoadCredential=.
-func (d *Doctor) fromCredential() bool {
-	path := string(d.running.Upstream.PasswordFile)
+func (d *Doctor) fromCredential(registry string) bool {
+	path := d.settingsOf(registry).PasswordFile
 	return path != "" && !filepath.IsAbs(path)
 }
 
-// renew says how to put a new token where the server finds it.
-func (d *Doctor) renew() string {
-	if d.fromCredential() {
-		return "make a new one: " + TokenRecipe
+// recipe is how the packaged service gets the access token of a registry.
+func (d *Doctor) recipe(registry string) string {
+	if registry == hubName {
+		return TokenRecipe
 	}
-	return "make a new one and put it into " + d.tokenFile() + "; the server reads it within seconds"
+	file := cmp.Or(d.settingsOf(registry).PasswordFile, "token")
+	if filepath.IsAbs(file) {
+		return "put the access token into " + file + ", which only the server's user may read"
+	}
+	return fmt.Sprintf("install -m 600 /dev/stdin /etc/credstore/%s (paste the token, Enter, Ctrl-D), LoadCredential=%s in a drop-in of the service (systemctl edit hubcache), and systemctl restart hubcache", file, file)
+}
+
+// renew says how to put a new token where the server finds it.
+func (d *Doctor) renew(registry string) string {
+	if d.fromCredential(registry) {
+		return "make a new one: " + d.recipe(registry)
+	}
+	return "make a new one and put it into " + d.tokenFile(registry) + "; the server reads it within seconds"
 }
 
 // checkToken says what state the access token is in.
 func (d *Doctor) checkToken(u admin.Upstream) {
-	c, user := u.Credential, string(d.running.Upstream.Username)
+	c, of, check := u.Credential, d.settingsOf(u.Registry), tokenCheck(u.Registry)
+	user := of.Username
 	exposed := ""
 	if c.Exposed {
-		exposed = d.tokenFile()
-	} else if service, err := InstalledService(d.Root); err == nil && d.fromCredential() {
-		if source := service.credentialFile(string(d.running.Upstream.PasswordFile)); Exposed(source) {
+		exposed = d.tokenFile(u.Registry)
+	} else if service, err := InstalledService(d.Root); err == nil && d.fromCredential(u.Registry) {
+		if source := service.credentialFile(of.PasswordFile); Exposed(source) {
 			exposed = source
 		}
 	}
 	if exposed != "" {
 		d.note("password file", "every user of this machine may read "+exposed, "chmod o-r "+exposed)
 	}
-	if detail, advice := d.fileFault(c); detail != "" {
+	if detail, advice := d.fileFault(u.Registry, c); detail != "" {
 		if c.Usable {
-			d.note("token", detail+"; the one that was read before is in use until the server is started again", advice)
+			d.note(check, detail+"; the one that was read before is in use until the server is started again", advice)
 			return
 		}
-		d.broken("token", detail, advice)
+		d.broken(check, detail, advice)
 		return
 	}
 	switch c.State {
 	case "refused":
-		d.broken("token", fmt.Sprintf("%s refuses the access token of %s", u.Registry, user), d.renew())
+		d.broken(check, fmt.Sprintf("%s refuses the access token of %s", u.Registry, user), d.renew(u.Registry))
 	case "expired":
-		d.broken("token", fmt.Sprintf("the access token of %s has expired", user), d.renew())
+		d.broken(check, fmt.Sprintf("the access token of %s has expired", user), d.renew(u.Registry))
 	case "throttled":
-		d.broken("token", fmt.Sprintf("the token service of %s limits requests (429); only what is cached is served until it lifts", u.Registry), "wait; if it comes again, something else behind this address logs in too often")
+		d.broken(check, fmt.Sprintf("the token service of %s limits requests (429); only what is cached is served until it lifts", u.Registry), "wait; if it comes again, something else behind this address logs in too often")
 	case "accepted":
-		d.ok("token", "%s accepts the access token of %s", u.Registry, user)
+		d.ok(check, "%s accepts the access token of %s", u.Registry, user)
 	case "untried":
-		d.note("token", fmt.Sprintf("the access token of %s has not been needed yet", user), "pull something through the cache and look again")
+		d.note(check, fmt.Sprintf("the access token of %s has not been needed yet", user), "pull something through the cache and look again")
 	case "none":
-		if u.Registry == "docker.io" {
-			d.note("token", "requests are anonymous: Docker Hub allows very few of them an hour", "set upstream.username and upstream.password_file")
+		if u.Registry == hubName {
+			d.note(check, "requests are anonymous: Docker Hub allows very few of them an hour", "set upstream.username and upstream.password_file")
 		}
 	}
 }
 
 // fileFault says what is wrong with the file of the access token; "" when nothing is.
-func (d *Doctor) fileFault(c admin.Credential) (detail, advice string) {
-	path := d.tokenFile()
+func (d *Doctor) fileFault(registry string, c admin.Credential) (detail, advice string) {
+	path := d.tokenFile(registry)
 	user := "the server"
 	if d.told != nil && d.told.User != "" {
 		user = "the server's user " + d.told.User
 	}
-	fix := TokenRecipe
-	if !d.fromCredential() && (d.told == nil || d.told.Unit == "") {
+	fix := d.recipe(registry)
+	if !d.fromCredential(registry) && (d.told == nil || d.told.Unit == "") {
 		fix = "put the access token into " + path + ", which only the server's user may read"
 	}
 	switch c.State {
 	case "missing":
-		if d.fromCredential() {
-			return fmt.Sprintf("there is no access token: the service was started without the credential %s", d.running.Upstream.PasswordFile), fix
+		if d.fromCredential(registry) {
+			return fmt.Sprintf("there is no access token: the service was started without the credential %s", d.settingsOf(registry).PasswordFile), fix
 		}
 		if _, err := os.Stat(path); err == nil && d.told != nil && d.told.Unit != "" {
 			return fmt.Sprintf("the file with the access token, %s, is hidden from %s, which has folders of its own in place of /tmp and /home", path, d.told.Unit), fix
@@ -181,11 +212,22 @@ func (d *Doctor) fileFault(c admin.Credential) (detail, advice string) {
 
 // checkPrivate says which private repositories are served.
 func (d *Doctor) checkPrivate() {
+	var private []string
+	account := false
+	for _, u := range d.running.Upstreams() {
+		account = account || u.Username != ""
+		for _, pattern := range u.Private {
+			if u.Name != hubName {
+				pattern = u.Name + "/" + pattern
+			}
+			private = append(private, pattern)
+		}
+	}
 	// A registry doesn't tell which repositories a token may see, except by asking for them.
-	if private := d.running.Upstream.Private; len(private) > 0 {
+	if len(private) > 0 {
 		d.note("private", "these may be served although they are private: "+strings.Join(private, ", "),
 			"whoever reaches the cache reads them; listen_allow narrows that")
-	} else if d.running.Upstream.Username != "" {
+	} else if account {
 		d.say("private", StatusOK, "private repositories are not served (upstream.private is empty)",
 			"a token with the scope \"Public Repo Read-only\" can't see any; hubcache can't find out which scope this one has")
 	}
@@ -223,7 +265,9 @@ func (d *Doctor) checkClock(ctx context.Context, u admin.Upstream) {
 		d.broken("clock", fmt.Sprintf("it is right, and the certificate of %s has expired or is not valid yet", u.Failure.Host), "whoever runs that host, or what opens https on the way to it, has to renew it")
 		return
 	}
-	d.ok("clock", "agrees with the one of %s", u.Registry)
+	if u.Registry == hubName {
+		d.ok("clock", "agrees with the one of %s", u.Registry)
+	}
 }
 
 const clockAdvice = "turn on NTP (timedatectl set-ntp true)"

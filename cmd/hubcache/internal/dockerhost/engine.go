@@ -116,6 +116,10 @@ func (f engineFacts) usesMirrors(mirror string) bool {
 // a mirror of other registries than Docker Hub, and it takes the place of an unsafe loopback mirror.
 func (f engineFacts) readsHosts() bool { return f.major >= hostsSince }
 
+func (f engineFacts) takesReferrers() bool {
+	return slices.Compare(f.release[:], referrersSince[:]) >= 0
+}
+
 // hostsFiles are the files that the engine needs for these registries. Docker Hub's has the other
 // mirrors of the engine too, since the engine asks no mirror that the file doesn't name.
 func (f engineFacts) hostsFiles(mirror string, registries []Registry, certs string) (files []hostsFile) {
@@ -123,7 +127,7 @@ func (f engineFacts) hostsFiles(mirror string, registries []Registry, certs stri
 		return nil
 	}
 	for _, r := range registries {
-		h := hostsFile{registry: r, mirrors: []string{mirror}, referrers: slices.Compare(f.release[:], referrersSince[:]) >= 0, certs: certs}
+		h := hostsFile{registry: r, mirrors: []string{mirror}, referrers: f.takesReferrers(), certs: certs}
 		if r.Name == hubName {
 			h.mirrors = append(h.mirrors, slices.DeleteFunc(slices.Clone(f.mirrors), func(m string) bool { return sameMirror(m, mirror) })...)
 		}
