@@ -42,6 +42,15 @@ is there; - is stdout.`,
 			if f, ok := cmd.OutOrStdout().(*os.File); ok && to == "-" && term.IsTerminal(int(f.Fd())) {
 				return settings.UsageError{Err: errors.New("a tar is no text for a terminal: name a file with -o")}
 			}
+			if to != "-" { // before the server reads all images for it
+				if _, err := os.Stat(filepath.Dir(to)); err != nil {
+					return fmt.Errorf("-o %s: the folder isn't there: %w", to, err)
+				}
+			}
+			args, err := wholeReferences(cmd.Context(), find, args)
+			if err != nil {
+				return err
+			}
 			refs, fromFiles, err := names.references(cmd, args)
 			if err != nil {
 				return err

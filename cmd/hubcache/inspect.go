@@ -31,6 +31,10 @@ needs: what its eviction would free.`,
 		Example: "  hubcache inspect redis:7\n  hubcache inspect --json ghcr.io/org/app:1",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			args, err := wholeReferences(cmd.Context(), find, args)
+			if err != nil {
+				return err
+			}
 			ref, err := parseReference(args[0])
 			if err != nil {
 				return err

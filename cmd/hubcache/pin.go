@@ -52,6 +52,9 @@ pinned when it comes.`,
 				}
 				return printPins(out, doc, time.Now())
 			}
+			if args, err = wholeReferences(cmd.Context(), find, args); err != nil {
+				return err
+			}
 			all := admin.Pins{Schema: admin.Schema, Pins: []admin.Pin{}}
 			short := false
 			err = eachReference(cmd, args, func(ref name.Reference) error {
@@ -95,6 +98,9 @@ others, by their last use. 'hubcache pin' lists the pins.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := find.Find()
 			if err != nil {
+				return err
+			}
+			if args, err = wholeReferences(cmd.Context(), find, args); err != nil {
 				return err
 			}
 			return eachReference(cmd, args, func(ref name.Reference) error {

@@ -32,6 +32,10 @@ What is pinned is refused without --unpin. Pulls that are under way go on.`,
 		Example: "  hubcache purge redis:7 --dry-run\n  hubcache purge redis:7 org/app@sha256:…",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			args, err := wholeReferences(cmd.Context(), find, args)
+			if err != nil {
+				return err
+			}
 			paths, err := purgePaths(args, dry, unpin)
 			if err != nil {
 				return err

@@ -91,8 +91,12 @@ func cached(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	s, err := storage.Open(storage.Options{Dir: ts.MkAbs(args[0]), Budget: 1 << 30, Log: slog.New(slog.DiscardHandler)})
 	ts.Check(err)
-	ref, err := name.ParseReference(args[1])
+	repository, untagged := strings.CutSuffix(args[1], "@")
+	ref, err := name.ParseReference(repository)
 	ts.Check(err)
+	if untagged {
+		ref.Tag = ""
+	}
 	from := storage.Origin{Repository: ref.Repository}
 	var layers []string
 	for _, arg := range args[2:] {
@@ -121,6 +125,7 @@ func cached(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(s.Close())
 	ts.Setenv("DIGEST", d.String())
+	ts.Setenv("SHORT", args[1]+shortDigestOf(d.String()))
 }
 
 // spoil is "spoil DIR SIZE": one byte of the file of the layer of that size, which cached has made,
