@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 // maxRepairTries is from how many repositories a blob is asked for. A base layer may belong to
@@ -100,6 +102,9 @@ func (v *verify) fetch(ctx context.Context, full string, b *BadBlob) error {
 	if err != nil {
 		return err
 	}
+	if o, ok := v.down[m]; ok && time.Now().Before(o.until) {
+		return o.err
+	}
 	r := m.internal(ctx, repository)
 	if err := r.admission.wait(ctx); err != nil {
 		return warmError(err)
@@ -117,11 +122,26 @@ func (v *verify) fetch(ctx context.Context, full string, b *BadBlob) error {
 			err = fmt.Errorf("%w: %w", ErrNoRoom, err)
 		}
 	}
+	if u, ok := errors.AsType[*upstream.Error](err); ok && u.Down() {
+		v.down[m] = outage{warmError(err), time.Now().Add(outageLasts)}
+		return v.down[m].err
+	}
+	delete(v.down, m)
 	if err != nil {
 		return warmError(err)
 	}
 	return nil
 }
+
+// outage says that an upstream can't be used.
+type outage struct {
+	err   error
+	until time.Time // when it is asked again
+}
+
+// outageLasts is for how long a repair goes on without asking an upstream that is down. To find out takes
+// seconds, and there may be a thousand blobs.
+const outageLasts = time.Minute
 
 // fetchManifest fetches a manifest that isn't cached.
 func (r *repo) fetchManifest(ctx context.Context, d digest.Digest) error {

@@ -92,7 +92,7 @@ func (r *Registry) Verify(ctx context.Context, o VerifyOptions) (Verified, error
 	defer leave()
 	ctx, cancel := r.tasks.untilStop(withClient(ctx, thisMachine))
 	defer cancel()
-	v := &verify{r: r, o: o, subjects: map[digest.Digest]map[string][]digest.Digest{}}
+	v := &verify{r: r, o: o, subjects: map[digest.Digest]map[string][]digest.Digest{}, down: map[*mirror]outage{}}
 	err := v.hashAll(ctx)
 	if err == nil && o.Repair && len(v.res.Bad) > 0 {
 		err = v.repairAll(ctx)
@@ -109,6 +109,7 @@ type verify struct {
 	pace     pace
 	told     time.Time // when progress was last reported
 	unread   int       // files in a row that the disk couldn't read
+	down     map[*mirror]outage
 }
 
 func (v *verify) report(e VerifyEvent) {

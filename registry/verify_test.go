@@ -189,6 +189,34 @@ func TestVerifyThatCannotRepairSaysWhy(t *testing.T) {
 	})
 }
 
+// TestVerifyWithoutTheUpstream finds out once that it is down, and not for each blob.
+func TestVerifyWithoutTheUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, labOptions{})
+		img := l.hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(20, 1<<10)})
+		l.pull(img)
+		l.drain()
+		var harmed []digest.Digest
+		for _, layer := range img.Blobs()[1:] { // without the config
+			harmed = append(harmed, layer.Digest)
+		}
+		l.spoil(harmed...)
+		rule := l.hub.Inject(hubtest.Match{}, hubtest.Reset())
+		start := time.Now()
+		res := l.verify(true)
+		took := time.Since(start)
+		for _, b := range res.Bad {
+			if b.Repaired || b.Err == nil {
+				t.Errorf("%+v", b)
+			}
+		}
+		if len(res.Bad) != len(harmed) || took > 10*time.Second {
+			t.Errorf("%d of %d, in %s", len(res.Bad), len(harmed), took)
+		}
+		rule.Remove()
+	})
+}
+
 // TestVerifyRepairsNothingPrivate of which clients may have nothing: the repository has become
 // private and isn't in the list. What is in the list is fetched, and stays private.
 func TestVerifyRepairsNothingPrivate(t *testing.T) {
