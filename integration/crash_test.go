@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,13 +55,15 @@ var indexDamages = []struct {
 }
 
 // killLoad is the load under which the server is killed: 8 clients pull from a catalogue that is
-// larger than the budget, a tag moves, and one image is in use all the time.
+// larger than the budget, a tag moves, images are purged, and one image is in use all the time.
 type killLoad struct {
 	t      *testing.T
 	hub    *hubtest.Hub
 	images []*hubtest.Image
 	steady *hubtest.Image
-	wrong  sync.Map // errors that must not happen: wrong bytes
+	admin  string       // address of the admin listener, where a client purges images
+	purged atomic.Int64 // how many
+	wrong  sync.Map     // errors that must not happen: wrong bytes
 }
 
 // run pulls until ctx ends. Connections may break, but bytes must never be wrong.
@@ -90,6 +94,24 @@ func (l *killLoad) run(ctx context.Context, base string) {
 		defer time.Sleep(20 * time.Millisecond)
 		return pullImage(ctx, base, l.steady, "")
 	})
+	loop(func() error { // of what comes back with the next pull
+		img := l.images[rand.IntN(len(l.images))]
+		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, "http://"+l.admin+"/api/v1/images/docker.io/"+img.Repository+"@"+img.Digest.String(), nil)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("X-Hubcache-Admin", "1")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			l.purged.Add(1)
+		}
+		time.Sleep(20 * time.Millisecond)
+		return nil
+	})
 	clients.Wait()
 }
 
@@ -111,6 +133,7 @@ func TestKillLosesNothingCommitted(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Command("pin", "pinned:1")
+	l.admin = s.Admin
 	time.Sleep(1500 * time.Millisecond) // until its tag is written to repos/
 	slowest := time.Duration(0)
 	for round := range killRounds() {
@@ -146,7 +169,10 @@ func TestKillLosesNothingCommitted(t *testing.T) {
 		}
 	}
 	l.wrong.Range(func(err, _ any) bool { t.Error(err); return true })
-	t.Logf("%d rounds, slowest start %s", killRounds(), slowest)
+	t.Logf("%d rounds, %d purges, slowest start %s", killRounds(), l.purged.Load(), slowest)
+	if l.purged.Load() == 0 {
+		t.Error("nothing was purged")
+	}
 	if slowest > time.Minute { // what is promised is 2 s, but machines are busy
 		t.Errorf("a start took %s", slowest)
 	}

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -140,7 +142,7 @@ func runPins(t *testing.T, ops []byte) {
 			pin = modelPin{"", image}
 		}
 		pinned := m.check(t, s)
-		switch ops[i] % 9 {
+		switch ops[i] % 11 {
 		case 0, 1: // pull
 			m.images[image].pull(t, s, repo, tag)
 			m.tags[tag] = image
@@ -172,6 +174,19 @@ func runPins(t *testing.T, ops []byte) {
 				os.Remove(filepath.Join(dir, "index.db"))
 			}
 			s = open(t, dir, budget)
+		case 9: // verify: what is right stays
+			before := s.Stats()
+			for d := range m.parts(s, image) {
+				if err := s.Verify(t.Context(), d, nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatalf("verify of %d: %v", image, err)
+				}
+			}
+			if after := s.Stats(); after.Bytes != before.Bytes || after.PinnedBytes != before.PinnedBytes {
+				t.Fatalf("verify changed %+v to %+v", before, after)
+			}
+		case 10: // a part has other bytes, or its file is gone: verify drops it, pinned or not
+			m.spoil(t, s, image, n)
+			pinned = nil
 		case 8: // purge
 			var all []digest.Digest
 			kept := false
@@ -191,13 +206,44 @@ func runPins(t *testing.T, ops []byte) {
 			}
 		}
 		for _, d := range pinned {
-			if _, ok := s.Has(d); !ok && ops[i]%9 > 1 { // a tag that moves lets the old image go
-				t.Fatalf("op %d: %s was pinned and is gone", ops[i]%9, d)
+			if _, ok := s.Has(d); !ok && ops[i]%11 > 1 { // a tag that moves lets the old image go
+				t.Fatalf("op %d: %s was pinned and is gone", ops[i]%11, d)
 			}
 		}
 	}
 	m.check(t, s)
 	balanced(t, s)
+}
+
+// spoil harms the file of a part of an image, which verify must find.
+func (m *pinModel) spoil(t *testing.T, s *Store, image, n int) {
+	t.Helper()
+	parts := slices.Sorted(maps.Keys(m.parts(s, image)))
+	parts = slices.DeleteFunc(parts, func(d digest.Digest) bool { _, cached := s.Has(d); return !cached })
+	if len(parts) == 0 {
+		return
+	}
+	d := parts[n%len(parts)]
+	path, want := s.files.layout.blob(d), ErrDigest
+	var err error
+	if n&16 != 0 {
+		want, err = ErrLost, os.Remove(path)
+	} else if err = os.Chmod(path, 0o600); err == nil {
+		var f *os.File
+		if f, err = os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+			_, werr := f.WriteAt([]byte{'!'}, 3)
+			err = errors.Join(werr, f.Close(), os.Chmod(path, 0o400))
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(t.Context(), d, nil); !errors.Is(err, want) {
+		t.Fatalf("verify of what was harmed: %v, want %v", err, want)
+	}
+	if _, cached := s.Has(d); cached {
+		t.Fatal("what is bad is still there")
+	}
 }
 
 // pinned compares what Pin said with the model, and takes it over.
@@ -234,7 +280,7 @@ func (m *pinModel) pinned(t *testing.T, s *Store, pin modelPin, st PinState, err
 	}
 }
 
-// FuzzPins compares pins and purges, with pulls, evictions and restarts between them, with the model.
+// FuzzPins compares pins, purges and verifies, with pulls, evictions and restarts between them, with the model.
 func FuzzPins(f *testing.F) {
 	for seed := range uint64(4) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
