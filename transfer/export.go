@@ -62,7 +62,7 @@ type saved struct {
 //
 // Errors: ErrNotCached, ErrNotComplete, ErrPrivate, each with the reference; that the index can't be read.
 func NewArchive(s *storage.Store, images []Wanted) (*Archive, error) {
-	x := &exporter{Archive: Archive{store: s}, has: map[digest.Digest]bool{}}
+	x := &exporter{Archive: Archive{store: s}, has: map[digest.Digest]bool{}, referring: map[digest.Digest]bool{}}
 	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
 	list := []saved{}
 	for _, w := range images {
@@ -74,6 +74,11 @@ func NewArchive(s *storage.Store, images []Wanted) (*Archive, error) {
 		if load != nil {
 			list = append(list, *load)
 		}
+		referrers, err := x.refer(w.Repository)
+		if err != nil {
+			return nil, fmt.Errorf("%s: what refers to it: %w", w.Reference, err)
+		}
+		index.Manifests = append(index.Manifests, referrers...)
 	}
 	x.file(v1.ImageLayoutFile, v1.ImageLayout{Version: v1.ImageLayoutVersion})
 	x.file(v1.ImageIndexFile, index)
@@ -163,7 +168,9 @@ const maxUSTAR = 8<<30 - 1
 
 type exporter struct {
 	Archive
-	has map[digest.Digest]bool // what is in blobs
+	has       map[digest.Digest]bool // what is in blobs
+	fresh     []digest.Digest        // manifests whose referrers aren't looked up yet
+	referring map[digest.Digest]bool // what refers to others, and is in index.json
 }
 
 func (x *exporter) file(name string, v any) {
@@ -263,6 +270,7 @@ func (x *exporter) manifest(m *storage.Manifest, depth int) (*saved, error) {
 		return nil, ErrNotComplete
 	}
 	x.blob(m.Digest)
+	x.fresh = append(x.fresh, m.Digest)
 	return load, nil
 }
 
@@ -293,6 +301,7 @@ func (x *exporter) image(m *storage.Manifest, body []byte) (*saved, error) {
 	for _, d := range append(here, m.Digest) {
 		x.blob(d)
 	}
+	x.fresh = append(x.fresh, m.Digest)
 	// Without some layers it is a Windows image, whose layers come from elsewhere.
 	var parsed v1.Manifest
 	if json.Unmarshal(body, &parsed) != nil || !runnable(parsed) || len(here) < len(m.Children) {

@@ -81,6 +81,9 @@ func (r *run) image(i Planned) error {
 		}
 	}
 	r.store.UsedAt(i.Digest, i.Used)
+	if err := r.refer(from, i); err != nil {
+		return err
+	}
 	r.name(i)
 	r.Images++
 	return nil

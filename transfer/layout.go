@@ -41,14 +41,35 @@ type files interface {
 // layout is an OCI layout (image-spec, image-layout.md).
 type layout struct {
 	files
-	naming Naming
+	naming    Naming
+	referrers map[digest.Digest][]v1.Descriptor // by what they refer to
 }
 
 func newLayout(f files, n Naming) (*layout, error) {
 	if n.Registry != "" {
 		return nil, naming("an OCI layout has the registries in its names: --registry is for the data directory of a registry")
 	}
-	return &layout{f, n}, nil
+	return &layout{f, n, map[digest.Digest][]v1.Descriptor{}}, nil
+}
+
+// Referrers returns what index.json has without a name that refers to a manifest.
+func (l *layout) Referrers(d digest.Digest) []v1.Descriptor { return l.referrers[d] }
+
+// isReferrer notes what refers to another manifest. In index.json it has no name.
+func (l *layout) isReferrer(m v1.Descriptor) bool {
+	if m.Annotations[nameAnnotation] != "" || m.Annotations[v1.AnnotationRefName] != "" {
+		return false
+	}
+	body, err := readManifest(l, m.Digest)
+	if err != nil {
+		return false
+	}
+	subject := subjectOf(body)
+	if subject == "" {
+		return false
+	}
+	l.referrers[subject] = append(l.referrers[subject], m)
+	return true
 }
 
 // Open opens a blob of the layout.
@@ -79,6 +100,9 @@ func (l *layout) Images() (images []Image, problems []string, err error) {
 	for _, m := range index.Manifests {
 		if !name.ValidDigest(m.Digest.String()) {
 			problems = append(problems, fmt.Sprintf("index.json names %q, which is no digest", m.Digest))
+			continue
+		}
+		if l.isReferrer(m) {
 			continue
 		}
 		i := Image{Digest: m.Digest, MediaType: m.MediaType, Used: l.written(), Checked: l.written()}

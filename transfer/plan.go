@@ -36,8 +36,9 @@ type Plan struct {
 // Planned is an image that an import brings in.
 type Planned struct {
 	Image
-	Partial bool // something that a manifest of it names isn't in the source
-	parts   []part
+	Partial   bool // something that a manifest of it names isn't in the source
+	parts     []part
+	referrers map[digest.Digest][]v1.Descriptor // of its manifests: what refers to them
 }
 
 // part is a blob or manifest.
@@ -109,7 +110,34 @@ func (p *planner) read(i Image) (Planned, error) {
 	if i.MediaType == "" {
 		out.MediaType = out.parts[len(out.parts)-1].mediaType
 	}
+	p.refer(&out, seen)
 	return out, nil
+}
+
+// refer adds what refers to the manifests of an image, and to that. An image comes in without what of it
+// is damaged or incomplete.
+func (p *planner) refer(out *Planned, seen map[digest.Digest]bool) {
+	out.referrers = map[digest.Digest][]v1.Descriptor{}
+	for n := 0; n < len(out.parts); n++ { // they become more
+		subject := out.parts[n]
+		if !subject.manifest {
+			continue
+		}
+		for _, d := range p.src.Referrers(subject.digest) {
+			before, partial := len(out.parts), out.Partial
+			out.Partial = false
+			err := p.walk(out, d.Digest, d.MediaType, seen, 0)
+			if err != nil || out.Partial {
+				out.parts = out.parts[:before]
+			} else {
+				out.referrers[subject.digest] = append(out.referrers[subject.digest], d)
+			}
+			out.Partial = partial
+			if err != nil {
+				p.Problems = append(p.Problems, fmt.Sprintf("%s: what refers to it: %v", out.Reference(), err))
+			}
+		}
+	}
 }
 
 // walk adds a manifest and what it names; the manifest comes after what it names. Children of an

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/name"
 )
@@ -53,6 +54,9 @@ func (s *registry2) path(d digest.Digest) string {
 }
 
 func (s *registry2) Open(d digest.Digest) (*Blob, error) { return openFile(s.path(d)) }
+
+// Referrers returns nothing: in proxy mode a registry:2 keeps no lists of what refers to a manifest.
+func (s *registry2) Referrers(digest.Digest) []v1.Descriptor { return nil }
 
 func (s *registry2) Remove(d digest.Digest) error { return os.Remove(s.path(d)) }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Image is an image of a Source.
@@ -50,6 +51,9 @@ func (b *Blob) Close() error { return b.close() }
 type Source interface {
 	// Images returns the images. What is damaged is left out, and said in problems.
 	Images() (images []Image, problems []string, err error)
+
+	// Referrers returns what refers to a manifest, such as its signatures. Images is called before.
+	Referrers(digest.Digest) []v1.Descriptor
 
 	// Open opens a blob or manifest, whose bytes may be wrong. Errors: fs.ErrNotExist.
 	Open(digest.Digest) (*Blob, error)

@@ -443,6 +443,92 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestReferrersComeAlong: what refers to a manifest of an image, and to that, is exported and imported with
+// it, but for what isn't cached as a whole or refers to something else. A list that is there already stays.
+func TestReferrersComeAlong(t *testing.T) {
+	const repository = "docker.io/library/redis"
+	c := content{}
+	one, third := c.image("base", "one"), c.image("third")
+	index := c.index(one)
+	r := c.registryDir(t)
+	r.tag("library/redis", "7", index, time.Now())
+	r.tag("library/redis", "8", third, time.Now())
+	a := newStore(t)
+	bring(t, r.open(), a, 1<<30, Options{})
+	artifact := func(subject digest.Digest, layer string) v1.Descriptor {
+		m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, ArtifactType: "application/x-signature", Config: v1.DescriptorEmptyJSON, Layers: []v1.Descriptor{{Digest: digest.FromString(layer), Size: int64(len(layer))}}}
+		m.SchemaVersion = 2
+		m.Subject = &v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: subject, Size: int64(len(c[subject]))}
+		d := c.json(m)
+		for _, b := range [][]byte{v1.DescriptorEmptyJSON.Data, []byte(layer)} {
+			if layer == "missing" {
+				continue
+			}
+			in, err := a.Begin(storage.Origin{Repository: repository}, digest.FromBytes(b), int64(len(b)))
+			if errors.Is(err, fs.ErrExist) {
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := in.WriteAt(b, 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := in.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.PutManifest(storage.Origin{Repository: repository}, d, v1.MediaTypeImageManifest, c[d]); err != nil {
+			t.Fatal(err)
+		}
+		return v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: d, Size: int64(len(c[d])), ArtifactType: "application/x-signature"}
+	}
+	list := func(s *storage.Store, subject digest.Digest, all ...v1.Descriptor) {
+		body, err := json.Marshal(v1.Index{MediaType: v1.MediaTypeImageIndex, Manifests: all})
+		if err == nil {
+			err = s.SetReferrers(storage.Origin{Repository: repository}, subject, v1.MediaTypeImageIndex, body)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	signature, ofThird := artifact(one, "signature"), artifact(third, "third's")
+	timestamp := artifact(signature.Digest, "timestamp")
+	list(a, one, signature, artifact(one, "missing"), ofThird)
+	list(a, signature.Digest, timestamp)
+	list(a, third, ofThird)
+	path := export(t, a, "redis:7", "redis:8")
+
+	b := newStore(t)
+	src, err := OpenSource(path, Naming{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	p, res := bring(t, src, b, 1<<30, Options{})
+	if len(p.Images) != 2 || len(p.Problems)+len(res.Problems) > 0 || p.Images[0].Partial || p.Images[1].Partial {
+		t.Fatalf("%+v, %+v", p, res)
+	}
+	for subject, want := range map[digest.Digest]v1.Descriptor{one: signature, signature.Digest: timestamp, third: ofThird} {
+		var got v1.Index
+		m, err := b.Referrers(repository, subject)
+		if err == nil {
+			err = json.Unmarshal(m.Body, &got)
+		}
+		if err != nil || len(got.Manifests) != 1 || got.Manifests[0].Digest != want.Digest || got.Manifests[0].ArtifactType != want.ArtifactType {
+			t.Errorf("what refers to %s: %+v, %v", subject, got.Manifests, err)
+		}
+		if m, err := b.Manifest(want.Digest); err != nil || !bytes.Equal(m.Body, c[want.Digest]) {
+			t.Errorf("%s: %v", want.Digest, err)
+		}
+	}
+	list(b, one)
+	bring(t, src, b, 1<<30, Options{})
+	if m, err := b.Referrers(repository, one); err != nil || bytes.Contains(m.Body, []byte(signature.Digest)) {
+		t.Errorf("the upstream's own list: %v", err)
+	}
+}
+
 func archiveError(s *storage.Store, text string) error {
 	ref, err := name.ParseReference(text)
 	if err != nil {
