@@ -34,6 +34,7 @@ var floors = map[string][]string{
 	"upstream":        {"answer", "auth", "cooldown"},
 	"content":         {"storage"},
 	"fetch":           {"content", "cooldown", "slots", "storage"},
+	"tier":            {"cooldown", "fetch", "storage", "tier/bucket", "tier/lease"},
 	"tier/bucket":     {},
 	"tier/lease":      {},
 	"registry":        {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},

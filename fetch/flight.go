@@ -160,7 +160,7 @@ func (f *Flight) run() {
 }
 
 // finish ends the flight: it remembers and logs a failure, reports success, and wakes
-// everybody who waits. The failure is remembered before the flight leaves the pool, so that no
+// everybody who waits. The failure is remembered, and the source told, before the flight leaves the pool, so that no
 // client can start another one in between.
 func (f *Flight) finish(err error) {
 	p := f.pool
@@ -172,6 +172,9 @@ func (f *Flight) finish(err error) {
 			f.again = p.failed.Add(f.blob.key(), err, f.in == nil) == 0
 		}
 		p.log.Warn("fetching a blob failed", "repository", f.blob.Origin.Repository, "digest", f.blob.Digest, "error", err)
+	}
+	if e, ok := f.blob.Source.(Ender); ok {
+		e.Ended(err)
 	}
 	p.mu.Lock()
 	delete(p.flights, f.blob.Digest)

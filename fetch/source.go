@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,6 +42,10 @@ type Descriptor struct {
 	Digest    digest.Digest // "" when the source names none
 	MediaType string
 	Size      int64 // bytes; -1 when the source names none
+
+	// Checked is when the upstream said so; zero: just now. A source that remembers what it was
+	// told may answer with it while the upstream is down.
+	Checked time.Time
 }
 
 // Manifest is a manifest's bytes, not verified.
@@ -56,6 +61,12 @@ type BlobSource interface {
 	// come. Its body resumes by itself what breaks. ctx ends the request and all reading; the
 	// error then wraps context.Cause(ctx), so that a cancelled download isn't taken for a failure.
 	Open(ctx context.Context, p Part) (*Body, error)
+}
+
+// Ender is a BlobSource that wants to know how a download from it ended: with nil, the blob is in the
+// store and verified. It must return at once.
+type Ender interface {
+	Ended(err error)
 }
 
 // Part is which bytes of a blob to read. With Claim, a part that begins behind the blob's end

@@ -27,7 +27,7 @@ func versityConfig(t *testing.T, endpoint string) bucket.Config {
 	t.Helper()
 	dir := t.TempDir()
 	c := bucket.Config{
-		Endpoint: endpoint, Name: tiertest.BucketName, Prefix: "cache", PathStyle: true,
+		Endpoint: endpoint, Name: tiertest.BucketName, Prefix: "cache", PathStyle: true, Part: 5 << 20,
 		AccessKeyFile: filepath.Join(dir, "access"), SecretKeyFile: filepath.Join(dir, "secret"),
 	}
 	for file, key := range map[string]string{c.AccessKeyFile: tiertest.AccessKey, c.SecretKeyFile: tiertest.SecretKey} {
@@ -91,7 +91,7 @@ func useBucket(t *testing.T, c bucket.Config) {
 		}
 		return nil
 	})
-	content := make([]byte, bucket.Single+100)
+	content := make([]byte, (5<<20)+100)
 	rand.NewChaCha8([32]byte{}).Read(content)
 	sum := sha256.Sum256(content)
 	small := bucket.Object{Size: 1000, MediaType: "application/x-small", Private: true}
@@ -107,7 +107,7 @@ func useBucket(t *testing.T, c bucket.Config) {
 	large := bucket.Object{Size: int64(len(content)), MediaType: "application/x-large"}
 	var id string
 	begun := func(i string) error { id = i; return nil }
-	if err := b.Upload(ctx, "blobs/b", large, io.NewSectionReader(bytes.NewReader(content), 0, bucket.Single+50), "", begun); err == nil {
+	if err := b.Upload(ctx, "blobs/b", large, io.NewSectionReader(bytes.NewReader(content), 0, (5<<20)+50), "", begun); err == nil {
 		t.Fatal("the second part was short, and the upload succeeded")
 	}
 	first := id

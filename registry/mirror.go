@@ -248,7 +248,7 @@ type registrySource struct {
 func (s registrySource) Resolve(ctx context.Context, repository string, k fetch.Kind, reference string) (fetch.Descriptor, error) {
 	ctx = s.m.requester(ctx, repository)
 	d, err := s.client.Resolve(ctx, repository, upstream.Kind(k), reference)
-	return fetch.Descriptor(d), untold(ctx, err)
+	return fetch.Descriptor{Digest: d.Digest, MediaType: d.MediaType, Size: d.Size}, untold(ctx, err)
 }
 
 func (s registrySource) Manifest(ctx context.Context, repository, reference string) (fetch.Manifest, error) {

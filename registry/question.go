@@ -237,6 +237,13 @@ func (b absentBlob) Open(ctx context.Context, p fetch.Part) (*fetch.Body, error)
 	return body, err
 }
 
+// Ended tells the source how a download ended, if it wants to know.
+func (b absentBlob) Ended(err error) {
+	if e, ok := b.BlobSource.(fetch.Ender); ok {
+		e.Ended(err)
+	}
+}
+
 // absentError makes a no of the upstream one that package fetch knows.
 type absentError struct{ error }
 

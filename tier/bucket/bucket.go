@@ -28,6 +28,9 @@ var (
 	// ErrAbsent: there is no such object.
 	ErrAbsent = errors.New("no such object in the bucket")
 
+	// ErrRange: the object ends before the part begins that was asked for.
+	ErrRange = errors.New("the object in the bucket is too short")
+
 	// ErrStalled: no byte has moved for too long.
 	ErrStalled = errors.New("the bucket has moved no byte for too long")
 
@@ -62,6 +65,8 @@ type Config struct {
 	// The files are read again once a minute.
 	AccessKeyFile, SecretKeyFile string
 
+	Part int64 // bytes of the parts that larger objects are sent in; S3 wants 5 MiB at least; 0: 16 MiB
+
 	PathStyle bool   // https://host/bucket/name; otherwise the library decides by the host
 	CAFile    string // PEM; trusted beside those of the system
 }
@@ -73,7 +78,7 @@ type Bucket struct {
 	name   string
 	prefix string
 	waits  patience
-	part   int64 // bytes; the parts of what is sent in parts are multiples of it
+	part   int64 // bytes; parts are multiples of it
 }
 
 // New returns a Bucket. It makes no request.
@@ -101,7 +106,7 @@ func New(c Config) (*Bucket, error) {
 		return nil, fmt.Errorf("the bucket's endpoint: %w", err)
 	}
 	core.SetAppInfo("hubcache", "1")
-	return &Bucket{core: *core, name: c.Name, prefix: strings.Trim(path.Clean("/"+c.Prefix), "/"), waits: usual, part: Single}, nil
+	return &Bucket{core: *core, name: c.Name, prefix: strings.Trim(path.Clean("/"+c.Prefix), "/"), waits: usual, part: cmp.Or(c.Part, 16<<20)}, nil
 }
 
 // redacted returns an endpoint without what may be a password in it.
@@ -163,6 +168,8 @@ func classify(ctx context.Context, doing, name string, err error) error {
 	switch {
 	case r.Code == minio.NoSuchKey:
 		err = ErrAbsent
+	case r.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		err = ErrRange
 	case r.StatusCode != 0:
 		err = fmt.Errorf("%d %s %s", r.StatusCode, cmp.Or(r.Code, http.StatusText(r.StatusCode)), r.Message)
 	}

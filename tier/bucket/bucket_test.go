@@ -117,6 +117,9 @@ func TestAnObjectIsWrittenAndReadByParts(t *testing.T) {
 		}
 		body.Close()
 	}
+	if _, err := b.Open(ctx, "a/b", 100_000, -1); !errors.Is(err, ErrRange) {
+		t.Errorf("behind its end: %v", err)
+	}
 	for range 2 {
 		if err := b.Delete(ctx, "a/b"); err != nil {
 			t.Fatal(err)
@@ -199,9 +202,10 @@ func TestAnUploadCanBeForgotten(t *testing.T) {
 
 func TestPartsAreNeverTooMany(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int64{1, Single, Single + 1, 9000 * Single, 9000*Single + 1, 5 << 40} {
-		l := (&Bucket{part: Single}).partSize(size)
-		if n := (size + l - 1) / l; n > 10_000 || l%Single != 0 || l > 5<<30 {
+	const usual = 16 << 20
+	for _, size := range []int64{1, usual, usual + 1, 9000 * usual, 9000*usual + 1, 5 << 40} {
+		l := (&Bucket{part: usual}).partSize(size)
+		if n := (size + l - 1) / l; n > 10_000 || l%usual != 0 || l > 5<<30 {
 			t.Errorf("%d bytes: %d parts of %d", size, n, l)
 		}
 	}

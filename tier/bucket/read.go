@@ -38,7 +38,7 @@ type Body struct {
 
 // Open returns a part of an object. to is exclusive; -1: to the end. The context ends all
 // reading too.
-// Errors: ErrAbsent; that the bucket is unwell, or has another length; ctx's cause.
+// Errors: ErrAbsent; ErrRange; that the bucket is unwell; ctx's cause.
 func (b *Bucket) Open(ctx context.Context, name string, from, to int64) (*Body, error) {
 	reading, cancel := context.WithCancelCause(ctx)
 	body, err := answer(ctx, b.waits.answer, func(context.Context) (*Body, error) {

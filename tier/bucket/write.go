@@ -9,21 +9,19 @@ import (
 	"github.com/minio/minio-go/v7"
 )
 
-const (
-	// Single is how many bytes an object may have that is sent by one request. Larger ones are
-	// sent in parts, so that an upload that breaks goes on where it was.
-	Single = 16 << 20
+// maxParts is less than the 10,000 that S3 knows.
+const maxParts = 9000
 
-	// maxParts is less than the 10,000 that S3 knows.
-	maxParts = 9000
-)
+// Single returns how many bytes an object may have that is sent by one request. Larger ones are sent in
+// parts, so that an upload that breaks goes on where it was.
+func (b *Bucket) Single() int64 { return b.part }
 
 // partSize returns how long the parts of an object are.
 func (b *Bucket) partSize(size int64) int64 {
 	return (size/maxParts/b.part + 1) * b.part
 }
 
-// Put writes an object of at most Single bytes. sha256 is the hex digest of its bytes, which the
+// Put writes an object of at most Single() bytes. sha256 is the hex digest of its bytes, which the
 // server then checks; "": unknown. An object of that name is replaced at once, and no reader ever sees
 // a half one.
 // Errors: that the bucket is unwell, those of content, ctx's cause.
