@@ -53,6 +53,7 @@ type nixEvaluation struct {
 	Users    []string
 	Groups   []string
 	Hosts    string
+	Certs    map[string]string // the hosts.toml files of Docker
 	Docker   struct {
 		Mirrors []string `json:"registry-mirrors"`
 	}
@@ -147,6 +148,7 @@ func TestNixModuleMakesSettings(t *testing.T) {
 		"ownListen":      {mirrors: loopback},
 		"privilegedPort": {mirrors: []string{"http://127.0.0.1:80"}},
 		"credential":     {},
+		"registries":     {mirrors: []string{"http://192.168.1.10:5000"}},
 		"prune":          {mirrors: loopback},
 		"boot":           {mirrors: loopback},
 		"sops":           {mirrors: loopback},
@@ -156,14 +158,16 @@ func TestNixModuleMakesSettings(t *testing.T) {
 		"firewallForLoopback": {warning: "listens on 127.0.0.1 alone", ports: []int{5000}},
 
 		"halfCredential":     {refusal: "both username and passwordFile"},
+		"halfRegistry":       {refusal: `registries."quay.io" needs both username and passwordFile`},
 		"namedAddress":       {refusal: "must be numeric"},
 		"dataInHome":         {refusal: "cannot keep files there", users: []string{"hubcache"}},
 		"portTaken":          {refusal: "both want port 5000"},
 		"pruneWithoutDocker": {refusal: "needs virtualisation.docker.enable"},
 
-		"credentialInStore": {failure: "not in the Nix store"},
-		"portTooHigh":       {failure: "between 0 and 65535"},
-		"unknownOption":     {failure: "does not exist"},
+		"credentialInStore":         {failure: "not in the Nix store"},
+		"registryCredentialInStore": {failure: "not in the Nix store"},
+		"portTooHigh":               {failure: "between 0 and 65535"},
+		"unknownOption":             {failure: "does not exist"},
 	}
 	for name, lib := range nixLibs() {
 		for c, want := range cases {
@@ -237,12 +241,43 @@ func TestNixExamplesHandTokenToSystemd(t *testing.T) {
 	}
 }
 
+// TestNixRegistriesHaveCredentialsAndHosts checks that systemd hands over the token of each registry,
+// that the settings name it by its credential, and that Docker finds each registry in the cache.
+func TestNixRegistriesHaveCredentialsAndHosts(t *testing.T) {
+	e := mustNixEvaluate(t, "registries")
+	for _, line := range []string{"LoadCredential=registry-quay.io:/run/secrets/quay\n", "LoadCredential=registry-registry.lan_5000:/run/secrets/lan\n"} {
+		if unit := e.Units["hubcache.service"]; !strings.Contains(unit, line) {
+			t.Errorf("no %q in\n%s", line, unit)
+		}
+	}
+	var settings struct {
+		Registries map[string]struct {
+			Username, URL string
+			PasswordFile  string `json:"password_file"`
+			Private       []string
+		}
+	}
+	if err := json.Unmarshal(e.Settings, &settings); err != nil {
+		t.Fatal(err)
+	}
+	if quay := settings.Registries["quay.io"]; quay.Username != "acme+robot" || quay.PasswordFile != "registry-quay.io" || !slices.Equal(quay.Private, []string{"acme/*"}) || len(settings.Registries) != 3 {
+		t.Errorf("registries: %s", e.Settings)
+	}
+	for registry, server := range map[string]string{"ghcr.io": "https://ghcr.io", "quay.io": "https://quay.io", "registry.lan:5000": "http://registry.lan:5000"} {
+		text := e.Certs["docker/certs.d/"+registry+"/hosts.toml"]
+		if !strings.Contains(text, `server = "`+server+`"`) || !strings.Contains(text, `[host."http://192.168.1.10:5000"]`) || !strings.Contains(text, "dial_timeout") {
+			t.Errorf("%s: %s", registry, text)
+		}
+	}
+}
+
 // TestNixBuildStopsAtWrongSetting runs what the module runs when a system is built. A wrong
 // setting must stop the build, and the message must name it.
 func TestNixBuildStopsAtWrongSetting(t *testing.T) {
 	program := hubcacheProgram(t)
 	for name, complaint := range map[string]string{
-		"minimal": "", "full": "", "credential": "", "ownListen": "",
+		"minimal": "", "full": "", "credential": "", "ownListen": "", "registries": "",
+		"badRegistry":    "library",
 		"unknownSetting": "max_stail",
 		"badBudget":      "plenty",
 	} {

@@ -11,7 +11,7 @@ let
       "127.0.0.1:5001"
     ];
     # Without a path, systemd takes it from /etc/credstore if it is there.
-    credential = "dockerhub-pat";
+    credentials = [ "dockerhub-pat" ];
   };
   inherit (builtins) attrNames concatStringsSep listToAttrs map;
   files = kind: set: map (name: { name = "${name}.${kind}"; value = import ./render.nix set.${name}; }) (attrNames set);

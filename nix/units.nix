@@ -9,8 +9,8 @@
   # The addresses of the sockets, as systemd's ListenStream= takes them.
   pull,
   admin,
-  # LoadCredential= for the access token; null for none.
-  credential,
+  # LoadCredential= for each access token.
+  credentials,
   dataDir ? "/var/lib/hubcache",
   # When prune looks whether the Docker host's disk is full.
   dates ? "*:0/15",
@@ -178,7 +178,7 @@ in
           "AF_UNIX"
         ];
       }
-      // (if credential == null then { } else { LoadCredential = credential; });
+      // (if credentials == [ ] then { } else { LoadCredential = credentials; });
   };
 
   services.hubcache-docker-watch = {

@@ -16,6 +16,21 @@ let
   # The name of the credential in $CREDENTIALS_DIRECTORY.
   credential = "dockerhub-pat";
 
+  # The same for a further registry. A name with a port has a colon, which LoadCredential= can't have.
+  credentialOf = registry: "registry-${builtins.replaceStrings [ ":" ] [ "_" ] registry}";
+  withAccount = builtins.filter (name: cfg.registries.${name}.passwordFile != null) (builtins.attrNames cfg.registries);
+
+  # The hosts.toml by which Docker asks the cache for a registry. An older Docker would ignore a file
+  # with a capability that it doesn't know.
+  referrers = builtins.compareVersions (docker.package.version or "0") "29.1" >= 0;
+  hostsFile = server: ''
+    server = "${server}"
+
+    [host."${mirror}"]
+      capabilities = ["pull", "resolve"${if referrers then ", \"referrers\"" else ""}]
+      dial_timeout = "2s"
+  '';
+
   hostPort =
     address: port:
     if lib.hasInfix ":" address then
@@ -62,12 +77,10 @@ let
       adminSocket
       (stream cfg.settings.admin.listen)
     ];
-    credential =
-      if cfg.credentials.passwordFile == null then
-        null
-      else
-        # With toString, because an interpolated path would be copied into the store.
-        "${credential}:${toString cfg.credentials.passwordFile}";
+    # With toString, because an interpolated path would be copied into the store.
+    credentials =
+      lib.optional (cfg.credentials.passwordFile != null) "${credential}:${toString cfg.credentials.passwordFile}"
+      ++ map (name: "${credentialOf name}:${toString cfg.registries.${name}.passwordFile}") withAccount;
     inherit (cfg) dataDir;
     inherit (cfg.dockerPrune) dates randomizedDelaySec;
   };
@@ -141,6 +154,44 @@ in
       '';
     };
 
+    registries = lib.mkOption {
+      type = lib.types.attrsOf (
+        lib.types.submodule {
+          freeformType = format.type;
+          options = {
+            username = lib.mkOption {
+              type = lib.types.nullOr lib.types.nonEmptyStr;
+              default = null;
+              example = "example+robot";
+              description = "Account to pull with. Without one, pulls are anonymous.";
+            };
+            passwordFile = lib.mkOption {
+              type = lib.types.nullOr lib.types.externalPath;
+              default = null;
+              example = lib.literalExpression "config.sops.secrets.quay-token.path";
+              description = "File with the token of that account, as for {option}`services.hubcache.credentials.passwordFile`.";
+            };
+          };
+        }
+      );
+      default = { };
+      example = lib.literalExpression ''
+        {
+          "ghcr.io" = { };
+          "quay.io" = {
+            username = "example+robot";
+            passwordFile = config.sops.secrets.quay-token.path;
+            private = [ "example/*" ];
+          };
+        }
+      '';
+      description = ''
+        Registries that are cached beside Docker Hub, by their names in references. Beside
+        the options here each takes the settings of `registries` in {file}`config.yaml`:
+        `url`, `ca_file`, `private`, `allow`, `deny`, `tags` and `quota`.
+      '';
+    };
+
     registryMirror = lib.mkOption {
       type = lib.types.bool;
       default = true;
@@ -204,9 +255,20 @@ in
             password_file = credential;
           };
           docker.admin = lib.mkDefault "unix:${adminSocket}";
+          registries = lib.mkIf (cfg.registries != { }) (
+            builtins.mapAttrs (
+              name: r:
+              removeAttrs r [ "passwordFile" ]
+              // (if r.passwordFile == null then { } else { password_file = credentialOf name; })
+            ) cfg.registries
+          );
         };
 
-        assertions = [
+        assertions = map (name: {
+          assertion = (cfg.registries.${name}.username == null) == (cfg.registries.${name}.passwordFile == null);
+          message = "services.hubcache.registries.\"${name}\" needs both username and passwordFile, or neither.";
+        }) (builtins.attrNames cfg.registries)
+        ++ [
           {
             assertion = (cfg.credentials.username == null) == (cfg.credentials.passwordFile == null);
             message = "services.hubcache.credentials needs both username and passwordFile, or neither.";
@@ -275,14 +337,24 @@ in
         # containerd image store don't verify Docker Hub's certificate either: they use one
         # HTTP client for the mirror and for Docker Hub. When the mirror is named here, they
         # use two. Older daemons don't read this file.
-        environment.etc."docker/certs.d/docker.io/hosts.toml" = lib.mkIf (isLoopback mirrorHost) {
-          text = lib.mkDefault ''
-            server = "https://registry-1.docker.io"
-
-            [host."${mirror}"]
-              capabilities = ["pull", "resolve"]
-          '';
-        };
+        #
+        # For the other registries that file is the only way to the cache.
+        environment.etc = lib.mkMerge [
+          {
+            "docker/certs.d/docker.io/hosts.toml" = lib.mkIf (isLoopback mirrorHost) {
+              text = lib.mkDefault (hostsFile "https://registry-1.docker.io");
+            };
+          }
+          (lib.mapAttrs' (
+            name: r:
+            let
+              plain = "http://${name}";
+            in
+            lib.nameValuePair "docker/certs.d/${name}/hosts.toml" {
+              text = lib.mkDefault (hostsFile (if r.url or "" == plain then plain else "https://${name}"));
+            }
+          ) (removeAttrs cfg.registries [ "docker.io" ]))
+        ];
       })
 
       (lib.mkIf cfg.dockerPrune.enable {

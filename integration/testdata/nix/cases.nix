@@ -41,6 +41,17 @@ in
   ownListen = docker // { services.hubcache = { enable = true; settings.listen = [ ":5000" "unix:/run/hubcache/pull.sock" ]; }; };
   privilegedPort = docker // { services.hubcache = { enable = true; port = 80; }; };
   credential = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "/run/secrets/dockerhub-pat"; }; }; };
+  registries = docker // {
+    services.hubcache = {
+      enable = true;
+      listenAddress = "192.168.1.10";
+      registries = {
+        "ghcr.io" = { };
+        "quay.io" = { username = "acme+robot"; passwordFile = "/run/secrets/quay"; private = [ "acme/*" ]; };
+        "registry.lan:5000" = { url = "http://registry.lan:5000"; username = "jane"; passwordFile = "/run/secrets/lan"; };
+      };
+    };
+  };
   prune = docker // { services.hubcache = { enable = true; dockerPrune.enable = true; }; };
 
   sops = { imports = [ secrets (examples + "/hubcache.nix") (examples + "/sops.nix") ]; };
@@ -53,6 +64,8 @@ in
   firewallForLoopback = { services.hubcache = { enable = true; openFirewall = true; }; };
 
   halfCredential = { services.hubcache = { enable = true; credentials.username = "jane"; }; };
+  halfRegistry = { services.hubcache = { enable = true; registries."quay.io".username = "jane"; }; };
+  badRegistry = { services.hubcache = { enable = true; registries."library" = { }; }; };
   namedAddress = { services.hubcache = { enable = true; listenAddress = "localhost"; }; };
   dataInHome = { services.hubcache = { enable = true; dataDir = "/home/jane/cache"; }; };
   portTaken = { services.hubcache.enable = true; services.dockerRegistry.enable = true; };
@@ -79,6 +92,7 @@ in
 
   # These must fail to evaluate.
   credentialInStore = { services.hubcache = { enable = true; credentials = { username = "jane"; passwordFile = "${builtins.storeDir}/abc-pat"; }; }; };
+  registryCredentialInStore = { services.hubcache = { enable = true; registries."quay.io" = { username = "jane"; passwordFile = "${builtins.storeDir}/abc-pat"; }; }; };
   portTooHigh = { services.hubcache = { enable = true; port = 70000; }; };
   unknownOption = { services.hubcache = { enable = true; bugdet = "20GiB"; }; };
 }

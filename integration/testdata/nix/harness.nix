@@ -34,6 +34,7 @@ let
       settings = lib.filterAttrsRecursive (_: v: v != null) config.services.hubcache.settings;
       check = if config.environment.etc ? "hubcache/config.yaml" then config.environment.etc."hubcache/config.yaml".source.script else "";
       hosts = if config.environment.etc ? "docker/certs.d/docker.io/hosts.toml" then config.environment.etc."docker/certs.d/docker.io/hosts.toml".text else "";
+      certs = listToAttrs (map (n: { name = n; value = config.environment.etc.${n}.text; }) (filter (n: builtins.match "docker/certs.d/.*" n != null) (attrNames config.environment.etc)));
       tmpfiles = config.systemd.tmpfiles.settings;
       ports = config.networking.firewall.allowedTCPPorts;
       users = attrNames config.users.users;
