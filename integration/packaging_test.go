@@ -173,6 +173,30 @@ func checkImage(t *testing.T, archive string) {
 		}
 	}
 	checkImageEnvironment(t, d, service.Image)
+	checkMovedVolume(t, d, args[1:], service, image)
+}
+
+// checkMovedVolume copies the volume of the running container as docs/use/moving-data.md says, and
+// pulls from a container that has the copy and no upstream. run has docker's arguments for the first
+// container.
+func checkMovedVolume(t *testing.T, d *dockertest.Daemon, run []string, service types.ServiceConfig, image *hubtest.Image) {
+	t.Helper()
+	d.ImportBusybox("busybox:latest", "copies")
+	d.Docker("stop", service.Name)
+	d.Docker("run", "--rm", "--network=none", "-v", service.Volumes[0].Source+":/from:ro", "-v", "moved:/to", "busybox:latest", "/bin/busybox", "cp", "-a", "/from/.", "/to/")
+	d.Docker("rm", service.Name)
+	args := []string{"run"}
+	for _, arg := range run {
+		args = append(args, strings.Replace(arg, service.Volumes[0].Source+":", "moved:", 1))
+	}
+	args = append(args, "--env", "HUBCACHE_UPSTREAM=http://"+net.JoinHostPort(d.Addr.String(), "1"))
+	d.Docker(append(args, service.Image)...)
+	waitHealthy(t, d, service.Name)
+	got := get(t, "http://"+net.JoinHostPort(d.Addr.String(), "5000")+"/v2/library/sample/manifests/"+image.Digest.String())
+	if got.Status != http.StatusOK {
+		log, _ := d.Command("logs", service.Name).CombinedOutput()
+		t.Errorf("the moved volume is not served: status %d\n%s", got.Status, log)
+	}
 }
 
 // checkImageEnvironment runs the image with all that a cluster may set: both addresses, a
