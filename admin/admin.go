@@ -46,6 +46,9 @@ type Options struct {
 	// after something was purged. Set it with Cache.
 	Forget func(repository string)
 
+	// Unserved says that the registry of a reference isn't configured, nil if it is. nil: all are.
+	Unserved func(name.Reference) error
+
 	Warmer Warmer            // nil: no images can be warmed
 	Warm   func() warm.State // what is kept warm on a schedule; nil: nothing is
 

@@ -47,6 +47,11 @@ func (a *admin) export(w http.ResponseWriter, req *http.Request) error {
 	archive, err := transfer.NewArchive(a.Cache, images)
 	switch {
 	case errors.Is(err, transfer.ErrNotCached):
+		for _, i := range images {
+			if err := a.unserved(i.Reference); err != nil {
+				return err
+			}
+		}
 		return faultf(http.StatusNotFound, "%w: pull it, or fetch it with 'hubcache warm'", err)
 	case errors.Is(err, transfer.ErrNotComplete):
 		return faultf(http.StatusConflict, "%w: fetch the rest with 'hubcache warm'", err)

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"net/http"
@@ -65,7 +66,7 @@ func (a *admin) inspect(w http.ResponseWriter, req *http.Request) {
 	d, err := a.Inspect(req.Context(), ref)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		refuse(http.StatusNotFound, err.Error()).ServeHTTP(w, req)
+		refuse(http.StatusNotFound, cmp.Or(a.unserved(ref), err).Error()).ServeHTTP(w, req)
 	case err != nil:
 		refuse(http.StatusInternalServerError, err.Error()).ServeHTTP(w, req)
 	default:

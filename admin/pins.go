@@ -70,7 +70,7 @@ func (a *admin) pin(w http.ResponseWriter, req *http.Request) error {
 	_, large := errors.AsType[*storage.PinTooLarge](err)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return notCached(ref, "pull it first")
+		return a.notCached(ref, "pull it first")
 	case large || errors.Is(err, storage.ErrTooManyPins):
 		return fault{http.StatusConflict, err}
 	case err != nil:
@@ -106,9 +106,23 @@ func referenceIn(req *http.Request) (name.Reference, error) {
 	return ref, nil
 }
 
-// notCached says that an image isn't cached, and what to do.
-func notCached(ref name.Reference, todo string) error {
+// notCached says that an image isn't cached, and what to do, or that it can't be.
+func (a *admin) notCached(ref name.Reference, todo string) error {
+	if err := a.unserved(ref); err != nil {
+		return err
+	}
 	return faultf(http.StatusNotFound, "%s is not cached: %s", ref, todo)
+}
+
+// unserved is the error for an image of a registry that isn't configured, nil for others.
+func (a *admin) unserved(ref name.Reference) error {
+	if a.Unserved == nil {
+		return nil
+	}
+	if err := a.Unserved(ref); err != nil {
+		return faultf(http.StatusNotFound, "%s: %w", ref, err)
+	}
+	return nil
 }
 
 // allowed returns the methods that a router has a handler for at the path of a request.

@@ -39,7 +39,7 @@ func (a *admin) purgeImage(w http.ResponseWriter, req *http.Request) error {
 		if !dry {
 			a.Forget(ref.Repository) // that the upstream hasn't got it, for example
 		}
-		return notCached(ref, "nothing is purged")
+		return a.notCached(ref, "nothing is purged")
 	}
 	return a.purge(w, p, err, ref.String(), ref.Repository, dry)
 }

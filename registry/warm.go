@@ -169,9 +169,16 @@ func (j *warmJob) image(ctx context.Context, ref name.Reference) Warmed {
 func (r *Registry) mirrorOf(ref name.Reference) (m *mirror, repository string, err error) {
 	host, repository, _ := strings.Cut(ref.Repository, "/")
 	if m = r.routes.Load().byName[host]; m == nil {
-		return nil, "", fmt.Errorf("%w: %s", ErrUnserved, host)
+		return nil, "", fmt.Errorf("%w: %s (the setting registries names those that it serves)", ErrUnserved, host)
 	}
 	return m, repository, nil
+}
+
+// Unserved says that the registry of a reference isn't configured; nil if it is.
+// Errors: ErrUnserved.
+func (r *Registry) Unserved(ref name.Reference) error {
+	_, _, err := r.mirrorOf(ref)
+	return err
 }
 
 // internal resolves a repository for what no client asks for.

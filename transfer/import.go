@@ -14,10 +14,10 @@ import (
 
 // Options is how an import is done.
 type Options struct {
-	// Private says that nobody has vouched for the images being public, and that a server with an
-	// access token is going to serve them: it then asks the upstream before it serves what comes in
-	// here under another repository.
-	Private bool
+	// Private reports whether nobody has vouched for a repository being public, and a server with an
+	// access token for its registry is going to serve it: that then asks the upstream before it serves
+	// what comes in here under another repository. nil: there is none.
+	Private func(repository string) bool
 
 	// Public says that the operator vouches for it: the repositories are noted as public.
 	Public bool
@@ -60,7 +60,7 @@ type run struct {
 
 // image brings in one image.
 func (r *run) image(i Planned) error {
-	from := storage.Origin{Repository: i.Repository, Private: r.o.Private, Used: i.Used}
+	from := storage.Origin{Repository: i.Repository, Private: r.o.Private != nil && r.o.Private(i.Repository), Used: i.Used}
 	for _, part := range i.parts {
 		if err := context.Cause(r.ctx); err != nil {
 			return err

@@ -545,7 +545,7 @@ func TestPrivateImagesAreExportedByNameOnly(t *testing.T) {
 	r := c.registryDir(t)
 	r.tag("org/secret", "1", d, time.Now())
 	s := newStore(t)
-	bring(t, r.open(), s, 1<<30, Options{Private: true})
+	bring(t, r.open(), s, 1<<30, Options{Private: func(string) bool { return true }})
 	ref := name.Reference{Repository: "docker.io/org/secret", Tag: "1"}
 	if _, err := NewArchive(s, []Wanted{{ref, true}}); !errors.Is(err, ErrPrivate) {
 		t.Errorf("named by a file: %v", err)

@@ -112,7 +112,7 @@ func upstreamWords(u admin.Upstream) (state, todo string) {
 	case "cooling":
 		return "limits requests", "Cached images are served. The cache asks again when it may. An access token has a larger quota."
 	case "denied":
-		return "access token " + u.Credential.State, "Look at the file of upstream.password_file, or make a new token. Cached public images are served."
+		return "access token " + u.Credential.State, "Look at the file of the setting password_file, or make a new token. Cached public images are served."
 	}
 	return "can't be used", cmp.Or(failureWords(u.Failure), "It doesn't answer.") + " Cached images are served."
 }
@@ -142,19 +142,19 @@ func failureWords(f *admin.Failure) string {
 
 // reasons say for each reason of a failure what it means, and what to do.
 var reasons = map[string]struct{ What, Todo string }{
-	registry.ReasonAbsent:      {"It doesn't exist, or it is private.", "Look at the spelling. A private repository has to be named in upstream.private, and the access token must be allowed to read it."},
-	registry.ReasonPrivate:     {"It is private, or doesn't exist.", "A private repository is served only if upstream.private names it."},
+	registry.ReasonAbsent:      {"It doesn't exist, or it is private.", "Look at the spelling. A private repository has to be named in the setting private of its registry, and the access token must be allowed to read it."},
+	registry.ReasonPrivate:     {"It is private, or doesn't exist.", "A private repository is served only if the setting private of its registry names it."},
 	registry.ReasonRequest:     {"The request makes no sense to a registry.", "Look at the name and at the program that sent it."},
-	registry.ReasonSettings:    {"The settings of this cache don't allow it.", "See allow and deny in the settings."},
+	registry.ReasonSettings:    {"The settings of this cache don't allow it.", "See registries, allow and deny in the settings."},
 	registry.ReasonBusy:        {"This cache had more to do than its limits allow.", "Clients try again by themselves. If it happens often, raise limits.transfers or limits.client."},
 	registry.ReasonUnsupported: {"The image has an old or very large manifest, which no cache serves.", "Clients then ask the registry themselves. Nothing has to be done."},
-	registry.ReasonCredential:  {"The registry refuses the access token of this cache, or its file can't be read.", "Look at the file of upstream.password_file, or make a new token."},
+	registry.ReasonCredential:  {"The registry refuses the access token of this cache, or its file can't be read.", "Look at the file of the setting password_file, or make a new token."},
 	registry.ReasonThrottled:   {"The registry limits pulls, and the quota is used up.", "It comes back by itself. With an access token the quota is larger (upstream.username)."},
 	registry.ReasonTimeout:     {"The registry didn't answer in time.", "Clients try again. If it lasts, look at the network of this machine with hubcache doctor."},
 	registry.ReasonUnreachable: {"The registry couldn't be reached.", "Look at network, DNS and proxy of this machine: hubcache doctor says what is wrong."},
-	registry.ReasonCertificate: {"The certificate of the registry isn't trusted.", "If a proxy of yours opens TLS, name its CA in upstream.ca_file."},
+	registry.ReasonCertificate: {"The certificate of the registry isn't trusted.", "If a proxy of yours opens TLS, name its CA in the setting ca_file."},
 	registry.ReasonBroken:      {"The registry answered with an error.", "Clients try again. Look at the registry's status page if it lasts."},
 	registry.ReasonCorrupt:     {"The registry sent other bytes than it should. Nothing of them was kept.", "Clients try again. If it lasts, look for a proxy that changes what passes."},
-	registry.ReasonVisibility:  {"Nobody can tell at the moment whether the repository is public.", "It is tried again within a minute. A repository of yours can be named in upstream.private."},
+	registry.ReasonVisibility:  {"Nobody can tell at the moment whether the repository is public.", "It is tried again within a minute. A repository of yours can be named in the setting private of its registry."},
 	registry.ReasonDisk:        {"What is cached couldn't be read from the disk.", "The log says which file. Look at the disk."},
 }

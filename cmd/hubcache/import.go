@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -53,7 +54,7 @@ it. Nothing is asked of Docker Hub. The server must be stopped. Run it as root,
 or as the owner of the data directory, who owns the files then.
 
 What is in the cache stays; beyond the budget the oldest images are left out.
-With an access token, Docker Hub is asked whether a repository is public before
+With an access token, the registry is asked whether a repository is public before
 it is served; --public says that all of them are.
 
 The exit code is 3 if something was left out, or is damaged.`,
@@ -72,21 +73,27 @@ The exit code is 3 if something was left out, or is damaged.`,
 	fs.BoolVar(&r.dryRun, "dry-run", false, "say what would come in, and change nothing")
 	fs.BoolVar(&r.public, "public", false, "vouch for all repositories being public")
 	fs.BoolVar(&r.move, "move", false, "delete from DIR what has come in")
-	fs.StringVar(&r.naming.Registry, "registry", "", "the `registry` that a registry:2 was a mirror of (default docker.io)")
+	fs.StringVar(&r.naming.Registry, "registry", "", "the `registry` of the settings that a registry:2 was a mirror of (default docker.io)")
 	fs.StringVar(&r.naming.As, "as", "", "the `name` of the one image of a layout without names")
 	fs.BoolVar(&r.asJSON, "json", false, "print the result as JSON")
 	return cmd
 }
 
-// check finds what is wrong with the flags.
-func (r *importRun) check(isFolder bool) error {
+// check finds what is wrong with the flags. served are the registries of the settings.
+func (r *importRun) check(isFolder bool, served map[string]bool) error {
 	if r.naming.As != "" {
-		if _, err := name.ParseReference(r.naming.As); err != nil {
+		ref, err := name.ParseReference(r.naming.As)
+		if err == nil {
+			err = unserved(ref.Repository, served)
+		}
+		if err != nil {
 			return fmt.Errorf("--as: %w", err)
 		}
 	}
-	if r.naming.Registry != "" && (strings.Contains(r.naming.Registry, "/") || !strings.ContainsAny(r.naming.Registry, ".:")) {
-		return fmt.Errorf("--registry: %q is no registry like docker.io or ghcr.io", r.naming.Registry)
+	if r.naming.Registry != "" {
+		if err := unserved(r.naming.Registry, served); err != nil {
+			return fmt.Errorf("--registry: %w", err)
+		}
 	}
 	if r.move && !isFolder {
 		return errors.New("--move: nothing can be taken out of a tar; import it, and delete it afterwards")
@@ -95,7 +102,11 @@ func (r *importRun) check(isFolder bool) error {
 }
 
 func (r *importRun) run(ctx context.Context, s *settings.Settings) error {
-	if err := r.check(isFolder(r.path)); err != nil {
+	served := map[string]bool{}
+	for _, u := range s.Upstreams() {
+		served[u.Name] = true
+	}
+	if err := r.check(isFolder(r.path), served); err != nil {
 		return settings.UsageError{Err: err}
 	}
 	if inside(r.path, string(s.DataDir)) {
@@ -108,6 +119,7 @@ func (r *importRun) run(ctx context.Context, s *settings.Settings) error {
 	if err != nil {
 		return err
 	}
+	src = servedSource{src, served}
 	defer src.Close()
 	o, err := server.OpenOffline(s, !r.dryRun, func(dir string) bool { return r.move && server.SameDisk(dir, r.path) })
 	if err != nil {
@@ -118,6 +130,34 @@ func (r *importRun) run(ctx context.Context, s *settings.Settings) error {
 		err = errors.Join(err, o.Store.Close())
 	}
 	return err
+}
+
+// unserved says that the registry of a repository isn't one of these; nil if it is.
+func unserved(repository string, served map[string]bool) error {
+	registry, _, _ := strings.Cut(repository, "/")
+	if served[registry] {
+		return nil
+	}
+	return fmt.Errorf("the settings have no registry %s, so nothing of it would be served: name it in registries first", registry)
+}
+
+// servedSource leaves out the images of registries that the settings don't have.
+type servedSource struct {
+	transfer.Source
+	served map[string]bool
+}
+
+// Images implements transfer.Source.
+func (s servedSource) Images() ([]transfer.Image, []string, error) {
+	images, problems, err := s.Source.Images()
+	images = slices.DeleteFunc(images, func(i transfer.Image) bool {
+		err := unserved(i.Repository, s.served)
+		if err != nil {
+			problems = append(problems, i.Reference()+": "+err.Error())
+		}
+		return err != nil
+	})
+	return images, problems, err
 }
 
 // inside reports whether a path is a folder or something in it.
@@ -154,9 +194,13 @@ func (r *importRun) bring(ctx context.Context, src transfer.Source, o *server.Of
 		doc.NoRoom = append(doc.NoRoom, i.Reference())
 	}
 	if !r.dryRun {
+		private := o.Private
+		if r.public {
+			private = nil
+		}
 		show := newByteProgress(r.err, plan.Bytes)
 		done, err := transfer.Run(ctx, plan, src, o.Store, transfer.Options{
-			Private: o.Private && !r.public, Public: r.public, Move: r.move, Progress: show.add,
+			Private: private, Public: r.public, Move: r.move, Progress: show.add,
 		})
 		show.end()
 		doc.Problems, doc.Bytes = append(doc.Problems, done.Problems...), done.Bytes

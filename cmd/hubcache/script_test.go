@@ -65,7 +65,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	defer errs.Close()
 	cmd := exec.Command(path, args[2:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = ts.MkAbs("."), out, errs
-	for _, name := range []string{"HUBCACHE_CONFIG", "STATE_DIRECTORY", "HUBCACHE_ADMIN", "HUBCACHE_BUDGET", "HUBCACHE_USERNAME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "PATH"} {
+	for _, name := range []string{"HUBCACHE_CONFIG", "STATE_DIRECTORY", "HUBCACHE_ADMIN", "HUBCACHE_BUDGET", "HUBCACHE_SETTINGS", "HUBCACHE_USERNAME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "PATH"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}

@@ -130,7 +130,7 @@ func (s *screen) bars(width int, now time.Time) (all []line) {
 		}
 		if q := u.RateLimit; q != nil {
 			bar(name, q.Remaining, q.Limit, quota(q, now))
-		} else {
+		} else if hasQuota(u) {
 			all = append(all, line{fmt.Sprintf("%-*s%s", label, name, quota(nil, now)), ""})
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/dockerhost"
+	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
 	"github.com/hubcache/hubcache/name"
 )
 
@@ -64,7 +65,9 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	row("evicted", "%s", evicted)
 	for _, u := range s.Upstreams {
 		row(u.Registry, "%s, %s", upstreamState(u, now), plural(u.Requests, "request"))
-		row("quota", "%s", quota(u.RateLimit, now))
+		if hasQuota(u) {
+			row("quota", "%s", quota(u.RateLimit, now))
+		}
 	}
 	if s.Warm.Schedule != "" {
 		row("kept warm", "%s", keptWarm(s.Warm, now))
@@ -74,6 +77,9 @@ func printStats(out io.Writer, s admin.Stats, now time.Time, terminal bool) erro
 	}
 	return printInflight(out, s.Inflight, terminal)
 }
+
+// hasQuota reports whether a registry says, or may say, how many pulls are left: Docker Hub does.
+func hasQuota(u admin.Upstream) bool { return u.RateLimit != nil || u.Registry == settings.Hub }
 
 // keptWarm says what the last run of the warm schedule did, and when the next one is.
 func keptWarm(s admin.WarmStats, now time.Time) string {

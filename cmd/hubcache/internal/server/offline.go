@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -21,9 +22,12 @@ import (
 
 // Offline is the store of a server that doesn't run.
 type Offline struct {
-	Store   *storage.Store // nil: there is no data directory yet
-	Room    int64          // bytes that may come in without anything being evicted
-	Private bool           // what comes in has to count as private, until the upstream says that it isn't
+	Store *storage.Store // nil: there is no data directory yet
+	Room  int64          // bytes that may come in without anything being evicted
+
+	// Private reports whether what comes in under a repository has to count as private, until the
+	// upstream says that it isn't.
+	Private func(repository string) bool
 }
 
 // OpenOffline opens the store for a command that works on it while the server is stopped. If root
@@ -40,7 +44,14 @@ func OpenOffline(s *settings.Settings, create bool, sameDisk func(dir string) bo
 			return nil, fmt.Errorf("data_dir: %w", err)
 		}
 	}
-	o := &Offline{Private: s.Upstream.Username != ""}
+	withToken := map[string]bool{}
+	for _, u := range s.Upstreams() {
+		withToken[u.Name] = u.Username != ""
+	}
+	o := &Offline{Private: func(repository string) bool {
+		registry, _, _ := strings.Cut(repository, "/")
+		return withToken[registry]
+	}}
 	fi, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) && !create {
 		dir = "/"
