@@ -104,7 +104,11 @@ func (f *setupFlags) run(cmd *cobra.Command, s *settings.Settings) error {
 // running server, or else of the settings.
 func (f *setupFlags) which(cmd *cobra.Command, s *settings.Settings) (list []dockerhost.Registry, err error) {
 	if len(f.registries) == 0 {
-		return dockerhost.FindRegistries(cmd.Context(), *f.find, s), nil
+		list, err := dockerhost.FindRegistries(cmd.Context(), *f.find, s)
+		if err != nil && !f.undo {
+			cmd.PrintErrf("the server can't be asked for its registries, so those of this host's settings are taken; --registry names others (%v)\n", err)
+		}
+		return list, nil
 	}
 	names := append([]string{"docker.io"}, f.registries...)
 	for i, name := range names {

@@ -59,18 +59,14 @@ func splitMirror(mirror string) (at string, plain bool) {
 // registriesConf is the part of a registries.conf for programs that use containers/image. They don't
 // send ?ns=, so the registry is the first part of the path.
 func registriesConf(mirror string, registries []Registry) string {
-	at, plain := splitMirror(mirror)
+	_, plain := splitMirror(mirror)
 	var b strings.Builder
 	for _, r := range registries {
 		if !r.byPath() {
 			fmt.Fprintf(&b, "\n# Not through the cache: %s. A name with a port can't be in a path.\n", r.Name)
 			continue
 		}
-		location := at
-		if r.Name != hubName {
-			location += "/" + r.Name
-		}
-		fmt.Fprintf(&b, "\n[[registry]]\nprefix = %q\nlocation = %q\n\n[[registry.mirror]]\nlocation = %q\n", r.Name, r.Name, location)
+		fmt.Fprintf(&b, "\n[[registry]]\nprefix = %q\nlocation = %q\n\n[[registry.mirror]]\nlocation = %q\n", r.Name, r.Name, mirrorLocation(mirror, r))
 		if plain {
 			b.WriteString("insecure = true\n")
 		}

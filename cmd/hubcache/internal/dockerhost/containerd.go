@@ -197,7 +197,7 @@ func (s *Setup) RunContainerd(ctx context.Context, socket string, apply, undo bo
 	if len(c.paths) == 0 {
 		c.paths = []string{containerdCerts}
 	}
-	if err := s.planContainerd(&plan, c, undo); err != nil {
+	if err := s.planContainerd(&plan, c, defaultCerts, undo); err != nil {
 		return err
 	}
 	for _, change := range plan.changes {
@@ -211,8 +211,9 @@ func (s *Setup) RunContainerd(ctx context.Context, socket string, apply, undo bo
 	return s.carryOut(ctx, plan, apply, undo)
 }
 
-// planContainerd adds to the plan what has to happen in each of containerd's directories.
-func (s *Setup) planContainerd(plan *setupPlan, c containerd, undo bool) error {
+// planContainerd adds to the plan what has to happen in each of containerd's directories. One of them
+// may be Docker's.
+func (s *Setup) planContainerd(plan *setupPlan, c containerd, dockers string, undo bool) error {
 	byDir := map[string][]hostsFile{}
 	if !undo {
 		for _, r := range s.registries() {
@@ -221,8 +222,8 @@ func (s *Setup) planContainerd(plan *setupPlan, c containerd, undo bool) error {
 		}
 	}
 	for _, dir := range c.paths {
-		if !undo && len(byDir[dir]) == 0 {
-			continue // what an earlier run wrote there is Docker's
+		if len(byDir[dir]) == 0 && (!undo || dir == dockers) {
+			continue
 		}
 		if err := s.planHosts(plan, dir, byDir[dir]); err != nil {
 			return err

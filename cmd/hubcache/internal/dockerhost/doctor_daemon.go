@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -113,7 +112,8 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 	}
 	f := e.facts
 	path := fileName(d.certs, hubName)
-	inHosts, err := d.hostsState(path, urls, f.takesReferrers())
+	hosts, err := readHosts(path, f.takesReferrers())
+	_, inHosts := hosts.asks(urls)
 	byHosts := f.readsHosts() && f.containerd
 	if proxy := f.proxyNote(urls[0]); proxy != "" {
 		d.note("proxy", proxy, "")
@@ -123,7 +123,7 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 	switch {
 	case byHosts && err != nil && !errors.Is(err, fs.ErrNotExist):
 		d.broken("docker", fmt.Sprintf("engine %s can't use %s: %v", f.version, path, err), "correct the file, or remove it and run hubcache docker setup --apply")
-	case byHosts && err == nil && !inHosts:
+	case byHosts && len(hosts.hosts) > 0 && !inHosts:
 		d.broken("docker", fmt.Sprintf("%s doesn't name %s first, and engine %s pulls by that file alone", path, urls[0], f.version), "add it to the file, or remove the file and run hubcache docker setup --apply")
 	case f.unsafeLoopback() && !inHosts:
 		d.broken("docker", fmt.Sprintf("engine %s with a mirror on a loopback address accepts any certificate for Docker Hub when it falls back", f.version),
@@ -138,28 +138,6 @@ func (d *Doctor) checkMirror(e *engine) (sure bool) {
 		d.noMirror(e)
 	}
 	return true
-}
-
-// checkPodman looks into Podman's own files for the mirror. Podman asks for nothing without pulling
-// it, so nobody can tell whether it uses the mirror.
-func (d *Doctor) checkPodman(f engineFacts, urls []string) {
-	dir := filepath.Join(cmp.Or(d.Root, "/"), "etc/containers")
-	files, _ := filepath.Glob(filepath.Join(dir, "registries.conf.d", "*.conf")) // the pattern has no fault
-	for _, file := range append(files, filepath.Join(dir, "registries.conf")) {
-		body, err := os.ReadFile(file)
-		if err != nil {
-			continue // one that isn't there has no mirror
-		}
-		for line := range strings.Lines(string(body)) {
-			key, value, _ := strings.Cut(line, "=")
-			at := strings.Trim(strings.TrimSpace(value), `"'`)
-			if strings.TrimSpace(key) == "location" && slices.ContainsFunc(urls, func(u string) bool { return strings.HasSuffix(u, "://"+at) }) {
-				d.ok("docker", "Podman %s has the mirror %s in %s", f.version, at, file)
-				return
-			}
-		}
-	}
-	d.broken("docker", fmt.Sprintf("Podman %s has no mirror %s in %s", f.version, urls[0], filepath.Join(dir, "registries.conf")), "hubcache docker setup --for podman prints what to write into registries.conf.d")
 }
 
 // noMirror says that the daemon has none that is the cache.

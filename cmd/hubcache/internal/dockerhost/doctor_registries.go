@@ -93,7 +93,8 @@ func (d *Doctor) checkEngineRegistries(e *engine) {
 // checkHosts looks at the hosts.toml of a registry.
 func (d *Doctor) checkHosts(check string, r Registry, certs string, urls []string, referrers bool, remedy string) {
 	path := fileName(certs, r.Name)
-	named, err := d.hostsState(path, urls, referrers)
+	hosts, err := readHosts(path, referrers)
+	_, named := hosts.asks(urls)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		d.note(check, "this user may not look at "+path, "run doctor as root")
@@ -108,16 +109,16 @@ func (d *Doctor) checkHosts(check string, r Registry, certs string, urls []strin
 	}
 }
 
-// hostsState reports whether a hosts.toml names one of the URLs first. The error says why a client
-// that takes referrers, or doesn't, can't use the file.
-func (d *Doctor) hostsState(path string, urls []string, referrers bool) (first bool, err error) {
+// readHosts reads a hosts.toml. The error says why a client that takes referrers, or doesn't, can't use
+// it.
+func readHosts(path string, referrers bool) (parsedHosts, error) {
 	body, err := os.ReadFile(path)
 	if err != nil {
-		return false, err
+		return parsedHosts{}, err
 	}
 	p, err := parseHosts(body)
 	if err != nil {
-		return false, fmt.Errorf("it can't be read: %w", err)
+		return parsedHosts{}, fmt.Errorf("it can't be read: %w", err)
 	}
 	known := []string{"pull", "resolve", "push"}
 	if referrers {
@@ -125,11 +126,10 @@ func (d *Doctor) hostsState(path string, urls []string, referrers bool) (first b
 	}
 	for _, c := range p.capabilities {
 		if !slices.Contains(known, strings.ToLower(c)) {
-			return false, fmt.Errorf("its client ignores it because of the capability %q", c)
+			return parsedHosts{}, fmt.Errorf("its client ignores it because of the capability %q", c)
 		}
 	}
-	_, first = p.asks(urls)
-	return first, nil
+	return p, nil
 }
 
 // checkContainerd looks at a containerd without Docker, as Kubernetes and nerdctl use it.

@@ -58,11 +58,15 @@ func TestRepositoryOf(t *testing.T) {
 
 // TestDoctorReadsPodmansMirrors: Podman's mirrors are in its own files.
 func TestDoctorReadsPodmansMirrors(t *testing.T) {
+	const hub = "[[registry]]\nprefix = \"docker.io\"\nlocation = \"docker.io\"\n"
 	for content, want := range map[string]string{
 		"": StatusBroken,
-		"[[registry.mirror]]\nlocation = \"127.0.0.1:5000\"\ninsecure = true\n": StatusOK,
-		"[[registry.mirror]]\nlocation = \"127.0.0.1:5001\"\n":                  StatusBroken,
-		"# location = \"127.0.0.1:5000\"\n":                                     StatusBroken,
+		hub + "[[registry.mirror]]\nlocation = \"127.0.0.1:5000\"\ninsecure = true\n":                                 StatusOK,
+		hub + "[[registry.mirror]]\nlocation = \"127.0.0.1:5001\"\n":                                                  StatusBroken,
+		hub + "# location = \"127.0.0.1:5000\"\n":                                                                     StatusBroken,
+		"[[registry]]\nlocation = \"quay.io\"\n[[registry.mirror]]\nlocation = \"127.0.0.1:5000\"\n":                  StatusBroken,
+		"[[registry]]\nlocation = \"docker.io\"\nmirror = [{location = \"127.0.0.1:5000\"}]\n":                        StatusOK,
+		hub + "[[registry.mirror]]\nlocation = \"127.0.0.1:1\"\n[[registry.mirror]]\nlocation = \"127.0.0.1:5000\"\n": StatusOK,
 	} {
 		d := Doctor{Settings: settings.Default(), Root: t.TempDir()}
 		d.running = d.Settings
@@ -70,6 +74,26 @@ func TestDoctorReadsPodmansMirrors(t *testing.T) {
 		if sure := d.checkMirror(&engine{facts: engineFacts{version: "4.3.1", podman: true}}); !sure || d.findings[0].Status != want {
 			t.Errorf("%q: %+v", content, d.findings)
 		}
+	}
+}
+
+// TestDoctorReadsPodmansOtherRegistries: Podman asks for them by the path.
+func TestDoctorReadsPodmansOtherRegistries(t *testing.T) {
+	d := Doctor{Settings: settings.Default(), Root: t.TempDir()}
+	d.running = d.Settings
+	d.running.Registries = settings.Registries{"ghcr.io": {}, "quay.io": {}}
+	writeFile(t, filepath.Join(d.Root, "etc/containers/registries.conf.d/hubcache.conf"),
+		registriesConf("http://127.0.0.1:5000", []Registry{NewRegistry(hubName, ""), NewRegistry("ghcr.io", "")}))
+	d.checkMirror(&engine{facts: engineFacts{version: "4.3.1", podman: true}})
+	want := map[string]string{"docker": StatusOK, "docker ghcr.io": StatusOK, "docker quay.io": StatusNote}
+	for _, f := range d.findings {
+		if want[f.Check] != f.Status {
+			t.Errorf("%+v", f)
+		}
+		delete(want, f.Check)
+	}
+	if len(want) > 0 {
+		t.Errorf("nothing about %v in %+v", want, d.findings)
 	}
 }
 

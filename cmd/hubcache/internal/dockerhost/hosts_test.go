@@ -189,6 +189,31 @@ func TestNamesOfRegistries(t *testing.T) {
 	}
 }
 
+// TestContainerdLeavesDockersFiles: Docker's directory is one of those that containerd reads. A registry
+// that has a directory there keeps it, and an undo leaves what is Docker's.
+func TestContainerdLeavesDockersFiles(t *testing.T) {
+	own, dockers := t.TempDir(), t.TempDir()
+	writeFile(t, fileName(dockers, "ghcr.io"), hostsMark+"old")
+	s := &Setup{Mirror: loopback, Registries: three}
+	c := containerd{paths: []string{own, dockers}}
+	var plan setupPlan
+	if err := s.planContainerd(&plan, c, dockers, false); err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, c := range plan.changes {
+		files = append(files, c.file.path)
+	}
+	if want := []string{fileName(own, hubName), fileName(own, "registry.lan:5000"), fileName(dockers, "ghcr.io")}; !slices.Equal(files, want) {
+		t.Errorf("%v, want %v", files, want)
+	}
+	writeFile(t, fileName(own, hubName), hostsMark)
+	plan = setupPlan{}
+	if err := s.planContainerd(&plan, c, dockers, true); err != nil || len(plan.changes) != 1 || plan.changes[0].file.path != fileName(own, hubName) {
+		t.Errorf("%v %+v", err, plan.changes)
+	}
+}
+
 // TestContainerdsConfiguration: what "containerd config dump" prints of each version.
 func TestContainerdsConfiguration(t *testing.T) {
 	for _, test := range []struct {

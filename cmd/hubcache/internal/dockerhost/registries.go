@@ -54,18 +54,18 @@ func registriesOf(s *settings.Settings) []Registry {
 	return list
 }
 
-// FindRegistries are the registries that the running server has, or, if nobody may ask it, those of
-// the settings of this host.
-func FindRegistries(ctx context.Context, find adminclient.Finder, own *settings.Settings) []Registry {
+// FindRegistries are the registries that the running server has, or, if it can't be asked, those of
+// the settings of this host. The error says why it couldn't.
+func FindRegistries(ctx context.Context, find adminclient.Finder, own *settings.Settings) ([]Registry, error) {
 	c, err := find.Find()
 	if err != nil {
-		return registriesOf(own)
+		return registriesOf(own), err
 	}
 	told, err := askServer(ctx, c, find)
 	if err != nil {
-		return registriesOf(own)
+		return registriesOf(own), err
 	}
-	return registriesOf(restore(told))
+	return registriesOf(restore(told)), nil
 }
 
 // askServer asks the server for what it runs with.
