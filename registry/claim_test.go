@@ -219,32 +219,37 @@ func TestClaimOfOneRepositoryHurtsNoOther(t *testing.T) {
 
 // TestDownloadThatBreaksUnderAnotherRepositoryGoesOn: a download begins under a repository that
 // loses the blob before all has come. Clients of another repository that read along get the rest
-// from theirs.
+// from theirs, each by itself if a download from there breaks too.
 func TestDownloadThatBreaksUnderAnotherRepositoryGoesOn(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int64{3 * mib, 20 * mib} {
-		synctest.Test(t, func(t *testing.T) {
-			l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 2 << 20, Latency: 20 * time.Millisecond}})
-			d := l.claimedBlob("evil/app", noise()[:size], fmt.Sprint(size))
-			l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, hubtest.Bytes(noise()[:size]), size)
-			l.claim("library/app", d, fmt.Sprint(size))
-			l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Repository: "evil/app"}, hubtest.CutAfter(mib))
-			l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "blobs", Repository: "evil/app", Skip: 1}, hubtest.Status(404, "{}"))
-			var clients sync.WaitGroup
-			for i, from := range []int64{0, 0, 1000, size - 1000} {
-				clients.Go(func() {
-					time.Sleep(time.Duration(i) * 100 * time.Millisecond)
-					if i == 0 {
-						l.get(blobPath("evil/app", d))
-						return
-					}
-					c := &client{name: fmt.Sprint("client ", i), from: from}
-					c.get(l, "library/app", d)
-					c.check(t, l, d, whole)
-				})
-			}
-			clients.Wait()
-			l.checkStore(d)
-		})
+		for _, breaks := range []int{0, 3} {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t, labOptions{hub: hubtest.Options{TLS: true, Bandwidth: 2 << 20, Latency: 20 * time.Millisecond}})
+				d := l.claimedBlob("evil/app", noise()[:size], fmt.Sprint(size))
+				l.hub.AddBlobAt("library/app", ocispec.MediaTypeImageLayer, d, hubtest.Bytes(noise()[:size]), size)
+				l.claim("library/app", d, fmt.Sprint(size))
+				l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Repository: "evil/app"}, hubtest.CutAfter(mib))
+				l.hub.Inject(hubtest.Match{Face: hubtest.Registry, Kind: "blobs", Repository: "evil/app", Skip: 1}, hubtest.Status(404, "{}"))
+				if breaks > 0 {
+					l.hub.Inject(hubtest.Match{Face: hubtest.CDN, Method: "GET", Repository: "library/app", Times: breaks}, hubtest.Drop())
+				}
+				var clients sync.WaitGroup
+				for i, from := range []int64{0, 0, 1000, size - 1000} {
+					clients.Go(func() {
+						time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+						if i == 0 {
+							l.get(blobPath("evil/app", d))
+							return
+						}
+						c := &client{name: fmt.Sprint("client ", i), from: from}
+						c.get(l, "library/app", d)
+						c.check(t, l, d, whole)
+					})
+				}
+				clients.Wait()
+				l.checkStore(d)
+			})
+		}
 	}
 }
