@@ -3,12 +3,16 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hubcache/hubcache/integration/dockertest"
 	"github.com/hubcache/hubcache/integration/hubtest"
@@ -24,17 +28,36 @@ func TestExportsAreLoadedAndImported(t *testing.T) {
 	if err := pullImage(t.Context(), s.URL, img, "1"); err != nil {
 		t.Fatal(err)
 	}
+	signature := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"artifactType":"application/x-signature","config":{"mediaType":%q,"digest":%q,"size":2},"layers":[],"subject":{"mediaType":%[1]q,"digest":%[4]q,"size":%[5]d}}`,
+		v1.MediaTypeImageManifest, v1.MediaTypeEmptyJSON, v1.DescriptorEmptyJSON.Digest, img.Manifests[0].Digest, len(img.Manifests[0].Bytes))
+	signed := "/v2/library/carried/referrers/" + string(img.Manifests[0].Digest)
+	hub.AddManifest("library/carried", "", v1.MediaTypeImageManifest, signature)
+	hub.AddBlob("library/carried", v1.MediaTypeEmptyJSON, v1.DescriptorEmptyJSON.Data)
+	for _, path := range []string{"/v2/library/carried/manifests/" + string(digest.FromBytes(signature)), "/v2/library/carried/blobs/" + string(v1.DescriptorEmptyJSON.Digest), signed} {
+		get(t, s.URL+path)
+	}
 	dir := t.TempDir()
 	tar := filepath.Join(dir, "images.tar")
 	s.Command("export", "carried:1", "-o", tar)
 	hub.Close()
 	s.Stop()
 
-	runCommand(t, exec.Command("skopeo", "inspect", "--override-arch", "arm64", "oci-archive:"+tar))
-	d := dockertest.Start(t, dockertest.Options{})
-	d.Docker("load", "-i", tar)
-	if out := d.Docker("image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", "carried:1"); strings.TrimSpace(out) != "linux/amd64" {
-		t.Errorf("docker load made %s", out)
+	runCommand(t, exec.Command("skopeo", "inspect", "--override-arch", "arm64", "oci-archive:"+tar+":1")) // with the tag, since index.json has the signature too
+	for _, newest := range []bool{false, true} {
+		d := dockertest.Start(t, dockertest.Options{Docker29: newest})
+		d.Docker("load", "-i", tar)
+		if out := d.Docker("image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", "carried:1"); strings.TrimSpace(out) != "linux/amd64" {
+			t.Errorf("docker load made %s", out)
+		}
+	}
+	short, err := os.MkdirTemp("", "podman") // podman takes no long paths
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(short)
+	podman := exec.Command("podman", "--root", filepath.Join(short, "root"), "--runroot", filepath.Join(short, "run"), "--tmpdir", filepath.Join(short, "tmp"), "--storage-driver", "vfs", "load", "-i", tar)
+	if out := runCommand(t, podman); !strings.Contains(out, "carried:1") {
+		t.Errorf("podman load: %s", out)
 	}
 
 	const owner = 4321 // nobody on this machine
@@ -48,7 +71,7 @@ func TestExportsAreLoadedAndImported(t *testing.T) {
 	bring := exec.Command(hubcacheProgram(t), "import", "--public", tar)
 	bring.Env = append(os.Environ(), "HUBCACHE_CONFIG=/dev/null", "HUBCACHE_DATA_DIR="+data)
 	runCommand(t, bring)
-	err := filepath.Walk(data, func(path string, fi os.FileInfo, err error) error {
+	err = filepath.Walk(data, func(path string, fi os.FileInfo, err error) error {
 		if err == nil && fi.Sys().(*syscall.Stat_t).Uid != owner {
 			t.Errorf("%s belongs to %d", path, fi.Sys().(*syscall.Stat_t).Uid)
 		}
@@ -64,6 +87,9 @@ func TestExportsAreLoadedAndImported(t *testing.T) {
 	}
 	if err := pullImage(t.Context(), other.URL, img, img.Digest.String()); err != nil {
 		t.Errorf("by digest: %v", err)
+	}
+	if body := string(get(t, other.URL+signed).Body); !strings.Contains(body, digest.FromBytes(signature).String()) {
+		t.Errorf("what refers to it: %s", body)
 	}
 	again := exec.Command(hubcacheProgram(t), "import", tar)
 	again.Env = bring.Env
