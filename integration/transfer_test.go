@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -97,4 +98,51 @@ func TestExportsAreLoadedAndImported(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "systemctl stop hubcache") {
 		t.Errorf("an import beside a running server: %v, %s", err, out)
 	}
+}
+
+// TestKilledImportGoesOn: an import that is killed leaves no wrong byte, and is begun again by the same
+// command, until all is there.
+func TestKilledImportGoesOn(t *testing.T) {
+	hub := startHub(t, hubtest.Options{})
+	img := hub.AddImage("library/carried", "1", hubtest.ImageSpec{Layers: hubtest.Layers(12, 6<<20)})
+	s := startServer(t, serverOptions{Hub: hub})
+	if err := pullImage(t.Context(), s.URL, img, "1"); err != nil {
+		t.Fatal(err)
+	}
+	tar, data := filepath.Join(t.TempDir(), "images.tar"), filepath.Join(t.TempDir(), "data")
+	s.Command("export", "carried:1", "-o", tar)
+	hub.Close()
+	s.Stop()
+	bring := func() *exec.Cmd {
+		c := exec.Command(hubcacheProgram(t), "import", "--public", tar)
+		c.Env = append(os.Environ(), "HUBCACHE_CONFIG=/dev/null", "HUBCACHE_DATA_DIR="+data)
+		return c
+	}
+	killed := 0
+	for round := range 8 {
+		c := bring()
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 600 { // until it has so many blobs
+			if blobs, _ := filepath.Glob(filepath.Join(data, "blobs", "*", "*", "*")); len(blobs) > round {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		_ = c.Process.Kill() // it may have ended
+		if c.Wait() != nil {
+			killed++
+		}
+		checkBlobsIntact(t, data)
+	}
+	if killed == 0 {
+		t.Error("every import ended before it was killed")
+	}
+	runCommand(t, bring())
+	other := startServer(t, serverOptions{Upstream: "http://" + freeAddr(t, "127.0.0.1"), Data: data})
+	if err := pullImage(t.Context(), other.URL, img, "1"); err != nil {
+		t.Errorf("what was imported isn't served: %v", err)
+	}
+	checkAccounted(t, other)
 }

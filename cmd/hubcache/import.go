@@ -249,7 +249,7 @@ func (r *importRun) table(doc imported) {
 		fmt.Fprintln(r.out, shortReference(i.Reference)+note)
 	}
 	for _, ref := range doc.NoRoom {
-		fmt.Fprintln(r.out, shortReference(ref)+"  left out: the budget has no room for it")
+		fmt.Fprintln(r.out, shortReference(ref)+"  left out: budget and min_free leave no room for it")
 	}
 	verb := "came in"
 	if doc.DryRun {
