@@ -30,7 +30,7 @@ const (
 	quayPAT  = "quay-Robot-Zx82-Integration"
 )
 
-// The images of the lab: what each registry has under library/app or org/app and so on.
+// labRegistries are the names of the lab's registries.
 var labRegistries = []string{"docker.io", "ghcr.io", "quay.io"}
 
 func newRegistriesLab(t testing.TB) *registriesLab {
@@ -75,7 +75,7 @@ func (lab *registriesLab) registry(name string) *hubtest.Hub {
 	return lab.hub
 }
 
-// image adds an image that runs, and returns the reference by which its users name it.
+// image adds an image that runs to one of the registries.
 func (lab *registriesLab) image(t testing.TB, registry, repository, tag string, layers int) labImage {
 	t.Helper()
 	return labImage{registry, runnableImage(t, lab.registry(registry), repository, tag, layers, 1<<20, hubtest.ImageSpec{})}
