@@ -4,10 +4,15 @@ package integration
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hubcache/hubcache/integration/dockertest"
+	"github.com/hubcache/hubcache/integration/hubtest"
 )
 
 // TestClientsPullFromThreeRegistries pulls from Docker Hub, ghcr.io and quay.io through one hubcache,
@@ -85,5 +90,34 @@ func TestSilentCacheCostsSeconds(t *testing.T) {
 	}
 	if lab.ghcr.Ledger().BlobBytes() == 0 {
 		t.Error("the image came from nowhere")
+	}
+}
+
+// TestReferrersNeedTheirCapability pulls an image with attestations, with a Docker that asks for their
+// referrers. It asks the cache only if hosts.toml says that the cache has the capability, which docker
+// setup writes for Docker 29.1 and later: this one says that it is 29.0.
+func TestReferrersNeedTheirCapability(t *testing.T) {
+	lab := newRegistriesLab(t)
+	certs := t.TempDir()
+	d := dockertest.Start(t, dockertest.Options{Docker29: true, Network: lab.network, Certs: certs, Env: lab.ownWay()})
+	lab.setup(t, "--host", d.Host(), "--certs-dir", certs, "--apply")
+	runnableImage(t, lab.ghcr, "org/app", "1", 1, 1<<20, hubtest.ImageSpec{Attestations: true})
+	hosts := filepath.Join(certs, "ghcr.io", "hosts.toml")
+	for _, capability := range []bool{false, true} {
+		if capability {
+			with := strings.Replace(fileOf(t, hosts), `"resolve"`, `"resolve", "referrers"`, 1)
+			if err := os.WriteFile(hosts, []byte(with), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		lab.resetLedgers()
+		d.Docker("pull", "ghcr.io/org/app:1")
+		direct := lab.ghcr.Ledger().Count(func(e hubtest.Entry) bool {
+			return e.Kind == "referrers" && !strings.HasPrefix(e.Header.Get("User-Agent"), "Go-http-client/")
+		})
+		if (direct == 0) != capability {
+			t.Errorf("with the capability %v: %d requests for referrers went past the cache", capability, direct)
+		}
+		d.Docker("image", "prune", "--all", "--force")
 	}
 }
