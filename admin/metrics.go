@@ -54,6 +54,12 @@ var families = map[string][]string{
 	"cache_reserved_bytes":          {"Bytes promised to downloads, whose files have not grown to it yet."},
 	"cache_pinned_bytes":            {"Bytes of pinned images, which are not evicted."},
 	"cache_pins":                    {"Images that are pinned."},
+	"warm_last_run_timestamp_seconds": {
+		"When the last run of the warm schedule began; absent: there was none."},
+	"warm_last_success_timestamp_seconds": {
+		"When a run of the warm schedule last ended without a failure; absent: never."},
+	"warm_next_run_timestamp_seconds": {
+		"When the next run of the warm schedule begins; absent: never."},
 	"cache_limit_bytes":             {"The budget, in bytes."},
 	"cache_needed_bytes":            {"Bytes of budget, or of disk for the cache, that would do for what clients ask for; 0 when nothing is too small.", "kind"},
 	"cache_index_bytes":             {"Size of the index, which the budget does not include."},
@@ -125,6 +131,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	to.gauge("build_info", 1, c.a.Version, runtime.Version())
 	to.seconds("uptime_seconds", time.Since(c.a.Started))
+	if c.a.Warm != nil {
+		to.warm(c.a.Warm())
+	}
 	for _, u := range r.Upstreams {
 		to.upstream(u)
 	}

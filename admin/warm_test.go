@@ -97,9 +97,14 @@ func TestWarmStatsHaveTheLastRun(t *testing.T) {
 	for range 200 {
 		run.Failures = append(run.Failures, warm.Failure{What: "docker.io/library/redis:7", Err: registry.ErrReserve})
 	}
-	a := newAdmin(Options{Store: fakeStore{}, Registry: fakeRegistry{}, Warm: func() warm.State {
-		return warm.State{Schedule: "30 3 * * *", Next: time.Unix(2000, 0), Last: run}
-	}})
+	o := idle()
+	o.Warm = func() warm.State {
+		return warm.State{Schedule: "30 3 * * *", Next: time.Unix(2000, 0), Last: run, Succeeded: time.Unix(900, 0)}
+	}
+	a := newAdmin(o)
+	if _, body := get(t, o, "/metrics"); !strings.Contains(body, "\nhubcache_warm_last_run_timestamp_seconds 1000\n") || !strings.Contains(body, "\nhubcache_warm_last_success_timestamp_seconds 900\n") || !strings.Contains(body, "\nhubcache_warm_next_run_timestamp_seconds 2000\n") {
+		t.Error(body)
+	}
 	d := a.document(time.Now()).Warm
 	if d.Schedule != "30 3 * * *" || d.Running || !d.Next.Equal(time.Unix(2000, 0)) || d.Last.Seconds != 1.5 || d.Last.Images != 2 || d.Last.Fetched != 7 ||
 		d.Last.Failed != 200 || len(d.Last.Failures) != maxWarmFailures || d.Last.Failures[0] != (WarmFailure{"docker.io/library/redis:7", registry.ErrReserve.Error()}) {

@@ -2,6 +2,8 @@ package admin
 
 import (
 	"time"
+
+	"github.com/hubcache/hubcache/warm"
 )
 
 // WarmStats says what is kept in the cache on a schedule.
@@ -9,7 +11,7 @@ type WarmStats struct {
 	Schedule string     `json:"schedule"` // the five words of warm.schedule; "": never
 	Next     *time.Time `json:"next"`     // null: never
 	Running  bool       `json:"running"`
-	Last     *WarmRun   `json:"last"` // since the start; null: none yet
+	Last     *WarmRun   `json:"last"` // null: none yet
 }
 
 // WarmRun is what the last run did.
@@ -31,6 +33,20 @@ type WarmFailure struct {
 
 // maxWarmFailures is how many failures are listed.
 const maxWarmFailures = 100
+
+// warm sends when images were looked at on the schedule, and will be.
+func (s sender) warm(w warm.State) {
+	send := func(name string, at time.Time) {
+		if !at.IsZero() {
+			s.gauge(name, at.Unix())
+		}
+	}
+	if w.Last != nil {
+		send("warm_last_run_timestamp_seconds", w.Last.Began)
+	}
+	send("warm_last_success_timestamp_seconds", w.Succeeded)
+	send("warm_next_run_timestamp_seconds", w.Next)
+}
 
 // warmStats makes the document of what the Keeper does.
 func (a *admin) warmStats() WarmStats {

@@ -44,7 +44,9 @@ type State struct {
 	Schedule string    // of the plan
 	Next     time.Time // zero: never
 	Running  bool
-	Last     *Run // since the start of the program; nil: none yet
+	Last     *Run // nil: none yet
+	// Succeeded is when a run last ended without a failure; zero: never.
+	Succeeded time.Time
 }
 
 // wake is how long a Keeper sleeps at most: the clock may be set, and the machine may sleep.
@@ -53,9 +55,10 @@ const wake = time.Minute
 // Keeper keeps images in the cache. A run begins at each time of the plan, but for those that pass
 // while a run is under way: there is one at a time. All methods are safe for concurrent use.
 //
-// What the last run did is lost with the process. Times at which the program isn't running are
-// not made up for.
+// What the last run did is in a file, so that it is known after a restart. Times at which the program isn't
+// running are not made up for.
 type Keeper struct {
+	path string
 	warm func(context.Context, []name.Reference, registry.WarmOptions) []registry.Warmed
 	log  *slog.Logger
 
@@ -70,10 +73,15 @@ type Keeper struct {
 	stop  context.CancelFunc // ends the run that is under way; nil: there is none
 }
 
-// New returns a Keeper that does nothing until SetPlan. warm is [registry.Registry.Warm].
-func New(warm func(context.Context, []name.Reference, registry.WarmOptions) []registry.Warmed, log *slog.Logger) *Keeper {
-	k := &Keeper{warm: warm, log: log, ended: make(chan struct{}), poke: make(chan struct{}, 1)}
+// New returns a Keeper that does nothing until SetPlan. warm is [registry.Registry.Warm], path that of the
+// file with the last run.
+func New(warm func(context.Context, []name.Reference, registry.WarmOptions) []registry.Warmed, path string, log *slog.Logger) *Keeper {
+	k := &Keeper{warm: warm, path: path, log: log, ended: make(chan struct{}), poke: make(chan struct{}, 1)}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
+	var err error
+	if k.state.Last, k.state.Succeeded, err = readLast(path); err != nil {
+		log.Warn("what the last run of the warm schedule did can't be read", "error", err)
+	}
 	go k.loop()
 	return k
 }
@@ -168,9 +176,16 @@ func (k *Keeper) run() {
 	}
 	r.Took = time.Since(r.Began)
 	k.tell(r)
+	succeeded := k.State().Succeeded
+	if len(r.Failures) == 0 && ctx.Err() == nil {
+		succeeded = r.Began.Add(r.Took)
+	}
+	if err := writeLast(k.path, r, succeeded); err != nil {
+		k.log.Warn("what this run of the warm schedule did can't be kept", "error", err)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.state.Running, k.stop, k.state.Last = false, nil, r
+	k.state.Running, k.stop, k.state.Last, k.state.Succeeded = false, nil, r, succeeded
 	k.state.Next = k.plan.next(time.Now())
 }
 

@@ -88,7 +88,7 @@ func TestKeeperRunsAtItsTimes(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		c := &cache{}
-		k := New(c.warm, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		k := New(c.warm, filepath.Join(t.TempDir(), "warm.json"), slog.New(slog.NewTextHandler(io.Discard, nil)))
 		defer k.Close(t.Context())
 		k.SetPlan(Plan{References: refs(t, "redis:7")})
 		time.Sleep(5 * time.Hour)
@@ -126,7 +126,7 @@ func TestKeeperRunsAtItsTimes(t *testing.T) {
 func TestRunsDontOverlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &cache{took: 150 * time.Minute}
-		k := New(c.warm, slog.New(slog.DiscardHandler))
+		k := New(c.warm, filepath.Join(t.TempDir(), "warm.json"), slog.New(slog.DiscardHandler))
 		defer k.Close(t.Context())
 		k.SetPlan(Plan{Next: hourly, References: refs(t, "redis:7")})
 		time.Sleep(time.Hour + time.Minute)
@@ -151,7 +151,7 @@ func TestRunEndsWithTheKeeperOrItsPlan(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := &cache{took: 24 * time.Hour}
-				k := New(c.warm, slog.New(slog.DiscardHandler))
+				k := New(c.warm, filepath.Join(t.TempDir(), "warm.json"), slog.New(slog.DiscardHandler))
 				defer k.Close(t.Context())
 				k.SetPlan(Plan{Next: hourly, References: refs(t, "redis:7")})
 				time.Sleep(time.Hour + time.Minute)
@@ -202,4 +202,48 @@ func TestImagesOfFiles(t *testing.T) {
 			t.Errorf("%v: %v %v %v", row.files, got, notes, err)
 		}
 	}
+}
+
+// TestLastRunOutlivesARestart, with its failures, and so does when a run last had none. What can't be read is
+// none, and the file of a newer program stays.
+func TestLastRunOutlivesARestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "warm.json")
+	run := func(t *testing.T, names ...string) State {
+		c := &cache{took: 2 * time.Second}
+		k := New(c.warm, path, slog.New(slog.DiscardHandler))
+		k.SetPlan(Plan{Next: hourly, References: refs(t, names...)})
+		time.Sleep(time.Hour + time.Minute)
+		k.Close(t.Context())
+		return k.State()
+	}
+	again := func(t *testing.T) State {
+		k := New((&cache{}).warm, path, slog.New(slog.DiscardHandler))
+		defer k.Close(t.Context())
+		return k.State()
+	}
+	synctest.Test(t, func(t *testing.T) {
+		if s := again(t); s.Last != nil || !s.Succeeded.IsZero() {
+			t.Errorf("%+v", s)
+		}
+		good := run(t, "redis:7")
+		if s := again(t); s.Last == nil || !s.Last.Began.Equal(good.Last.Began) || s.Last.Took != good.Last.Took || s.Last.Images != 1 || s.Last.Fetched != 10 || !s.Succeeded.Equal(good.Last.Began.Add(2*time.Second)) {
+			t.Errorf("%+v, %+v", s.Last, s)
+		}
+		run(t, "redis:7", "redis:bad")
+		if s := again(t); s.Last == nil || len(s.Last.Failures) != 1 || s.Last.Failures[0].What != "docker.io/library/redis:bad" || !s.Succeeded.Equal(good.Succeeded) {
+			t.Errorf("%+v, %+v", s.Last, s)
+		}
+		for _, text := range []string{"", "no JSON", `{"schema": 9}`} {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if s := again(t); s.Last != nil {
+				t.Errorf("%q: %+v", text, s.Last)
+			}
+		}
+		run(t, "redis:7")
+		if b, err := os.ReadFile(path); err != nil || string(b) != `{"schema": 9}` {
+			t.Errorf("the newer file: %s, %v", b, err)
+		}
+	})
 }

@@ -56,7 +56,7 @@ func (srv *server) openRegistry() (err error) {
 		Store: srv.store, Upstreams: upstreams(s.Settings, srv.connections), Policy: registry.Policy{Limits: limits(s.Settings)}, Log: srv.log,
 	})
 	if err == nil {
-		srv.keeper = warm.New(srv.registry.Warm, srv.log)
+		srv.keeper = warm.New(srv.registry.Warm, filepath.Join(string(s.DataDir), "warm.json"), srv.log)
 	}
 	return err
 }
