@@ -49,7 +49,7 @@ var floors = map[string][]string{
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
 	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "name", "prune"},
-	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "boltfile", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage", "upstream", "warm"},
+	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "boltfile", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage", "tier", "tier/bucket", "tier/lease", "upstream", "warm"},
 	"cmd/hubcache/internal/settings":    {"disk", "name"},
 }
 

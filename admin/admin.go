@@ -71,6 +71,8 @@ type Options struct {
 	// are none.
 	Totals func(Totals) Totals
 
+	Shared func() Shared // what is shared with other nodes; nil: nothing is
+
 	Refused func() int64 // connections that were refused since the start; nil: none can be
 
 	Compat bool // metrics have the names of distribution's registry, too

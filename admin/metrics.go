@@ -49,6 +49,11 @@ var families = map[string][]string{
 	"visibility_oldest_seconds":     {"Age of the oldest visibility among them; 0 when there are none."},
 	"read_ahead_unused_bytes_total": {"Bytes read ahead that nobody asked for within ten minutes."},
 	"connections_refused_total":     {"Connections of clients whose addresses are not in listen_allow."},
+	"shared_up":                     {"1 while the part of the shared tier is well, 0 while this node goes on without it.", "engine"},
+	"shared_hits_total":             {"Manifests and parts of blobs that came from the shared bucket or another node."},
+	"shared_bytes_total":            {"Bytes of them."},
+	"shared_mismatches_total":       {"What came from there and had wrong bytes. None was kept."},
+	"shared_uploads":                {"Blobs and manifests that aren't in the shared bucket yet."},
 	"inflight_downloads":            {"Blobs that are being downloaded."},
 	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
 	"cache_reserved_bytes":          {"Bytes promised to downloads, whose files have not grown to it yet."},
@@ -117,6 +122,26 @@ func (s sender) seconds(name string, d time.Duration) {
 	s.send(prometheus.GaugeValue, name, d.Seconds())
 }
 
+// shared sends nothing of what isn't shared.
+func (s sender) shared(d Shared) {
+	if d.State == "off" {
+		return
+	}
+	for engine, state := range map[string]string{"bucket": d.Bucket, "lease": d.Lease} {
+		switch state {
+		case "off":
+		case "well":
+			s.gauge("shared_up", 1, engine)
+		default:
+			s.gauge("shared_up", 0, engine)
+		}
+	}
+	s.count("shared_hits_total", d.Hits)
+	s.count("shared_bytes_total", d.Bytes)
+	s.count("shared_mismatches_total", d.Mismatches)
+	s.gauge("shared_uploads", int64(d.Uploads))
+}
+
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	st, r, to := c.a.Store.Stats(), c.a.Registry.Stats(), sender{c, ch}
@@ -124,6 +149,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	to.requests("blob", r.Blob)
 	to.pulls(r)
 	to.store(st)
+	to.shared(c.a.shared())
 	to.count("slow_readers_total", st.SlowReaders+r.SlowReaders)
 	to.count("connections_refused_total", c.a.Refused())
 	if c.a.LastReload != nil {

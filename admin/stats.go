@@ -30,6 +30,7 @@ type Stats struct {
 	Inflight      []Inflight  `json:"inflight"` // never null; by repository and digest
 	Connections   Connections `json:"connections"`
 	Warm          WarmStats   `json:"warm"`
+	Shared        Shared      `json:"shared"`
 	Failures      []Failed    `json:"failures"` // never null; what clients have not got lately, the newest first
 }
 
@@ -130,6 +131,26 @@ type Bytes struct {
 	Hit             int64 `json:"hit"`               // sent to clients, and fetched by earlier requests or with another one; not what was read ahead for the same pull
 	Fetched         int64 `json:"fetched"`           // read from upstreams
 	ReadAheadUnused int64 `json:"read_ahead_unused"` // read ahead, and not asked for within ten minutes
+}
+
+// Shared says what is shared with other nodes. Errors in it name hosts of the operator.
+type Shared struct {
+	State      string `json:"state"`      // off, well, or unwell: the node goes on alone with what is unwell
+	Bucket     string `json:"bucket"`     // off, well, or why it isn't asked now
+	Lease      string `json:"lease"`      // the same of Redis
+	Hits       int64  `json:"hits"`       // manifests and parts of blobs that came from the bucket or another node
+	Bytes      int64  `json:"bytes"`      // of them
+	Mismatches int64  `json:"mismatches"` // what came from there and had wrong bytes; none of it was kept
+	Uploads    int    `json:"uploads"`    // what isn't in the bucket yet
+	Leases     int    `json:"leases"`     // blobs that this node fetches for all
+}
+
+// shared makes the document of what is shared.
+func (a *admin) shared() Shared {
+	if a.Shared == nil {
+		return Shared{State: "off", Bucket: "off", Lease: "off"}
+	}
+	return a.Shared()
 }
 
 // Connections counts those to the listeners for pulls.
@@ -285,7 +306,7 @@ func (a *admin) document(now time.Time) Stats {
 		Upstreams: []Upstream{}, Inflight: []Inflight{}, Failures: []Failed{},
 		Visibility:  Visibility{r.OverdueVisibilities, int64(r.OldestVisibility.Seconds())},
 		Connections: Connections{a.Refused()},
-		Warm:        a.warmStats(),
+		Warm:        a.warmStats(), Shared: a.shared(),
 	}
 	for _, short := range s.Shortages {
 		d.Store.Shortages = append(d.Store.Shortages, Shortage{string(short.Kind), short.Image, short.Needs, short.String()})

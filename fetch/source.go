@@ -63,6 +63,10 @@ type BlobSource interface {
 	Open(ctx context.Context, p Part) (*Body, error)
 }
 
+// PeerHeader marks a request of another node of the shared tier to the pull API. Its value is the token
+// of the lease by which the node that is asked fetches the blob.
+const PeerHeader = "X-Hubcache-Lease"
+
 // Ender is a BlobSource that wants to know how a download from it ended: with nil, the blob is in the
 // store and verified. It must return at once.
 type Ender interface {

@@ -63,6 +63,14 @@ requests.manifest.revalidated number
 requests.manifest.shared number
 requests.manifest.stale number
 schema number
+shared.bucket string
+shared.bytes number
+shared.hits number
+shared.lease string
+shared.leases number
+shared.mismatches number
+shared.state string
+shared.uploads number
 store.blobs number
 store.budget_bytes number
 store.bytes number

@@ -39,6 +39,7 @@ type blobRequest struct {
 	digest  digest.Digest
 	w       http.ResponseWriter
 	req     *http.Request
+	peer    bool         // another node asks: it gets what is here or under way, and fetches all else by itself
 	ahead   *fetch.Ahead // nil: the blob was not read ahead
 	fetched Outcome      // how the request took part in a flight that ended before it could read along; "": it didn't
 }
@@ -134,6 +135,9 @@ func (q *blobRequest) serveFlight() result {
 	outcome := OutcomeShared
 	f, err := q.m.pool.Join(ctx, q.digest)
 	if errors.Is(err, fetch.ErrNoFlight) {
+		if q.peer {
+			return result{err: notForPeers}
+		}
 		if err := q.m.pool.Failed(q.full, q.digest); err != nil {
 			return result{err: err}
 		}
@@ -256,6 +260,9 @@ func (q *blobRequest) serveHead() result {
 // serveBypass passes a blob through: it is too large for the budget, or the disk fails. Each
 // reader has an upstream request of its own. stated is the size that upstream has stated, or -1.
 func (q *blobRequest) serveBypass(stated int64) result {
+	if q.peer {
+		return result{err: notForPeers}
+	}
 	if q.req.Method == http.MethodHead {
 		return q.serveHead()
 	}

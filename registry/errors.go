@@ -135,6 +135,7 @@ func causeOf(err error) cause {
 var (
 	impossibleName    = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "the registry can't have a repository of that name"}
 	notAllowed        = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, policy: true, detail: "not allowed by this cache's settings"}
+	notForPeers       = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeBlobUnknown, detail: "this node isn't fetching it for others"}
 	privateRepository = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "unknown, or private and not named in the setting private of its registry"}
 )
 

@@ -39,6 +39,7 @@ type found struct {
 	large     bool   // the store has the body, which isn't kept in memory
 	children  []image.Child
 	outcome   Outcome
+	checked   time.Time // when the upstream said so of a tag; zero: just now, or it is no answer of the upstream
 	expires   time.Time // until when a tag may be answered with it unasked; zero with a digest: for ever
 }
 
@@ -230,12 +231,21 @@ func (q *manifestRequest) deliverable(ctx context.Context, m *storage.Manifest) 
 		return err
 	}
 	for _, d := range missing {
-		if !without[d] {
+		if !without[d] && !q.elsewhere(ctx, d) {
 			return &failure{status: http.StatusServiceUnavailable, code: errcode.ErrorCodeUnavailable, err: down,
 				detail: "blob " + string(d) + " of this image is not cached, and " + fail(manifest, down).detail}
 		}
 	}
 	return nil
+}
+
+// elsewhere reports whether what stands in front of the upstream has a blob.
+func (q *manifestRequest) elsewhere(ctx context.Context, d digest.Digest) bool {
+	if !q.m.behind {
+		return false
+	}
+	_, err := q.m.source.Resolve(ctx, q.name, fetch.Blobs, string(d))
+	return err == nil
 }
 
 // dispensable returns what the clients of the manifest can do without.
@@ -351,6 +361,6 @@ func (q *manifestRequest) resolve(ctx context.Context) (*found, error) {
 			// Not what the spec asks for, but there are such registries: get it.
 			return q.get(ctx, q.digest)
 		}
-		return &found{digest: d.Digest, mediaType: d.MediaType, size: d.Size, outcome: OutcomeMiss}, nil
+		return &found{digest: d.Digest, mediaType: d.MediaType, size: d.Size, checked: d.Checked, outcome: OutcomeMiss}, nil
 	})
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/hubcache/hubcache/content"
@@ -37,6 +38,10 @@ type Options struct {
 	Upstreams []Upstream   // the first answers requests that name no registry
 	Policy    Policy       // of the upstreams that have none of their own; its Limits are those of all
 	Log       *slog.Logger // nil: slog.Default()
+
+	// Peer reports whether token, which a request for the blob has in fetch.PeerHeader, is that of
+	// another node that may read it while this one fetches it. nil: there are no other nodes.
+	Peer func(token string, d digest.Digest) bool
 }
 
 // Upstream is a registry that is cached.
@@ -63,6 +68,7 @@ func (u *Upstream) policy(p Policy) Policy {
 // All methods are safe for concurrent use.
 type Registry struct {
 	*shared
+	peer   func(token string, d digest.Digest) bool // see Options
 	routes atomic.Pointer[routes]
 	recent recent // what clients have not got lately
 
@@ -79,7 +85,7 @@ func New(o Options) (*Registry, error) {
 	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, askers: &askers{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
 	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks}
 	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
-	r := &Registry{shared: s, counted: map[string]*upstream.Counters{}}
+	r := &Registry{shared: s, peer: o.Peer, counted: map[string]*upstream.Counters{}}
 	if err := r.Configure(o.Upstreams, o.Policy); err != nil {
 		return nil, err
 	}
@@ -201,7 +207,11 @@ func (r *Registry) serveKind(w http.ResponseWriter, req *http.Request, q *reques
 		mq := &manifestRequest{repo: m.repository(req, a, q.name), ref: q.ref, digest: q.digest, head: req.Method == http.MethodHead, epoch: epoch}
 		return mq.serve(w, req)
 	case blob:
-		bq := &blobRequest{repo: m.repository(req, a, q.name), digest: q.digest, w: w, req: req}
+		peer := len(req.Header[fetch.PeerHeader]) > 0
+		if peer && (r.peer == nil || !r.peer(req.Header.Get(fetch.PeerHeader), q.digest)) {
+			return result{err: notForPeers}
+		}
+		bq := &blobRequest{repo: m.repository(req, a, q.name), digest: q.digest, w: w, req: req, peer: peer}
 		return bq.serve()
 	case tags, referrers:
 		return m.repository(req, a, q.name).serveList(w, req, q)

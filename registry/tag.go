@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -210,6 +211,9 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	if err := q.m.admit(ctx, q.repo).wait(ctx); err != nil { // nothing is kept before the visibility is known
 		return nil, err
 	}
+	if !f.checked.IsZero() {
+		return q.remembered(ctx, f)
+	}
 	m, err := q.m.store.Manifest(f.digest)
 	switch {
 	case err == nil:
@@ -233,6 +237,31 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	q.setTag(q.ref, f)
 	return q.justChecked(f), nil
 }
+
+// remembered answers with what the upstream has last said of the tag to another node, while it is down
+// for this one: as stale, and only as long as the settings let a tag be stale.
+// Errors: *upstream.Error, those of fetch and stored.
+func (q *manifestRequest) remembered(ctx context.Context, f *found) (*found, error) {
+	down := cmp.Or(q.m.client.Down(), error(&upstream.Error{Cause: upstream.Unreachable, Host: q.m.client.Host(), Err: errNoneNewer}))
+	s, age := q.policy.tag(q.name, q.ref), time.Since(f.checked)
+	if own, err := q.m.store.Tag(q.full, q.ref); err == nil && own.Checked.After(f.checked) || s.maxStale <= 0 || age > s.maxStale {
+		return nil, down
+	}
+	tag := storage.Tag{Digest: f.digest, MediaType: f.mediaType, Size: f.size, Checked: f.checked}
+	if !q.head {
+		g, err := q.fetch(ctx, f.digest)
+		if err != nil {
+			return nil, err
+		}
+		f = g
+	}
+	q.m.store.SetTag(q.full, q.ref, tag)
+	g := *f
+	g.outcome, g.expires = OutcomeStale, time.Time{}
+	return &g, nil
+}
+
+var errNoneNewer = errors.New("no node has heard of the tag lately")
 
 // justChecked returns a copy of f with the time until when the tag need not be looked at
 // again. It is a copy because other requests may share f.

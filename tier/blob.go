@@ -124,13 +124,9 @@ func (b *blob) allow(ctx context.Context, private bool) error {
 	if b.is(&b.allowed) {
 		return nil
 	}
-	full, t := b.s.full(b.repository), b.s.t
-	l, err := t.store.Link(full, b.digest)
-	if err != nil || private && !l.Confirmed {
-		if ok, err := t.linked(ctx, full, b.digest); !ok || err != nil {
-			if err := b.s.Confirm(ctx, b.repository, fetch.Blobs, b.digest); err != nil {
-				return err
-			}
+	if !b.s.named(b.repository, b.digest, private) {
+		if err := b.s.Confirm(ctx, b.repository, fetch.Blobs, b.digest); err != nil {
+			return err
 		}
 	}
 	b.set(&b.allowed)

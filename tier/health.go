@@ -69,7 +69,7 @@ func (h *health) state() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.reason == nil {
-		return "well"
+		return Well
 	}
 	return h.reason.Error()
 }

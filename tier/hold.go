@@ -183,13 +183,20 @@ func (h *holds) giveBack(d digest.Digest) {
 	h.t.leaseHealth.note(ctx, h.leases.Release(ctx, string(d), h.mine))
 }
 
+// giveBackIn is how long Close gives back leases; the others end by themselves.
+const giveBackIn = time.Second
+
 // releaseAll gives back all leases.
 func (h *holds) releaseAll() {
+	end := time.Now().Add(giveBackIn)
 	h.mu.Lock()
 	held := h.held
 	h.held = map[digest.Digest]*hold{}
 	h.mu.Unlock()
 	for d := range held {
+		if time.Now().After(end) {
+			return
+		}
 		h.giveBack(d)
 	}
 }

@@ -334,7 +334,7 @@ func (n *node) servePeer(w http.ResponseWriter, r *http.Request) {
 	n.peers.Add(1)
 	parts := strings.Split(r.URL.Path, "/")
 	d := digest.Digest(parts[len(parts)-1])
-	if !n.tier.Peer(r.Header.Get(LeaseHeader), d) || r.URL.Query().Get("ns") != "docker.io" {
+	if !n.tier.Peer(r.Header.Get(fetch.PeerHeader), d) || r.URL.Query().Get("ns") != "docker.io" {
 		http.NotFound(w, r)
 		return
 	}

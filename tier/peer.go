@@ -18,10 +18,6 @@ import (
 	"github.com/hubcache/hubcache/tier/lease"
 )
 
-// LeaseHeader marks a request of another node of the tier. Its value is the token of the lease by
-// which the node that is asked fetches the blob.
-const LeaseHeader = "X-Hubcache-Lease"
-
 const (
 	// peerConnects is how long a connection to another node may take.
 	peerConnects = time.Second
@@ -84,7 +80,7 @@ func (t *Tier) askPeer(ctx context.Context, holder lease.Lease, registry, reposi
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotPeer, err)
 	}
-	req.Header.Set(LeaseHeader, holder.Token)
+	req.Header.Set(fetch.PeerHeader, holder.Token)
 	ranged := p.From > 0 || p.To >= 0
 	if ranged {
 		value := "bytes=" + strconv.FormatInt(p.From, 10) + "-"

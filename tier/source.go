@@ -49,17 +49,29 @@ func (s *source) Resolve(ctx context.Context, repository string, k fetch.Kind, r
 }
 
 func (s *source) resolveDigest(ctx context.Context, repository string, k fetch.Kind, d digest.Digest) (fetch.Descriptor, error) {
-	if ok, err := s.t.linked(ctx, s.full(repository), d); ok && err == nil {
-		object := blobName(d)
-		if k == fetch.Manifests {
-			object = manifestName(d)
-		}
-		var o bucket.Object
-		if s.t.ask(ctx, func() (err error) { o, err = s.t.bucket.Stat(ctx, object); return err }) == nil {
-			return fetch.Descriptor{Digest: d, MediaType: o.MediaType, Size: o.Size}, nil
-		}
+	object := blobName(d)
+	if k == fetch.Manifests {
+		object = manifestName(d)
+	}
+	var o bucket.Object
+	err := s.t.ask(ctx, func() (err error) { o, err = s.t.bucket.Stat(ctx, object); return err })
+	if err == nil && (k == fetch.Blobs && s.named(repository, d, o.Private) || s.isLinked(ctx, repository, d)) {
+		return fetch.Descriptor{Digest: d, MediaType: o.MediaType, Size: o.Size}, nil
 	}
 	return s.Source.Resolve(ctx, repository, k, string(d))
+}
+
+// isLinked reports whether the bucket says that the upstream has it in this repository.
+func (s *source) isLinked(ctx context.Context, repository string, d digest.Digest) bool {
+	ok, err := s.t.linked(ctx, s.full(repository), d)
+	return ok && err == nil
+}
+
+// named reports whether this node knows that the repository has a blob: by a manifest that names it,
+// which counts for public blobs, or by the upstream.
+func (s *source) named(repository string, d digest.Digest, private bool) bool {
+	l, err := s.t.store.Link(s.full(repository), d)
+	return err == nil && (l.Confirmed || !private)
 }
 
 // maxManifest is the size of the largest manifest that is served.
@@ -88,7 +100,7 @@ func (s *source) Manifest(ctx context.Context, repository, reference string) (fe
 
 // fromBucket returns a manifest that the bucket has, and has for this repository.
 func (s *source) fromBucket(ctx context.Context, repository string, d digest.Digest) (fetch.Manifest, bool) {
-	if ok, err := s.t.linked(ctx, s.full(repository), d); !ok || err != nil {
+	if !s.isLinked(ctx, repository, d) {
 		return fetch.Manifest{}, false
 	}
 	w, err := s.t.readAll(ctx, manifestName(d), maxManifest)
@@ -106,7 +118,7 @@ func (s *source) fromBucket(ctx context.Context, repository string, d digest.Dig
 
 // Confirm is answered by the bucket if the upstream has said yes to any node.
 func (s *source) Confirm(ctx context.Context, repository string, k fetch.Kind, d digest.Digest) error {
-	if ok, err := s.t.linked(ctx, s.full(repository), d); ok && err == nil {
+	if s.isLinked(ctx, repository, d) {
 		return nil
 	}
 	err := s.Source.Confirm(ctx, repository, k, d)

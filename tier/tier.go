@@ -151,9 +151,15 @@ func (t *Tier) Source(registry string, next fetch.Source) fetch.Source {
 	return &source{Source: next, t: t, registry: registry}
 }
 
+// What Stats says of bucket and leases, beside why they are unwell.
+const (
+	Off  = "off"
+	Well = "well"
+)
+
 // Stats is a snapshot of a Tier. The counters begin with the start of the program.
 type Stats struct {
-	Bucket     string // "off", "well", or why it isn't asked now
+	Bucket     string // Off, Well, or why it isn't asked now
 	Lease      string // the same
 	Hits       int64  // parts of blobs, and manifests, that came from bucket or another node
 	Bytes      int64  // of them
@@ -164,7 +170,7 @@ type Stats struct {
 
 // Stats returns a snapshot.
 func (t *Tier) Stats() Stats {
-	s := Stats{Bucket: "off", Lease: "off", Hits: t.hits.Load(), Bytes: t.bytes.Load(), Mismatches: t.mismatches.Load(), Uploads: t.uploads.len(), Holding: t.holds.len()}
+	s := Stats{Bucket: Off, Lease: Off, Hits: t.hits.Load(), Bytes: t.bytes.Load(), Mismatches: t.mismatches.Load(), Uploads: t.uploads.len(), Holding: t.holds.len()}
 	if t.bucket != nil {
 		s.Bucket = t.bucketHealth.state()
 	}

@@ -29,8 +29,11 @@ func (srv *server) open() error {
 	if err != nil {
 		return fmt.Errorf("opening the cache in %s: %w", s.DataDir, err)
 	}
-	err = srv.openRegistry()
+	if err = srv.openShared(); err == nil {
+		err = srv.openRegistry()
+	}
 	if err != nil {
+		srv.closeShared()
 		srv.store.Close()
 		return err
 	}
@@ -53,7 +56,8 @@ func (srv *server) openRegistry() (err error) {
 		}
 	}
 	srv.registry, err = registry.New(registry.Options{
-		Store: srv.store, Upstreams: upstreams(s.Settings, srv.connections), Policy: registry.Policy{Limits: limits(s.Settings)}, Log: srv.log,
+		Store: srv.store, Upstreams: srv.upstreams(s.Settings, srv.connections), Policy: registry.Policy{Limits: limits(s.Settings)}, Log: srv.log,
+		Peer: srv.peer(),
 	})
 	if err == nil {
 		srv.keeper = warm.New(srv.registry.Warm, filepath.Join(string(s.DataDir), "warm.json"), srv.log)

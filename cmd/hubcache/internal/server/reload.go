@@ -57,7 +57,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := srv.registry.Configure(upstreams(now.Settings, connections), registry.Policy{Limits: limits(now.Settings)}); err != nil {
+	if err := srv.registry.Configure(srv.upstreams(now.Settings, connections), registry.Policy{Limits: limits(now.Settings)}); err != nil {
 		return nil, err
 	}
 	srv.connections = connections

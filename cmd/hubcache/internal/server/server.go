@@ -26,6 +26,8 @@ import (
 	"github.com/hubcache/hubcache/inventory"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
+	"github.com/hubcache/hubcache/tier"
+	"github.com/hubcache/hubcache/tier/lease"
 	"github.com/hubcache/hubcache/warm"
 )
 
@@ -49,6 +51,8 @@ type server struct {
 	lister   *inventory.Lister
 	registry *registry.Registry
 
+	tier        *tier.Tier    // what is shared with other nodes; nil: nothing
+	leases      *lease.Redis  // nil: none
 	connections []*connection // of the registries, Docker Hub first
 	totals      *totals
 	keeper      *warm.Keeper // of what is kept warm
@@ -93,6 +97,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 	if err != nil {
 		srv.history.Close()
 		srv.totals.close()
+		srv.closeShared()
 		srv.store.Close()
 		return err
 	}
@@ -226,6 +231,7 @@ func (srv *server) stop() error {
 	}
 	srv.history.Close()
 	srv.totals.close()
+	srv.closeShared()
 	err = errors.Join(err, srv.store.Close())
 	took := time.Since(began).Round(time.Millisecond).String()
 	if err != nil {

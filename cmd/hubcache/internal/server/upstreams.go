@@ -107,10 +107,10 @@ func (c *connection) reload(log *slog.Logger) {
 }
 
 // upstreams are the registries as package registry takes them, each with its policy.
-func upstreams(s *settings.Settings, open []*connection) (all []registry.Upstream) {
+func (srv *server) upstreams(s *settings.Settings, open []*connection) (all []registry.Upstream) {
 	for i, u := range s.Upstreams() {
 		p := policy(s, u)
-		all = append(all, registry.Upstream{Options: open[i].options, Policy: &p})
+		all = append(all, registry.Upstream{Options: open[i].options, Policy: &p, Source: srv.shared(u.Name)})
 	}
 	return all
 }

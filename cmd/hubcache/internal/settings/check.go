@@ -52,6 +52,9 @@ func (s *Settings) check() error {
 	if _, err := s.AllowedClients(); err != nil {
 		return err
 	}
+	if err := s.Shared.check(); err != nil {
+		return err
+	}
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		return fmt.Errorf("tls.cert_file and tls.key_file belong together")
 	}

@@ -86,6 +86,7 @@ type Settings struct {
 			MaxWait   Duration
 		}
 	}
+	Shared  Shared // with other nodes
 	Metrics struct {
 		Listen List // host:port or unix:/path, with /metrics alone
 		Compat Bool // the names of distribution's registry, too
@@ -191,6 +192,7 @@ func (s *Settings) table() []row {
 		}},
 		{key: "read_ahead", effect: onReload, value: &s.ReadAhead, defValue: "true"},
 		{key: "docker", effect: onRun, rows: s.dockerTable()},
+		{key: "shared", effect: onRestart, rows: s.Shared.table()},
 		{key: "metrics", effect: onRestart, rows: []row{
 			{key: "listen", value: &s.Metrics.Listen},
 			{key: "compat", value: &s.Metrics.Compat},
