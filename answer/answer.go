@@ -96,6 +96,7 @@ var table = []row{
 	{api, absences, code(hidden), Access},
 	{api, absences, code(absent), Missing},
 	{[]Place{Referrers}, []int{http.StatusNotFound}, noRoute, Missing},
+	{[]Place{Referrers}, []int{http.StatusNotFound}, code(noMethod), Missing},
 
 	// Registries challenge without a body, too. Proxies use Basic, and not Bearer.
 	{api, []int{http.StatusUnauthorized}, bearerAlone, Access},
@@ -154,6 +155,9 @@ func mediaType(h http.Header) string {
 var (
 	absent = []string{"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "NAME_INVALID", "TAG_INVALID", "DIGEST_INVALID", "NOT_FOUND"}
 	hidden = []string{"UNAUTHORIZED", "DENIED", "FORBIDDEN"}
+
+	// Of go-containerregistry's registry, and others, about a path that they don't know.
+	noMethod = []string{"METHOD_UNKNOWN", "UNSUPPORTED"}
 )
 
 // code is true for a body that is the registry API's error with one of these codes.

@@ -37,6 +37,7 @@ type varied struct {
 	redirect         int           // status of redirects
 	relative         bool          // redirects name no host, and lead to the registry itself
 	headless         int           // status of HEAD for manifests; 0: as for GET
+	jsonNotFound     bool          // paths that it doesn't know, such as referrers, get a JSON error
 	noDigest         bool          // answers have no Docker-Content-Digest
 	unmarked         bool          // answers have no Docker-Distribution-Api-Version
 	page             int           // how many tags a page has; 0: all
@@ -261,8 +262,14 @@ func (v *varied) answer(w http.ResponseWriter, req *http.Request) {
 		v.blob(w, req, repository, digest.Digest(ref))
 	case "tags":
 		v.tagList(w, req, repository)
-	default:
-		http.NotFound(w, req) // no referrers
+	default: // no referrers
+		if !v.jsonNotFound {
+			http.NotFound(w, req)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"errors":[{"code":"METHOD_UNKNOWN","message":"We don't understand your method + url"}]}`)
 	}
 }
 
