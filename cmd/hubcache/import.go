@@ -22,7 +22,7 @@ import (
 // importRun is one run of the command.
 type importRun struct {
 	out, err             io.Writer
-	path                 string
+	path, data           string // where from, and the data directory
 	naming               transfer.Naming
 	dryRun, public, move bool
 	asJSON               bool
@@ -33,7 +33,7 @@ type imported struct {
 	Schema   int             `json:"schema"`
 	DryRun   bool            `json:"dry_run"`
 	Images   []importedImage `json:"images"`   // what comes in, the oldest first
-	NoRoom   []string        `json:"no_room"`  // what is left out, because the budget has no room for it
+	NoRoom   []string        `json:"no_room"`  // what is left out, because budget and min_free leave no room for it
 	Problems []string        `json:"problems"` // what is damaged, or has no name
 	Bytes    int64           `json:"bytes"`    // that come in; what was there already doesn't count
 }
@@ -121,6 +121,7 @@ func (r *importRun) run(ctx context.Context, s *settings.Settings) error {
 	}
 	src = servedSource{src, served}
 	defer src.Close()
+	r.data = string(s.DataDir)
 	o, err := server.OpenOffline(s, !r.dryRun, func(dir string) bool { return r.move && server.SameDisk(dir, r.path) })
 	if err != nil {
 		return err
@@ -251,11 +252,11 @@ func (r *importRun) table(doc imported) {
 	for _, ref := range doc.NoRoom {
 		fmt.Fprintln(r.out, shortReference(ref)+"  left out: budget and min_free leave no room for it")
 	}
-	verb := "came in"
+	verb := "came into"
 	if doc.DryRun {
-		verb = "would come in"
+		verb = "would come into"
 	}
-	fmt.Fprintf(r.out, "%s, %s %s", plural(int64(len(doc.Images)), "image"), human(doc.Bytes), verb)
+	fmt.Fprintf(r.out, "%s, %s %s %s", plural(int64(len(doc.Images)), "image"), human(doc.Bytes), verb, r.data)
 	if n := len(doc.NoRoom); n > 0 {
 		fmt.Fprintf(r.out, "; %s left out", plural(int64(n), "older image"))
 	}
