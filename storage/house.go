@@ -28,6 +28,7 @@ type housekeeping struct {
 	indexOpened func(*bbolt.DB) // may be nil
 	repos       repoWriter
 
+	enough       int          // while the index is rebuilt: changes that couldn't be written
 	aheadOfClock []correction // while the index is loaded: what has a time that is to come
 
 	walked  atomic.Bool   // reconcile has seen all files

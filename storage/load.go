@@ -319,10 +319,12 @@ const (
 )
 
 // flushMany writes the index when much is waiting, so that memory doesn't grow with the number of files.
-// What was written counts only once keyBuilt is.
+// What was written counts only once keyBuilt is. If the disk takes nothing, it tries again when as much
+// more has come.
 func (h *housekeeping) flushMany() {
-	if h.catalogue.index.Pending() >= manyChanges {
+	if h.catalogue.index.Pending() >= h.enough+manyChanges {
 		h.flush()
+		h.enough = h.catalogue.index.Pending()
 	}
 }
 

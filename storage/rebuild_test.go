@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -175,6 +176,23 @@ func TestRebuildIsWrittenInParts(t *testing.T) {
 	for _, d := range ds {
 		get(t, s, d)
 	}
+}
+
+// TestRebuildOnADiskThatTakesNothing: to write isn't tried for each file.
+func TestRebuildOnADiskThatTakesNothing(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), 100<<20)
+	s.catalogue.index.MarkDamaged(errors.New("no more writes"))
+	before := s.files.faults.writeErrors.Load()
+	for n := range 5 * manyChanges / 2 {
+		s.catalogue.index.Set(bucketMeta, fmt.Appendf(nil, "x%d", n), []byte{1})
+		s.house.flushMany()
+	}
+	if tries := s.files.faults.writeErrors.Load() - before; tries < 2 || tries > 10 { // some are the background's
+		t.Errorf("%d attempts to write", tries)
+	}
+	s.Close()
+	s.catalogue.index = nil // it is closed
 }
 
 // TestWhatComesAfterDamageIsFoundAgain: the index is found damaged while it is in use. What comes in
