@@ -100,6 +100,9 @@ func Growing(req *http.Request, rd *storage.Reader) Sender {
 	ctx := req.Context()
 	read := func(p []byte, off int64) (int, error) { return rd.ReadAt(ctx, p, off) }
 	return func(w http.ResponseWriter, off, n int64) (sent int64, err error) {
+		if !rd.Parts() {
+			rd.ReadsFrom(off)
+		}
 		rd.Recipient().Begin(w)
 		if req.TLS != nil || n < 0 {
 			sent, err = copyTo(w, rd.Recipient(), off, n, read)

@@ -19,17 +19,19 @@ import (
 // for the budget, or the disk fails. It has a slot until it is closed, and its client is cut when it
 // reads slowly and others wait for one. Not safe for concurrent use; close it.
 type Bypass struct {
+	ctx  context.Context
 	pool *Pool
 	blob Blob
 	body *Body
-	part bool // a range that ends before the blob does: it has no digest to be held against
+	size int64
+	part bool // parts of it are read, which have no digest to be held against
 	to   *storage.Recipient
 	free func()
 }
 
-// Bypass opens the blob for one reader. A part that ends before the blob does is asked for
-// as it is. Everything else is read from the start, so that its digest can be known by the
-// end: pass the Part from 0 to -1 for it.
+// Bypass opens the blob for one reader. A part is asked for as it is, and so are those that are sent
+// after it. Everything else is read from the start, so that its digest can be known by the end: pass
+// the Part from 0 to -1 for it. ctx ends all reading.
 // Errors: ErrBusy, those of the Source, ctx's cause.
 func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
 	to, free, err := p.bounds.Load().bypass.acquire(ctx, &b)
@@ -48,17 +50,23 @@ func (p *Pool) Bypass(ctx context.Context, b Blob, part Part) (*Bypass, error) {
 		return nil, err
 	}
 	isPart := body.From > 0 || body.To != body.Size
-	return &Bypass{pool: p, blob: b, body: body, part: isPart, to: to, free: free}, nil
+	return &Bypass{ctx: ctx, pool: p, blob: b, body: body, size: body.Size, part: isPart, to: to, free: free}, nil
 }
 
+// Ranged reports whether the source knows ranges.
+func (b *Bypass) Ranged() bool { return b.body.Ranged }
+
 // Size returns the size of the blob in bytes, -1 when the source doesn't say.
-func (b *Bypass) Size() int64 { return b.body.Size }
+func (b *Bypass) Size() int64 { return b.size }
 
 // Send is a content.Sender. What comes before off is only hashed.
 // Errors: storage.ErrDigest before the last byte, or, of a small blob, before the first; those
 // of the Source and of the connection; storage.ErrSlow.
 func (b *Bypass) Send(w http.ResponseWriter, off, n int64) (int64, error) {
 	if b.part {
+		if err := b.moveTo(off, n); err != nil {
+			return 0, err
+		}
 		return content.Copy(w, b.to, off, n, func(p []byte, _ int64) (int, error) { return b.body.Read(p) })
 	}
 	v := &verifier{body: b.body, hash: b.blob.Digest.Algorithm().Hash(), digest: b.blob.Digest}
@@ -67,6 +75,20 @@ func (b *Bypass) Send(w http.ResponseWriter, off, n int64) (int64, error) {
 		b.pool.mismatches.Add(1)
 	}
 	return sent, err
+}
+
+// moveTo opens the part of n bytes from off on, unless it is the one that is open.
+func (b *Bypass) moveTo(off, n int64) error {
+	if b.body.From == off && b.body.To == off+n {
+		return nil
+	}
+	b.body.Close()
+	body, err := b.pool.open(b.ctx, b.blob.Source, Part{From: off, To: off + n, Size: b.size})
+	if err != nil {
+		return err
+	}
+	b.body = body
+	return nil
 }
 
 // Close ends the reading.
@@ -92,6 +114,19 @@ func (p *Pool) PassThrough(ctx context.Context, w http.ResponseWriter, b Blob, f
 	defer body.Close()
 	v := &verifier{body: body, hash: from.Hash, digest: b.Digest, pending: from.Pending}
 	return v.send(w, to, off, n)
+}
+
+// passPart sends n bytes of the blob from off on, a part for which no digest speaks, from the source.
+// Errors: as Bypass and Bypass.Send.
+func (p *Pool) passPart(ctx context.Context, w http.ResponseWriter, b Blob, off, n int64) (int64, error) {
+	b.Stated = true
+	by, err := p.Bypass(ctx, b, Part{From: off, To: off + n})
+	if err != nil {
+		return 0, err
+	}
+	defer by.Close()
+	by.part = true
+	return by.Send(w, off, n)
 }
 
 // verifier hashes what it passes on, and holds the last byte back until the digest is right;

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"slices"
 	"sync"
 	"time"
 
@@ -67,21 +66,26 @@ type download struct {
 	others sync.WaitGroup // the workers but the first, and measure
 
 	// mu guards what follows. No other lock of this project is taken while it is held.
-	mu      sync.Mutex
-	todo    []storage.Span // bytes that no worker has claimed yet, in order
-	workers int            // workers, including those that wait for a slot
-	running int            // workers that have a slot
-	copying int            // bodies that are being copied now
-	marked  time.Time      // when copying last changed, or the speed was last measured
-	flowed  time.Duration  // how long copying has been more than 0 since the last measurement
-	pace    int64          // bytes a second of one connection; 0: not known yet
-	fast    bool           // all downloads together reach enough
-	err     error          // the first; ends all
+	mu        sync.Mutex
+	size      int64          // of the blob; -1: the source hasn't said it. Written before there are readers
+	todo      []storage.Span // bytes that no worker has claimed yet, in order
+	jobs      []*job         // what workers have claimed
+	seekers   []*seeker      // workers that wait for a slot in the middle of the work; those that came first, first
+	alive     int            // all workers that haven't ended. Where it is 0, none may be added
+	workers   int            // workers but those of demands, including those that wait for a slot
+	running   int            // those of them that have a slot
+	demanding int            // demands, including those that wait for a slot
+	copying   int            // bodies that are being copied now
+	marked    time.Time      // when copying last changed, or the speed was last measured
+	flowed    time.Duration  // how long copying has been more than 0 since the last measurement
+	pace      int64          // bytes a second of one connection; 0: not known yet
+	fast      bool           // all downloads together reach enough
+	err       error          // the first; ends all
 }
 
 func newDownload(f *Flight) *download {
 	b := f.pool.bounds.Load()
-	d := &download{f: f, pool: f.pool, slots: b.transfers, transfers: b.Transfers, ranges: b.Ranges, workers: 1, running: 1}
+	d := &download{f: f, pool: f.pool, slots: b.transfers, transfers: b.Transfers, ranges: b.Ranges, size: -1, alive: 1, workers: 1, running: 1}
 	d.ctx, d.cancel = context.WithCancelCause(f.ctx)
 	d.more, d.done = context.WithCancel(d.ctx)
 	return d
@@ -124,7 +128,9 @@ func (d *download) firstSlot() error {
 // first opens the ingest with the first connection and works to the end, or until the other
 // connections are enough. It gives back the slot.
 func (d *download) first() error {
-	defer d.slots.Release(d.f.blob.Client)
+	defer d.ended()
+	w := &worker{d: d, held: true}
+	defer w.putDown()
 	f := d.f
 	body, err := d.pool.open(d.ctx, f.blob.Source, d.firstPart())
 	if err != nil {
@@ -133,16 +139,20 @@ func (d *download) first() error {
 	defer body.Close()
 	f.stated = body.Size
 	f.doubtful = f.doubtful || f.blob.Size >= 0 && body.Size >= 0 && f.blob.Size != body.Size
-	if err := d.openIngest(body); err != nil {
+	j, err := d.openIngest(body)
+	if err != nil {
 		return err
 	}
+	f.in.OnWait(d.demanded)
+	measured := body.Ranged && d.ranges > 1 && len(d.todo) > 0 // no other worker changes todo yet
 	f.announce(nil)
-	if body.Ranged && d.ranges > 1 && len(d.todo) > 0 { // no other worker changes todo yet
+	if measured {
 		d.others.Go(d.measure)
 	}
-	d.copy(body)
+	w.copy(j, body)
+	d.finished(j)
 	body.Close() // now: work may last long, and the connection can be used again
-	d.work(true, func() bool { return true })
+	w.work(true, func() bool { return true })
 	return nil
 }
 
@@ -154,7 +164,10 @@ func (d *download) firstPart() Part {
 	switch size, gaps := d.pool.store.Partial(d.f.blob.Digest); {
 	case len(gaps) > 0:
 		p.From, p.To, p.Size = gaps[0].From, gaps[0].To, size
-		if d.ranges > 1 {
+		switch {
+		case !d.f.whole.Load():
+			p.To = min(p.To, p.From+demandFirst)
+		case d.ranges > 1:
 			p.To = min(p.To, p.From+firstChunk(size, d.ranges))
 		}
 		d.pool.resumes.Add(1)
@@ -163,6 +176,8 @@ func (d *download) firstPart() Part {
 		d.pool.resumes.Add(1)
 	case claim > d.pool.store.Budget(): // if that is true, no more bytes are needed to know it
 		p.To = 1
+	case claim >= 2*demandFirst && !d.f.whole.Load():
+		p.To = demandFirst
 	case claim >= parallelFrom && d.ranges > 1:
 		p.To = firstChunk(claim, d.ranges)
 	}
@@ -170,16 +185,16 @@ func (d *download) firstPart() Part {
 }
 
 // openIngest opens the ingest with the size that the first body tells, and puts into todo what
-// that body doesn't bring.
+// that body doesn't bring. It returns the job of that body.
 // Errors: ErrEnded when the store has the blob already; ErrBypass with the reason otherwise.
-func (d *download) openIngest(first *Body) error {
+func (d *download) openIngest(first *Body) (*job, error) {
 	f := d.f
 	in, err := d.pool.store.Begin(f.blob.Origin, f.blob.Digest, first.Size)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		return ErrEnded
+		return nil, ErrEnded
 	case err != nil:
-		return errors.Join(ErrBypass, err)
+		return nil, errors.Join(ErrBypass, err)
 	}
 	f.in = in
 	for _, gap := range in.Missing() {
@@ -188,8 +203,11 @@ func (d *download) openIngest(first *Body) error {
 		}
 		d.todo = append(d.todo, gap)
 	}
-	d.todo = slices.DeleteFunc(without(d.todo, storage.Span{From: first.From, To: first.To}), func(s storage.Span) bool { return s.From >= s.To })
-	return nil
+	d.todo = without(d.todo, storage.Span{From: first.From, To: first.To})
+	d.size = first.Size
+	j := &job{at: first.From, to: first.To, reading: first.From, fixed: !first.Ranged, wanted: -1}
+	d.jobs = append(d.jobs, j)
+	return j, nil
 }
 
 func (d *download) fail(err error) {

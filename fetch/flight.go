@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -24,6 +25,8 @@ type Flight struct {
 
 	ready chan struct{} // closed when the source has answered, or has failed
 	done  chan struct{} // closed when the flight is over
+
+	whole atomic.Bool // somebody has asked for more than parts of it, or nobody for anything: it is worth more than one connection
 
 	// Written before done is closed.
 	again bool  // it has failed, and nothing is remembered of it
@@ -88,6 +91,7 @@ func (p *Pool) start(b Blob, doubtful bool) *Flight {
 	}
 	f := &Flight{pool: p, blob: b, doubtful: doubtful, stated: -1, ready: make(chan struct{}), done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	f.whole.Store(!b.Part)
 	p.flights[b.Digest] = f
 	p.running.Go(f.run)
 	return f
@@ -216,8 +220,12 @@ func (f *Flight) isWanted() bool {
 }
 
 // urgent reports whether the flight may add connections: it has a reader, or no flight has
-// one. Read-ahead and flights whose clients have left give way to what clients wait for.
+// one. Read-ahead and flights whose clients have left give way to what clients wait for. A blob
+// of which clients ask for parts only has one connection for the rest of it, which nobody needs.
 func (f *Flight) urgent() bool {
+	if !f.whole.Load() {
+		return false
+	}
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()
 	return f.readers > 0 || f.pool.withReaders == 0
@@ -237,10 +245,12 @@ func (f *Flight) Origin() storage.Origin { return f.blob.Origin }
 // Reader waits until there is something to read, and returns a reader of it. Close it. A blob
 // of known size up to storage.VerifyFirst has been verified by then, so that its client gets an
 // error status and not a broken body. So has one whose last body broke, or of which the source states
-// another size than the manifest claims, unless that takes long.
+// another size than the manifest claims, unless that takes long. parts is given the size of the blob,
+// -1 if it is unknown, and returns which parts of it the client gets, or nil if it gets all or all
+// from some byte on: no digest speaks for a part, so that nothing of it waits for that of the blob.
 // Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, that the pool is closed, those of the
 // Source and of the storage, ctx's cause.
-func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
+func (f *Flight) Reader(ctx context.Context, parts func(size int64) []storage.Span) (*storage.Reader, error) {
 	select {
 	case <-f.ready:
 	case <-ctx.Done():
@@ -249,25 +259,39 @@ func (f *Flight) Reader(ctx context.Context) (*storage.Reader, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	var err error
-	if size := f.in.Size(); size >= 0 && size <= storage.VerifyFirst {
-		err = f.verifiedWithin(ctx, verifyDeadline)
-	} else if f.doubtful {
-		if err = f.verifiedWithin(ctx, silentDeadline); errors.Is(err, ErrTimeout) && f.in.Received() > 0 {
-			err = f.verifiedWithin(ctx, doubtDeadline-silentDeadline)
-			if errors.Is(err, ErrTimeout) {
-				err = nil
-			}
+	of := parts(f.in.Size())
+	if of == nil {
+		f.whole.Store(true)
+		if err := f.verifiedFirst(ctx); err != nil {
+			return nil, err
 		}
-	}
-	if err != nil {
-		return nil, err
 	}
 	rd, ok := f.in.Reader()
 	if !ok {
 		return nil, ErrEnded
 	}
+	if of != nil {
+		rd.ReadsParts(of)
+	}
 	return rd, nil
+}
+
+// verifiedFirst waits for what must be verified before a client gets any of it.
+func (f *Flight) verifiedFirst(ctx context.Context) error {
+	if size := f.in.Size(); size >= 0 && size <= storage.VerifyFirst {
+		return f.verifiedWithin(ctx, verifyDeadline)
+	}
+	if !f.doubtful {
+		return nil
+	}
+	err := f.verifiedWithin(ctx, silentDeadline)
+	if errors.Is(err, ErrTimeout) && f.in.Received() > 0 {
+		err = f.verifiedWithin(ctx, doubtDeadline-silentDeadline)
+		if errors.Is(err, ErrTimeout) {
+			err = nil
+		}
+	}
+	return err
 }
 
 // verifiedWithin waits until the blob is verified, of which its client has got nothing yet.
@@ -310,12 +334,16 @@ func (f *Flight) Verified(ctx context.Context) error { return f.in.Wait(ctx) }
 // n is -1 for everything to the end. It panics unless Reader has succeeded.
 // Errors: ErrBusy, storage.ErrDigest, those of the Source and of the connection, ctx's cause.
 func (f *Flight) Continue(ctx context.Context, w http.ResponseWriter, own Blob, rd *storage.Reader, off, n int64) (int64, error) {
+	own.Size = f.in.Size()
+	if rd.Parts() {
+		rd.Close()
+		return f.pool.passPart(ctx, w, own, off, n)
+	}
 	from, ok := f.in.Fallback(off)
 	rd.Close()
 	if !ok { // what the file has can't be used: read all of it again
 		from = storage.Fallback{Hash: f.blob.Digest.Algorithm().Hash()}
 	}
-	own.Size = f.in.Size()
 	return f.pool.PassThrough(ctx, w, own, from, off, n)
 }
 

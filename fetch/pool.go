@@ -84,7 +84,7 @@ const (
 type Limits struct {
 	Transfers int // connections that carry blob bodies
 	Orphans   int // downloads that nobody reads, read-ahead among them
-	Ranges    int // connections for one blob
+	Ranges    int // connections for one blob that bring bytes at the same time
 	Bypass    int // bodies that are passed through without being kept
 }
 
@@ -128,6 +128,7 @@ type Pool struct {
 	failed  *cooldown.Failures // blobs whose fetch has failed, by Blob.key
 	unused  unused
 	readers *storage.Recipients // of what is passed through
+	demands demands
 
 	received   atomic.Int64 // bytes from sources, for the pace of all downloads together
 	resumes    atomic.Int64

@@ -98,6 +98,7 @@ type Blob struct {
 	Stated bool           // Size is what the source itself has stated
 	Origin storage.Origin // the repository under which it is fetched
 	Source BlobSource
+	Part   bool   // its client asks for parts of it only, so that the parts come first
 	Client string // for whom the slots are that it needs; see slots.Slots
 }
 

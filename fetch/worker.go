@@ -4,32 +4,51 @@ import (
 	"io"
 	"time"
 
+	"github.com/hubcache/hubcache/slots"
 	"github.com/hubcache/hubcache/storage"
 )
+
+// worker fetches chunks over one connection at a time. It belongs to one goroutine.
+type worker struct {
+	d      *download
+	held   bool // it has a slot
+	demand bool // it fetches what readers wait for, and nothing else
+}
 
 // add adds a worker, which waits for a slot. mu is held; the caller is a worker or measure, so
 // that others.Wait can't have returned yet.
 func (d *download) add() {
 	d.workers++
+	d.alive++
 	d.others.Go(func() {
+		defer d.ended()
 		if d.slots.Acquire(d.more, d.f.blob.Client, toHasten) != nil {
 			return
 		}
 		d.gotSlot()
-		held := true
-		d.work(false, func() bool {
-			if !d.tryPause() {
-				return true
-			}
-			if held = d.slots.Yield(d.more, d.f.blob.Client, toHasten); held {
-				d.gotSlot()
-			}
-			return held
-		})
-		if held {
-			d.slots.Release(d.f.blob.Client)
-		}
+		w := &worker{d: d, held: true}
+		w.work(false, w.letOthers)
+		w.putDown()
 	})
+}
+
+// ended counts a worker that has ended.
+func (d *download) ended() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.alive--
+}
+
+// letOthers gives the slot to whoever needs one more urgently, and reports whether the worker has
+// one after that.
+func (w *worker) letOthers() bool {
+	if !w.d.tryPause() {
+		return true
+	}
+	if w.held = w.d.slots.Yield(w.d.more, w.d.f.blob.Client, toHasten); w.held {
+		w.d.gotSlot()
+	}
+	return w.held
 }
 
 // gotSlot counts the caller among the workers that have a slot.
@@ -54,26 +73,38 @@ func (d *download) tryPause() bool {
 // work claims and fetches chunks until there are none, or the other workers are enough.
 // fetched says that the worker has fetched a chunk before. between is asked after each chunk
 // whether to go on.
-func (d *download) work(fetched bool, between func() bool) {
+func (w *worker) work(fetched bool, between func() bool) {
 	for more := true; more; more = between() {
-		span, ok := d.claim(fetched)
-		if !ok {
+		j := w.d.claim(fetched)
+		if j == nil {
 			return
 		}
 		fetched = true
-		body, err := d.pool.open(d.ctx, d.f.blob.Source, Part{From: span.From, To: span.To, Size: d.f.in.Size()})
-		if err != nil {
-			d.fail(err)
+		if !w.fetch(j) {
 			return
 		}
-		d.copy(body)
-		body.Close()
 	}
+}
+
+// fetch gets a claimed chunk, and reports whether its bytes could be asked for.
+func (w *worker) fetch(j *job) bool {
+	d := w.d
+	defer d.finished(j)
+	from, to := d.span(j)
+	body, err := d.pool.open(d.ctx, d.f.blob.Source, Part{From: from, To: to, Size: d.size})
+	if err != nil {
+		d.fail(err)
+		return false
+	}
+	defer body.Close()
+	w.copy(j, body)
+	return true
 }
 
 // copy moves what a body brings into the ingest, in whole pieces when they come fast: that
 // costs half the CPU time of writing each read of a socket by itself (see storage.Piece).
-func (d *download) copy(body *Body) {
+func (w *worker) copy(j *job, body *Body) {
+	d := w.d
 	flows := func(n int) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -85,8 +116,11 @@ func (d *download) copy(body *Body) {
 	defer pieces.Put(buf)
 	at := body.From
 	for overlapped, first := false, true; ; first = false {
-		// A write ends at a multiple of Piece.
-		n, err := readPiece(body, buf[:storage.Piece-at%storage.Piece], first)
+		most := d.next(j, at)
+		if most == 0 {
+			return // the rest is another worker's
+		}
+		n, err := readPiece(body, buf[:most], first)
 		if n > 0 {
 			if _, werr := d.f.in.WriteAt(buf[:n], at); werr != nil {
 				d.fail(werr)
@@ -109,9 +143,10 @@ func (d *download) copy(body *Body) {
 		if d.failed() != nil {
 			return
 		}
-		if !overlapped {
+		if !overlapped && !w.demand {
 			overlapped = d.beginNext(body.To - at)
 		}
+		w.giveWay(j)
 	}
 }
 
@@ -139,5 +174,60 @@ func (d *download) beginNext(left int64) bool {
 		return false
 	}
 	d.add()
+	return true
+}
+
+// seeker is a worker that waits for a slot: for one of the pool's, or for that of another worker of
+// the same blob. Its fields are guarded by the download's mu.
+type seeker struct {
+	stop   func() // ends the waiting for one of the pool's
+	handed bool   // a worker has handed over its own
+	demand bool
+}
+
+// seek waits for a slot, for patience at most (0: as long as the download goes on), and sets held.
+func (w *worker) seek(p slots.Priority, patience time.Duration) {
+	d := w.d
+	ctx, cancel := waiting(d.ctx, patience)
+	defer cancel()
+	s := &seeker{stop: cancel, demand: w.demand}
+	d.mu.Lock()
+	d.seekers = append(d.seekers, s)
+	d.mu.Unlock()
+	err := d.slots.Acquire(ctx, d.f.blob.Client, p)
+	d.mu.Lock()
+	if !s.handed {
+		d.removeSeeker(s)
+	}
+	d.mu.Unlock()
+	if s.handed && err == nil { // both at the same moment
+		d.slots.Release(d.f.blob.Client)
+	}
+	w.held = s.handed || err == nil
+}
+
+// putDown gives the slot to the worker of this blob that has waited longest, or back to the pool.
+func (w *worker) putDown() {
+	if !w.held {
+		return
+	}
+	w.held = false
+	w.d.mu.Lock()
+	handed := w.d.hand()
+	w.d.mu.Unlock()
+	if !handed {
+		w.d.slots.Release(w.d.f.blob.Client)
+	}
+}
+
+// hand gives the caller's slot to the seeker that has waited longest, if there is one. mu is held.
+func (d *download) hand() bool {
+	if len(d.seekers) == 0 {
+		return false
+	}
+	s := d.seekers[0]
+	d.removeSeeker(s)
+	s.handed = true
+	s.stop()
 	return true
 }

@@ -49,6 +49,12 @@ func (q *blobRequest) send(size int64, o Outcome, from content.Sender) result {
 	return send(q.w, q.req, content.Object{Digest: string(q.digest), MediaType: octets, Size: size, Cache: string(o)}, from)
 }
 
+// parts returns which parts of the blob, of size bytes, the client asks for, or nil if it wants it
+// whole, or from some byte on.
+func (q *blobRequest) parts(size int64) []storage.Span {
+	return content.RangesOf(q.req, string(q.digest), size).Parts(size)
+}
+
 // serve answers the request, and finds out whether what was sent had been read ahead for it.
 func (q *blobRequest) serve() result {
 	q.m.sending.Add(1)
@@ -146,6 +152,7 @@ func (q *blobRequest) serveFlight() result {
 		}
 		b := q.blob(q.digest, q.claimedSize(q.digest))
 		b.Origin = q.origin()
+		b.Part = q.parts(b.Size) != nil
 		var first bool
 		if f, first, err = q.m.pool.Start(ctx, b); first {
 			outcome = OutcomeMiss
@@ -172,7 +179,7 @@ func (q *blobRequest) serveFlight() result {
 			}
 		}
 	}
-	rd, err := f.Reader(ctx)
+	rd, err := f.Reader(ctx, q.parts)
 	if fetch.NotKept(err) {
 		return q.serveBypass(f.Stated())
 	}
@@ -229,7 +236,7 @@ func (q *blobRequest) readOn(w http.ResponseWriter, failed *fetch.Flight, old *s
 	b.Origin = q.origin()
 	if f, _, err := q.m.pool.Start(ctx, b); err == nil {
 		defer f.Leave()
-		if rd, err := f.Reader(ctx); err == nil && f.Size() == failed.Size() {
+		if rd, err := f.Reader(ctx, q.parts); err == nil && f.Size() == failed.Size() {
 			defer rd.Close()
 			old.Close()
 			if sent, err := content.Growing(q.req, rd)(w, off, n); err == nil || sent > 0 || errors.Is(err, storage.ErrSlow) {
@@ -269,19 +276,11 @@ func (q *blobRequest) serveBypass(stated int64) result {
 	if err := q.client.enter(); err != nil {
 		return result{err: err}
 	}
-	blob, part := q.blob(q.digest, stated), fetch.Part{To: -1}
+	blob := q.blob(q.digest, stated)
 	if blob.Stated = stated >= 0; !blob.Stated {
 		blob.Size = q.claimedSize(q.digest)
 	}
-	size := blob.Size
-	if field := q.req.Header.Get("Range"); field != "" && size >= 0 && q.req.Header.Get("If-Range") == "" {
-		// A closed range that ends before the blob does is asked for as it is; anything else
-		// from the start, so that its digest can be known by the end.
-		if from, n, kind := content.ParseRange(field, size); kind == content.RangePart && from+n < size {
-			part.From, part.To = from, from+n
-		}
-	}
-	b, err := q.m.pool.Bypass(q.req.Context(), blob, part)
+	b, parts, err := q.openBypass(blob)
 	if err != nil {
 		return result{err: err}
 	}
@@ -289,7 +288,33 @@ func (q *blobRequest) serveBypass(stated int64) result {
 	if b.Size() < 0 && !q.req.ProtoAtLeast(1, 1) {
 		return result{err: &upstream.Error{Cause: upstream.Broken, Host: q.m.client.Host(), Err: errors.New("a blob of unknown length for a client of HTTP/1.0")}}
 	}
-	return q.send(b.Size(), OutcomeBypass, b.Send)
+	o := content.Object{Digest: string(q.digest), MediaType: octets, Size: b.Size(), Cache: string(OutcomeBypass)}
+	o.Whole = len(q.parts(b.Size())) > 1 && parts == nil
+	return send(q.w, q.req, o, b.Send)
+}
+
+// openBypass opens a blob of which nothing is kept. Parts of it are asked for as they are, one after
+// the other; anything else from the start, so that its digest can be known by the end. parts is nil
+// if it is opened from the start. So it is when several parts are wanted of a source that knows no
+// ranges, and would send the blob for each.
+func (q *blobRequest) openBypass(blob fetch.Blob) (b *fetch.Bypass, parts []storage.Span, err error) {
+	ctx := q.req.Context()
+	for range 2 {
+		if parts = q.parts(blob.Size); parts == nil {
+			break
+		}
+		b, err = q.m.pool.Bypass(ctx, blob, fetch.Part{From: parts[0].From, To: parts[0].To})
+		if err != nil || b.Size() == blob.Size && (len(parts) == 1 || b.Ranged()) {
+			return b, parts, err
+		}
+		b.Close() // its size is another one than claimed, or the source knows no ranges
+		if b.Size() == blob.Size {
+			break
+		}
+		blob.Size, blob.Stated = b.Size(), b.Size() >= 0
+	}
+	b, err = q.m.pool.Bypass(ctx, blob, fetch.Part{To: -1})
+	return b, nil, err
 }
 
 // readAhead fetches the other layers of the image that the blob belongs to, and its config.

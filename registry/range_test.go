@@ -32,7 +32,7 @@ func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
 		"bytes=0-999999999999": {206, 0, size, fmt.Sprintf("bytes 0-%d/%d", size-1, size)},
 		"bytes=0--1":           {200, 0, size, ""},
 		"bytes=5-1,9-10":       {200, 0, size, ""},
-		"bytes=0-1,5-6":        {200, 0, size, ""},
+		"bytes=0-5,5-6":        {200, 0, size, ""},
 		"chunks=0-1":           {200, 0, size, ""},
 		"bytes=99999999-":      {416, 0, -1, fmt.Sprintf("bytes */%d", size)},
 		"bytes=524288-1048575": {206, mib / 2, mib / 2, fmt.Sprintf("bytes 524288-1048575/%d", size)},

@@ -83,7 +83,9 @@ type Ingest struct {
 	waiters  []*waiter
 	hashWake chan struct{} // closed when there is a piece to hash; nil: the hasher doesn't wait
 	readers  int
-	closed   bool // the owner doesn't need f any more: the last reader closes it
+	reading  []*Reader  // those that are open
+	onWait   func(Want) // told of a reader that begins to wait; nil: nobody
+	closed   bool       // the owner doesn't need f any more: the last reader closes it
 	entry    *entry
 
 	stateAt    time.Time // when the state file was last due

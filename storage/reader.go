@@ -5,6 +5,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -13,6 +14,11 @@ type Reader struct {
 	in     *Ingest
 	to     *Recipient
 	closed bool
+
+	// These are guarded by the ingest's mu.
+	part  bool // nothing is held back from it
+	want  Want
+	parts []Span // what it reads after want
 }
 
 // Reader returns a reader of the blob, which can read what has arrived before too. It can
@@ -30,7 +36,9 @@ func (in *Ingest) Reader() (r *Reader, ok bool) {
 	if in.entry != nil {
 		in.reservation.room.lru.Hold(in.entry)
 	}
-	return &Reader{in: in, to: in.reservation.room.recipients.Add(in)}, true
+	r = &Reader{in: in, to: in.reservation.room.recipients.Add(in), want: Want{To: -1}}
+	in.reading = append(in.reading, r)
+	return r, true
 }
 
 // Readers returns how many readers are open.
@@ -51,8 +59,9 @@ const BatchDelay = 20 * time.Millisecond
 // Errors: io.EOF at the end of the blob; why the ingest has failed; that of ctx.
 func (r *Reader) Available(ctx context.Context, off, want int64) (end int64, err error) {
 	in := r.in
+	r.wants(off)
 	shown := func() bool {
-		end = in.shown(off)
+		end = r.shown(off)
 		return end-off >= want || in.phase == verified || end > off && end == in.size-1
 	}
 	if want > 1 {
@@ -93,11 +102,12 @@ func (r *Reader) File() *os.File { return r.in.f }
 // not have them.
 func (r *Reader) Resumed() bool { return r.in.resumed }
 
-// shown returns up to where a reader at off may read. mu is held.
-func (in *Ingest) shown(off int64) int64 {
+// shown returns up to where the reader may read from off on. The ingest's mu is held.
+func (r *Reader) shown(off int64) int64 {
+	in := r.in
 	end := in.have.end(off)
 	switch {
-	case in.phase == verified:
+	case in.phase == verified || r.part:
 	case in.size >= 0 && in.size <= VerifyFirst:
 		return off
 	case in.size < 0 && end <= VerifyFirst:
@@ -171,6 +181,7 @@ func (r *Reader) Close() error {
 	in := r.in
 	in.mu.Lock()
 	in.readers--
+	in.reading = slices.DeleteFunc(in.reading, func(other *Reader) bool { return other == r })
 	e, last := in.entry, in.readers == 0 && in.closed
 	in.mu.Unlock()
 	var err error

@@ -22,6 +22,7 @@ type Match struct {
 	Reference  string // tag or digest, whole
 	Account    string // as in [Entry]
 	Ranged     bool   // only requests with a Range header
+	Range      string // glob of the Range header
 
 	Skip   int     // how many matching requests to let pass first
 	Times  int     // how many times to fire then; 0 is always
@@ -148,7 +149,7 @@ func (m Match) matches(e *Entry) bool {
 		(m.Account == "" || m.Account == e.Account) &&
 		(m.Reference == "" || m.Reference == e.Reference) &&
 		(!m.Ranged || e.Range != "") &&
-		globMatch(m.Path, e.Path) && globMatch(m.Repository, e.Repository)
+		globMatch(m.Path, e.Path) && globMatch(m.Range, e.Range) && globMatch(m.Repository, e.Repository)
 }
 
 // globMatch reports whether s matches the glob, in which * is any run of characters.
