@@ -51,7 +51,8 @@ type containerd struct {
 	socket, hosts string
 	dir           string // folder of the programs; "": those of Debian
 	env           []string
-	cri           bool // it serves Kubernetes
+	cri           bool   // it serves Kubernetes
+	config        string // more of its configuration
 }
 
 // startContainerd starts the containerd of a folder, or Debian's with "". It has the server as the
@@ -101,7 +102,7 @@ func startContainerdWith(t testing.TB, with containerd) *containerd {
 		disabled += `, "io.containerd.grpc.v1.cri"`
 	}
 	toml := fmt.Sprintf("version = %d\ndisabled_plugins = [%s]\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n%s",
-		version, disabled, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, c.socket+".ttrpc", more)
+		version, disabled, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, c.socket+".ttrpc", more+c.config)
 	if err := os.WriteFile(config, []byte(toml), 0o644); err != nil {
 		t.Fatal(err)
 	}
