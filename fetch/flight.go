@@ -247,7 +247,7 @@ func (f *Flight) Origin() storage.Origin { return f.blob.Origin }
 // error status and not a broken body. So has one whose last body broke, or of which the source states
 // another size than the manifest claims, unless that takes long. parts is given the size of the blob,
 // -1 if it is unknown, and returns which parts of it the client gets, or nil if it gets all or all
-// from some byte on: no digest speaks for a part, so that nothing of it waits for that of the blob.
+// from some byte on, as with a parts of nil: no digest speaks for a part, so that nothing of it waits for that of the blob.
 // Errors: ErrBypass, ErrEnded, ErrBusy, ErrTimeout, that the pool is closed, those of the
 // Source and of the storage, ctx's cause.
 func (f *Flight) Reader(ctx context.Context, parts func(size int64) []storage.Span) (*storage.Reader, error) {
@@ -259,7 +259,10 @@ func (f *Flight) Reader(ctx context.Context, parts func(size int64) []storage.Sp
 	if f.err != nil {
 		return nil, f.err
 	}
-	of := parts(f.in.Size())
+	var of []storage.Span
+	if parts != nil {
+		of = parts(f.in.Size())
+	}
 	if of == nil {
 		f.whole.Store(true)
 		if err := f.verifiedFirst(ctx); err != nil {

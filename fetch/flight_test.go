@@ -97,7 +97,7 @@ func TestReadersOfAFlightShareItsDownload(t *testing.T) {
 				if first {
 					firsts.Add(1)
 				}
-				rd, err := f.Reader(t.Context(), whole)
+				rd, err := f.Reader(t.Context(), nil)
 				if err != nil {
 					t.Error(err)
 					return
@@ -214,7 +214,7 @@ func TestFailureIsRememberedFromTheSecondInARowOn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.Reader(t.Context(), whole); !errors.Is(err, want) {
+			if _, err := f.Reader(t.Context(), nil); !errors.Is(err, want) {
 				t.Errorf("a blob with the wrong bytes, time %d: %v", i, err)
 			}
 			f.Leave()
@@ -267,7 +267,7 @@ func TestBlobThatBrokeIsVerifiedFirst(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				rd, err := f.Reader(t.Context(), whole)
+				rd, err := f.Reader(t.Context(), nil)
 				if _, whole := p.store.Has(b.Digest); errors.Is(err, ErrEnded) && whole {
 					err = nil // it was verified and has ended: the client gets it from the store
 				}
@@ -330,7 +330,7 @@ func TestNobodyJoinsAFlightThatHasFailed(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				rd, err := f.Reader(t.Context(), whole)
+				rd, err := f.Reader(t.Context(), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -360,7 +360,7 @@ func TestNobodyJoinsAFlightThatHasFailed(t *testing.T) {
 					t.Fatalf("after its end: first is %v, %v", first, err)
 				}
 				defer f.Leave()
-				rd, err = f.Reader(t.Context(), whole)
+				rd, err = f.Reader(t.Context(), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -385,6 +385,3 @@ func (h blockingHandler) Handle(context.Context, slog.Record) error {
 	<-h.ends
 	return nil
 }
-
-// whole is what a client asks for that wants all of a blob.
-func whole(int64) []storage.Span { return nil }

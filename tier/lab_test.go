@@ -349,7 +349,7 @@ func (n *node) servePeer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.Leave()
-	rd, err := f.Reader(r.Context())
+	rd, err := f.Reader(r.Context(), nil)
 	if err != nil {
 		http.NotFound(w, r)
 		return
@@ -381,7 +381,7 @@ func (n *node) try(repository string, d digest.Digest) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Leave()
-	rd, err := f.Reader(ctx)
+	rd, err := f.Reader(ctx, nil)
 	if err != nil {
 		return nil, err
 	}

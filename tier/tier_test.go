@@ -355,7 +355,7 @@ func TestAPrivateBlobNeedsTheUpstreamsWord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Reader(t.Context())
+	f.Reader(t.Context(), nil)
 	f.Leave()
 	first.uploaded()
 	if o := l.s3.Object(blobName(d)); o == nil || o.Header.Get("X-Amz-Meta-Hubcache-Private") == "" {
