@@ -83,7 +83,7 @@ type Registry struct {
 // in the policy.
 func New(o Options) (*Registry, error) {
 	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, askers: &askers{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
-	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks}
+	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks, sending: &s.sending}
 	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
 	r := &Registry{shared: s, peer: o.Peer, counted: map[string]*upstream.Counters{}}
 	if err := r.Configure(o.Upstreams, o.Policy); err != nil {
