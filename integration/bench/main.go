@@ -1,7 +1,7 @@
 // Bench measures hubcache and other caches in front of the same fake Docker Hub, and writes
 // the results into docs/evidence/performance.md.
 //
-//	go run ./integration/bench          all scenarios, several rounds: half an hour
+//	go run ./integration/bench          all scenarios, several rounds: an hour
 //	go run ./integration/bench -quick   smaller blobs, fewer runs, to the terminal: five minutes
 //
 // The servers take turns within each round (A B A B), so that a machine that is busy for a
@@ -126,7 +126,7 @@ func (b *bench) runScenario(ctx context.Context, s scenario) error {
 		if !b.selected(name) {
 			continue
 		}
-		all = append(all, &target{name: name, bench: b, scenario: s.name})
+		all = append(all, &target{name: name, bench: b, scenario: s.name, tls: s.tls})
 	}
 	for n := range b.runs {
 		for i := range all {

@@ -18,6 +18,7 @@ import (
 type target struct {
 	name     string
 	scenario string
+	tls      bool // clients come by TLS
 	bench    *bench
 	url      string // to pull from
 	process  *os.Process
@@ -50,7 +51,7 @@ func (t *target) start(ctx context.Context) error {
 	}
 	t.dir = dir
 	addr := "127.0.0.1:" + strconv.Itoa(port)
-	args, err := p.prepare(dir, addr)
+	args, err := p.prepare(dir, addr, t.tls)
 	if err != nil {
 		return err
 	}
@@ -68,7 +69,11 @@ func (t *target) start(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	t.url, t.process, t.exited = "http://"+addr, cmd.Process, make(chan struct{})
+	scheme := "http://"
+	if t.tls {
+		scheme = "https://"
+	}
+	t.url, t.process, t.exited = scheme+addr, cmd.Process, make(chan struct{})
 	go func() { cmd.Wait(); close(t.exited) }()
 	return t.ready(ctx, addr)
 }

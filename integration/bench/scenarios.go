@@ -23,6 +23,7 @@ type scenario struct {
 	servers  []string
 	once     []string // those of them that are too slow to be measured more than once
 	upstream pace
+	tls      bool // clients come by TLS
 	cold     bool // each run begins with an empty cache and a new process
 	warm     func(context.Context, *target) error
 	measure  func(context.Context, *target) (values, error)
@@ -33,7 +34,7 @@ func scenarios(b *bench) []scenario {
 	withDirect := []string{direct, hubcache, nginx, r3, r2}
 	withStatic := []string{nginxStatic, hubcache, nginx, r3, r2}
 	slow := []string{r3, r2}
-	capped := pace{connection: 20e6}
+	capped, lazily := pace{connection: 20e6}, pace{connection: 8 << 20}
 	big, warm, many := b.upstream.big, b.upstream.warm, b.upstream.many
 	wrk := func(path string) func(context.Context, *target) (values, error) {
 		return func(ctx context.Context, t *target) (values, error) { return b.sameManifest(ctx, t, path) }
@@ -48,6 +49,11 @@ func scenarios(b *bench) []scenario {
 		{name: "cold", servers: withDirect, upstream: capped, cold: true, measure: b.coldPull(many, 1)},
 		{name: "cold-fast", servers: withDirect, cold: true, measure: b.coldPull(big, 1)},
 		{name: "stampede", servers: caches, once: slow, upstream: pace{20e6, 125e6}, cold: true, measure: b.coldPull(many, 20)},
+		{name: "stampede-tls", servers: []string{hubcache, nginx, r3}, once: slow, upstream: pace{20e6, 125e6}, tls: true, cold: true, measure: b.coldPull(many, 20)},
+		{name: "tail-first", servers: withDirect, once: slow, upstream: lazily, cold: true, measure: b.ofLayer(tailFirst)},
+		{name: "lazy-mount", servers: withDirect, once: slow, upstream: lazily, cold: true, measure: b.ofLayer(lazyMount)},
+		{name: "multi-range", servers: withDirect, once: slow, upstream: lazily, cold: true, measure: b.ofLayer(multiRange)},
+		{name: "parallel-ranges", servers: withDirect, once: slow, upstream: capped, cold: true, measure: b.ofLayer(parallelRanges)},
 		{name: "leave", servers: caches, once: caches, upstream: capped, cold: true, measure: b.leave},
 		{name: "small", servers: withDirect, once: slow, upstream: pace{20e6, 125e6}, cold: true, measure: b.smallImages},
 	}
