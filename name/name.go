@@ -49,8 +49,10 @@ func CanExist(host, repository string) bool {
 // IsRegistry reports whether the first component of a whole name is a registry, and not a folder of
 // Docker Hub: whether it has a dot or a port, or is localhost.
 func IsRegistry(component string) bool {
-	i := strings.IndexAny(component, ".:")
-	return i > 0 || component == "localhost" // no host begins with either
+	if component == "" || component[0] == '.' || component[0] == ':' {
+		return false // no host begins with either
+	}
+	return strings.IndexByte(component, '.') > 0 || strings.IndexByte(component, ':') > 0 || component == "localhost"
 }
 
 func validComponent(s string) bool {

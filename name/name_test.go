@@ -83,6 +83,16 @@ func TestPatternsMatchNamesWithTheirFolder(t *testing.T) {
 	}
 }
 
+func TestRegistriesAreToldFromFolders(t *testing.T) {
+	for s, want := range map[string]bool{
+		"": false, "library": false, "ghcr.io": true, "GHCR.io": true, "localhost": true, "localhosts": false, "cache:5000": true, "a.b:1": true, ".": false, "..": false, ".a:b": false, ":5000": false, "[::1]:5000": true, "a_b-c": false,
+	} {
+		if got := IsRegistry(s); got != want {
+			t.Errorf("%q: %v", s, got)
+		}
+	}
+}
+
 func TestChecksAllocateNothing(t *testing.T) {
 	d := "sha256:" + hex64
 	if n := testing.AllocsPerRun(100, func() {
