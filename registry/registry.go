@@ -247,11 +247,14 @@ func (r *Registry) access(req *http.Request, registry string, q *request, res *r
 	if !r.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 11)
+	attrs := make([]slog.Attr, 0, 12)
 	attrs = append(attrs, slog.String("method", req.Method), slog.String("kind", q.kind.String()),
 		slog.String("registry", registry), slog.String("repository", q.name), slog.String("reference", q.ref), slog.Int("status", res.status),
 		slog.String("cache", string(res.outcome)), slog.Int64("bytes", res.sent), slog.Float64("took_ms", float64(took.Round(time.Microsecond))/1e6),
 		slog.String("client", req.RemoteAddr))
+	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 { // verified, since no other is asked for
+		attrs = append(attrs, slog.String("client_name", req.TLS.PeerCertificates[0].Subject.CommonName))
+	}
 	if failed {
 		attrs = append(attrs, slog.String("error", f.Error()))
 	} else if res.err != nil {

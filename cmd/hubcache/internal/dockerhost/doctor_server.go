@@ -60,7 +60,8 @@ func (d *Doctor) mirror() string {
 	return ""
 }
 
-// pullClient asks the pull port. It trusts what the daemon trusts, and uses no proxy.
+// pullClient asks the pull port. It trusts what the daemon trusts, has its certificates, and uses no
+// proxy.
 func (d *Doctor) pullClient(host string, insecure bool) *http.Client {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
@@ -72,8 +73,15 @@ func (d *Doctor) pullClient(host string, insecure bool) *http.Client {
 			roots.AppendCertsFromPEM(pem)
 		}
 	}
+	var own []tls.Certificate
+	files, _ = filepath.Glob(filepath.Join(d.certs, host, "*.cert"))
+	for _, file := range files {
+		if pair, err := tls.LoadX509KeyPair(file, strings.TrimSuffix(file, ".cert")+".key"); err == nil {
+			own = append(own, pair)
+		}
+	}
 	return &http.Client{Timeout: askWithin, Transport: &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, InsecureSkipVerify: insecure},
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: own, InsecureSkipVerify: insecure},
 	}}
 }
 
@@ -148,6 +156,9 @@ func (d *Doctor) portFault(base, host string, err error) {
 	case certificateFault(err):
 		d.broken("server", fmt.Sprintf("Docker does not trust the certificate of %s: %v", base, err),
 			fmt.Sprintf("put the certificate of its authority into %s", filepath.Join(d.certs, host, "ca.crt")))
+	case certificateWanted(err):
+		d.broken("server", fmt.Sprintf("%s wants a certificate of this host (tls.client_ca_file), and takes none that Docker has: %v", base, err),
+			fmt.Sprintf("put one of its authority into %s, as client.cert and client.key", filepath.Join(d.certs, host)))
 	case errors.Is(err, syscall.ECONNREFUSED) && d.told == nil:
 		d.broken("server", "nothing listens at "+host+" (connection refused)", "start hubcache (systemctl start hubcache)")
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -160,6 +171,12 @@ func (d *Doctor) portFault(base, host string, err error) {
 	default:
 		d.broken("server", fmt.Sprintf("%s can't be asked: %v", base, err), "is it hubcache that listens there, and with this scheme?")
 	}
+}
+
+// certificateWanted reports whether the server refuses this host's certificate, or that it has none.
+func certificateWanted(err error) bool {
+	_, ok := errors.AsType[tls.AlertError](err)
+	return ok || err != nil && strings.Contains(err.Error(), "remote error: tls: ")
 }
 
 // turnedAway reports whether a connection was closed before an answer.

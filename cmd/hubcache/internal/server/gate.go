@@ -30,10 +30,15 @@ type gate struct {
 // again as often as it likes.
 const sayEvery = time.Minute
 
-// refuse closes a connection of a client that may not connect. It counts it, and warns unless
-// another warning was logged a moment ago.
+// refuse closes a connection of a client that may not connect.
 func (g *gate) refuse(c net.Conn) {
 	cut(c)
+	g.sayRefused(c.RemoteAddr(), "a client was refused: its address is not in listen_allow")
+}
+
+// sayRefused counts a connection that was refused, and warns of it, unless another warning was logged
+// a moment ago.
+func (g *gate) sayRefused(from net.Addr, why string) {
 	g.refused.Add(1)
 	g.mu.Lock()
 	g.unsaid++
@@ -43,7 +48,7 @@ func (g *gate) refuse(c net.Conn) {
 		g.said, g.unsaid = now, 0
 	}
 	g.mu.Unlock()
-	client := c.RemoteAddr().String()
+	client := from.String()
 	if host, _, err := net.SplitHostPort(client); err == nil {
 		client = host
 	}
@@ -51,7 +56,7 @@ func (g *gate) refuse(c net.Conn) {
 	if say {
 		level = slog.LevelWarn
 	}
-	g.log.Log(context.Background(), level, "a client was refused: its address is not in listen_allow", "client", client, "connections", n)
+	g.log.Log(context.Background(), level, why, "client", client, "connections", n)
 }
 
 // set replaces the networks, and closes the open connections of clients that may no longer

@@ -181,6 +181,9 @@ func (h *terminalHandler) access(l slog.Level, attrs []slog.Attr) string {
 	if host, _, err := net.SplitHostPort(client); err == nil {
 		client = host
 	}
+	if name := text("client_name"); name != "" {
+		client += " (" + name + ")"
+	}
 	took := ""
 	if v, ok := by["took_ms"]; ok && v.Kind() == slog.KindFloat64 {
 		took = roughly(time.Duration(v.Float64() * float64(time.Millisecond)))

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -52,6 +53,12 @@ func (srv *server) openRegistry() (err error) {
 	}
 	if s.TLS.CertFile != "" {
 		if srv.tls, err = newKeyPair(string(s.TLS.CertFile), string(s.TLS.KeyFile), srv.log); err != nil {
+			return err
+		}
+	}
+	if s.TLS.ClientCAFile != "" {
+		refused := func(client net.Addr, why string) { srv.gate.sayRefused(client, why) }
+		if srv.clients, err = newClientCheck(string(s.TLS.ClientCAFile), refused, srv.log); err != nil {
 			return err
 		}
 	}

@@ -30,6 +30,11 @@ func (srv *server) reload() {
 			srv.log.Error("the certificate can't be read; the last one stays in force", "error", err)
 		}
 	}
+	if srv.clients != nil {
+		if err := srv.clients.authorities.load(); err != nil {
+			srv.log.Error("tls.client_ca_file can't be read; the last one stays in force", "error", err)
+		}
+	}
 	if err == nil {
 		srv.log.Info("settings read again", "changed", changed)
 	}

@@ -47,6 +47,9 @@ func (srv *server) serveAll(ls []listener) {
 		serve := s.Serve
 		if l.tls {
 			s.TLSConfig = &tls.Config{GetCertificate: srv.tls.get, MinVersion: tls.VersionTLS12}
+			if srv.clients != nil {
+				srv.clients.require(s)
+			}
 			serve = func(l net.Listener) error { return s.ServeTLS(l, "", "") }
 		}
 		if l.side == pullSide {

@@ -57,7 +57,8 @@ type server struct {
 	totals      *totals
 	keeper      *warm.Keeper // of what is kept warm
 	history     *history.Ring
-	tls         *keyPair // nil: plain http
+	tls         *keyPair     // nil: plain http
+	clients     *clientCheck // nil: no certificate is asked for
 	gate        *gate
 	started     time.Time
 

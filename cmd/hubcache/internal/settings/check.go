@@ -58,6 +58,9 @@ func (s *Settings) check() error {
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		return fmt.Errorf("tls.cert_file and tls.key_file belong together")
 	}
+	if s.TLS.ClientCAFile != "" && s.TLS.CertFile == "" {
+		return fmt.Errorf("tls.client_ca_file: clients send certificates over https alone: set tls.cert_file and tls.key_file")
+	}
 	if s.DataDir == "" {
 		return fmt.Errorf("data_dir: a folder is needed")
 	}

@@ -26,6 +26,8 @@ type Settings struct {
 	TLS         struct {
 		CertFile Text
 		KeyFile  Text
+		// ClientCAFile has the authorities of the clients' certificates; "" asks for none.
+		ClientCAFile Text
 	}
 	Admin struct {
 		Listen    List
@@ -156,6 +158,7 @@ func (s *Settings) table() []row {
 				help: "`file` with the certificate chain for https"},
 			{key: "key_file", value: &s.TLS.KeyFile, flag: "tls-key-file",
 				help: "`file` with the certificate's key"},
+			{key: "client_ca_file", value: &s.TLS.ClientCAFile},
 		}},
 		{key: "admin", effect: onRestart, rows: []row{
 			{key: "listen", value: &s.Admin.Listen, defValue: "127.0.0.1:5001", flag: "admin-listen",

@@ -36,6 +36,7 @@ echo "$REGISTRIES" | while read -r name server; do
 
 		[host."$URL"]
 		  capabilities = ["pull", "resolve"]
+		  dial_timeout = "2s"
 	END
 	mv "$file.new" "$file"
 	echo "$file names $URL"
