@@ -60,7 +60,10 @@ func render(t *testing.T, values string, args ...string) (string, error) {
 
 // run returns a command's standard output, and after a failure its standard error instead.
 func run(cmd *exec.Cmd) (string, error) {
-	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME=/nonexistent", "HELM_CONFIG_HOME=/nonexistent", "HELM_DATA_HOME=/nonexistent")
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, "HELM_CACHE_HOME=/nonexistent", "HELM_CONFIG_HOME=/nonexistent", "HELM_DATA_HOME=/nonexistent")
 	var out, failure bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &failure
 	if err := cmd.Run(); err != nil {
@@ -195,12 +198,16 @@ func checkSettings(t *testing.T, objects []object) {
 		dir := t.TempDir()
 		// The files of the tokens are the pod's.
 		text := strings.ReplaceAll(config.Data["config.yaml"], "/run/secrets/hubcache/", dir+"/")
-		for _, token := range []string{"account", "tokens/quay"} {
+		for _, token := range []string{"account", "tokens/quay", "tokens/access", "tokens/secret"} {
 			write(t, filepath.Join(dir, token), "dckr_pat_of_the_test")
 		}
 		file := filepath.Join(dir, "config.yaml")
 		write(t, file, text)
-		if out, err := run(exec.Command(root+"/bin/hubcache", "config", "check", file)); err != nil || strings.Contains(out, "warning") {
+		cmd := exec.Command(root+"/bin/hubcache", "config", "check", file)
+		if strings.Contains(text, "shared:") {
+			cmd.Env = append(os.Environ(), "HUBCACHE_SHARED_ADVERTISE=http://hubcache-0.hubcache-pods.hubcache.svc:5000") // as the pod has it
+		}
+		if out, err := run(cmd); err != nil || strings.Contains(out, "warning") {
 			t.Errorf("hubcache config check: %v\n%s\n%s", err, out, text)
 		}
 		return

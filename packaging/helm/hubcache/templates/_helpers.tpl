@@ -39,6 +39,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- $_ := set $registries $name $registry -}}
 {{- end -}}
+{{- with .Values.shared -}}{{- $_ := set $fixed "shared" . -}}{{- end -}}
 {{- if $registries -}}{{- $_ := set $fixed "registries" $registries -}}{{- end -}}
 {{- toYaml (mergeOverwrite (deepCopy .Values.settings) $fixed) -}}
 {{- end -}}
