@@ -76,6 +76,7 @@ func busy() Options {
 			},
 		},
 		Refused: func() int64 { return 71 },
+		Shared:  func() Shared { return Shared{"unwell", "well", "it refuses", 81, 82, 83, 84, 85} },
 		Totals: func(t Totals) Totals {
 			t.Since, t.Bytes.Served, t.Requests.Manifest.Hit = observed.UTC(), t.Bytes.Served+1000, t.Requests.Manifest.Hit+2000
 			return t
