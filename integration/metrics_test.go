@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,7 +25,13 @@ func startMeasured(t *testing.T) (s *server, metrics string) {
 	t.Helper()
 	hub := startHub(t, hubtest.Options{})
 	addr := freeAddr(t, "127.0.0.1")
-	s = startServer(t, serverOptions{Hub: hub, Env: []string{
+	data := t.TempDir()
+	last := `{"schema": 1, "began": "2026-01-02T03:04:05Z", "took_ms": 1000, "images": 1, "failures": [], "succeeded": "2026-01-02T03:04:05Z"}`
+	if err := os.WriteFile(filepath.Join(data, "warm.json"), []byte(last), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = startServer(t, serverOptions{Hub: hub, Data: data, Env: []string{
+		"HUBCACHE_WARM_SCHEDULE=0 4 1 1 *", "HUBCACHE_WARM_REFERENCES=app:1",
 		"HUBCACHE_METRICS_LISTEN=" + addr, "HUBCACHE_METRICS_COMPAT=true",
 		// A shared tier that nobody answers for: its metrics are there, and the server goes on alone.
 		"HUBCACHE_SHARED_BUCKET_ENDPOINT=http://127.0.0.1:1", "HUBCACHE_SHARED_BUCKET_NAME=images",

@@ -238,7 +238,7 @@ func TestAHostileNode(t *testing.T) {
 			io.WriteString(w, "hello")
 		},
 		"401":        func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) },
-		"a redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", 307) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect) },
 		"cut":        func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
