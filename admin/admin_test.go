@@ -16,6 +16,7 @@ import (
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
+	"github.com/hubcache/hubcache/warm"
 )
 
 type fakeStore storage.Stats
@@ -77,6 +78,9 @@ func busy() Options {
 		},
 		Refused: func() int64 { return 71 },
 		Shared:  func() Shared { return Shared{"unwell", "well", "it refuses", 81, 82, 83, 84, 85} },
+		Warm: func() warm.State {
+			return warm.State{Schedule: "30 3 * * *", Next: observed.Add(time.Hour), Last: &warm.Run{Began: observed, Took: 86 * time.Second, Images: 87, Fetched: 88}, Succeeded: observed}
+		},
 		Totals: func(t Totals) Totals {
 			t.Since, t.Bytes.Served, t.Requests.Manifest.Hit = observed.UTC(), t.Bytes.Served+1000, t.Requests.Manifest.Hit+2000
 			return t

@@ -237,9 +237,11 @@ func TestAHostileNode(t *testing.T) {
 			w.WriteHeader(206)
 			io.WriteString(w, "hello")
 		},
-		"401":        func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) },
-		"a redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect) },
-		"cut":        func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"401": func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect)
+		},
+		"cut": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
