@@ -31,10 +31,10 @@ install: build ## install program, man pages, alerts and dashboard (PREFIX=/usr/
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 bin/man/*.1
 
 # Most of what the integration tests do is to wait for other programs, so the unit tests run beside
-# them. What a command prints appears when it has ended.
+# them.
 .PHONY: test
 test: tools lint ## everything; installs what is missing when run as root
-	@$(MAKE) --no-print-directory -j 2 -Oline unit integration
+	@$(MAKE) --no-print-directory -j 2 unit integration
 	@$(MAKE) --no-print-directory vuln
 
 .PHONY: tools
