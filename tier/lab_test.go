@@ -280,7 +280,7 @@ func (l *lab) bucket() *bucket.Bucket {
 	if err := os.WriteFile(key, []byte("key"), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
-	b, err := bucket.New(bucket.Config{Endpoint: l.s3.URL, Name: tiertest.BucketName, PathStyle: true, Region: "x", Part: 1 << 20, AccessKeyFile: key, SecretKeyFile: key})
+	b, err := bucket.New(bucket.Config{Endpoint: l.s3.URL, Name: tiertest.BucketName, PathStyle: true, Region: "x", Part: 1 << 20, Answer: time.Minute, AccessKeyFile: key, SecretKeyFile: key})
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -54,8 +54,8 @@ it. Nothing is asked of Docker Hub. The server must be stopped. Run it as root,
 or as the owner of the data directory, who owns the files then.
 
 What is in the cache stays; beyond the budget the oldest images are left out.
-With an access token, the registry is asked whether a repository is public before
-it is served; --public says that all of them are.
+With an access token, the registry is asked whether a repository is public
+before it is served; --public says that all of them are.
 
 The exit code is 3 if something was left out, or is damaged.`,
 		Example: "  hubcache import /var/lib/docker/volumes/registry/_data --dry-run\n  hubcache import images.tar --public",

@@ -39,9 +39,7 @@ var (
 
 // patience is how long a Bucket waits. Tests have less.
 type patience struct {
-	// answer is how long the headers of an answer to a reader may take. A client waits
-	// meanwhile, and the upstream must still have its time.
-	answer time.Duration
+	answer time.Duration // see Config.Answer
 
 	// read is how long a body may bring no byte before the rest comes from elsewhere.
 	read time.Duration
@@ -64,6 +62,10 @@ type Config struct {
 	// AWS_SECRET_ACCESS_KEY), ~/.aws/credentials, web identity, container and instance metadata.
 	// The files are read again once a minute.
 	AccessKeyFile, SecretKeyFile string
+
+	// Answer is how long the headers of an answer to a reader may take; 0: a second. A client waits
+	// meanwhile, and the upstream must still have its time.
+	Answer time.Duration
 
 	Part int64 // bytes of the parts that larger objects are sent in; S3 wants 5 MiB at least; 0: 16 MiB
 
@@ -106,7 +108,9 @@ func New(c Config) (*Bucket, error) {
 		return nil, fmt.Errorf("the bucket's endpoint: %w", err)
 	}
 	core.SetAppInfo("hubcache", "1")
-	return &Bucket{core: *core, name: c.Name, prefix: strings.Trim(path.Clean("/"+c.Prefix), "/"), waits: usual, part: cmp.Or(c.Part, 16<<20)}, nil
+	waits := usual
+	waits.answer = cmp.Or(c.Answer, waits.answer)
+	return &Bucket{core: *core, name: c.Name, prefix: strings.Trim(path.Clean("/"+c.Prefix), "/"), waits: waits, part: cmp.Or(c.Part, 16<<20)}, nil
 }
 
 // redacted returns an endpoint without what may be a password in it.

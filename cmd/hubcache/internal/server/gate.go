@@ -32,8 +32,8 @@ const sayEvery = time.Minute
 
 // refuse closes a connection of a client that may not connect.
 func (g *gate) refuse(c net.Conn) {
-	cut(c)
 	g.sayRefused(c.RemoteAddr(), "a client was refused: its address is not in listen_allow")
+	cut(c) // last, so that whoever sees its end finds it counted
 }
 
 // sayRefused counts a connection that was refused, and warns of it, unless another warning was logged
