@@ -100,7 +100,10 @@ func TestDiskFullDuringDownloadLosesNoBytes(t *testing.T) {
 	})
 	waitIdle(t, s)
 	checkAccounted(t, s)
-	s.checkReportsDiskError()
+	// On a busy machine the server sees that the disk is full before it writes the next byte.
+	if !strings.Contains(s.Log(), "the disk is full (min_free)") {
+		s.checkReportsDiskError()
+	}
 	if err := os.Remove(other); err != nil {
 		t.Fatal(err)
 	}
