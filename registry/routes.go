@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -88,15 +89,10 @@ func (r *Registry) Configure(upstreams []Upstream, p Policy) error {
 	if old == nil {
 		return nil
 	}
-	kept := map[*mirror]bool{}
 	for _, m := range next.mirrors {
-		kept[m] = true
-	}
-	for _, m := range old.mirrors {
-		delete(kept, m)
-	}
-	for m := range kept { // those that are new
-		m.learn()
+		if !slices.Contains(old.mirrors, m) {
+			m.learn()
+		}
 	}
 	for _, m := range old.mirrors {
 		if next.byName[m.name] != m {

@@ -9,10 +9,11 @@ import (
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/adminclient"
 	"github.com/hubcache/hubcache/cmd/hubcache/internal/settings"
+	"github.com/hubcache/hubcache/name"
 )
 
 // hubName is Docker Hub's name in references, and the folder of its hosts.toml.
-const hubName = "docker.io"
+const hubName = settings.Hub
 
 // Registry is a registry that the cache serves, as clients know it.
 type Registry struct {
@@ -20,14 +21,14 @@ type Registry struct {
 	Server string // its own URL, to which clients fall back
 }
 
-// NewRegistry returns the registry of that name. url is where the cache asks it; clients fall back to
-// the registry itself, and take only from the url whether that is by plain http. "" is https.
-func NewRegistry(name, at string) Registry {
-	r := Registry{Name: name, Server: "https://" + name}
-	if name == hubName {
+// NewRegistry returns the registry of that name. at is the URL where the cache asks it; clients fall back to
+// the registry itself, and take only from that URL whether that is by plain http. "" is https.
+func NewRegistry(registry, at string) Registry {
+	r := Registry{Name: registry, Server: "https://" + registry}
+	if registry == hubName {
 		r.Server = "https://registry-1.docker.io"
-	} else if u, err := url.Parse(at); err == nil && u.Host == name && u.Scheme == "http" {
-		r.Server = "http://" + name
+	} else if u, err := url.Parse(at); err == nil && u.Host == registry && u.Scheme == "http" {
+		r.Server = "http://" + registry
 	}
 	return r
 }
@@ -37,8 +38,8 @@ var registryName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,
 
 // ValidRegistry reports whether a name is that of a registry in references: with a dot or a port, or
 // localhost, so that it isn't a folder of Docker Hub.
-func ValidRegistry(name string) bool {
-	return registryName.MatchString(name) && !strings.Contains(name, "..") && (strings.ContainsAny(name, ".:") || name == "localhost")
+func ValidRegistry(registry string) bool {
+	return registryName.MatchString(registry) && !strings.Contains(registry, "..") && name.IsRegistry(registry)
 }
 
 // byPath reports whether a client that can't send ?ns= can ask for the registry by the first part of
