@@ -69,6 +69,24 @@ func (s *shell) expect(text string) {
 	s.t.Fatalf("the terminal never showed %q:\n%s", text, s.out[s.seen:])
 }
 
+// expectJob asks the shell for its jobs until it shows one in this state.
+func (s *shell) expectJob(state string) {
+	s.t.Helper()
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(300 * time.Millisecond) {
+		s.send("jobs\n")
+		s.mu.Lock()
+		i := strings.LastIndex(s.out[s.seen:], state)
+		if i >= 0 {
+			s.seen += i + len(state)
+		}
+		s.mu.Unlock()
+		if i >= 0 {
+			return
+		}
+	}
+	s.t.Fatalf("the shell never had a job that is %q:\n%s", state, s.text())
+}
+
 // foreground types fg and waits until the command should have the terminal.
 func (s *shell) foreground() {
 	s.t.Helper()
