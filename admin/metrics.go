@@ -53,6 +53,7 @@ var families = map[string][]string{
 	"shared_hits_total":             {"Manifests and parts of blobs that came from the shared bucket or another node."},
 	"shared_bytes_total":            {"Bytes of them."},
 	"shared_mismatches_total":       {"What came from there and had wrong bytes. None was kept."},
+	"shared_recalls_total":          {"Checks of tags that another node had just made."},
 	"shared_uploads":                {"Blobs and manifests that aren't in the shared bucket yet."},
 	"inflight_downloads":            {"Blobs that are being downloaded."},
 	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
@@ -139,6 +140,7 @@ func (s sender) shared(d Shared) {
 	s.count("shared_hits_total", d.Hits)
 	s.count("shared_bytes_total", d.Bytes)
 	s.count("shared_mismatches_total", d.Mismatches)
+	s.count("shared_recalls_total", d.Recalls)
 	s.gauge("shared_uploads", int64(d.Uploads))
 }
 

@@ -141,6 +141,7 @@ type Shared struct {
 	Hits       int64  `json:"hits"`       // manifests and parts of blobs that came from the bucket or another node
 	Bytes      int64  `json:"bytes"`      // of them
 	Mismatches int64  `json:"mismatches"` // what came from there and had wrong bytes; none of it was kept
+	Recalls    int64  `json:"recalls"`    // checks of tags that another node had just made
 	Uploads    int    `json:"uploads"`    // what isn't in the bucket yet
 	Leases     int    `json:"leases"`     // blobs that this node fetches for all
 }

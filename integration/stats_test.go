@@ -69,6 +69,7 @@ shared.hits number
 shared.lease string
 shared.leases number
 shared.mismatches number
+shared.recalls number
 shared.state string
 shared.uploads number
 store.blobs number

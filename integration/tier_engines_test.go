@@ -281,3 +281,55 @@ func TestLeaseOfASickServer(t *testing.T) {
 	server.Start()
 	eventually(t, "after its start", take)
 }
+
+// TestNotesOfARealServer: the newer note wins, the longer pause lasts, and another group has its own.
+func TestNotesOfARealServer(t *testing.T) {
+	t.Parallel()
+	server := tiertest.StartRedis(t)
+	open := func(group string) *lease.Redis {
+		r, err := lease.New(lease.Config{Addr: server.Addr, Group: group})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		return r
+	}
+	r, ctx := open("a"), t.Context()
+	eventually(t, "the first note", func() error { return r.Note(ctx, "tag", "an hour ago", time.Hour, time.Hour) })
+	for _, n := range []struct {
+		value string
+		age   time.Duration
+	}{{"a minute ago", time.Minute}, {"a day ago", 24 * time.Hour}, {"half an hour ago", 30 * time.Minute}} {
+		if err := r.Note(ctx, "tag", n.value, n.age, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, left := range []time.Duration{time.Minute, time.Hour, time.Second} {
+		if err := r.Lengthen(ctx, "pause", left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found, err := r.Notes(ctx, "nothing", "tag", "pause")
+	if err != nil || len(found) != 3 {
+		t.Fatal(found, err)
+	}
+	if found[0] != (lease.Noted{}) {
+		t.Errorf("of nothing: %+v", found[0])
+	}
+	if n := found[1]; n.Value != "a minute ago" || n.Age < time.Minute || n.Age > 30*time.Minute || n.Left <= 0 || n.Left > time.Hour {
+		t.Errorf("of the tag: %+v", n)
+	}
+	if n := found[2]; n.Value != "" || n.Left < 30*time.Minute || n.Left > time.Hour {
+		t.Errorf("of the pause: %+v", n)
+	}
+	if other, err := open("b").Notes(ctx, "tag", "pause"); err != nil || other[0] != (lease.Noted{}) || other[1] != (lease.Noted{}) {
+		t.Errorf("another group: %+v, %v", other, err)
+	}
+	server.Stop()
+	if _, err := r.Notes(ctx, "tag"); err == nil {
+		t.Error("a stopped server has answered")
+	}
+	if r.Note(ctx, "tag", "now", 0, time.Hour) == nil || r.Lengthen(ctx, "pause", time.Hour) == nil {
+		t.Error("a stopped server has answered")
+	}
+}

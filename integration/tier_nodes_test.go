@@ -38,12 +38,19 @@ func newTierLab(t *testing.T) *tierLab {
 // node starts a node. The upstream is the Hub unless it is given.
 func (l *tierLab) node(upstream string) *server {
 	l.t.Helper()
+	return l.start(serverOptions{Upstream: upstream, Anonymous: true})
+}
+
+// start starts a node with these options.
+func (l *tierLab) start(o serverOptions) *server {
+	l.t.Helper()
 	addr := freeAddr(l.t, "127.0.0.1")
 	file := filepath.Join(l.t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, []byte("shared: {advertise: 'http://"+addr+"', "+l.config+"}\n"), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
-	return startServer(l.t, serverOptions{Hub: l.hub, Upstream: upstream, Anonymous: true, Args: []string{"--listen", addr, "--config", file}})
+	o.Hub, o.Args = l.hub, append([]string{"--listen", addr, "--config", file}, o.Args...)
+	return startServer(l.t, o)
 }
 
 // at is where the node listens: its flag overrides the lab's.

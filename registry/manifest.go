@@ -53,6 +53,9 @@ type manifestRequest struct {
 
 	// sparing: below the quota reserve no manifest is fetched for it, since that counts as a pull.
 	sparing bool
+
+	// now: what the upstream told somebody else a moment ago isn't enough.
+	now bool
 }
 
 // serveHot answers from memory, if the answer is there and upstream isn't known to be down:
@@ -349,7 +352,14 @@ func isManifest(body []byte) bool {
 // resolve asks upstream for a manifest's headers, by tag or digest, and keeps nothing but
 // what a tag resolves to.
 func (q *manifestRequest) resolve(ctx context.Context) (*found, error) {
-	return share(ctx, q.m.tasks, &q.m.calls, "head "+q.name+":"+q.ref, func(ctx context.Context) (*found, error) {
+	key := "head " + q.name + ":" + q.ref
+	if q.now {
+		key = "now " + key
+	}
+	return share(ctx, q.m.tasks, &q.m.calls, key, func(ctx context.Context) (*found, error) {
+		if f := q.recalled(ctx); f != nil {
+			return f, nil
+		}
 		d, err := q.m.source.Resolve(ctx, q.name, fetch.Manifests, q.ref)
 		if err != nil {
 			return nil, err

@@ -31,6 +31,7 @@ type mirror struct {
 	hub     bool              // it is Docker Hub, for which some rules hold alone
 	client  *upstream.Client  // health, quota, visibility and lists
 	source  fetch.Source      // tags, manifests and blobs
+	recall  recaller          // nil: source has none
 	behind  bool              // the upstream is behind a source that may have what it lacks while it is down
 	policy  atomic.Pointer[policy]
 
@@ -89,6 +90,7 @@ func newMirror(u Upstream, s *shared, counts func(name string) *upstream.Counter
 	m.hub = m.name == hub
 	if u.Source != nil {
 		m.source, m.behind = u.Source(m.source), true
+		m.recall, _ = m.source.(recaller)
 	}
 	m.absent, m.refresher = &absent{m: m}, newRefresher(m)
 	m.source = questionSource{m.source, m}

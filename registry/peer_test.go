@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/integration/hubtest"
 	"github.com/hubcache/hubcache/registry"
+	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
 
@@ -120,4 +122,58 @@ func TestATagThatAnotherNodeKnows(t *testing.T) {
 	get(http.MethodGet, http.StatusOK, "stale")
 	source.down, source.checked = false, time.Time{}
 	get(http.MethodGet, http.StatusOK, "revalidated")
+}
+
+// recallingSource is told what the upstream has said of a tag to another node.
+type recallingSource struct {
+	*memorySource
+	checked time.Time
+}
+
+func (s *recallingSource) Recall(_ context.Context, _, _ string, maxAge time.Duration) (fetch.Descriptor, bool) {
+	d := s.image.Descriptor
+	return fetch.Descriptor{Digest: d.Digest, MediaType: d.MediaType, Size: d.Size, Checked: s.checked}, time.Since(s.checked) < maxAge
+}
+
+// TestATagThatAnotherNodeHasChecked isn't asked for until its TTL from that check has passed.
+func TestATagThatAnotherNodeHasChecked(t *testing.T) {
+	t.Parallel()
+	source := &recallingSource{memorySource: &memorySource{}}
+	l := newLab(t, labOptions{anonymous: true, options: func(o *registry.Options) {
+		o.Policy.MaxStale, o.Policy.TagTTL = time.Hour, new(10*time.Minute)
+		o.Upstreams[0].Transport = refuseAll{t}
+		o.Upstreams[0].Source = func(fetch.Source) fetch.Source { return source }
+	}})
+	img := l.hub.AddImage("library/redis", "7", hubtest.ImageSpec{Layers: []hubtest.Layer{{Size: 100}}})
+	source.hub, source.image = l.hub, img
+	get := func(method, cache string, requests ...string) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		l.reg.ServeHTTP(w, httptest.NewRequest(method, "/v2/library/redis/manifests/7", nil))
+		if asked := source.requests(); w.Code != http.StatusOK || w.Header().Get("X-Hubcache") != cache || !slices.Equal(asked, requests) {
+			t.Errorf("%s: %d %q after %q: %s", method, w.Code, w.Header().Get("X-Hubcache"), asked, w.Body)
+		}
+	}
+	kept := func() time.Time {
+		tag, err := l.store.Tag("docker.io/library/redis", "7")
+		if err != nil {
+			t.Error(err)
+		}
+		return tag.Checked
+	}
+	source.checked = time.Now().Add(-9 * time.Minute)
+	get(http.MethodHead, "miss")
+	get(http.MethodGet, "miss", "manifest library/redis "+hubtest.Short(string(img.Digest)))
+	get(http.MethodGet, "hit")
+	if !kept().Equal(source.checked) {
+		t.Errorf("the tag counts as checked at %s, not at %s", kept(), source.checked)
+	}
+	// Its TTL has passed here, and another node has checked it since.
+	l.store.SetTag("docker.io/library/redis", "7", storage.Tag{Digest: img.Digest, MediaType: img.MediaType, Size: img.Descriptor.Size, Checked: time.Now().Add(-time.Hour)})
+	l.reg.ForgetManifests()
+	source.checked = time.Now().Add(-time.Minute)
+	get(http.MethodGet, "revalidated")
+	if !kept().Equal(source.checked) {
+		t.Errorf("the tag counts as checked at %s, not at %s", kept(), source.checked)
+	}
 }

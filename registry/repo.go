@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"net/http"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -83,7 +82,7 @@ func (r *repo) confirm(ctx context.Context, k fetch.Kind, d digest.Digest, size 
 
 // setTag keeps what a tag names, as upstream has just said.
 func (r *repo) setTag(tag string, f *found) {
-	r.m.store.SetTag(r.full, tag, storage.Tag{Digest: f.digest, MediaType: f.mediaType, Size: f.size, Checked: time.Now()})
+	r.m.store.SetTag(r.full, tag, storage.Tag{Digest: f.digest, MediaType: f.mediaType, Size: f.size, Checked: f.checkedAt()})
 }
 
 // forgetTag drops a tag that upstream has no longer, or, with KeepGone, only the answer in

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/name"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
@@ -211,31 +213,36 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	if err := q.m.admit(ctx, q.repo).wait(ctx); err != nil { // nothing is kept before the visibility is known
 		return nil, err
 	}
-	if !f.checked.IsZero() {
+	named := f
+	if !named.checked.IsZero() && (q.now || time.Since(named.checked) >= q.policy.tag(q.name, q.ref).ttl) {
 		return q.remembered(ctx, f)
 	}
 	m, err := q.m.store.Manifest(f.digest)
 	switch {
 	case err == nil:
-		q.setTag(q.ref, f)
-		// Upstream has just named it under this repository.
-		q.m.store.Confirm(q.full, f.digest, f.size)
+		if named.checked.IsZero() { // upstream has just named it under this repository
+			q.setTag(q.ref, named)
+			q.m.store.Confirm(q.full, f.digest, f.size)
+		}
 		if f, err = q.stored(ctx, m); err != nil {
 			return nil, err
 		}
+		if !named.checked.IsZero() {
+			q.setTag(q.ref, named)
+		}
 		f.outcome = OutcomeRevalidated
-		return q.justChecked(f), nil
+		return q.justChecked(f, named), nil
 	case f.body == nil && q.sparing && q.m.client.Scarce(q.policy.QuotaReserve):
 		return nil, ErrReserve
 	case q.head || f.body != nil:
 		q.setTag(q.ref, f)
-		return q.justChecked(f), nil
+		return q.justChecked(f, named), nil
 	}
 	if f, err = q.fetch(ctx, f.digest); err != nil {
 		return nil, err
 	}
-	q.setTag(q.ref, f)
-	return q.justChecked(f), nil
+	q.setTag(q.ref, &found{digest: f.digest, mediaType: f.mediaType, size: f.size, checked: named.checked})
+	return q.justChecked(f, named), nil
 }
 
 // remembered answers with what the upstream has last said of the tag to another node, while it is down
@@ -264,9 +271,38 @@ func (q *manifestRequest) remembered(ctx context.Context, f *found) (*found, err
 var errNoneNewer = errors.New("no node has heard of the tag lately")
 
 // justChecked returns a copy of f with the time until when the tag need not be looked at
-// again. It is a copy because other requests may share f.
-func (q *manifestRequest) justChecked(f *found) *found {
+// again, and named says when the upstream has named it. It is a copy because other requests may share f.
+func (q *manifestRequest) justChecked(f, named *found) *found {
 	g := *f
-	g.expires = time.Now().Add(q.policy.tag(q.name, q.ref).askAt())
+	g.checked = time.Time{}
+	g.expires = named.checkedAt().Add(q.policy.tag(q.name, q.ref).askAt())
 	return &g
+}
+
+// checkedAt is when the upstream has said so of a tag.
+func (f *found) checkedAt() time.Time {
+	if f.checked.IsZero() {
+		return time.Now()
+	}
+	return f.checked
+}
+
+// recaller is a source that knows what the upstream has just told others.
+type recaller interface {
+	// Recall returns what the upstream has said of a tag at most maxAge ago. If it knows nothing, the
+	// caller is to ask; others may wait for that a little.
+	Recall(ctx context.Context, repository, tag string, maxAge time.Duration) (fetch.Descriptor, bool)
+}
+
+// recalled returns what the upstream has said of a tag to another node so lately that it need not be
+// asked, or nil.
+func (q *manifestRequest) recalled(ctx context.Context) *found {
+	if q.m.recall == nil || q.digest != "" || q.now {
+		return nil
+	}
+	d, ok := q.m.recall.Recall(ctx, q.name, q.ref, q.policy.tag(q.name, q.ref).askAt())
+	if !ok || !name.ValidDigest(string(d.Digest)) || d.Size < 0 {
+		return nil
+	}
+	return &found{digest: d.Digest, mediaType: d.MediaType, size: d.Size, checked: d.Checked, outcome: OutcomeMiss}
 }

@@ -73,6 +73,7 @@ func (w *warming) named(ctx context.Context) (*found, error) {
 	q := &manifestRequest{repo: w.repo, ref: cmp.Or(w.ref.Tag, string(w.ref.Digest)), digest: w.ref.Digest, sparing: true}
 	if w.job.o.Refresh && q.digest == "" {
 		w.m.absent.memory.Forget(absentKey(fetch.Manifests, q.name, q.ref))
+		q.now = true
 		return q.refreshed(ctx)
 	}
 	return q.find(ctx)

@@ -236,11 +236,12 @@ type lab struct {
 	upstream *memoryUpstream
 	s3       *tiertest.S3
 	leases   *memoryLeases
+	notes    *memoryNotes
 	log      *lockedBuffer
 }
 
 func newLab(t *testing.T) *lab {
-	return &lab{t: t, upstream: newUpstream(), s3: tiertest.NewS3(t), leases: &memoryLeases{held: map[string]lease.Lease{}}, log: &lockedBuffer{}}
+	return &lab{t: t, upstream: newUpstream(), s3: tiertest.NewS3(t), leases: &memoryLeases{held: map[string]lease.Lease{}}, notes: &memoryNotes{all: map[string]memoryNote{}}, log: &lockedBuffer{}}
 }
 
 // lockedBuffer is a log that tests read.
@@ -298,14 +299,14 @@ func (l *lab) node(change func(*Options)) *node {
 	}
 	n.pool = fetch.New(fetch.Options{Store: n.store, Log: log})
 	n.server = httptest.NewServer(http.HandlerFunc(n.servePeer))
-	o := Options{Store: n.store, Dir: filepath.Join(n.dir, "uploads"), Bucket: l.bucket(), Leases: l.leases, Advertise: n.server.URL, Log: log, pace: quick}
+	o := Options{Store: n.store, Dir: filepath.Join(n.dir, "uploads"), Bucket: l.bucket(), Leases: l.leases, Notes: l.notes, Advertise: n.server.URL, Log: log, pace: quick}
 	if change != nil {
 		change(&o)
 	}
 	if n.tier, err = New(o); err != nil {
 		l.t.Fatal(err)
 	}
-	n.source = n.tier.Source("docker.io", l.upstream)
+	n.source = n.tier.Source("docker.io", AccountOf("memory", ""), l.upstream)
 	n.opened = true
 	l.t.Cleanup(n.stop)
 	return n

@@ -16,6 +16,7 @@ type source struct {
 	fetch.Source // the registry itself
 	t            *Tier
 	registry     string
+	account      Account
 }
 
 // full is the name of a repository in the bucket.
@@ -34,8 +35,10 @@ func (s *source) Resolve(ctx context.Context, repository string, k fetch.Kind, r
 		return s.resolveDigest(ctx, repository, k, d)
 	}
 	d, err := s.Source.Resolve(ctx, repository, k, reference)
+	now := tag{Schema: schema, Digest: d.Digest, MediaType: d.MediaType, Size: d.Size, Checked: time.Now().UTC()}
+	s.checked(repository, reference, now)
 	if err == nil {
-		s.t.noteTag(s.full(repository), reference, tag{Schema: schema, Digest: d.Digest, MediaType: d.MediaType, Size: d.Size, Checked: time.Now().UTC()})
+		s.t.noteTag(s.full(repository), reference, now)
 		return d, nil
 	}
 	if !isDown(err) || ctx.Err() != nil {

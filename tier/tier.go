@@ -42,6 +42,7 @@ type Options struct {
 	Dir    string         // a folder of its own for uploads that haven't ended; it is made
 	Bucket *bucket.Bucket // nil: none
 	Leases Leases         // nil: none; it needs Advertise
+	Notes  Notes          // nil: none
 
 	// Advertise is the URL by which other nodes reach the pull API of this one.
 	Advertise string
@@ -86,12 +87,13 @@ type Tier struct {
 	holds                     *holds
 	uploads                   *uploads
 	peers                     *http.Client
+	told                      Notes           // nil: the nodes tell each other nothing
 	noted                     cooldown.Memory // tags whose record has just been written
 	distrusted                cooldown.Memory // blobs of which bucket or peer had wrong bytes
 	dropping, wrong           cooldown.Memory // names of objects with wrong bytes: that are being deleted, and that couldn't be
 	smallWrites               chan struct{}   // slots of writes that nobody waits for
 
-	hits, bytes, mismatches atomic.Int64
+	hits, bytes, mismatches, recalls atomic.Int64
 
 	ctx   context.Context // ends with Close
 	close context.CancelFunc
@@ -109,7 +111,7 @@ const smallWrites = 64
 // Errors: an Advertise that is no URL, those of the folder.
 func New(o Options) (*Tier, error) {
 	t := &Tier{
-		store: o.Store, bucket: o.Bucket, log: cmp.Or(o.Log, slog.Default()),
+		store: o.Store, bucket: o.Bucket, told: o.Notes, log: cmp.Or(o.Log, slog.Default()),
 		pace: cmp.Or(o.pace, usual), peers: newPeerClient(), smallWrites: make(chan struct{}, smallWrites),
 	}
 	t.bucketHealth, t.leaseHealth = &health{name: "bucket", log: t.log, pace: t.pace}, &health{name: "lease", log: t.log, pace: t.pace}
@@ -146,9 +148,10 @@ func (t *Tier) Close() {
 	t.peers.CloseIdleConnections()
 }
 
-// Source returns the source that puts the tier in front of the upstream registry of that name.
-func (t *Tier) Source(registry string, next fetch.Source) fetch.Source {
-	return &source{Source: next, t: t, registry: registry}
+// Source returns the source that puts the tier in front of the upstream registry of that name, where the
+// nodes have that account.
+func (t *Tier) Source(registry string, a Account, next fetch.Source) fetch.Source {
+	return &source{Source: next, t: t, registry: registry, account: a}
 }
 
 // What Stats says of bucket and leases, beside why they are unwell.
@@ -164,17 +167,18 @@ type Stats struct {
 	Hits       int64  // parts of blobs, and manifests, that came from bucket or another node
 	Bytes      int64  // of them
 	Mismatches int64  // what came from there and had wrong bytes
+	Recalls    int64  // checks of tags that another node had just made
 	Uploads    int    // what isn't in the bucket yet
 	Holding    int    // leases of this node
 }
 
 // Stats returns a snapshot.
 func (t *Tier) Stats() Stats {
-	s := Stats{Bucket: Off, Lease: Off, Hits: t.hits.Load(), Bytes: t.bytes.Load(), Mismatches: t.mismatches.Load(), Uploads: t.uploads.len(), Holding: t.holds.len()}
+	s := Stats{Bucket: Off, Lease: Off, Hits: t.hits.Load(), Bytes: t.bytes.Load(), Mismatches: t.mismatches.Load(), Recalls: t.recalls.Load(), Uploads: t.uploads.len(), Holding: t.holds.len()}
 	if t.bucket != nil {
 		s.Bucket = t.bucketHealth.state()
 	}
-	if t.holds.leases != nil {
+	if t.holds.leases != nil || t.told != nil {
 		s.Lease = t.leaseHealth.state()
 	}
 	return s
@@ -218,9 +222,13 @@ func (t *Tier) background(f func(context.Context)) {
 
 // soon calls f, which asks the bucket for something small, in the background, or not at all.
 func (t *Tier) soon(f func(context.Context)) {
-	if t.bucket == nil {
-		return
+	if t.bucket != nil {
+		t.later(f)
 	}
+}
+
+// later calls f, which asks bucket or Redis for something small, in the background, or not at all.
+func (t *Tier) later(f func(context.Context)) {
 	select {
 	case t.smallWrites <- struct{}{}:
 	default:

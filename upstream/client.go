@@ -54,6 +54,8 @@ type Options struct {
 	// counts only while one of them is granted. nil: those that were read since the start.
 	Public func() []string
 
+	Others Others // who uses the same account too; nil: nobody
+
 	Counters *Counters    // nil: new ones
 	Log      *slog.Logger // nil: slog.Default()
 }
@@ -68,6 +70,7 @@ type Client struct {
 	dialer    dialer
 	health    health
 	quota     quota
+	others    Others // nil: none
 	record    record
 	log       *slog.Logger
 
@@ -95,7 +98,7 @@ func (c *Counters) Resumes() int64 { return c.resumes.Load() }
 // New returns a Client. It makes no request.
 // Errors: a URL that no registry can have.
 func New(o Options) (*Client, error) {
-	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential, log: cmp.Or(o.Log, slog.Default()), Counters: cmp.Or(o.Counters, &Counters{})}
+	c := &Client{name: cmp.Or(o.Name, "docker.io"), base: o.URL, cred: o.Credential, others: o.Others, log: cmp.Or(o.Log, slog.Default()), Counters: cmp.Or(o.Counters, &Counters{})}
 	if c.base == nil || c.base.Host == "" || c.base.Scheme != "http" && c.base.Scheme != "https" {
 		return nil, errors.New("the upstream needs an http or https URL")
 	}
@@ -203,6 +206,7 @@ var errUnclear = errors.New("the answer to HEAD isn't that of a registry")
 // getOnce is get without the GET that may follow a HEAD.
 func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header http.Header, l limit) (*http.Response, error) {
 	version, sent := c.version(ctx), time.Now()
+	c.hear(ctx, l, version)
 	if err := c.health.admit(l, version); err != nil {
 		return nil, err
 	}
@@ -224,8 +228,8 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 		if c.health.answered(version) {
 			c.log.Info("the upstream answers again", "upstream", c.title())
 		}
-		if c.hub() { // others may mean something else by these headers
-			c.quota.observe(resp.Header)
+		if c.hub() && c.quota.observe(resp.Header) { // other registries may mean something else by these headers
+			c.tellQuota(ctx, version)
 		}
 	}
 	if s := resp.StatusCode; s < 400 || s == http.StatusRequestedRangeNotSatisfiable {
@@ -234,7 +238,7 @@ func (c *Client) getOnce(ctx context.Context, method string, to *url.URL, header
 		}
 		return resp, nil
 	}
-	return nil, c.statusError(resp, to, l, version)
+	return nil, c.statusError(ctx, resp, to, l, version)
 }
 
 // transportError takes note of a request that got no answer.
@@ -243,7 +247,7 @@ func (c *Client) transportError(ctx context.Context, err error, host string, l l
 	e := classify(host, err)
 	if auth.IsAbuseLimit(err) {
 		e = &Error{Cause: Throttled, Host: host, Status: http.StatusTooManyRequests, Err: errors.New("its abuse limit")}
-		c.throttled(abuse, 0, 0)
+		c.throttled(ctx, abuse, 0, version)
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) {
 		return e // the caller ended it, not the upstream
@@ -276,7 +280,7 @@ func (c *Client) send(req *http.Request, l limit) (*http.Response, error) {
 }
 
 // statusError reads and closes an error response.
-func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version uint64) error {
+func (c *Client) statusError(ctx context.Context, resp *http.Response, to *url.URL, l limit, version uint64) error {
 	defer resp.Body.Close()
 	a := auth.ReadAnswer(place(to, l), resp)
 	e := &Error{Host: to.Host, Status: resp.StatusCode, Cause: Broken}
@@ -298,7 +302,7 @@ func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version 
 		if l != pulls || !c.hub() || strings.Contains(string(a.Body), "HAP429") {
 			which = abuse
 		}
-		e.RetryAfter = c.throttled(which, wait, version)
+		e.RetryAfter = c.throttled(ctx, which, wait, version)
 	}
 	if e.Cause == Broken {
 		c.record.failed(l, e)
@@ -307,8 +311,9 @@ func (c *Client) statusError(resp *http.Response, to *url.URL, l limit, version 
 }
 
 // throttled begins the pause of a limit and returns how long it is.
-func (c *Client) throttled(l limit, wait time.Duration, version uint64) time.Duration {
+func (c *Client) throttled(ctx context.Context, l limit, wait time.Duration, version uint64) time.Duration {
 	left, say := c.health.throttle(l, wait, version)
+	c.tellPause(ctx, l, left, version)
 	if !say {
 		return left
 	}

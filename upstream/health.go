@@ -105,6 +105,23 @@ func (h *health) throttle(l limit, wait time.Duration, version uint64) (left tim
 	return pause.Begin(wait, now), say
 }
 
+// adopt takes over pauses that others have begun, if they are longer. version is that of the credential
+// that is in use.
+func (h *health) adopt(pull, all time.Duration, version uint64) {
+	if pull <= 0 && all <= 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	if pull > 0 {
+		h.pull(version).Begin(pull, now)
+	}
+	if all > 0 {
+		h.abusePause.Begin(all, now)
+	}
+}
+
 // passed takes note of a request that met no limit: the next 429 begins with the first pause.
 // pulled says that it counted as a pull.
 func (h *health) passed(pulled bool, version uint64) {

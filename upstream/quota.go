@@ -22,12 +22,12 @@ type quota struct {
 }
 
 // observe reads the headers of a response. They are absent when there is no limit; then
-// the last values, if any, stop to count when their window has passed.
-func (q *quota) observe(h http.Header) {
+// the last values, if any, stop to count when their window has passed. It reports whether there were any.
+func (q *quota) observe(h http.Header) bool {
 	limit, window, ok := parseQuota(h.Get("ratelimit-limit"))
 	remaining, w, ok2 := parseQuota(h.Get("ratelimit-remaining"))
 	if !ok || !ok2 {
-		return
+		return false
 	}
 	if window == 0 {
 		window = w
@@ -36,6 +36,16 @@ func (q *quota) observe(h http.Header) {
 	q.mu.Lock()
 	q.last = r
 	q.mu.Unlock()
+	return true
+}
+
+// adopt takes over what the upstream has told others, if that is newer.
+func (q *quota) adopt(r *RateLimit) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.last == nil || r.Observed.After(q.last.Observed) {
+		q.last = r
+	}
 }
 
 // rateLimit returns a copy of the last values, or nil.

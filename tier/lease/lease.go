@@ -1,4 +1,5 @@
-// Package lease lets several nodes agree which of them fetches a blob, by a key in Redis or Valkey.
+// Package lease lets several nodes agree which of them fetches a blob, by a key in Redis or Valkey, and
+// tell each other what they have just learnt.
 //
 // A lease is no lock: who has lost it, or can't reach Redis, may go on, and the blob is then
 // fetched twice. It only spares that while all is well.
@@ -43,10 +44,10 @@ type Config struct {
 	Group string
 }
 
-// Redis has the leases. All methods are safe for concurrent use. None tries again what has failed.
+// Redis has the leases and the notes. All methods are safe for concurrent use. None tries again what has failed.
 type Redis struct {
-	client *redis.Client
-	prefix string
+	client        *redis.Client
+	prefix, notes string // of the keys of leases and of notes
 }
 
 // New returns a Redis. It makes no request.
@@ -65,7 +66,7 @@ func New(c Config) (*Redis, error) {
 	if o.TLSConfig, err = tlsConfig(c); err != nil {
 		return nil, err
 	}
-	return &Redis{client: redis.NewClient(o), prefix: keys + c.Group + ":lease:"}, nil
+	return &Redis{client: redis.NewClient(o), prefix: keys + c.Group + ":lease:", notes: keys + c.Group + ":note:"}, nil
 }
 
 // credentials reads the password.

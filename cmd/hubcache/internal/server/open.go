@@ -48,7 +48,7 @@ func (srv *server) open() error {
 
 func (srv *server) openRegistry() (err error) {
 	s := srv.settings
-	if srv.connections, err = connect(s.Settings, nil, srv.log); err != nil {
+	if srv.connections, err = connect(s.Settings, nil, srv.others, srv.log); err != nil {
 		return err
 	}
 	if s.TLS.CertFile != "" {

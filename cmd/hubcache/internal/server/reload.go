@@ -58,7 +58,7 @@ func (srv *server) adopt() (changed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	connections, err := connect(now.Settings, srv.connections, srv.log)
+	connections, err := connect(now.Settings, srv.connections, srv.others, srv.log)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/hubcache/hubcache/tier"
 	"github.com/hubcache/hubcache/tier/bucket"
 	"github.com/hubcache/hubcache/tier/lease"
+	"github.com/hubcache/hubcache/upstream"
 )
 
 // uploadsName is the folder of what isn't in the bucket yet.
@@ -31,7 +33,7 @@ func (srv *server) openShared() (err error) {
 		return fmt.Errorf("shared.lease: %w", err)
 	}
 	if srv.leases != nil {
-		o.Leases = srv.leases
+		o.Leases, o.Notes = srv.leases, srv.leases
 	}
 	srv.tier, err = tier.New(o)
 	return err
@@ -72,12 +74,36 @@ func (srv *server) closeShared() {
 	}
 }
 
-// shared returns what puts the shared tier in front of the registry of that name, nil without one.
-func (srv *server) shared(name string) func(fetch.Source) fetch.Source {
+// shared returns what puts the shared tier in front of a registry, nil without one.
+func (srv *server) shared(u settings.Upstream) func(fetch.Source) fetch.Source {
 	if srv.tier == nil {
 		return nil
 	}
-	return func(next fetch.Source) fetch.Source { return srv.tier.Source(name, next) }
+	return func(next fetch.Source) fetch.Source {
+		return srv.tier.Source(u.Name, tier.AccountOf(u.URL, u.Username), next)
+	}
+}
+
+// others returns the other nodes that use the account of a registry, nil without any.
+func (srv *server) others(u settings.Upstream) upstream.Others {
+	if srv.leases == nil {
+		return nil
+	}
+	return others{srv.tier, tier.AccountOf(u.URL, u.Username)}
+}
+
+// others makes of the shared tier what package upstream knows.
+type others struct {
+	tier    *tier.Tier
+	account tier.Account
+}
+
+func (o others) Limits(ctx context.Context, whose string) upstream.Limits {
+	return upstream.Limits(o.tier.Limits(ctx, o.account, whose))
+}
+
+func (o others) SetLimits(ctx context.Context, whose string, l upstream.Limits) {
+	o.tier.SetLimits(ctx, o.account, whose, tier.Limits(l))
 }
 
 // peer returns what tells other nodes from clients, nil without other nodes.
@@ -94,7 +120,7 @@ func (srv *server) sharedStats() admin.Shared {
 		return admin.Shared{State: "off", Bucket: tier.Off, Lease: tier.Off}
 	}
 	s := srv.tier.Stats()
-	d := admin.Shared{State: "well", Bucket: s.Bucket, Lease: s.Lease, Hits: s.Hits, Bytes: s.Bytes, Mismatches: s.Mismatches, Uploads: s.Uploads, Leases: s.Holding}
+	d := admin.Shared{State: "well", Bucket: s.Bucket, Lease: s.Lease, Hits: s.Hits, Bytes: s.Bytes, Mismatches: s.Mismatches, Recalls: s.Recalls, Uploads: s.Uploads, Leases: s.Holding}
 	for _, engine := range []string{s.Bucket, s.Lease} {
 		if engine != tier.Off && engine != tier.Well {
 			d.State = "unwell"

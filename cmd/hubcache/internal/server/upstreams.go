@@ -33,9 +33,10 @@ func wiringOf(u settings.Upstream) wiring {
 }
 
 // connect returns a connection for each registry of the settings, in their order: the one that is
-// open already, if its settings are the same, or a new one. It asks nothing of the registries.
+// open already, if its settings are the same, or a new one. others returns the other nodes that use its
+// account. It asks nothing of the registries.
 // Errors: a file that is wrong; that of a token is a settings.UsageError.
-func connect(s *settings.Settings, open []*connection, log *slog.Logger) ([]*connection, error) {
+func connect(s *settings.Settings, open []*connection, others func(settings.Upstream) upstream.Others, log *slog.Logger) ([]*connection, error) {
 	var all []*connection
 	for _, u := range s.Upstreams() {
 		at := slices.IndexFunc(open, func(c *connection) bool { return c.name == u.Name && c.of == wiringOf(u) })
@@ -47,6 +48,7 @@ func connect(s *settings.Settings, open []*connection, log *slog.Logger) ([]*con
 		if err != nil {
 			return nil, err
 		}
+		c.options.Others = others(u)
 		all = append(all, c)
 	}
 	return all, nil
@@ -110,7 +112,7 @@ func (c *connection) reload(log *slog.Logger) {
 func (srv *server) upstreams(s *settings.Settings, open []*connection) (all []registry.Upstream) {
 	for i, u := range s.Upstreams() {
 		p := policy(s, u)
-		all = append(all, registry.Upstream{Options: open[i].options, Policy: &p, Source: srv.shared(u.Name)})
+		all = append(all, registry.Upstream{Options: open[i].options, Policy: &p, Source: srv.shared(u)})
 	}
 	return all
 }

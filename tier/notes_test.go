@@ -1,0 +1,158 @@
+package tier
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/tier/lease"
+)
+
+// memoryNotes are notes without a server. With fail set they fail.
+type memoryNotes struct {
+	mu   sync.Mutex // guards what follows
+	all  map[string]memoryNote
+	fail error
+}
+
+type memoryNote struct {
+	value     string
+	at, until time.Time
+}
+
+func (m *memoryNotes) Notes(_ context.Context, keys ...string) ([]lease.Noted, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := make([]lease.Noted, len(keys))
+	for i, key := range keys {
+		if n := m.all[key]; time.Until(n.until) > 0 {
+			found[i] = lease.Noted{Value: n.value, Age: time.Since(n.at), Left: time.Until(n.until)}
+		}
+	}
+	return found, m.fail
+}
+
+func (m *memoryNotes) Note(_ context.Context, key, value string, age, ttl time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at := time.Now().Add(-age); !m.all[key].at.After(at) && m.fail == nil {
+		m.all[key] = memoryNote{value, at, time.Now().Add(ttl)}
+	}
+	return m.fail
+}
+
+func (m *memoryNotes) Lengthen(_ context.Context, key string, left time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.all[key]; time.Until(n.until) < left && m.fail == nil {
+		m.all[key] = memoryNote{until: time.Now().Add(left)}
+	}
+	return m.fail
+}
+
+func (m *memoryNotes) setFail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = err
+}
+
+// named asks a node for a tag as package registry does.
+func (n *node) named(tag string, maxAge time.Duration) digest.Digest {
+	n.l.t.Helper()
+	ctx := n.l.t.Context()
+	if d, ok := n.source.(*source).Recall(ctx, app, tag, maxAge); ok {
+		return d.Digest
+	}
+	d, err := n.source.Resolve(ctx, app, fetch.Manifests, tag)
+	if err != nil {
+		n.l.t.Errorf("%s: %v", tag, err)
+	}
+	return d.Digest
+}
+
+// TestOneNodeChecksATagForAll: however many nodes ask for it within its TTL, and at the same time. While
+// the notes fail, each asks by itself; after that they share again.
+func TestOneNodeChecksATagForAll(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	d := l.upstream.add(app, []byte("a manifest"))
+	l.upstream.tags = map[string]digest.Digest{app + ":1": d, app + ":2": d, app + ":3": d}
+	nodes := []*node{l.node(nil), l.node(nil), l.node(nil)}
+	ask := func(tag string, maxAge time.Duration) (requests int) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for _, n := range nodes {
+			wg.Go(func() {
+				if got := n.named(tag, maxAge); got != d {
+					t.Errorf("%s is %s", tag, got)
+				}
+			})
+		}
+		wg.Wait()
+		return len(l.upstream.requests())
+	}
+	if n := ask("1", time.Hour); n != 1 {
+		t.Errorf("%d requests for a tag that all ask for at the same time", n)
+	}
+	if n := ask("1", time.Hour); n != 0 {
+		t.Errorf("%d requests within its TTL", n)
+	}
+	if n := ask("1", 0); n != 3 {
+		t.Errorf("%d requests for a tag that each node is to ask for", n)
+	}
+	l.notes.setFail(errRefused)
+	if n := ask("2", time.Hour); n != 3 {
+		t.Errorf("%d requests while the notes fail", n)
+	}
+	l.notes.setFail(nil)
+	l.eventually("they share again", func() bool {
+		for _, n := range nodes {
+			n.named("3", time.Hour)
+		}
+		return ask("3", time.Hour) == 0
+	})
+	if nodes[1].tier.Stats().Recalls == 0 && nodes[2].tier.Stats().Recalls == 0 {
+		t.Error("nobody is told of it")
+	}
+}
+
+// TestNodesOfAnAccountKnowItsLimits, and no others: the longest pause, and the newest quota.
+func TestNodesOfAnAccountKnowItsLimits(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	one, two := l.node(nil).tier, l.node(nil).tier
+	ctx, account := t.Context(), AccountOf("https://registry.example", "alice")
+	one.SetLimits(ctx, account, "", Limits{Pulls: time.Hour})
+	two.SetLimits(ctx, account, "", Limits{Pulls: time.Minute, All: time.Minute})
+	if got := two.Limits(ctx, account, ""); got.Pulls < 30*time.Minute || got.All <= 0 || got.Limit != 0 {
+		t.Errorf("limits are %+v", got)
+	}
+	newer := Limits{Limit: 100, Remaining: 7, WindowSeconds: 3600, Source: "an account"}
+	older := newer
+	older.Remaining, older.QuotaAge = 50, time.Minute
+	one.SetLimits(ctx, account, "", newer)
+	l.eventually("the quota is known", func() bool { return two.Limits(ctx, account, "").Limit == 100 })
+	two.SetLimits(ctx, account, "", older)
+	two.SetLimits(ctx, account, "192.0.2.1", older)
+	l.eventually("another quota is known", func() bool { return one.Limits(ctx, account, "192.0.2.1").Limit == 100 })
+	if got := two.Limits(ctx, account, ""); got.Remaining != 7 || got.Source != "an account" || got.WindowSeconds != 3600 {
+		t.Errorf("the older quota has won: %+v", got)
+	}
+	for name, other := range map[string]Account{"account": AccountOf("https://registry.example", "bob"), "registry": AccountOf("https://other.example", "alice")} {
+		if got := two.Limits(ctx, other, ""); got != (Limits{}) {
+			t.Errorf("another %s has %+v", name, got)
+		}
+	}
+	l.notes.setFail(errRefused)
+	if got := two.Limits(ctx, account, ""); got != (Limits{}) {
+		t.Errorf("while the notes fail: %+v", got)
+	}
+	one.SetLimits(ctx, account, "", newer)
+	if two.Stats().Lease == Well {
+		t.Error("nobody is told that Redis is unwell")
+	}
+}
