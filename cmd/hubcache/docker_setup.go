@@ -23,6 +23,7 @@ type setupFlags struct {
 	containerd  string
 	host        hostFlag
 	paths       dockerhost.SetupPaths
+	certs       dockerhost.Certificates
 	find        *adminclient.Finder
 }
 
@@ -58,6 +59,9 @@ restarts. For other clients than docker and containerd it prints their file.`,
 	fs.StringSliceVar(&f.registries, "registry", nil, "further `registries` of the cache (default: the server's)")
 	fs.StringVar(&f.paths.DaemonJSON, "daemon-json", "", "daemon.json's `file` (default: the daemon's)")
 	fs.StringVar(&f.paths.Certs, "certs-dir", "", "`directory` of registries (default: the daemon's)")
+	fs.StringVar(&f.certs.CA, "ca", "", "`file` with the cache's authority")
+	fs.StringVar(&f.certs.Cert, "client-cert", "", "`file` with this host's certificate")
+	fs.StringVar(&f.certs.Key, "client-key", "", "`file` with its key")
 	fs.StringVar(&f.paths.PIDFile, "docker-pidfile", "", "pid `file` (default: found by its socket)")
 	fs.StringVar(&f.containerd, "containerd", "", "containerd's `socket` (default: the usual one)")
 	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions(append([]string{"docker"}, dockerhost.OtherClients()...), cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
@@ -73,7 +77,7 @@ func (f *setupFlags) run(cmd *cobra.Command, s *settings.Settings) error {
 	if mirror == "" {
 		return settings.UsageError{Err: errors.New("the server listens on no TCP address: --mirror says by which URL the client reaches it")}
 	}
-	setup := dockerhost.Setup{Mirror: strings.TrimRight(mirror, "/"), Paths: f.paths, Out: cmd.OutOrStdout()}
+	setup := dockerhost.Setup{Mirror: strings.TrimRight(mirror, "/"), Paths: f.paths, Certificates: f.certs, Out: cmd.OutOrStdout()}
 	if !slices.Contains(append([]string{"docker"}, dockerhost.OtherClients()...), f.client) {
 		return settings.UsageError{Err: fmt.Errorf("--for %s: the clients are docker, %s", f.client, strings.Join(dockerhost.OtherClients(), ", "))}
 	}
@@ -89,6 +93,9 @@ func (f *setupFlags) run(cmd *cobra.Command, s *settings.Settings) error {
 		return setup.Run(cmd.Context(), f.apply, f.undo)
 	case "containerd":
 		return setup.RunContainerd(cmd.Context(), f.containerd, f.apply, f.undo)
+	}
+	if f.certs != (dockerhost.Certificates{}) {
+		return settings.UsageError{Err: errors.New("--ca, --client-cert and --client-key are for docker and containerd; docs/use/clients.md says where other clients look for these files")}
 	}
 	if f.apply || f.undo {
 		return settings.UsageError{Err: fmt.Errorf("--for %s prints the file and changes nothing: --apply and --undo are for docker and containerd", f.client)}

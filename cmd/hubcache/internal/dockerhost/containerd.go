@@ -218,12 +218,15 @@ func (s *Setup) planContainerd(plan *setupPlan, c containerd, dockers string, un
 	if !undo {
 		for _, r := range s.registries() {
 			dir := c.dir(r.Name)
-			byDir[dir] = append(byDir[dir], hostsFile{registry: r, mirrors: []string{s.Mirror}, referrers: c.takesReferrers(), certs: dir})
+			byDir[dir] = append(byDir[dir], hostsFile{registry: r, mirrors: []string{s.Mirror}, referrers: c.takesReferrers(), certs: dir, planned: s.Certificates.planned()})
 		}
 	}
 	for _, dir := range c.paths {
 		if len(byDir[dir]) == 0 && (!undo || dir == dockers) {
 			continue
+		}
+		if err := s.planCertificates(plan, dir, undo); err != nil {
+			return err
 		}
 		if err := s.planHosts(plan, dir, byDir[dir]); err != nil {
 			return err

@@ -122,12 +122,12 @@ func (f engineFacts) takesReferrers() bool {
 
 // hostsFiles are the files that the engine needs for these registries. Docker Hub's has the other
 // mirrors of the engine too, since the engine asks no mirror that the file doesn't name.
-func (f engineFacts) hostsFiles(mirror string, registries []Registry, certs string) (files []hostsFile) {
+func (f engineFacts) hostsFiles(mirror string, registries []Registry, certs string, planned []string) (files []hostsFile) {
 	if !f.readsHosts() {
 		return nil
 	}
 	for _, r := range registries {
-		h := hostsFile{registry: r, mirrors: []string{mirror}, referrers: f.takesReferrers(), certs: certs}
+		h := hostsFile{registry: r, mirrors: []string{mirror}, referrers: f.takesReferrers(), certs: certs, planned: planned}
 		if r.Name == hubName {
 			h.mirrors = append(h.mirrors, slices.DeleteFunc(slices.Clone(f.mirrors), func(m string) bool { return sameMirror(m, mirror) })...)
 		}

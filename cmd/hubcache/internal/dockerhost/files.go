@@ -2,6 +2,7 @@ package dockerhost
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +21,7 @@ type fileState struct {
 	path string      // behind all symlinks
 	body []byte      // nil when there is no file
 	info fs.FileInfo // nil when there is no file
+	mode fs.FileMode // of a file that isn't there yet; 0 is 0644
 }
 
 // readState reads a file that is to be changed. It refuses what a change would lose: a
@@ -46,7 +48,7 @@ func readState(path string) (fileState, error) {
 		return fileState{}, fmt.Errorf("%s has %d names (hard links); the others would keep the old content: leave one", real, stat.Nlink)
 	}
 	body, err := os.ReadFile(real)
-	return fileState{real, append([]byte{}, body...), info}, err
+	return fileState{path: real, body: append([]byte{}, body...), info: info}, err
 }
 
 // errChanged refuses to overwrite what somebody else has written meanwhile.
@@ -185,7 +187,7 @@ func (s fileState) writeTemp(content []byte) (path string, err error) {
 	if err == nil && s.info != nil {
 		err = copyAttributes(f, s.path, s.info)
 	} else if err == nil {
-		err = f.Chmod(0o644)
+		err = f.Chmod(cmp.Or(s.mode, 0o644))
 	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return "", errors.Join(err, os.Remove(f.Name()))

@@ -26,31 +26,39 @@ type hostsFile struct {
 	mirrors   []string // URLs, in the order in which they are asked before the registry
 	referrers bool     // the client knows the capability; one that doesn't ignores the whole file
 	certs     string   // directory with a directory for each registry and mirror, which may have certificates
+	planned   []string // names of certificates that the first mirror's directory is about to get
 }
 
 // text is the content, without the mark.
 func (h hostsFile) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "server = %q\n", h.registry.Server)
-	b.WriteString(certificates(registryDir(h.certs, h.registry.Name), ""))
+	b.WriteString(certificates(registryDir(h.certs, h.registry.Name), "", nil))
 	capabilities := `["pull", "resolve"]`
 	if h.referrers {
 		capabilities = `["pull", "resolve", "referrers"]`
 	}
-	for _, m := range h.mirrors {
+	for i, m := range h.mirrors {
 		fmt.Fprintf(&b, "\n[host.%q]\n  capabilities = %s\n  dial_timeout = %q\n", m, capabilities, dialTimeout)
 		if u, err := url.Parse(m); err == nil && u.Scheme == "https" {
-			b.WriteString(certificates(registryDir(h.certs, u.Host), "  "))
+			b.WriteString(certificates(registryDir(h.certs, u.Host), "  ", h.plannedFor(i)))
 		}
 	}
 	return b.String()
 }
 
+// plannedFor are the planned names for one of the mirrors: Setup's own is the first.
+func (h hostsFile) plannedFor(i int) []string {
+	if i > 0 {
+		return nil
+	}
+	return h.planned
+}
+
 // certificates are the lines for the certificates in a directory. A client that finds a hosts.toml
 // looks for no certificates by itself.
-func certificates(dir, indent string) string {
-	authorities, _ := filepath.Glob(filepath.Join(dir, "*.crt")) // the pattern has no fault
-	own, _ := filepath.Glob(filepath.Join(dir, "*.cert"))
+func certificates(dir, indent string, planned []string) string {
+	authorities, own := certificateFiles(dir, ".crt", planned), certificateFiles(dir, ".cert", planned)
 	var lines string
 	if len(authorities) > 0 {
 		lines += fmt.Sprintf("%sca = [%s]\n", indent, quoted(authorities))

@@ -34,7 +34,9 @@ type Setup struct {
 	// Registries are those that the cache serves; none is Docker Hub alone.
 	Registries []Registry
 	Paths      SetupPaths
-	Out        io.Writer // for what is, or would be, done
+	// Certificates are what the client gets for a mirror with https.
+	Certificates Certificates
+	Out          io.Writer // for what is, or would be, done
 	// Patience is how long the engine may take until it has what was written; 0 is 15 s.
 	Patience time.Duration
 }
@@ -153,7 +155,10 @@ func (s *Setup) plan(ctx context.Context, undo bool) (setupPlan, error) {
 		has: engine.uses(s.Mirror), want: !undo && engine.usesMirrors(s.Mirror)}
 	var hosts []hostsFile
 	if !undo {
-		hosts = engine.hostsFiles(s.Mirror, s.registries(), files.certs)
+		hosts = engine.hostsFiles(s.Mirror, s.registries(), files.certs, s.Certificates.planned())
+	}
+	if err := s.planCertificates(&plan, files.certs, undo); err != nil {
+		return plan, err
 	}
 	if err := s.planHosts(&plan, files.certs, hosts); err != nil {
 		return plan, err
