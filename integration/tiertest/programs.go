@@ -36,6 +36,12 @@ type Program struct {
 // global options.
 func StartVersity(t testing.TB, args ...string) *Program {
 	t.Helper()
+	return StartVersityIn(t, t.TempDir(), args...)
+}
+
+// StartVersityIn is StartVersity in that folder, whose disk may be small.
+func StartVersityIn(t testing.TB, dir string, args ...string) *Program {
+	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +50,6 @@ func StartVersity(t testing.TB, args ...string) *Program {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("versitygw is missing; integration/install-tools builds it: %v", err)
 	}
-	dir := t.TempDir()
 	for _, d := range []string{"data/" + BucketName, "meta"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
