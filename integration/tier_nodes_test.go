@@ -177,7 +177,7 @@ func TestThreeNodesFetchAnImageOnce(t *testing.T) {
 	for _, n := range nodes {
 		n.Stop()
 	}
-	fourth := l.node("http://127.0.0.1:1")
+	fourth := l.start(serverOptions{Upstream: "http://127.0.0.1:1"}) // with an access token
 	if err := l.pull(img, fourth); err != nil {
 		t.Error(err)
 	}

@@ -104,7 +104,7 @@ func (r *repo) refusal() error {
 	if !r.policy.allowed(r.name) {
 		return notAllowed
 	}
-	if !r.m.client.HasCredential() || r.policy.private.match(r.name) {
+	if !r.m.judges() || r.policy.private.match(r.name) {
 		return nil
 	}
 	if v, err := r.m.store.Visibility(r.full); err == nil && !v.Public {

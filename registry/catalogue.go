@@ -94,9 +94,9 @@ func (m *mirror) serveCatalog(w http.ResponseWriter, req *http.Request) result {
 
 // listed reports whether the catalogue may name the repository, from what is known already.
 func (m *mirror) listed(p *policy, name string) bool {
-	if !m.client.HasCredential() || p.private.match(name) {
+	if !m.judges() || p.private.match(name) {
 		return true
 	}
 	v, err := m.store.Visibility(m.name + "/" + name)
-	return err == nil && v.Public
+	return err == nil && v.Public || err != nil && !m.client.HasCredential()
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type mirror struct {
 	client  *upstream.Client  // health, quota, visibility and lists
 	source  fetch.Source      // tags, manifests and blobs
 	recall  recaller          // nil: source has none
+	judge   judge             // the same
 	behind  bool              // the upstream is behind a source that may have what it lacks while it is down
 	policy  atomic.Pointer[policy]
 
@@ -46,6 +48,7 @@ type mirror struct {
 	longLists cooldown.Memory  // those, by listKey
 	absent    *absent          // what the upstream has just said that it hasn't got
 	renewed   cooldown.Memory  // repositories whose visibility has just been asked for again
+	looked    cooldown.Memory  // repositories of which the other nodes have just been asked
 	overdue   overdue          // repositories whose visibility is too old
 	calls     calls.Group[any] // visibilities, confirmations, heads, manifests, lists
 	checks    tagChecks        // checks of cached tags that are under way
@@ -91,6 +94,7 @@ func newMirror(u Upstream, s *shared, counts func(name string) *upstream.Counter
 	if u.Source != nil {
 		m.source, m.behind = u.Source(m.source), true
 		m.recall, _ = m.source.(recaller)
+		m.judge, _ = m.source.(judge)
 	}
 	m.absent, m.refresher = &absent{m: m}, newRefresher(m)
 	m.source = questionSource{m.source, m}
@@ -176,14 +180,33 @@ func (m *mirror) admit(ctx context.Context, r *repo) *admission {
 	if !r.policy.allowed(r.name) {
 		return refused
 	}
-	if !m.client.HasCredential() || r.policy.private.match(r.name) {
+	if !m.judges() || r.policy.private.match(r.name) {
 		return admitted
 	}
-	v, err := m.store.Visibility(r.full)
-	if err != nil {
-		return m.admitUnknown(ctx, r)
+	if m.judge != nil && !m.looked.Has(r.name) {
+		return m.decideLater(func() error {
+			m.askOthers(ctx, r)
+			return m.admitKnown(ctx, r).wait(ctx)
+		})
 	}
-	if age := time.Since(v.At); (age < 0 || age > renewAge || !v.Public && age > privateAge) && !m.renewed.Has(r.name) {
+	return m.admitKnown(ctx, r)
+}
+
+// judges reports whether there may be repositories that clients of this node may not read, although the
+// upstream serves them or what is cached of them.
+func (m *mirror) judges() bool { return m.client.HasCredential() || m.judge != nil }
+
+// admitKnown is admit by what this node knows, or the upstream.
+func (m *mirror) admitKnown(ctx context.Context, r *repo) *admission {
+	v, err := m.store.Visibility(r.full)
+	if err != nil && !m.client.HasCredential() {
+		return admitted // nobody has found it private
+	}
+	if err != nil {
+		return m.decideLater(func() error { return m.admitUnknown(ctx, r) })
+	}
+	old := m.client.HasCredential() && age(v) > renewAge || !v.Public && age(v) > privateAge
+	if old && !m.renewed.Has(r.name) {
 		m.renewed.Add(r.name, renewPause, nil)
 		m.tasks.background(func(ctx context.Context) { m.visibility(ctx, r) })
 	}
@@ -193,9 +216,26 @@ func (m *mirror) admit(ctx context.Context, r *repo) *admission {
 	return admitted
 }
 
-// admitUnknown is admit for a repository whose visibility isn't known. It asks in the
-// background, so that the caller can ask for the tag meanwhile.
-func (m *mirror) admitUnknown(ctx context.Context, r *repo) *admission {
+// age returns how old a visibility is; one that lies ahead of the clock is as old as can be.
+func age(v storage.Visibility) time.Duration {
+	if age := time.Since(v.At); age >= 0 {
+		return age
+	}
+	return math.MaxInt64
+}
+
+// admitUnknown is admit for a repository whose visibility isn't known.
+func (m *mirror) admitUnknown(ctx context.Context, r *repo) error {
+	v, err := m.visibility(ctx, r)
+	if err == nil && !v.Public {
+		err = privateRepository
+	}
+	return err
+}
+
+// decideLater returns an admission that is decided in the background, so that the caller can ask
+// for the tag meanwhile.
+func (m *mirror) decideLater(decide func() error) *admission {
 	leave, ok := m.tasks.enter()
 	if !ok {
 		return &admission{err: errStopping}
@@ -204,11 +244,7 @@ func (m *mirror) admitUnknown(ctx context.Context, r *repo) *admission {
 	go func() {
 		defer leave()
 		defer close(a.decided)
-		v, err := m.visibility(ctx, r)
-		if err == nil && !v.Public {
-			err = privateRepository
-		}
-		a.err = err
+		a.err = decide()
 	}()
 	return a
 }
@@ -226,13 +262,23 @@ func (m *mirror) visibility(ctx context.Context, r *repo) (storage.Visibility, e
 		old, oldErr := m.store.Visibility(r.full)
 		if err != nil {
 			if cause := context.Cause(ctx); cause == nil || errors.Is(cause, context.DeadlineExceeded) {
+				v, ok := m.told(ctx, r)
+				if ok {
+					old = v
+				}
 				m.unrenewed(r, old, err) // otherwise the caller has ended it
+				if ok {
+					return v, nil
+				}
 			}
 			return storage.Visibility{}, err
 		}
 		v := storage.Visibility{Public: public, At: time.Now()}
 		m.overdue.forget(r.name)
 		m.store.SetVisibility(r.full, v)
+		if m.judge != nil {
+			m.judge.SetVisibility(r.name, public, v.At)
+		}
 		if oldErr == nil && old.Public != v.Public {
 			m.hot.clear() // these answers were given under the old visibility
 		}

@@ -29,7 +29,7 @@ func (m *mirror) requester(ctx context.Context, name string) context.Context {
 		return ctx
 	}
 	if v.Public && !m.overdue.failed(name) {
-		if v, err = m.visibility(ctx, r); err == nil && v.Public {
+		if v, err = m.visibility(ctx, r); err == nil && v.Public && !isOverdue(v) {
 			return ctx
 		}
 	}
@@ -39,8 +39,7 @@ func (m *mirror) requester(ctx context.Context, name string) context.Context {
 // isOverdue reports whether a visibility is too old to count for more than what is cached. One
 // that lies ahead of the clock is of no known age.
 func isOverdue(v storage.Visibility) bool {
-	age := time.Since(v.At)
-	return age < 0 || age > visibilityAge
+	return age(v) > visibilityAge
 }
 
 // untold makes a refusal of a request without the credential one that says nothing: with it,

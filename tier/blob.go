@@ -226,6 +226,7 @@ func (b *blob) Ended(err error) {
 		u := upload{Kind: fetch.Blobs, Repository: b.s.full(b.repository), Digest: b.digest}
 		switch {
 		case from.upstream:
+			b.s.served(b.repository)
 			t.uploads.add(u, 0)
 		case from.peer:
 			t.uploads.add(u, t.pace.byOthers)

@@ -426,3 +426,8 @@ func (n *node) uploaded() {
 }
 
 var errRefused = errors.New("refused by the test")
+
+// refuse is an S3 that refuses all.
+func refuse(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+	tiertest.Refuse(w, http.StatusServiceUnavailable, "SlowDown")
+}

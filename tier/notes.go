@@ -32,21 +32,24 @@ const (
 
 // Account is the account of a registry that the nodes use. Nodes tell each other of it: what a tag
 // names, when to pause, and what is left of the pulls.
-type Account string
+type Account struct {
+	id        string
+	anonymous bool
+}
 
 // AccountOf returns the account of that name at the registry with that URL; "": anonymous requests.
 func AccountOf(url, username string) Account {
 	sum := sha256.Sum256([]byte(url + " " + username))
-	return Account(hex.EncodeToString(sum[:12]))
+	return Account{hex.EncodeToString(sum[:12]), username == ""}
 }
 
 func (a Account) tag(repository, tag string) string {
-	return "tag:" + string(a) + ":" + repository + ":" + tag
+	return "tag:" + a.id + ":" + repository + ":" + tag
 }
 
 // limits are the keys of the limits for those whose they are.
 func (a Account) limits(whose string) []string {
-	at := "limit:" + string(a) + ":" + whose + ":"
+	at := "limit:" + a.id + ":" + whose + ":"
 	return []string{at + "pulls", at + "all", at + "quota"}
 }
 

@@ -39,9 +39,10 @@ func (s *source) Resolve(ctx context.Context, repository string, k fetch.Kind, r
 	s.checked(repository, reference, now)
 	if err == nil {
 		s.t.noteTag(s.full(repository), reference, now)
+		s.served(repository)
 		return d, nil
 	}
-	if !isDown(err) || ctx.Err() != nil {
+	if !isDown(err) || ctx.Err() != nil || !s.mayBeRead(ctx, repository) {
 		return d, err
 	}
 	var r tag
@@ -67,7 +68,7 @@ func (s *source) resolveDigest(ctx context.Context, repository string, k fetch.K
 // isLinked reports whether the bucket says that the upstream has it in this repository.
 func (s *source) isLinked(ctx context.Context, repository string, d digest.Digest) bool {
 	ok, err := s.t.linked(ctx, s.full(repository), d)
-	return ok && err == nil
+	return ok && err == nil && s.mayBeRead(ctx, repository)
 }
 
 // named reports whether this node knows that the repository has a blob: by a manifest that names it,
@@ -92,6 +93,7 @@ func (s *source) Manifest(ctx context.Context, repository, reference string) (fe
 	if err != nil {
 		return m, err
 	}
+	s.served(repository)
 	if d == "" {
 		d = digest.FromBytes(m.Body)
 	}
@@ -126,6 +128,7 @@ func (s *source) Confirm(ctx context.Context, repository string, k fetch.Kind, d
 	}
 	err := s.Source.Confirm(ctx, repository, k, d)
 	if err == nil {
+		s.served(repository)
 		s.t.soon(func(ctx context.Context) { s.t.writeLink(ctx, s.full(repository), d) })
 	}
 	return err

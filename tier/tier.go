@@ -87,6 +87,7 @@ type Tier struct {
 	holds                     *holds
 	uploads                   *uploads
 	peers                     *http.Client
+	hidden                    hidden
 	told                      Notes           // nil: the nodes tell each other nothing
 	noted                     cooldown.Memory // tags whose record has just been written
 	distrusted                cooldown.Memory // blobs of which bucket or peer had wrong bytes
@@ -112,7 +113,8 @@ const smallWrites = 64
 func New(o Options) (*Tier, error) {
 	t := &Tier{
 		store: o.Store, bucket: o.Bucket, told: o.Notes, log: cmp.Or(o.Log, slog.Default()),
-		pace: cmp.Or(o.pace, usual), peers: newPeerClient(), smallWrites: make(chan struct{}, smallWrites),
+		hidden: hidden{wake: make(chan struct{}, 1), all: map[string]time.Time{}},
+		pace:   cmp.Or(o.pace, usual), peers: newPeerClient(), smallWrites: make(chan struct{}, smallWrites),
 	}
 	t.bucketHealth, t.leaseHealth = &health{name: "bucket", log: t.log, pace: t.pace}, &health{name: "lease", log: t.log, pace: t.pace}
 	if o.Leases != nil {
@@ -132,6 +134,7 @@ func New(o Options) (*Tier, error) {
 		for range uploaders {
 			t.background(func(context.Context) { t.uploads.work() })
 		}
+		t.background(t.tellHidden)
 	}
 	return t, nil
 }

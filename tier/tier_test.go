@@ -90,7 +90,9 @@ func TestANodeServesWhatAnotherHasFetched(t *testing.T) {
 		first.wants(app, d)
 	}
 	first.uploaded()
-	l.eventually("the tag is in the bucket", func() bool { return l.s3.Object(tagName("docker.io/"+app, "1")) != nil })
+	l.eventually("the tag is in the bucket", func() bool {
+		return l.s3.Object(tagName("docker.io/"+app, "1")) != nil && l.s3.Object(verdictName("docker.io/"+app, true)) != nil
+	})
 	first.stop()
 	before := time.Now()
 
@@ -269,9 +271,7 @@ func TestAHostileNode(t *testing.T) {
 func TestASickTierIsNone(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	l.s3.Fault(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
-		tiertest.Refuse(w, http.StatusServiceUnavailable, "SlowDown")
-	})
+	l.s3.Fault(refuse)
 	l.leases.fail = errRefused
 	n := l.node(nil)
 	var all []digest.Digest
