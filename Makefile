@@ -94,7 +94,8 @@ clients: build ## each client with each fault: builds the newest, writes docs/ev
 	$(GO) test -tags integration -count 1 -timeout 90m -run '^TestClients$$' -v ./integration -args -clients -clients.doc ../docs/evidence/clients.md
 
 .PHONY: soak
-soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9
+soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9, prune with Docker 28
+	@integration/install-tools docker28
 	HUBCACHE_SOAK=1 $(GO) test -tags integration -timeout 120m -run 'Soak|Kill' -v ./integration/
 	HUBCACHE_SOAK=1 $(GO) test -timeout 90m -run Crash -v ./storage/
 	CGO_ENABLED=1 $(GO) test -race -timeout 90m -run "$$(integration/heavy-tests run)" $$(integration/heavy-tests packages)

@@ -139,6 +139,12 @@ func TestNewestIsTheLastThatCameToTheRepository(t *testing.T) {
 			h.on(20, img("a", 40, "db:15"))
 			h.on(19, img("a", 19.8, "db:15", "db:old"), img("b", 19.5, "db:16"))
 		}, "ab"},
+		{"the same, until the next one comes", func(h *host) {
+			h.on(40, img("a", 40, "db:15"))
+			h.on(20, img("a", 40, "db:15"))
+			h.on(19, img("a", 19.8, "db:15", "db:old"), img("b", 19.5, "db:16"))
+			h.on(9, img("a", 19.8, "db:15", "db:old"), img("b", 19.5, "db:16"), img("c", 9.5, "db:17"))
+		}, "c"},
 		{"swarm pulls by digest alone", func(h *host) {
 			h.on(40, img("a", 0, digestRef("db", "1")))
 			h.on(20, img("a", 0, digestRef("db", "1")), img("b", 0, digestRef("db", "2")))

@@ -112,6 +112,11 @@ func (s *Snapshot) measure(ctx context.Context, e Engine) error {
 		return err
 	}
 	s.addSharedLayers(unpacked)
+	if s.Containerd && packedSharesMissing(s.Images, unpacked) {
+		for i := range s.Images {
+			s.Images[i].Shared = -1
+		}
+	}
 	sizes := layerSizes(s.Images, unpacked)
 	cached, err := s.cachedLayers(ctx, e, unpacked, sizes)
 	if err != nil {
@@ -173,6 +178,31 @@ func (s *Snapshot) addSharedLayers(unpacked map[string]int64) {
 			}
 		}
 	}
+}
+
+// packedSharesMissing reports whether the Engine counts only the unpacked layers among what images
+// share, and so the packed ones as if each image had its own. Docker 28 does so with containerd's
+// store. Then no image shares more than the unpacked layers that others have too.
+func packedSharesMissing(images []Image, unpacked map[string]int64) bool {
+	h, missing := holdersOf(images), false
+	for _, img := range images {
+		var shared int64
+		known := img.Unreadable == ""
+		for _, l := range img.Layers {
+			if h[l.Chain] > 1 {
+				size, ok := unpacked[l.Chain]
+				shared, known = shared+size, known && ok
+			}
+		}
+		if !known || shared == 0 {
+			continue
+		}
+		if img.Shared > shared {
+			return false
+		}
+		missing = missing || img.Shared == shared
+	}
+	return missing
 }
 
 // unpackedSizes asks for the sizes of all layers, by chain. They are in the history of the

@@ -285,6 +285,62 @@ func TestPackedLayersCount(t *testing.T) {
 	}
 }
 
+// TestPackedLayersThatAreSharedOnDocker28: what that engine said of four images with the layers base,
+// shared and work, and each its own, which take 12,589,058 bytes packed and unpacked. Their shared sizes
+// are those of the unpacked layers alone.
+func TestPackedLayersThatAreSharedOnDocker28(t *testing.T) {
+	img := func(digit, parent string, size, shared int64, diffs ...string) Image {
+		return Image{ID: id(digit), Parent: parent, Size: size, Shared: shared, Layers: chains(diffs)}
+	}
+	s := Snapshot{Containerd: true, Images: []Image{
+		img("1", "", 3059895, 1994752, "base"),
+		img("2", id("1"), 11454691, 6193152, "base", "shared"),
+		img("3", id("2"), 11492046, 6201344, "base", "shared", "work"),
+		img("4", id("3"), 24081691, 12496896, "base", "shared", "work", "classic"),
+		img("5", id("4"), 24081813, 12496896, "base", "shared", "work", "classic"),
+		img("6", "", 24052999, 6201344, "base", "copied", "moved", "own 6"), // of BuildKit
+		img("7", "", 24053003, 6201344, "base", "copied", "moved", "own 7"),
+	}}
+	unpacked := map[string]int64{}
+	for _, i := range s.Images {
+		for j, size := range []int64{1994752, 4198400, 8192, 6295552}[:len(i.Layers)] {
+			unpacked[i.Layers[j].Chain] = size
+		}
+	}
+	if !packedSharesMissing(s.Images, unpacked) {
+		t.Fatal("the packed layers count as shared")
+	}
+	for i := range s.Images {
+		s.Images[i].Shared = -1
+	}
+	sizes := layerSizes(s.Images, unpacked)
+	for _, i := range s.Images[4:] {
+		if got, want := sizes[i.top()], int64(12589058); max(got-want, want-got) > want/200 {
+			t.Errorf("the last layer of %s has %d bytes, want about %d", i.ID[7:8], got, want)
+		}
+	}
+	// The build cache has the layers of the images that BuildKit made.
+	e, c := newEngine(t, "1.51")
+	e.cache = []int64{1064447, 8394118, 12589058, 8285, 12589062}
+	cached, err := s.cachedLayers(t.Context(), c, unpacked, sizes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]int64{4: 0, 5: 6295552, 6: 6295552} {
+		if got := cached[s.Images[n].top()]; got != want {
+			t.Errorf("the build cache has %d bytes of the last layer of %s, want %d", got, s.Images[n].ID[7:8], want)
+		}
+	}
+
+	// An engine that counts the packed layers too, as Docker 29 does, is believed.
+	for i := range s.Images {
+		s.Images[i].Shared = s.Images[i].Size - 100
+	}
+	if packedSharesMissing(s.Images, unpacked) {
+		t.Error("the packed layers don't count as shared")
+	}
+}
+
 // TestUnreadableImageHoldsItsLayers: f has the layer base too, but the Engine can't show it. So the
 // deletion of a and b frees less than they have.
 func TestUnreadableImageHoldsItsLayers(t *testing.T) {

@@ -54,6 +54,9 @@ type Options struct {
 	// Docker29 runs the dockerd 29 and containerd 2 that integration/install-tools builds. The
 	// older docker client can use it.
 	Docker29 bool
+	// Docker28 runs the dockerd 28 that "integration/install-tools docker28" builds, with containerd's
+	// image store, and with the containerd and the runc of Docker29.
+	Docker28 bool
 }
 
 // Daemon is a running dockerd. Its methods must be called from the test's goroutine.
@@ -241,7 +244,10 @@ func (d *Daemon) writeConfig() {
 	if len(d.opts.Mirrors) > 0 {
 		config["registry-mirrors"] = d.opts.Mirrors
 	}
-	if d.opts.Docker29 {
+	if d.opts.Docker28 {
+		config["features"] = map[string]bool{"containerd-snapshotter": true}
+	}
+	if d.opts.Docker28 || d.opts.Docker29 {
 		config["seccomp-profile"] = "unconfined" // its runc is built without libseccomp
 	}
 	for k, v := range d.opts.Config {
@@ -278,6 +284,8 @@ func (d *Daemon) start() {
 	}
 	dockerd, path, env := d.opts.Dockerd, searchPath(), d.opts.Env
 	switch {
+	case d.opts.Docker28:
+		dockerd, path = Docker28(d.t), Docker29(d.t)+":"+path
 	case d.opts.Docker29:
 		dir := Docker29(d.t)
 		dockerd, path = filepath.Join(dir, "dockerd"), dir+":"+path // it starts the containerd of PATH

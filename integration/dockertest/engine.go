@@ -38,3 +38,18 @@ func Docker29(t testing.TB) string {
 	}
 	return dir
 }
+
+// Docker28 returns the path of dockerd 28, which "integration/install-tools docker28" builds. If it
+// is missing, the test fails. To start it, set Options.Docker28.
+func Docker28(t testing.TB) string {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(cache, "hubcache-test", "docker-"+version(t, "docker28"), "dockerd")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("dockertest: Docker 28 is missing; \"integration/install-tools docker28\" builds it: %v", err)
+	}
+	return path
+}
