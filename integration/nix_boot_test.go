@@ -143,12 +143,32 @@ func TestNixHostServesPulls(t *testing.T) {
 	})
 }
 
-// TestNixHostWithOwnFolderAndPort boots a host whose cache is in a configured folder, which
-// belongs to a static user, and whose port is one that only root may open.
+// TestNixHostWithOwnFolderAndPort moves the cache of a host as docs/use/moving-data.md says: to a
+// configured folder, which belongs to a static user. Its port becomes one that only root may open.
+// What was cached is served from there, without Docker Hub.
 func TestNixHostWithOwnFolderAndPort(t *testing.T) {
+	const token = "dckr_pat_of_the_test"
 	h := bootHost(t, buildPrograms(t))
+	h.serveHub(token, "1x1MiB")
+	activate(t, h, mustNixEvaluate(t, "boot"), token)
+	h.run(hostPrograms+"/hubcache", "warm", "big:2")
+	if log := h.run("journalctl", "--no-pager", "--unit=hubcache.service"); strings.Contains(log, "needs a look") {
+		t.Errorf("the server warns of what the module has set:\n%s", log)
+	}
+	h.run("systemctl", "stop", "hub.service", "docker.service")
+
+	all := []string{"hubcache-pull.socket", "hubcache-admin.socket", "hubcache.service"}
+	h.run(append([]string{"systemctl", "stop"}, all...)...) // a rebuild restarts what has changed
 	activate(t, h, mustNixEvaluate(t, "bootElsewhere"), "unused")
-	h.run("curl", "-fsS", "http://127.0.0.1/v2/")
+	h.run(append([]string{"systemctl", "stop"}, all...)...)
+	h.shell("rm -rf /srv/cache/hubcache/*")
+	h.run("cp", "-a", "--sparse=always", "/var/lib/private/hubcache/.", "/srv/cache/hubcache/")
+	h.run("chown", "-R", "hubcache:hubcache", "/srv/cache/hubcache")
+	h.run(append([]string{"systemctl", "start"}, all...)...)
+	if list := h.run(hostPrograms+"/hubcache", "ls"); !strings.Contains(list, "big:2") {
+		t.Errorf("the moved cache has:\n%s", list)
+	}
+	h.run("curl", "-fsS", "http://127.0.0.1/v2/library/big/manifests/2")
 	if owner := h.run("stat", "-c", "%U %A", "/srv/cache/hubcache", "/srv/cache/hubcache/index.db"); owner != "hubcache drwx------\nhubcache -rw-------\n" {
 		t.Errorf("the cache belongs to %s", owner)
 	}
@@ -163,7 +183,7 @@ func activate(t *testing.T, h *bootedHost, e nixEvaluation, token string) {
 	h.write("/etc/secrets/dockerhub-pat", "0400", token)
 	h.write("/etc/hubcache/config.yaml", "0644", string(e.Settings))
 	for _, group := range e.Groups {
-		h.run("groupadd", "--system", group)
+		h.run("groupadd", "--system", "--force", group)
 	}
 	for _, user := range e.Users {
 		h.run("useradd", "--system", "--gid=hubcache", user)

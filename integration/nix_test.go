@@ -199,6 +199,20 @@ func TestNixModuleMakesSettings(t *testing.T) {
 	}
 }
 
+// TestNixSettingsNameTheAdminSocket: commands that change the cache are answered over the admin socket
+// alone, and find it by the settings.
+func TestNixSettingsNameTheAdminSocket(t *testing.T) {
+	for c, address := range map[string]string{"minimal": "127.0.0.1:5001", "full": "127.0.0.1:5006"} {
+		var settings struct{ Admin struct{ Listen []string } }
+		if err := json.Unmarshal(mustNixEvaluate(t, c).Settings, &settings); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"unix:/run/hubcache/admin.sock", address}; !slices.Equal(settings.Admin.Listen, want) {
+			t.Errorf("%s: admin.listen is %q, want %q", c, settings.Admin.Listen, want)
+		}
+	}
+}
+
 // checkHostsFile checks that hosts.toml names a loopback mirror too, since newer daemons do not
 // verify Docker Hub's certificate without it. It must name no other mirror, since the file
 // makes daemons ignore all mirrors that it does not name.

@@ -48,6 +48,20 @@ let
   # A socket unit wants a bare port for every address, where a setting has ":5000".
   stream = address: lib.removePrefix ":" (lib.removePrefix "unix:" address);
 
+  # The admin socket is always there, and the settings say so: it is where commands that change the
+  # cache are answered, and where they look for it.
+  withAdminSocket =
+    settings:
+    if settings ? admin.listen then
+      settings
+      // {
+        admin = settings.admin // {
+          listen = lib.unique ([ "unix:${adminSocket}" ] ++ lib.toList settings.admin.listen);
+        };
+      }
+    else
+      settings;
+
   settings = lib.filterAttrsRecursive (_: v: v != null) cfg.settings;
   unchecked = format.generate "hubcache-config.yaml" settings;
   # A wrong setting stops the build, and not the service when it restarts.
@@ -73,10 +87,7 @@ let
     kill = lib.getExe' pkgs.coreutils "kill";
     config = configPath;
     pull = map stream (lib.toList cfg.settings.listen);
-    admin = lib.unique [
-      adminSocket
-      (stream cfg.settings.admin.listen)
-    ];
+    admin = map stream cfg.settings.admin.listen;
     # With toString, because an interpolated path would be copied into the store.
     credentials =
       lib.optional (cfg.credentials.passwordFile != null) "${credential}:${toString cfg.credentials.passwordFile}"
@@ -224,6 +235,7 @@ in
     };
 
     settings = lib.mkOption {
+      apply = withAdminSocket;
       type = lib.types.submodule {
         freeformType = format.type;
         options = { };
