@@ -23,6 +23,10 @@ const (
 	// say that it has it.
 	idleTime = 10 * time.Second
 
+	// afterUpload is how long a lease is kept when the bucket has the blob: another node may have asked
+	// the bucket before that, and be about to take the lease.
+	afterUpload = 2 * time.Second
+
 	// keptTime is how long the lease of a blob is kept after it has come in, at most: until the
 	// bucket has it, others read it from this node.
 	keptTime = time.Minute
@@ -158,6 +162,15 @@ func (h *holds) arrived(d digest.Digest) {
 	defer h.mu.Unlock()
 	if k := h.held[d]; k != nil {
 		k.until = time.Now().Add(keptTime)
+	}
+}
+
+// uploaded says that the bucket has the blob: the lease is given back soon.
+func (h *holds) uploaded(d digest.Digest) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if k := h.held[d]; k != nil {
+		k.until = time.Now().Add(afterUpload)
 	}
 }
 

@@ -60,6 +60,34 @@ func (m *memoryNotes) setFail(err error) {
 	m.fail = err
 }
 
+// lateLeases are leases that are a long way off: take is called before the first is taken.
+type lateLeases struct {
+	*memoryLeases
+	take func()
+}
+
+func (l *lateLeases) Take(ctx context.Context, key string, mine lease.Lease, ttl time.Duration) (lease.Lease, error) {
+	l.take()
+	return l.memoryLeases.Take(ctx, key, mine, ttl)
+}
+
+// TestABlobThatHasJustBeenUploadedIsNotFetchedAgain by a node that had asked the bucket before.
+func TestABlobThatHasJustBeenUploadedIsNotFetchedAgain(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	blob := random(100<<10, 1)
+	d := l.upstream.add(app, blob)
+	one := l.node(nil)
+	two := l.node(func(o *Options) {
+		o.Leases = &lateLeases{l.leases, sync.OnceFunc(func() { one.wants(app, d); one.uploaded() })}
+	})
+	two.wants(app, d)
+	if got := l.upstream.sentBytes(); got != int64(len(blob)) {
+		t.Errorf("the upstream has sent %d bytes of %d", got, len(blob))
+	}
+	l.eventually("the lease is given back", func() bool { return one.tier.Stats().Holding == 0 })
+}
+
 // named asks a node for a tag as package registry does.
 func (n *node) named(tag string, maxAge time.Duration) digest.Digest {
 	n.l.t.Helper()

@@ -184,7 +184,7 @@ func (u *uploads) work() {
 		switch {
 		case err == nil:
 			u.forget(up)
-			u.t.holds.release(up.Digest)
+			u.t.holds.uploaded(up.Digest)
 		case errors.Is(err, errNotHere) && now.After(up.until):
 			u.drop(up)
 		case errors.Is(err, errNotHere): // it is about to come in
