@@ -38,8 +38,9 @@ type holds struct {
 	leases Leases      // nil: none
 	mine   lease.Lease // the same for all blobs, and another one after a restart
 
-	mu   sync.Mutex // guards held and what is in it
-	held map[digest.Digest]*hold
+	mu     sync.Mutex // guards what follows, and what is in held
+	held   map[digest.Digest]*hold
+	taking map[digest.Digest]int // how often a lease is being asked for
 }
 
 // hold is the lease of one blob.
@@ -59,6 +60,9 @@ func (h *holds) take(ctx context.Context, d digest.Digest, dead lease.Lease) (ot
 	if h.isHeld(d) {
 		return other, true, nil
 	}
+	// Another node may be told that this one has the lease before this one is.
+	h.ask(d, 1)
+	defer h.ask(d, -1)
 	var got lease.Lease
 	if dead == (lease.Lease{}) {
 		got, err = h.leases.Take(ctx, string(d), h.mine, leaseTime)
@@ -77,6 +81,15 @@ func (h *holds) take(ctx context.Context, d digest.Digest, dead lease.Lease) (ot
 		return other, true, nil
 	}
 	return got, false, nil
+}
+
+// ask counts how often the lease of a blob is being asked for.
+func (h *holds) ask(d digest.Digest, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.taking[d] += n; h.taking[d] == 0 {
+		delete(h.taking, d)
+	}
 }
 
 func (h *holds) isHeld(d digest.Digest) bool {
@@ -214,11 +227,11 @@ func (h *holds) releaseAll() {
 	}
 }
 
-// isToken reports whether this node has the lease of d with that token.
+// isToken reports whether this node has the lease of d with that token, or is about to have it.
 func (h *holds) isToken(token string, d digest.Digest) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.held[d] != nil && subtle.ConstantTimeCompare([]byte(h.mine.Token), []byte(token)) == 1
+	return (h.held[d] != nil || h.taking[d] > 0) && subtle.ConstantTimeCompare([]byte(h.mine.Token), []byte(token)) == 1
 }
 
 func (h *holds) len() int {

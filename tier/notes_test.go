@@ -60,15 +60,38 @@ func (m *memoryNotes) setFail(err error) {
 	m.fail = err
 }
 
-// lateLeases are leases that are a long way off: take is called before the first is taken.
+// lateLeases are leases that are a long way off: before and after are called around a Take.
 type lateLeases struct {
 	*memoryLeases
-	take func()
+	before, after func()
 }
 
 func (l *lateLeases) Take(ctx context.Context, key string, mine lease.Lease, ttl time.Duration) (lease.Lease, error) {
-	l.take()
+	l.before()
+	defer l.after()
 	return l.memoryLeases.Take(ctx, key, mine, ttl)
+}
+
+// TestAHolderThatDoesNotKnowItYetIsAHolder: another node may hear of a lease before the one that has it.
+func TestAHolderThatDoesNotKnowItYetIsAHolder(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	blob := random(2<<20, 1)
+	d := l.upstream.add(app, blob)
+	two := l.node(nil)
+	var one *node
+	var others sync.WaitGroup
+	after := sync.OnceFunc(func() {
+		others.Go(func() { two.wants(app, d) })
+		l.eventually("the other node asks", func() bool { return one.peers.Load() > 0 })
+		time.Sleep(50 * time.Millisecond) // and is answered, as far as it is
+	})
+	one = l.node(func(o *Options) { o.Leases = &lateLeases{l.leases, func() {}, after} })
+	one.wants(app, d)
+	others.Wait()
+	if got := l.upstream.sentBytes(); got != int64(len(blob)) {
+		t.Errorf("the upstream has sent %d bytes of %d", got, len(blob))
+	}
 }
 
 // TestABlobThatHasJustBeenUploadedIsNotFetchedAgain by a node that had asked the bucket before.
@@ -79,7 +102,7 @@ func TestABlobThatHasJustBeenUploadedIsNotFetchedAgain(t *testing.T) {
 	d := l.upstream.add(app, blob)
 	one := l.node(nil)
 	two := l.node(func(o *Options) {
-		o.Leases = &lateLeases{l.leases, sync.OnceFunc(func() { one.wants(app, d); one.uploaded() })}
+		o.Leases = &lateLeases{l.leases, sync.OnceFunc(func() { one.wants(app, d); one.uploaded() }), func() {}}
 	})
 	two.wants(app, d)
 	if got := l.upstream.sentBytes(); got != int64(len(blob)) {

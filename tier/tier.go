@@ -124,7 +124,7 @@ func New(o Options) (*Tier, error) {
 		}
 	}
 	t.ctx, t.close = context.WithCancel(context.Background())
-	t.holds = &holds{t: t, leases: o.Leases, mine: lease.Of(strings.TrimRight(o.Advertise, "/")), held: map[digest.Digest]*hold{}}
+	t.holds = &holds{t: t, leases: o.Leases, mine: lease.Of(strings.TrimRight(o.Advertise, "/")), held: map[digest.Digest]*hold{}, taking: map[digest.Digest]int{}}
 	var err error
 	if t.uploads, err = newUploads(t, o.Dir); err != nil {
 		t.close()
