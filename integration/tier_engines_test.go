@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/hubcache/hubcache/integration/tiertest"
 	"github.com/hubcache/hubcache/tier/bucket"
 	"github.com/hubcache/hubcache/tier/lease"
@@ -324,6 +326,32 @@ func TestNotesOfARealServer(t *testing.T) {
 	}
 	if other, err := open("b").Notes(ctx, "tag", "pause"); err != nil || other[0] != (lease.Noted{}) || other[1] != (lease.Noted{}) {
 		t.Errorf("another group: %+v, %v", other, err)
+	}
+	// A full server refuses all calls, those that need no room too.
+	admin := redis.NewClient(&redis.Options{Addr: server.Addr})
+	defer admin.Close()
+	mine := lease.Of("http://10.0.0.1:5000")
+	if _, err := r.Take(ctx, "blob", mine, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	calls := map[string]func() error{
+		"Notes":    func() error { _, err := r.Notes(ctx, "tag"); return err },
+		"Note":     func() error { return r.Note(ctx, "tag", "now", 0, time.Hour) },
+		"Lengthen": func() error { return r.Lengthen(ctx, "pause", time.Minute) },
+		"Take":     func() error { _, err := r.Take(ctx, "blob", mine, time.Minute); return err },
+		"Replace":  func() error { _, err := r.Replace(ctx, "blob", mine, mine, time.Minute); return err },
+		"Extend":   func() error { _, err := r.Extend(ctx, "blob", mine, time.Minute); return err },
+		"Release":  func() error { return r.Release(ctx, "other", mine) },
+	}
+	for _, full := range []bool{true, false} {
+		if err := admin.ConfigSet(ctx, "maxmemory", map[bool]string{true: "1", false: "0"}[full]).Err(); err != nil {
+			t.Fatal(err)
+		}
+		for name, call := range calls {
+			if err := call(); (err != nil) != full {
+				t.Errorf("%s, full %t: %v", name, full, err)
+			}
+		}
 	}
 	server.Stop()
 	if _, err := r.Notes(ctx, "tag"); err == nil {

@@ -29,6 +29,10 @@ const answerIn = 500 * time.Millisecond
 // keys begin with it. The number is the version of the values.
 const keys = "hubcache:1:"
 
+// whole begins all scripts. A Redis that is full, or a replica, refuses such a script as a whole, also one
+// that reads: it isn't well for one call and unwell for the next.
+const whole = "#!lua"
+
 // The library logs by a logger of the whole process. What it has to say comes back as errors.
 func init() { logging.Disable() }
 
@@ -155,7 +159,7 @@ func (r *Redis) Take(ctx context.Context, key string, mine Lease, ttl time.Durat
 }
 
 // replace sets KEYS[1] from ARGV[1], or from nothing, to ARGV[2] for ARGV[3] ms, and returns what it is then.
-var replace = redis.NewScript(`
+var replace = redis.NewScript(whole + `
 local v = redis.call('GET', KEYS[1])
 if v and v ~= ARGV[1] then return v end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -178,11 +182,11 @@ func (r *Redis) Replace(ctx context.Context, key string, dead, mine Lease, ttl t
 
 // extend and release change KEYS[1] while it is ARGV[1].
 var (
-	extend = redis.NewScript(`
+	extend = redis.NewScript(whole + `
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])`)
 
-	release = redis.NewScript(`
+	release = redis.NewScript(whole + `
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])`)
 )

@@ -19,7 +19,7 @@ type Noted struct {
 }
 
 // notes returns of each key its value and the ms until it is forgotten, and at the end the time in ms.
-var notes = redis.NewScript(`
+var notes = redis.NewScript(whole + `
 local all = {}
 for i, key in ipairs(KEYS) do
   all[2 * i - 1] = redis.call('GET', key) or ''
@@ -38,7 +38,7 @@ func (r *Redis) Notes(ctx context.Context, keys ...string) ([]Noted, error) {
 	}
 	var all []any
 	err := r.call(ctx, func(ctx context.Context) (err error) {
-		all, err = notes.RunRO(ctx, r.client, names).Slice()
+		all, err = notes.Run(ctx, r.client, names).Slice()
 		return err
 	})
 	if err != nil {
@@ -77,7 +77,7 @@ func parseNote(s string, now int64) Noted {
 
 // note sets KEYS[1] to ARGV[1] for ARGV[3] ms, unless what is there is newer than ARGV[2] ms. What is
 // ahead of the clock, because that was set back, isn't.
-var note = redis.NewScript(`
+var note = redis.NewScript(whole + `
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local at = now - ARGV[2]
@@ -95,7 +95,7 @@ func (r *Redis) Note(ctx context.Context, key, value string, age, ttl time.Durat
 }
 
 // lengthen makes KEYS[1] last for ARGV[1] ms, unless it lasts longer.
-var lengthen = redis.NewScript(`
+var lengthen = redis.NewScript(whole + `
 if redis.call('PTTL', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], '0 ', 'PX', ARGV[1])
 return 1`)
