@@ -191,8 +191,8 @@ var (
 	// What looks like a setting and belongs to another program or another document.
 	foreign = []string{
 		"builder.gc", "proxy_cache", "proxy_cache_lock", // dockerd, nginx
-		"credentials.username",                              // an option of the NixOS module
-		"services.hubcache", "services.hubcache.registries", // the NixOS module
+		"credentials.username",                                                          // an option of the NixOS module
+		"services.hubcache", "services.hubcache.registries", "services.hubcache.shared", // the NixOS module
 		"expires_in",   // a field of a token service's answer
 		"sshd_config",  // a file of OpenSSH
 		"dial_timeout", // in containerd's hosts.toml

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -149,6 +150,7 @@ func TestNixModuleMakesSettings(t *testing.T) {
 		"privilegedPort": {mirrors: []string{"http://127.0.0.1:80"}},
 		"credential":     {},
 		"registries":     {mirrors: []string{"http://192.168.1.10:5000"}},
+		"shared":         {},
 		"prune":          {mirrors: loopback},
 		"boot":           {mirrors: loopback},
 		"sops":           {mirrors: loopback},
@@ -166,6 +168,7 @@ func TestNixModuleMakesSettings(t *testing.T) {
 
 		"credentialInStore":         {failure: "not in the Nix store"},
 		"registryCredentialInStore": {failure: "not in the Nix store"},
+		"sharedKeyInStore":          {failure: "not in the Nix store"},
 		"portTooHigh":               {failure: "between 0 and 65535"},
 		"unknownOption":             {failure: "does not exist"},
 	}
@@ -285,12 +288,38 @@ func TestNixRegistriesHaveCredentialsAndHosts(t *testing.T) {
 	}
 }
 
+// TestNixSharedHasCredentials checks that systemd hands over the keys of bucket and Redis, and that the
+// settings name them where it puts them.
+func TestNixSharedHasCredentials(t *testing.T) {
+	e := mustNixEvaluate(t, "shared")
+	for name, file := range map[string]string{"shared-access-key": "access", "shared-secret-key": "secret", "shared-redis-password": "redis"} {
+		if unit := e.Units["hubcache.service"]; !strings.Contains(unit, "LoadCredential="+name+":/run/secrets/"+file+"\n") {
+			t.Errorf("no %s in\n%s", name, unit)
+		}
+	}
+	var settings struct {
+		Shared map[string]any
+	}
+	if err := json.Unmarshal(e.Settings, &settings); err != nil {
+		t.Fatal(err)
+	}
+	const at = "/run/credentials/hubcache.service/"
+	want := map[string]any{
+		"bucket":    map[string]any{"endpoint": "https://s3.lan", "name": "images", "access_key_file": at + "shared-access-key", "secret_key_file": at + "shared-secret-key"},
+		"lease":     map[string]any{"redis": "redis.lan:6379", "password_file": at + "shared-redis-password"},
+		"advertise": "http://192.168.1.10:5000",
+	}
+	if !reflect.DeepEqual(settings.Shared, want) {
+		t.Errorf("shared is %v", settings.Shared)
+	}
+}
+
 // TestNixBuildStopsAtWrongSetting runs what the module runs when a system is built. A wrong
 // setting must stop the build, and the message must name it.
 func TestNixBuildStopsAtWrongSetting(t *testing.T) {
 	program := hubcacheProgram(t)
 	for name, complaint := range map[string]string{
-		"minimal": "", "full": "", "credential": "", "ownListen": "", "registries": "",
+		"minimal": "", "full": "", "credential": "", "ownListen": "", "registries": "", "shared": "",
 		"badRegistry":    "library",
 		"unknownSetting": "max_stail",
 		"badBudget":      "plenty",

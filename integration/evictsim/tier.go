@@ -33,7 +33,7 @@ type tierOptions struct {
 var soakSite = tierOptions{
 	seed: 1, nodes: 10, daemons: 1000, budget: 64 << 20, catalogue: 640 << 20,
 	lasts: time.Hour, every: time.Minute, tagTTL: time.Minute,
-	disk: 2500 * time.Microsecond, peer: 8 * time.Millisecond, bucket: 20 * time.Millisecond, upstream: 126 * time.Millisecond,
+	disk: 2500 * time.Microsecond, peer: 8 * time.Millisecond, bucket: 20 * time.Millisecond, upstream: 127 * time.Millisecond,
 	peerSpeed: 200e6, bucketSpeed: 100e6, upstreamSpeed: 50e6, uploadSpeed: 50e6,
 }
 

@@ -20,6 +20,28 @@ let
   credentialOf = registry: "registry-${builtins.replaceStrings [ ":" ] [ "_" ] registry}";
   withAccount = builtins.filter (name: cfg.registries.${name}.passwordFile != null) (builtins.attrNames cfg.registries);
 
+  # The secrets of the shared tier: option, setting, and the name of the credential.
+  sharedSecrets = builtins.filter (s: cfg.shared.${s.option} != null) [
+    {
+      option = "accessKeyFile";
+      section = "bucket";
+      key = "access_key_file";
+      credential = "shared-access-key";
+    }
+    {
+      option = "secretKeyFile";
+      section = "bucket";
+      key = "secret_key_file";
+      credential = "shared-secret-key";
+    }
+    {
+      option = "redisPasswordFile";
+      section = "lease";
+      key = "password_file";
+      credential = "shared-redis-password";
+    }
+  ];
+
   # The hosts.toml by which Docker asks the cache for a registry. An older Docker would ignore a file
   # with a capability that it doesn't know.
   referrers = builtins.compareVersions (docker.package.version or "0") "29.1" >= 0;
@@ -91,7 +113,8 @@ let
     # With toString, because an interpolated path would be copied into the store.
     credentials =
       lib.optional (cfg.credentials.passwordFile != null) "${credential}:${toString cfg.credentials.passwordFile}"
-      ++ map (name: "${credentialOf name}:${toString cfg.registries.${name}.passwordFile}") withAccount;
+      ++ map (name: "${credentialOf name}:${toString cfg.registries.${name}.passwordFile}") withAccount
+      ++ map (s: "${s.credential}:${toString cfg.shared.${s.option}}") sharedSecrets;
     inherit (cfg) dataDir;
     inherit (cfg.dockerPrune) dates randomizedDelaySec;
   };
@@ -203,6 +226,46 @@ in
       '';
     };
 
+    shared = lib.mkOption {
+      type = lib.types.submodule {
+        freeformType = format.type;
+        options =
+          builtins.mapAttrs
+            (
+              _: what:
+              lib.mkOption {
+                type = lib.types.nullOr lib.types.externalPath;
+                default = null;
+                example = "/run/secrets/hubcache";
+                description = "File with ${what}, as for {option}`services.hubcache.credentials.passwordFile`.";
+              }
+            )
+            {
+              accessKeyFile = "the access key of the bucket";
+              secretKeyFile = "the secret key of the bucket";
+              redisPasswordFile = "the password of Redis";
+            };
+      };
+      default = { };
+      example = lib.literalExpression ''
+        {
+          bucket = {
+            endpoint = "https://s3.example.com";
+            name = "images";
+          };
+          accessKeyFile = config.sops.secrets.bucket-access-key.path;
+          secretKeyFile = config.sops.secrets.bucket-secret-key.path;
+          lease.redis = "redis.example.com:6379";
+          redisPasswordFile = config.sops.secrets.redis-password.path;
+          advertise = "http://10.0.0.1:5000";
+        }
+      '';
+      description = ''
+        What several nodes share: a bucket with what any of them has fetched, and a Redis.
+        Beside the options here it takes the settings of `shared` in {file}`config.yaml`.
+      '';
+    };
+
     registryMirror = lib.mkOption {
       type = lib.types.bool;
       default = true;
@@ -273,6 +336,17 @@ in
               removeAttrs r [ "passwordFile" ]
               // (if r.passwordFile == null then { } else { password_file = credentialOf name; })
             ) cfg.registries
+          );
+          shared = lib.mkIf (cfg.shared.bucket or null != null || cfg.shared.lease or null != null) (
+            builtins.foldl' (
+              all: s:
+              all
+              // {
+                ${s.section} = (all.${s.section} or { }) // {
+                  ${s.key} = "/run/credentials/hubcache.service/${s.credential}";
+                };
+              }
+            ) (removeAttrs cfg.shared [ "accessKeyFile" "secretKeyFile" "redisPasswordFile" ]) sharedSecrets
           );
         };
 

@@ -52,6 +52,20 @@ in
       };
     };
   };
+  shared = {
+    services.hubcache = {
+      enable = true;
+      listenAddress = "192.168.1.10";
+      shared = {
+        bucket = { endpoint = "https://s3.lan"; name = "images"; };
+        accessKeyFile = "/run/secrets/access";
+        secretKeyFile = "/run/secrets/secret";
+        lease.redis = "redis.lan:6379";
+        redisPasswordFile = "/run/secrets/redis";
+        advertise = "http://192.168.1.10:5000";
+      };
+    };
+  };
   prune = docker // { services.hubcache = { enable = true; dockerPrune.enable = true; }; };
 
   sops = { imports = [ secrets (examples + "/hubcache.nix") (examples + "/sops.nix") ]; };
@@ -65,6 +79,7 @@ in
 
   halfCredential = { services.hubcache = { enable = true; credentials.username = "jane"; }; };
   halfRegistry = { services.hubcache = { enable = true; registries."quay.io".username = "jane"; }; };
+  sharedKeyInStore = { services.hubcache = { enable = true; shared = { bucket = { endpoint = "https://s3.lan"; name = "images"; }; accessKeyFile = "${builtins.storeDir}/abc-key"; }; }; };
   badRegistry = { services.hubcache = { enable = true; registries."library" = { }; }; };
   namedAddress = { services.hubcache = { enable = true; listenAddress = "localhost"; }; };
   dataInHome = { services.hubcache = { enable = true; dataDir = "/home/jane/cache"; }; };
