@@ -174,6 +174,29 @@ func checkImage(t *testing.T, archive string) {
 	}
 	checkImageEnvironment(t, d, service.Image)
 	checkMovedVolume(t, d, args[1:], service, image)
+	checkImportInAContainer(t, d, args[1:], service, image, hub)
+}
+
+// checkImportInAContainer takes over what a folder has as docs/use/from-registry2.md says, without the
+// program on the host, and pulls it without an upstream.
+func checkImportInAContainer(t *testing.T, d *dockertest.Daemon, run []string, service types.ServiceConfig, image *hubtest.Image, hub *hubtest.Hub) {
+	t.Helper()
+	old := t.TempDir()
+	runCommand(t, exec.Command(program(t, "skopeo", "skopeo"), "copy", "--quiet", "--src-tls-verify=false",
+		"docker://"+strings.TrimPrefix(hub.RegistryURL(), "http://")+"/library/sample:1", "oci:"+old+":sample:1"))
+	d.Docker("rm", "--force", service.Name)
+	args := []string{"run"}
+	for _, arg := range run {
+		args = append(args, strings.Replace(arg, service.Volumes[0].Source+":", "imported:", 1))
+	}
+	once := slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return arg == "--detach" })
+	d.Docker(append(once, "--rm", "-v", old+":/from:ro", service.Image, "import", "/from", "--as", "docker.io/library/sample:1")...) // as docker compose run does
+	d.Docker(append(args, "--env", "HUBCACHE_UPSTREAM=http://"+net.JoinHostPort(d.Addr.String(), "1"), service.Image)...)
+	waitHealthy(t, d, service.Name)
+	if got := get(t, "http://"+net.JoinHostPort(d.Addr.String(), "5000")+"/v2/library/sample/manifests/1"); got.Status != http.StatusOK {
+		log, _ := d.Command("logs", service.Name).CombinedOutput()
+		t.Errorf("what was imported is not served: status %d\n%s", got.Status, log)
+	}
 }
 
 // checkMovedVolume copies the volume of the running container as docs/use/moving-data.md says, and
