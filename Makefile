@@ -101,9 +101,9 @@ soak: tools build ## the long tests: 10 minutes of load, 200 rounds of kill -9, 
 	CGO_ENABLED=1 $(GO) test -race -timeout 90m -run "$$(integration/heavy-tests run)" $$(integration/heavy-tests packages)
 
 .PHONY: bench
-bench: build ## measure beside the peers and write docs/evidence/performance.md (QUICK=1: five minutes)
+bench: build ## measure beside the peers and write docs/evidence/performance.md (QUICK=1: five minutes; ONLY=stampede,small SERVERS=direct,hubcache,nginx RUNS=2)
 	@integration/install-tools bench
-	$(GO) run ./integration/bench $(if $(QUICK),-quick)
+	$(GO) run ./integration/bench $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(SERVERS),-servers $(SERVERS)) $(if $(RUNS),-runs $(RUNS))
 
 .PHONY: dist
 dist: ## binaries, Debian package, container image, checksums and SBOM in dist/
