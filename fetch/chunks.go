@@ -103,6 +103,7 @@ func (d *download) next(j *job, at int64) int64 {
 	if j.cut {
 		most = min(most, j.to-at)
 	}
+	d.brought += at - j.at
 	j.at, j.reading = at, at+most
 	return most
 }

@@ -27,6 +27,10 @@ const (
 	// by another connection: what that costs itself.
 	nearTime = 100 * time.Millisecond
 
+	// assumedPace is how many bytes a second a connection is taken to bring before that is known:
+	// what a CDN gives at least, mostly.
+	assumedPace = 20_000_000
+
 	// pauseMost is how long a connection for whose bytes nobody waits stands still, at most, while
 	// others bring what readers wait for. So nothing stands still for good.
 	pauseMost = time.Second
@@ -150,6 +154,20 @@ func (d *download) comesNext(from int64, part bool) bool {
 	return !slices.ContainsFunc(d.jobs, func(j *job) bool { return j.at > from })
 }
 
+// near is how many bytes a connection brings so soon that nothing is gained by another one. Before
+// the speed is known it is taken for assumedPace. mu is held.
+func (d *download) near() int64 {
+	if d.pace > 0 {
+		return max(storage.Piece, d.bytesIn(nearTime))
+	}
+	d.mark(0)
+	pace := float64(assumedPace)
+	if d.flowed >= measureFirst && d.brought >= storage.Piece {
+		pace = float64(d.brought) / d.flowed.Seconds() / float64(max(d.copying, 1))
+	}
+	return max(storage.Piece, int64(pace*nearTime.Seconds()))
+}
+
 // comesSoon reports whether a worker brings the byte at off before long. If one would bring it
 // late, its chunk is cut before it. mu is held.
 func (d *download) comesSoon(off int64) bool {
@@ -157,7 +175,7 @@ func (d *download) comesSoon(off int64) bool {
 		if off < j.at || j.to >= 0 && off >= j.to {
 			continue
 		}
-		if off-j.reading < max(storage.Piece, d.bytesIn(nearTime)) || j.fixed || j.to < 0 {
+		if off-j.reading < d.near() || j.fixed || j.to < 0 {
 			j.wanted = max(j.wanted, off)
 			if j.wake != nil {
 				close(j.wake)

@@ -77,6 +77,7 @@ type download struct {
 	demanding int            // demands, including those that wait for a slot
 	copying   int            // bodies that are being copied now
 	marked    time.Time      // when copying last changed, or the speed was last measured
+	brought   int64          // bytes that have been read of all bodies
 	flowed    time.Duration  // how long copying has been more than 0 since the last measurement
 	pace      int64          // bytes a second of one connection; 0: not known yet
 	fast      bool           // all downloads together reach enough

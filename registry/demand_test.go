@@ -165,6 +165,51 @@ func TestLazyPullerNeedsNoMoreThanItReads(t *testing.T) {
 	}
 }
 
+// TestFarRangeOfABlobThatIsPulledWhole: one connection brings a small blob, and one whose size nobody
+// knew when it was asked for. A range far into it is asked for by another one all the same, where the
+// upstream says that it knows ranges.
+func TestFarRangeOfABlobThatIsPulledWhole(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		size           int64
+		listed, ranges bool
+	}{{24 * mib, false, true}, {6 * mib, true, true}, {6 * mib, false, true}, {6 * mib, true, false}} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				o := slowHub()
+				o.IgnoreRange = !c.ranges
+				l := newLab(t, labOptions{hub: o})
+				layer := hubtest.Layers(1, c.size)[0]
+				d := l.hub.AddImage("library/one", "1", hubtest.ImageSpec{Layers: []hubtest.Layer{layer}}).Manifests[0].Layers[0].Digest
+				if c.listed {
+					l.get("/v2/library/one/manifests/1")
+				}
+				var whole sync.WaitGroup
+				whole.Go(func() { l.blob("library/one", string(d)) })
+				time.Sleep(time.Second)
+				r := l.getTimed(blobPath("library/one", d), "bytes=-1000")
+				if r.status != 206 || r.err != nil || len(r.body) != 1000 {
+					t.Fatalf("%d, %d bytes, %v", r.status, len(r.body), r.err)
+				}
+				l.same(string(d), c.size-1000, r.body)
+				if c.ranges && r.all > roundTrip+300*time.Millisecond {
+					t.Errorf("it took %s: %s", r.all, l.cdnRequests(d))
+				}
+				whole.Wait()
+				l.drain()
+				if n := l.hub.Ledger().BlobBytes(); n > c.size+c.size/50 || !c.ranges && n != c.size {
+					t.Errorf("upstream sent %d bytes of %d: %s", n, c.size, l.cdnRequests(d))
+				}
+				if _, ok := l.store.Has(d); !ok {
+					t.Error("the blob isn't kept")
+				}
+				l.checkStore(d)
+			})
+		})
+	}
+}
+
 // TestFaultsInADemandedRange: what goes wrong in the range that a client waits for goes wrong as
 // anywhere else: it is resumed, and no wrong byte is kept.
 func TestFaultsInADemandedRange(t *testing.T) {

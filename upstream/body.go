@@ -98,6 +98,7 @@ type Body struct {
 	claimed int64 // what a manifest claims of size, while nothing else tells; -1: nothing
 	other   int64 // the length that the last answer stated in place of claimed; -1: none
 	ranged  bool  // the last answer was a 206
+	offers  bool  // the last answer was the whole blob, as asked for, and says that there are ranges
 	whole   bool  // as in Part
 
 	body    io.ReadCloser
@@ -136,8 +137,8 @@ func (b *Body) Span() (from, to int64) { return b.at, b.end }
 // Size returns the size of the whole blob in bytes, -1 when it isn't known yet.
 func (b *Body) Size() int64 { return b.size }
 
-// Ranged reports whether the upstream has answered with a range.
-func (b *Body) Ranged() bool { return b.ranged }
+// Ranged reports whether the upstream has answered with a range, or says that it would.
+func (b *Body) Ranged() bool { return b.ranged || b.offers }
 
 // connect opens the body, and tries again as often as a break allows. No attempt begins after
 // openDeadline, or goes on for longer.
@@ -291,6 +292,7 @@ func (b *Body) accept(resp *http.Response, at *url.URL) error {
 		b.size, b.claimed = total, -1
 	}
 	b.ranged = resp.StatusCode == http.StatusPartialContent
+	b.offers = !b.ranged && b.at == 0 && (b.end < 0 || b.end == total) && strings.EqualFold(resp.Header.Get("Accept-Ranges"), "bytes")
 	if b.end < 0 || b.size >= 0 && b.end > b.size || b.whole && !b.ranged {
 		b.end = b.size
 	}

@@ -96,10 +96,12 @@ func (c *cdn) signed(q *request) bool {
 // blobResponse is the blob, or the single range of it that was requested.
 func blobResponse(q *request, b *io.SectionReader) *response {
 	resp := &response{status: http.StatusOK, body: b, size: b.Size(), header: http.Header{
-		"Content-Type":  {"application/octet-stream"},
-		"Accept-Ranges": {"bytes"},
-		"Etag":          {`"` + q.target.reference + `"`},
+		"Content-Type": {"application/octet-stream"},
+		"Etag":         {`"` + q.target.reference + `"`},
 	}}
+	if !q.opts.IgnoreRange {
+		resp.header.Set("Accept-Ranges", "bytes")
+	}
 	first, last, ok := parseRange(q.r.Header.Get("Range"), b.Size())
 	switch {
 	case !ok || q.opts.IgnoreRange || q.effects.ignoreRange:
