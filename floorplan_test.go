@@ -28,6 +28,7 @@ var floors = map[string][]string{
 	"boltfile":        {},
 	"index":           {"boltfile"},
 	"history":         {"boltfile"},
+	"quarantine":      {},
 	"storage":         {"disk", "image", "index", "lru"},
 	"answer":          {},
 	"auth":            {"answer", "calls", "cooldown", "name"},
@@ -37,10 +38,10 @@ var floors = map[string][]string{
 	"tier":            {"cooldown", "fetch", "storage", "tier/bucket", "tier/lease"},
 	"tier/bucket":     {},
 	"tier/lease":      {},
-	"registry":        {"calls", "content", "cooldown", "fetch", "image", "name", "slots", "storage", "upstream"},
+	"registry":        {"calls", "content", "cooldown", "fetch", "image", "name", "quarantine", "slots", "storage", "upstream"},
 	"inventory":       {"image", "name", "storage"},
 	"transfer":        {"image", "name", "storage"},
-	"admin":           {"fetch", "history", "inventory", "name", "registry", "storage", "transfer", "upstream", "warm"},
+	"admin":           {"fetch", "history", "inventory", "name", "quarantine", "registry", "storage", "transfer", "upstream", "warm"},
 	"compose":         {},
 	"admin/dashboard": {"admin", "inventory", "name", "registry"},
 	"warm":            {"compose", "name", "registry"},
@@ -49,7 +50,7 @@ var floors = map[string][]string{
 
 	"cmd/hubcache/internal/adminclient": {"admin", "cmd/hubcache/internal/settings"},
 	"cmd/hubcache/internal/dockerhost":  {"admin", "auth", "cmd/hubcache/internal/adminclient", "cmd/hubcache/internal/settings", "name", "prune"},
-	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "boltfile", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "registry", "storage", "tier", "tier/bucket", "tier/lease", "upstream", "warm"},
+	"cmd/hubcache/internal/server":      {"admin", "admin/dashboard", "auth", "boltfile", "cmd/hubcache/internal/settings", "disk", "fetch", "history", "inventory", "quarantine", "registry", "storage", "tier", "tier/bucket", "tier/lease", "upstream", "warm"},
 	"cmd/hubcache/internal/settings":    {"disk", "name"},
 }
 

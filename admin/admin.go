@@ -49,6 +49,8 @@ type Options struct {
 	// Unserved says that the registry of a reference isn't configured, nil if it is. nil: all are.
 	Unserved func(name.Reference) error
 
+	Quarantine Quarantine // nil: nothing waits
+
 	Warmer Warmer            // nil: no images can be warmed
 	Warm   func() warm.State // what is kept warm on a schedule; nil: nothing is
 
@@ -144,6 +146,10 @@ func New(o Options) http.Handler {
 	}
 	if a.Inspect != nil {
 		get("/api/v1/images/{reference:.+}", a.checkHost(http.HandlerFunc(a.inspect)))
+	}
+	if a.Quarantine != nil {
+		get("/api/v1/quarantine", a.checkHost(http.HandlerFunc(a.quarantined)))
+		m.Handle("/api/v1/quarantine/{reference:.+}", a.guarded(a.release)).Methods(http.MethodDelete)
 	}
 	if a.Cache != nil {
 		get("/api/v1/pins", a.checkHost(http.HandlerFunc(a.pins)))

@@ -17,9 +17,11 @@ import (
 type Images struct {
 	Schema int     `json:"schema"`
 	Images []Image `json:"images"`
-	Total  int     `json:"total"`          // number of images that match, listed here or not
-	Other  int64   `json:"other_bytes"`    // bytes in the cache that belong to no image
-	Next   string  `json:"next,omitempty"` // what to ask for as "after" to see more; absent: that is all
+	Total  int     `json:"total"`       // number of images that match, listed here or not
+	Other  int64   `json:"other_bytes"` // bytes in the cache that belong to no image
+	// Waiting are the tags that match and name what clients don't get yet, cached or not.
+	Waiting []Waiting `json:"waiting,omitempty"`
+	Next    string    `json:"next,omitempty"` // what to ask for as "after" to see more; absent: that is all
 }
 
 // Image is one image of the cache. Sizes are bytes on disk.
@@ -72,7 +74,7 @@ func (a *admin) images(w http.ResponseWriter, req *http.Request) {
 			return !i.Match(pattern) || !i.HasPrefix(prefix)
 		})
 	}
-	doc := Images{Schema: Schema, Total: len(found), Other: all.Other, Images: []Image{}}
+	doc := Images{Schema: Schema, Total: len(found), Other: all.Other, Images: []Image{}, Waiting: a.waiting(pattern, prefix)}
 	if after := q.Get("after"); after != "" {
 		at := slices.IndexFunc(found, func(n int32) bool { return all.At(int(n)).Reference() == after })
 		if at < 0 {

@@ -16,13 +16,14 @@ import (
 type Inspected struct {
 	Schema int `json:"schema"`
 	Image
-	Freed        int64           `json:"freed_bytes"`   // what only this image needs: what its eviction would free
-	Visibility   string          `json:"visibility"`    // of its repository: public, private, or unknown if nobody has had to ask
-	VisibilityAt *time.Time      `json:"visibility_at"` // when the upstream last said so; null: never
-	Index        bool            `json:"index"`         // it is an index, and names the manifests
-	Manifests    []ImageManifest `json:"manifests"`     // never null
-	SharedWith   []SharedWith    `json:"shared_with"`   // never null: the 20 images with which it shares most
-	Sharers      int             `json:"sharers"`       // with how many images it shares
+	Freed        int64           `json:"freed_bytes"`       // what only this image needs: what its eviction would free
+	Visibility   string          `json:"visibility"`        // of its repository: public, private, or unknown if nobody has had to ask
+	VisibilityAt *time.Time      `json:"visibility_at"`     // when the upstream last said so; null: never
+	Waiting      *Waiting        `json:"waiting,omitempty"` // what the tag names now, if that has to wait; absent: nothing waits
+	Index        bool            `json:"index"`             // it is an index, and names the manifests
+	Manifests    []ImageManifest `json:"manifests"`         // never null
+	SharedWith   []SharedWith    `json:"shared_with"`       // never null: the 20 images with which it shares most
+	Sharers      int             `json:"sharers"`           // with how many images it shares
 }
 
 // ImageManifest is a manifest for one platform, or an attestation of one.
@@ -70,7 +71,13 @@ func (a *admin) inspect(w http.ResponseWriter, req *http.Request) {
 	case err != nil:
 		refuse(http.StatusInternalServerError, err.Error()).ServeHTTP(w, req)
 	default:
-		writeJSON(w, http.StatusOK, inspected(d))
+		doc := inspected(d)
+		if a.Quarantine != nil && d.Tag != "" {
+			if w := a.Quarantine.Waiting(d.Repository, d.Tag); w != nil {
+				doc.Waiting = &Waiting{d.Reference(), w.Digest.String(), w.Until.UTC()}
+			}
+		}
+		writeJSON(w, http.StatusOK, doc)
 	}
 }
 

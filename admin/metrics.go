@@ -218,11 +218,11 @@ func (s sender) store(st storage.Stats) {
 	}
 }
 
-// requests sends results, errors and times of one kind of requests. No blob is revalidated or stale.
+// requests sends results, errors and times of one kind of requests. No blob is revalidated, stale or in quarantine.
 func (s sender) requests(kind string, q registry.Requests) {
 	for result, n := range map[registry.Outcome]int64{registry.OutcomeHit: q.Hit, registry.OutcomeRevalidated: q.Revalidated, registry.OutcomeMiss: q.Miss,
-		registry.OutcomeShared: q.Shared, registry.OutcomeStale: q.Stale, registry.OutcomeBypass: q.Bypass, registry.OutcomeError: q.Error} {
-		if kind == "manifest" || result != registry.OutcomeRevalidated && result != registry.OutcomeStale {
+		registry.OutcomeShared: q.Shared, registry.OutcomeStale: q.Stale, registry.OutcomeBypass: q.Bypass, registry.OutcomeQuarantine: q.Quarantine, registry.OutcomeError: q.Error} {
+		if kind == "manifest" || !ofManifestsAlone(result) {
 			s.count("requests_total", n, kind, string(result))
 		}
 	}
@@ -230,7 +230,7 @@ func (s sender) requests(kind string, q registry.Requests) {
 		s.count("request_errors_total", n, kind, cause)
 	}
 	for outcome, h := range q.FirstByte {
-		if kind == "blob" && (outcome == registry.OutcomeRevalidated || outcome == registry.OutcomeStale) {
+		if kind == "blob" && ofManifestsAlone(outcome) {
 			continue
 		}
 		buckets := map[float64]uint64{}
@@ -239,6 +239,11 @@ func (s sender) requests(kind string, q registry.Requests) {
 		}
 		s.ch <- prometheus.MustNewConstHistogram(s.c.descs["request_first_byte_seconds"], uint64(h.Count), h.Sum.Seconds(), buckets, kind, string(outcome))
 	}
+}
+
+// ofManifestsAlone reports whether no request for a blob has that outcome.
+func ofManifestsAlone(o registry.Outcome) bool {
+	return o == registry.OutcomeRevalidated || o == registry.OutcomeStale || o == registry.OutcomeQuarantine
 }
 
 // reload sends the metrics of the last SIGHUP, if there was one.

@@ -79,6 +79,7 @@ type ManifestRequests struct {
 	Shared      int64 `json:"shared"`      // from an upstream request that another client began
 	Stale       int64 `json:"stale"`       // from the cache, because the upstream could not be asked
 	Bypass      int64 `json:"bypass"`      // from the upstream, and not kept
+	Quarantine  int64 `json:"quarantine"`  // an older image than the tag names, which has to wait
 	Error       int64 `json:"error"`       // answered with a status of 400 or above; the sum of Errors
 
 	Errors Errors `json:"errors"`
@@ -94,7 +95,7 @@ type Errors struct {
 
 // Total returns how many requests there were.
 func (r ManifestRequests) Total() int64 {
-	return r.Hit + r.Revalidated + r.Miss + r.Shared + r.Stale + r.Bypass + r.Error
+	return r.Hit + r.Revalidated + r.Miss + r.Shared + r.Stale + r.Bypass + r.Quarantine + r.Error
 }
 
 // Answered returns how many requests were answered without an error.
@@ -280,7 +281,7 @@ func failedOf(f registry.Failure) Failed {
 func requestsOf(r registry.Stats) Requests {
 	m, b := r.Manifest, r.Blob
 	return Requests{
-		Manifest: ManifestRequests{m.Hit, m.Revalidated, m.Miss, m.Shared, m.Stale, m.Bypass, m.Error, Errors(m.Errors)},
+		Manifest: ManifestRequests{m.Hit, m.Revalidated, m.Miss, m.Shared, m.Stale, m.Bypass, m.Quarantine, m.Error, Errors(m.Errors)},
 		Blob:     BlobRequests{b.Hit, b.Miss, b.Shared, b.Bypass, b.Error, b.ReadAhead, Errors(b.Errors)},
 	}
 }

@@ -59,6 +59,7 @@ requests.manifest.errors.policy number
 requests.manifest.errors.upstream number
 requests.manifest.hit number
 requests.manifest.miss number
+requests.manifest.quarantine number
 requests.manifest.revalidated number
 requests.manifest.shared number
 requests.manifest.stale number
@@ -113,6 +114,7 @@ totals.requests.manifest.errors.policy number
 totals.requests.manifest.errors.upstream number
 totals.requests.manifest.hit number
 totals.requests.manifest.miss number
+totals.requests.manifest.quarantine number
 totals.requests.manifest.revalidated number
 totals.requests.manifest.shared number
 totals.requests.manifest.stale number
@@ -244,7 +246,7 @@ func TestStatsAddUp(t *testing.T) {
 
 	stats := s.Stats()
 	m, b := stats.Requests.Manifest, stats.Requests.Blob
-	if got := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Error; got != manifests {
+	if got := m.Hit + m.Revalidated + m.Miss + m.Shared + m.Stale + m.Bypass + m.Quarantine + m.Error; got != manifests {
 		t.Errorf("%d manifest requests counted, %d made: %+v", got, manifests, m)
 	}
 	if got := b.Hit + b.Miss + b.Shared + b.Bypass + b.Error; got != blobs {

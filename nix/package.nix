@@ -37,6 +37,7 @@ buildGoModule (finalAttrs: {
       ../lru
       ../name
       ../prune
+      ../quarantine
       ../registry
       ../slots
       ../storage

@@ -63,6 +63,9 @@ func (q *blobRequest) serve() result {
 
 // answer answers the request from the store, from a flight, or past both.
 func (q *blobRequest) answer() result {
+	if q.policy.denies(q.digest) {
+		return result{err: deniedDigest}
+	}
 	if err := q.admission.wait(q.req.Context()); err != nil {
 		return result{err: err}
 	}

@@ -136,6 +136,7 @@ var (
 	impossibleName    = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "the registry can't have a repository of that name"}
 	notAllowed        = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, policy: true, detail: "not allowed by this cache's settings"}
 	notForPeers       = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeBlobUnknown, detail: "this node isn't fetching it for others"}
+	deniedDigest      = &failure{status: http.StatusForbidden, code: errcode.ErrorCodeDenied, policy: true, detail: "its digest is one of this cache's setting deny_digests"}
 	privateRepository = &failure{status: http.StatusNotFound, code: errcode.ErrorCodeNameUnknown, detail: "unknown, or private and not named in the setting private of its registry"}
 )
 

@@ -39,6 +39,7 @@ type found struct {
 	large     bool   // the store has the body, which isn't kept in memory
 	children  []image.Child
 	outcome   Outcome
+	held      bool      // a tag names a newer one, which has to wait
 	checked   time.Time // when the upstream said so of a tag; zero: just now, or it is no answer of the upstream
 	expires   time.Time // until when a tag may be answered with it unasked; zero with a digest: for ever
 }
@@ -165,6 +166,9 @@ func (q *manifestRequest) sendLarge(w http.ResponseWriter, req *http.Request, o 
 // repository is asked for, upstream is asked for visibility and tag at the same time; nothing
 // of the tag is given away before the visibility is known.
 func (q *manifestRequest) find(ctx context.Context) (*found, error) {
+	if q.digest != "" && q.policy.denies(q.digest) {
+		return nil, deniedDigest
+	}
 	if q.digest != "" || !q.admission.mayBlock() {
 		if err := q.admission.wait(ctx); err != nil {
 			return nil, err
@@ -176,6 +180,9 @@ func (q *manifestRequest) find(ctx context.Context) (*found, error) {
 	f, err := q.byTag(ctx)
 	if notAdmitted := q.admission.wait(ctx); notAdmitted != nil {
 		return nil, notAdmitted
+	}
+	if err == nil && q.policy.denies(f.digest) {
+		return nil, deniedDigest
 	}
 	return f, err
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/hubcache/hubcache/calls"
 	"github.com/hubcache/hubcache/cooldown"
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/quarantine"
 	"github.com/hubcache/hubcache/slots"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
@@ -66,7 +67,9 @@ type shared struct {
 	counters *counters
 	askers   *askers
 	reading  *semaphore.Weighted // one large manifest at a time is read into memory
-	log      *slog.Logger
+
+	quarantine *quarantine.Book
+	log        *slog.Logger
 
 	sending   atomic.Int64 // blobs that clients are getting
 	verifying atomic.Bool

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/hubcache/hubcache/fetch"
 	"github.com/hubcache/hubcache/name"
 )
@@ -23,6 +25,9 @@ type Policy struct {
 	Limits       fetch.Limits
 	ClientLimit  int // requests of one client that may want something from upstream at one time; 0: any number
 	ReadAhead    bool
+
+	// DenyDigests are manifests and blobs that no client gets, by whatever name.
+	DenyDigests []digest.Digest
 }
 
 // TagRule overrides the tag settings for references that match, e.g. "library/*:*-alpine".
@@ -31,7 +36,9 @@ type TagRule struct {
 	Match    string
 	TTL      *time.Duration
 	MaxStale *time.Duration
-	Refresh  bool // check the tag in the background before its TTL ends, while it is in use; see refresher
+	// Quarantine is how long a digest must have been known before the tag is answered with it; 0: no time.
+	Quarantine time.Duration
+	Refresh    bool // check the tag in the background before its TTL ends, while it is in use; see refresher
 }
 
 // defaultTTL is the TTL of official images, which are rebuilt a few times a month. All
@@ -43,6 +50,7 @@ type policy struct {
 	Policy
 	private, allow, deny globs
 	tagRules             []TagRule // with normalized patterns
+	denied               map[digest.Digest]bool
 	hub                  bool
 }
 
@@ -59,7 +67,10 @@ func (e *PatternError) Error() string {
 // newPolicy returns the policy of the upstream with that name.
 // Errors: *PatternError.
 func newPolicy(p Policy, registry string) (*policy, error) {
-	q := &policy{Policy: p, hub: registry == hub}
+	q := &policy{Policy: p, hub: registry == hub, denied: map[digest.Digest]bool{}}
+	for _, d := range p.DenyDigests {
+		q.denied[d] = true
+	}
 	normal := name.NormalizePattern
 	if !q.hub {
 		normal = func(pattern string) string { return strings.TrimPrefix(pattern, registry+"/") }
@@ -119,6 +130,7 @@ func (p *policy) allowed(name string) bool {
 type tagSettings struct {
 	ttl, maxStale time.Duration
 	refresh       bool
+	quarantine    time.Duration
 }
 
 // refreshAt is the age at which a tag that is in use is checked in the background.
@@ -150,7 +162,7 @@ func (p *policy) tag(repository, tag string) tagSettings {
 		if rule.MaxStale != nil {
 			s.maxStale = *rule.MaxStale
 		}
-		s.refresh = rule.Refresh
+		s.refresh, s.quarantine = rule.Refresh, rule.Quarantine
 		break
 	}
 	return s

@@ -27,6 +27,7 @@ import (
 
 	"github.com/hubcache/hubcache/content"
 	"github.com/hubcache/hubcache/fetch"
+	"github.com/hubcache/hubcache/quarantine"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/upstream"
 )
@@ -38,6 +39,9 @@ type Options struct {
 	Upstreams []Upstream   // the first answers requests that name no registry
 	Policy    Policy       // of the upstreams that have none of their own; its Limits are those of all
 	Log       *slog.Logger // nil: slog.Default()
+
+	// Quarantine has the tags that wait; see TagRule. nil: it is in memory only.
+	Quarantine *quarantine.Book
 
 	// Peer reports whether token, which a request for the blob has in fetch.PeerHeader, is that of
 	// another node that may read it while this one fetches it. nil: there are no other nodes.
@@ -83,6 +87,9 @@ type Registry struct {
 // in the policy.
 func New(o Options) (*Registry, error) {
 	s := &shared{store: o.Store, tasks: newTasks(), counters: &counters{}, askers: &askers{}, reading: semaphore.NewWeighted(1), log: cmp.Or(o.Log, slog.Default())}
+	if s.quarantine = o.Quarantine; s.quarantine == nil {
+		s.quarantine = quarantine.New()
+	}
 	s.rechecks = &rechecks{store: o.Store, tasks: s.tasks, sending: &s.sending}
 	s.pool = fetch.New(fetch.Options{Store: o.Store, Limits: o.Policy.Limits, Log: s.log, Verified: s.rechecks.trust})
 	r := &Registry{shared: s, peer: o.Peer, counted: map[string]*upstream.Counters{}}

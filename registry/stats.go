@@ -22,12 +22,13 @@ const (
 	OutcomeShared      Outcome = "shared"      // read along with another request's download
 	OutcomeStale       Outcome = "stale"       // what was cached, since upstream can't be asked
 	OutcomeBypass      Outcome = "bypass"      // passed through without being kept
+	OutcomeQuarantine  Outcome = "quarantine"  // an older image than the tag names, since that has to wait
 	OutcomeError       Outcome = "error"
 )
 
 // Requests counts the GETs and HEADs of one kind, each once.
 type Requests struct {
-	Hit, Revalidated, Miss, Shared, Stale, Bypass, Error int64
+	Hit, Revalidated, Miss, Shared, Stale, Bypass, Quarantine, Error int64
 
 	// ReadAhead is how many of Hit and Shared were for what read-ahead had fetched for the same
 	// pull: they are no hits of earlier work.
@@ -135,7 +136,7 @@ const (
 	causes
 )
 
-var outcomes = [...]Outcome{OutcomeHit, OutcomeRevalidated, OutcomeMiss, OutcomeShared, OutcomeStale, OutcomeBypass, OutcomeError}
+var outcomes = [...]Outcome{OutcomeHit, OutcomeRevalidated, OutcomeMiss, OutcomeShared, OutcomeStale, OutcomeBypass, OutcomeQuarantine, OutcomeError}
 
 // count counts a GET or HEAD of a manifest or blob, once, and one of referrers that is stale.
 func (c *counters) count(k kind, res *result, firstByte time.Duration) {
@@ -196,7 +197,7 @@ func requests(t *tally) Requests {
 	r := Requests{FirstByte: map[Outcome]Histogram{}, ReadAhead: t.ahead.Load()}
 	r.Errors = Errors{Client: t.errors[byClient].Load(), Policy: t.errors[byPolicy].Load(), Upstream: t.errors[byUpstream].Load(), Disk: t.errors[byDisk].Load()}
 	r.Error = r.Errors.Client + r.Errors.Policy + r.Errors.Upstream + r.Errors.Disk
-	for i, n := range []*int64{&r.Hit, &r.Revalidated, &r.Miss, &r.Shared, &r.Stale, &r.Bypass, nil} {
+	for i, n := range []*int64{&r.Hit, &r.Revalidated, &r.Miss, &r.Shared, &r.Stale, &r.Bypass, &r.Quarantine, nil} {
 		h := t.firstByte[i].snapshot()
 		r.FirstByte[outcomes[i]] = h
 		r.Sent += t.sent[i].Load()

@@ -46,6 +46,9 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 		case t.Digest != "" && fresh:
 			return q.fetch(ctx, t.Digest)
 		}
+		if err := q.stillWaits(s); err != nil {
+			return nil, err
+		}
 		return q.check(ctx)
 	}
 	return q.revalidate(ctx, m, s.maxStale > 0 && age <= s.maxStale)
@@ -213,6 +216,9 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 	if err := q.m.admit(ctx, q.repo).wait(ctx); err != nil { // nothing is kept before the visibility is known
 		return nil, err
 	}
+	if f, err = q.waited(f); err != nil {
+		return nil, err
+	}
 	named := f
 	if !named.checked.IsZero() && (q.now || time.Since(named.checked) >= q.policy.tag(q.name, q.ref).ttl) {
 		return q.remembered(ctx, f)
@@ -239,7 +245,7 @@ func (q *manifestRequest) check(ctx context.Context) (*found, error) {
 		return q.justChecked(f, named), nil
 	}
 	if f, err = q.fetch(ctx, f.digest); err != nil {
-		return nil, err
+		return nil, q.heldBack(named, err)
 	}
 	q.setTag(q.ref, &found{digest: f.digest, mediaType: f.mediaType, size: f.size, checked: named.checked})
 	return q.justChecked(f, named), nil
@@ -274,6 +280,9 @@ var errNoneNewer = errors.New("no node has heard of the tag lately")
 // again, and named says when the upstream has named it. It is a copy because other requests may share f.
 func (q *manifestRequest) justChecked(f, named *found) *found {
 	g := *f
+	if named.held {
+		g.outcome = OutcomeQuarantine
+	}
 	g.checked = time.Time{}
 	g.expires = named.checkedAt().Add(q.policy.tag(q.name, q.ref).askAt())
 	return &g

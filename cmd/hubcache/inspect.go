@@ -109,6 +109,9 @@ func summary(doc admin.Inspected, now time.Time) (lines [][2]string) {
 	if doc.Checked != nil {
 		add("CHECKED", "%s", ago(*doc.Checked))
 	}
+	if doc.Waiting != nil {
+		add("IN QUARANTINE", "%s, for %s", shortDigestOf(doc.Waiting.Digest), inWords(max(doc.Waiting.Until.Sub(now), 0)))
+	}
 	visibility := doc.Visibility
 	if doc.VisibilityAt != nil {
 		visibility += ", as of " + ago(*doc.VisibilityAt)

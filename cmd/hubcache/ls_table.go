@@ -17,7 +17,7 @@ import (
 // early.
 func readImages(r io.Reader, each func(admin.Image)) (doc admin.Images, err error) {
 	d := json.NewDecoder(r)
-	rest := map[string]any{"schema": &doc.Schema, "total": &doc.Total, "other_bytes": &doc.Other, "next": &doc.Next}
+	rest := map[string]any{"schema": &doc.Schema, "total": &doc.Total, "other_bytes": &doc.Other, "next": &doc.Next, "waiting": &doc.Waiting}
 	if err := expect(d, '{'); err != nil {
 		return doc, err
 	}
@@ -130,5 +130,11 @@ func (t *imageTable) print(out io.Writer, doc admin.Images) error {
 		}
 	}
 	fmt.Fprintf(w, "%s; %s of the cache belong to no image\n", plural(int64(doc.Total), "image"), human(doc.Other))
+	if len(doc.Waiting) > 0 {
+		w.WriteByte('\n')
+		if err := printWaiting(w, doc.Waiting, time.Now()); err != nil {
+			return err
+		}
+	}
 	return w.Flush()
 }

@@ -96,7 +96,7 @@ disk, within a byte budget.`,
 		return s.Settings, nil
 	}
 	root.AddCommand(
-		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newInspectCommand(l), newPinCommand(l), newUnpinCommand(l), newPurgeCommand(l), newVerifyCommand(l), newConfigCommand(l), newVersionCommand(), newDocsCommand(root),
+		newServeCommand(l), newStatsCommand(l), newLsCommand(l), newInspectCommand(l), newPinCommand(l), newUnpinCommand(l), newPurgeCommand(l), newReleaseCommand(l), newVerifyCommand(l), newConfigCommand(l), newVersionCommand(), newDocsCommand(root),
 		newDockerCommand(l, load), newDoctorCommand(l), newImportCommand(load), newExportCommand(l),
 		newWarmCommand(l),
 	)

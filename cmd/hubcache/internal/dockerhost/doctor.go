@@ -94,6 +94,7 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 	}
 	d.checkClients(ctx, engine)
 	d.checkPrivate()
+	d.checkRefusals()
 	d.checkDisk(stats.Store)
 	d.checkWarm(stats.Warm)
 	if !reached && !sure {

@@ -8,10 +8,14 @@ import (
 
 	"github.com/hubcache/hubcache/admin"
 	"github.com/hubcache/hubcache/history"
+	"github.com/hubcache/hubcache/quarantine"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/warm"
 )
+
+// quarantineName is the file of what tags have named, and since when.
+const quarantineName = "quarantine.json"
 
 // historyName is the file of what the charts of the dashboard show.
 const historyName = "history.db"
@@ -62,9 +66,10 @@ func (srv *server) openRegistry() (err error) {
 			return err
 		}
 	}
+	srv.quarantine = quarantine.Open(filepath.Join(string(s.DataDir), quarantineName), srv.log)
 	srv.registry, err = registry.New(registry.Options{
 		Store: srv.store, Upstreams: srv.upstreams(s.Settings, srv.connections), Policy: registry.Policy{Limits: limits(s.Settings)}, Log: srv.log,
-		Peer: srv.peer(),
+		Quarantine: srv.quarantine, Peer: srv.peer(),
 	})
 	if err == nil {
 		srv.keeper = warm.New(srv.registry.Warm, filepath.Join(string(s.DataDir), "warm.json"), srv.log)

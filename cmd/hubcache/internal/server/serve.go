@@ -31,7 +31,7 @@ func (srv *server) serveAll(ls []listener) {
 	o := admin.Options{
 		Store: srv.store, Registry: srv.registry, Version: srv.version, Started: srv.started, Hosts: hosts,
 		Ready: func() bool { return !srv.stopping.Load() }, LastReload: func() admin.LastReload { return *srv.lastReload.Load() },
-		Warmer: srv.registry, Warm: srv.keeper.State, Verify: srv.registry.Verify,
+		Quarantine: srv.registry, Warmer: srv.registry, Warm: srv.keeper.State, Verify: srv.registry.Verify,
 		Cache: srv.store, Forget: srv.forget, Unserved: srv.registry.Unserved, Images: srv.lister.List, Inspect: srv.lister.Inspect, Dashboard: srv.dashboard,
 		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },

@@ -24,6 +24,7 @@ import (
 	"github.com/hubcache/hubcache/disk"
 	"github.com/hubcache/hubcache/history"
 	"github.com/hubcache/hubcache/inventory"
+	"github.com/hubcache/hubcache/quarantine"
 	"github.com/hubcache/hubcache/registry"
 	"github.com/hubcache/hubcache/storage"
 	"github.com/hubcache/hubcache/tier"
@@ -57,6 +58,7 @@ type server struct {
 	totals      *totals
 	keeper      *warm.Keeper // of what is kept warm
 	history     *history.Ring
+	quarantine  *quarantine.Book
 	tls         *keyPair     // nil: plain http
 	clients     *clientCheck // nil: no certificate is asked for
 	gate        *gate
@@ -97,6 +99,7 @@ func Run(ctx context.Context, l *settings.Loader, version string, stderr io.Writ
 	listeners, err := srv.listen()
 	if err != nil {
 		srv.history.Close()
+		srv.quarantine.Close()
 		srv.totals.close()
 		srv.closeShared()
 		srv.store.Close()
@@ -231,6 +234,7 @@ func (srv *server) stop() error {
 		s.Close()
 	}
 	srv.history.Close()
+	srv.quarantine.Close()
 	srv.totals.close()
 	srv.closeShared()
 	err = errors.Join(err, srv.store.Close())

@@ -136,10 +136,10 @@ func policy(s *settings.Settings, u settings.Upstream) registry.Policy {
 	p := registry.Policy{
 		TagTTL: u.TagTTL, MaxStale: u.MaxStale, NegativeTTL: u.NegativeTTL, KeepGone: u.OnGone == settings.KeepGone,
 		Allow: u.Allow, Deny: u.Deny, Private: u.Private, QuotaReserve: float64(u.QuotaReserve),
-		ReadAhead: bool(s.ReadAhead), ClientLimit: int(s.Limits.Client), Limits: limits(s),
+		ReadAhead: bool(s.ReadAhead), ClientLimit: int(s.Limits.Client), Limits: limits(s), DenyDigests: s.DenyDigests.Digests(),
 	}
 	for _, r := range u.Rules {
-		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.D, MaxStale: (*time.Duration)(r.MaxStale.D), Refresh: bool(r.Refresh)})
+		p.Tags = append(p.Tags, registry.TagRule{Match: string(r.Match), TTL: r.TTL.D, MaxStale: (*time.Duration)(r.MaxStale.D), Refresh: bool(r.Refresh), Quarantine: time.Duration(r.Quarantine)})
 	}
 	return p
 }

@@ -60,7 +60,9 @@ type Settings struct {
 	}
 	Allow List
 	Deny  List
-	Quota struct {
+	// DenyDigests are manifests and blobs that no client gets, of whatever registry.
+	DenyDigests DigestList
+	Quota       struct {
 		Reserve Percent
 	}
 	Limits struct {
@@ -106,6 +108,8 @@ type TagRule struct {
 	TTL      OptionalDuration
 	MaxStale OptionalDuration
 	Refresh  Bool // ask upstream about a tag in use before its TTL ends
+	// Quarantine is how long a digest must have been known before the tag is answered with it; 0: no time.
+	Quarantine Duration
 }
 
 func (r *TagRule) table() []row {
@@ -114,6 +118,7 @@ func (r *TagRule) table() []row {
 		{key: "ttl", value: &r.TTL},
 		{key: "max_stale", value: &r.MaxStale},
 		{key: "refresh", value: &r.Refresh},
+		{key: "quarantine", value: &r.Quarantine},
 	}
 }
 
@@ -183,6 +188,7 @@ func (s *Settings) table() []row {
 		}},
 		{key: "allow", effect: onReload, value: &s.Allow},
 		{key: "deny", effect: onReload, value: &s.Deny},
+		{key: "deny_digests", effect: onReload, value: &s.DenyDigests},
 		{key: "quota", effect: onReload, rows: []row{
 			{key: "reserve", value: &s.Quota.Reserve, defValue: "10%"},
 		}},

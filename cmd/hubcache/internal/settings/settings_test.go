@@ -159,7 +159,7 @@ func otherwise(t *testing.T, key string, v Value) (written any, shown string) {
 		return []map[string]string{{"match": "a:*", "ttl": "14m"}}, `[{"match":"a:*","ttl":"14m"}]`
 	}
 	before := textOf(v)
-	for _, text := range []string{"/" + key, "77m", "77%", "77GiB", "77", "true", "false", "keep", "debug", "json", "linux/arm64", "7 7 * * *"} {
+	for _, text := range []string{"/" + key, "77m", "77%", "77GiB", "77", "true", "false", "keep", "debug", "json", "linux/arm64", "7 7 * * *", "sha256:" + strings.Repeat("7", 64)} {
 		if v.UnmarshalText([]byte(text)) == nil && textOf(v) != before {
 			return text, textOf(v)
 		}
