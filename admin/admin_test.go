@@ -77,7 +77,9 @@ func busy() Options {
 			},
 		},
 		Refused: func() int64 { return 71 },
-		Shared:  func() Shared { return Shared{"unwell", "well", "it refuses", 81, 82, 83, 86, 84, 85} },
+		Shared: func() Shared {
+			return Shared{"unwell", "well", "it refuses", 81, 82, 83, 86, 84, 85, "this node", 87, 88, 89, 90}
+		},
 		Warm: func() warm.State {
 			return warm.State{Schedule: "30 3 * * *", Next: observed.Add(time.Hour), Last: &warm.Run{Began: observed, Took: 86 * time.Second, Images: 87, Fetched: 88}, Succeeded: observed}
 		},

@@ -54,6 +54,10 @@ var families = map[string][]string{
 	"shared_bytes_total":            {"Bytes of them."},
 	"shared_mismatches_total":       {"What came from there and had wrong bytes. None was kept."},
 	"shared_recalls_total":          {"Checks of tags that another node had just made."},
+	"shared_budget_bytes":           {"The budget of the shared bucket."},
+	"shared_bucket_bytes":           {"Blobs and manifests in the shared bucket when this node last counted them: only one node does."},
+	"shared_evictions_total":        {"Objects that this node has deleted from the shared bucket."},
+	"shared_evicted_bytes_total":    {"Bytes of them."},
 	"shared_uploads":                {"Blobs and manifests that aren't in the shared bucket yet."},
 	"inflight_downloads":            {"Blobs that are being downloaded."},
 	"cache_size_bytes":              {"Bytes of the files in blobs/ and ingest/."},
@@ -142,6 +146,12 @@ func (s sender) shared(d Shared) {
 	s.count("shared_mismatches_total", d.Mismatches)
 	s.count("shared_recalls_total", d.Recalls)
 	s.gauge("shared_uploads", int64(d.Uploads))
+	if d.BudgetBytes > 0 {
+		s.gauge("shared_budget_bytes", d.BudgetBytes)
+		s.gauge("shared_bucket_bytes", d.BucketBytes)
+		s.count("shared_evictions_total", d.Evictions)
+		s.count("shared_evicted_bytes_total", d.EvictedBytes)
+	}
 }
 
 // Collect implements prometheus.Collector.

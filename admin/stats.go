@@ -145,12 +145,18 @@ type Shared struct {
 	Recalls    int64  `json:"recalls"`    // checks of tags that another node had just made
 	Uploads    int    `json:"uploads"`    // what isn't in the bucket yet
 	Leases     int    `json:"leases"`     // blobs that this node fetches for all
+
+	Eviction     string `json:"eviction"`      // off, "this node", "another node", "needs shared.lease", or why it fails now
+	BudgetBytes  int64  `json:"budget_bytes"`  // of the bucket; 0: there is none
+	BucketBytes  int64  `json:"bucket_bytes"`  // blobs and manifests when this node last counted them
+	Evictions    int64  `json:"evictions"`     // objects that this node has deleted from the bucket
+	EvictedBytes int64  `json:"evicted_bytes"` // of them
 }
 
 // shared makes the document of what is shared.
 func (a *admin) shared() Shared {
 	if a.Shared == nil {
-		return Shared{State: "off", Bucket: "off", Lease: "off"}
+		return Shared{State: "off", Bucket: "off", Lease: "off", Eviction: "off"}
 	}
 	return a.Shared()
 }

@@ -65,7 +65,12 @@ requests.manifest.shared number
 requests.manifest.stale number
 schema number
 shared.bucket string
+shared.bucket_bytes number
+shared.budget_bytes number
 shared.bytes number
+shared.evicted_bytes number
+shared.eviction string
+shared.evictions number
 shared.hits number
 shared.lease string
 shared.leases number

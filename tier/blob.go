@@ -91,6 +91,7 @@ func (b *blob) fromBucket(ctx context.Context, p fetch.Part) (*fetch.Body, error
 		}
 	}
 	b.set(&b.from.bucket)
+	t.evictor.use(blobName(b.digest))
 	out := &fetch.Body{From: body.From, To: body.To, Size: body.Size, Ranged: true}
 	out.ReadCloser = t.relay(ctx, b, rc, out, lease.Lease{})
 	return out, nil

@@ -228,7 +228,7 @@ func (m *memoryLeases) Release(_ context.Context, key string, mine lease.Lease) 
 }
 
 // quick are the times of a tier whose engines are well again in a moment.
-var quick = pace{restFirst: 50 * time.Millisecond, restMost: 200 * time.Millisecond, probe: 100 * time.Millisecond, again: 50 * time.Millisecond, arrive: time.Minute, byOthers: 100 * time.Millisecond}
+var quick = pace{restFirst: 50 * time.Millisecond, restMost: 200 * time.Millisecond, probe: 100 * time.Millisecond, again: 50 * time.Millisecond, arrive: time.Minute, byOthers: 100 * time.Millisecond, noteUses: time.Hour, evict: 10 * time.Hour}
 
 // lab is several nodes with one upstream, one bucket and one set of leases.
 type lab struct {

@@ -118,6 +118,7 @@ func (s *source) fromBucket(ctx context.Context, repository string, d digest.Dig
 	}
 	s.t.hits.Add(1)
 	s.t.bytes.Add(w.Size)
+	s.t.evictor.use(manifestName(d))
 	return fetch.Manifest{MediaType: w.MediaType, Body: w.content, Host: "bucket"}, true
 }
 

@@ -43,6 +43,8 @@ type Options struct {
 	Bucket *bucket.Bucket // nil: none
 	Leases Leases         // nil: none; it needs Advertise
 	Notes  Notes          // nil: none
+	Uses   Uses           // nil: none; then nothing is deleted from the bucket. It needs Leases
+	Budget int64          // bytes of blobs and manifests in the bucket; 0: as many as there are
 
 	// Advertise is the URL by which other nodes reach the pull API of this one.
 	Advertise string
@@ -68,9 +70,12 @@ type pace struct {
 	// byOthers is how long a node that has a blob from another one leaves it to that one to upload
 	// it.
 	byOthers time.Duration
+
+	// noteUses is how often the uses of objects are told, and evict how often the bucket is counted.
+	noteUses, evict time.Duration
 }
 
-var usual = pace{restFirst: time.Second, restMost: 30 * time.Second, probe: 5 * time.Second, again: 5 * time.Second, arrive: time.Minute, byOthers: 20 * time.Second}
+var usual = pace{restFirst: time.Second, restMost: 30 * time.Second, probe: 5 * time.Second, again: 5 * time.Second, arrive: time.Minute, byOthers: 20 * time.Second, noteUses: 10 * time.Second, evict: 10 * time.Minute}
 
 // Tier is the shared tier of a process. All methods are safe for concurrent use.
 //
@@ -86,6 +91,7 @@ type Tier struct {
 	bucketHealth, leaseHealth *health
 	holds                     *holds
 	uploads                   *uploads
+	evictor                   *evictor
 	peers                     *http.Client
 	hidden                    hidden
 	told                      Notes           // nil: the nodes tell each other nothing
@@ -125,6 +131,7 @@ func New(o Options) (*Tier, error) {
 	}
 	t.ctx, t.close = context.WithCancel(context.Background())
 	t.holds = &holds{t: t, leases: o.Leases, mine: lease.Of(strings.TrimRight(o.Advertise, "/")), held: map[digest.Digest]*hold{}, taking: map[digest.Digest]int{}}
+	t.evictor = newEvictor(t, o.Uses, o.Budget)
 	var err error
 	if t.uploads, err = newUploads(t, o.Dir); err != nil {
 		t.close()
@@ -135,6 +142,9 @@ func New(o Options) (*Tier, error) {
 			t.background(func(context.Context) { t.uploads.work() })
 		}
 		t.background(t.tellHidden)
+		if o.Uses != nil && o.Leases != nil {
+			t.background(t.evictor.work)
+		}
 	}
 	return t, nil
 }
@@ -173,11 +183,20 @@ type Stats struct {
 	Recalls    int64  // checks of tags that another node had just made
 	Uploads    int    // what isn't in the bucket yet
 	Holding    int    // leases of this node
+
+	// Eviction says which node keeps the bucket within Budget: Off without one, ByThis, ByOther,
+	// NeedsLease, or why that fails. Size is that of the bucket when this node has last counted it; Evicted
+	// and EvictedBytes are what this node has deleted.
+	Eviction              string
+	Budget, Size          int64
+	Evicted, EvictedBytes int64
 }
 
 // Stats returns a snapshot.
 func (t *Tier) Stats() Stats {
 	s := Stats{Bucket: Off, Lease: Off, Hits: t.hits.Load(), Bytes: t.bytes.Load(), Mismatches: t.mismatches.Load(), Recalls: t.recalls.Load(), Uploads: t.uploads.len(), Holding: t.holds.len()}
+	e := t.evictor
+	s.Eviction, s.Budget, s.Size, s.Evicted, s.EvictedBytes = e.get(), e.budget, e.size.Load(), e.objects.Load(), e.bytes.Load()
 	if t.bucket != nil {
 		s.Bucket = t.bucketHealth.state()
 	}
@@ -191,8 +210,8 @@ func (t *Tier) Stats() Stats {
 // is another node of the tier.
 func (t *Tier) Peer(token string, d digest.Digest) bool { return t.holds.isToken(token, d) }
 
-// errUnasked: the bucket isn't there, or was unwell a moment ago.
-var errUnasked = errors.New("the bucket isn't asked now")
+// errUnasked: bucket or Redis isn't there, or was unwell a moment ago.
+var errUnasked = errors.New("it isn't asked now, since it was unwell a moment ago")
 
 // ask calls f, which asks the bucket, unless the bucket is unwell.
 // Errors: errUnasked; those of f.

@@ -183,6 +183,7 @@ func (u *uploads) work() {
 		now := time.Now()
 		switch {
 		case err == nil:
+			u.t.evictor.use(up.name())
 			u.forget(up)
 			u.t.holds.uploaded(up.Digest)
 		case errors.Is(err, errNotHere) && now.After(up.until):

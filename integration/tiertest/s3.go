@@ -135,6 +135,10 @@ func (s *S3) serve(w http.ResponseWriter, r *http.Request) {
 		Refuse(w, http.StatusNotFound, "NoSuchBucket")
 	case r.Method == http.MethodGet && q.Has("location"):
 		fmt.Fprint(w, `<LocationConstraint xmlns="http://s3.amazonaws.com/doc/2006-03-01/"></LocationConstraint>`)
+	case r.Method == http.MethodGet && q.Has("uploads"):
+		s.listUploads(w, r)
+	case r.Method == http.MethodGet && q.Has("list-type"):
+		s.list(w, r)
 	case q.Has("uploads") || q.Has("uploadId"):
 		s.multipart(w, r, name)
 	case r.Method == http.MethodPut:

@@ -52,6 +52,7 @@ type Config struct {
 type Redis struct {
 	client        *redis.Client
 	prefix, notes string // of the keys of leases and of notes
+	uses          string // key of the last uses
 }
 
 // New returns a Redis. It makes no request.
@@ -70,7 +71,7 @@ func New(c Config) (*Redis, error) {
 	if o.TLSConfig, err = tlsConfig(c); err != nil {
 		return nil, err
 	}
-	return &Redis{client: redis.NewClient(o), prefix: keys + c.Group + ":lease:", notes: keys + c.Group + ":note:"}, nil
+	return &Redis{client: redis.NewClient(o), prefix: keys + c.Group + ":lease:", notes: keys + c.Group + ":note:", uses: keys + c.Group + ":uses"}, nil
 }
 
 // credentials reads the password.

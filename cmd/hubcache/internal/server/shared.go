@@ -25,7 +25,7 @@ func (srv *server) openShared() (err error) {
 	if !s.On() {
 		return nil
 	}
-	o := tier.Options{Store: srv.store, Dir: filepath.Join(string(srv.settings.DataDir), uploadsName), Advertise: string(s.Advertise), Log: srv.log}
+	o := tier.Options{Store: srv.store, Dir: filepath.Join(string(srv.settings.DataDir), uploadsName), Advertise: string(s.Advertise), Budget: s.Budget.Bytes, Log: srv.log}
 	if o.Bucket, err = openBucket(s); err != nil {
 		return fmt.Errorf("shared.bucket: %w", err)
 	}
@@ -33,7 +33,7 @@ func (srv *server) openShared() (err error) {
 		return fmt.Errorf("shared.lease: %w", err)
 	}
 	if srv.leases != nil {
-		o.Leases, o.Notes = srv.leases, srv.leases
+		o.Leases, o.Notes, o.Uses = srv.leases, srv.leases, srv.leases
 	}
 	srv.tier, err = tier.New(o)
 	return err
@@ -117,10 +117,11 @@ func (srv *server) peer() func(string, digest.Digest) bool {
 // sharedStats is what the stats say of the shared tier.
 func (srv *server) sharedStats() admin.Shared {
 	if srv.tier == nil {
-		return admin.Shared{State: "off", Bucket: tier.Off, Lease: tier.Off}
+		return admin.Shared{State: "off", Bucket: tier.Off, Lease: tier.Off, Eviction: tier.Off}
 	}
 	s := srv.tier.Stats()
-	d := admin.Shared{State: "well", Bucket: s.Bucket, Lease: s.Lease, Hits: s.Hits, Bytes: s.Bytes, Mismatches: s.Mismatches, Recalls: s.Recalls, Uploads: s.Uploads, Leases: s.Holding}
+	d := admin.Shared{State: "well", Bucket: s.Bucket, Lease: s.Lease, Hits: s.Hits, Bytes: s.Bytes, Mismatches: s.Mismatches, Recalls: s.Recalls, Uploads: s.Uploads, Leases: s.Holding,
+		Eviction: s.Eviction, BudgetBytes: s.Budget, BucketBytes: s.Size, Evictions: s.Evicted, EvictedBytes: s.EvictedBytes}
 	for _, engine := range []string{s.Bucket, s.Lease} {
 		if engine != tier.Off && engine != tier.Well {
 			d.State = "unwell"

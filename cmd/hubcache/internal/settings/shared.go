@@ -26,7 +26,8 @@ type Shared struct {
 		TLS          Bool
 		CAFile       Text
 	}
-	Advertise Text // URL by which other nodes reach the pull port of this one
+	Budget    ByteCount // of the bucket; 0: nothing is deleted from it
+	Advertise Text      // URL by which other nodes reach the pull port of this one
 }
 
 func (s *Shared) table() []row {
@@ -49,6 +50,7 @@ func (s *Shared) table() []row {
 			{key: "tls", value: &l.TLS},
 			{key: "ca_file", value: &l.CAFile},
 		}},
+		{key: "budget", value: &s.Budget, defValue: "0"},
 		{key: "advertise", value: &s.Advertise},
 	}
 }
@@ -64,6 +66,10 @@ func (s *Shared) check() error {
 		return errors.New("shared.bucket.endpoint and shared.bucket.name belong together")
 	case (b.AccessKeyFile == "") != (b.SecretKeyFile == ""):
 		return errors.New("shared.bucket.access_key_file and shared.bucket.secret_key_file belong together")
+	case s.Budget.Bytes < 0:
+		return errors.New("shared.budget can't be negative")
+	case s.Budget.Bytes > 0 && b.Endpoint == "":
+		return errors.New("shared.budget is about the bucket: it needs shared.bucket")
 	case l.Redis != "" && s.Advertise == "":
 		return errors.New("shared.lease needs shared.advertise, the URL by which the other nodes reach this one")
 	case l.CAFile != "" && !bool(l.TLS):
