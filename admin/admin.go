@@ -74,6 +74,8 @@ type Options struct {
 	Totals func(Totals) Totals
 
 	Shared func() Shared // what is shared with other nodes; nil: nothing is
+	// CheckShared tries it, with an object and a lease of its own; nil: it can't be tried.
+	CheckShared func(context.Context) SharedCheck
 
 	Refused func() int64 // connections that were refused since the start; nil: none can be
 
@@ -131,6 +133,9 @@ func New(o Options) http.Handler {
 	}
 	if a.Verify != nil {
 		m.Handle("/api/v1/verify", a.guarded(a.verify)).Methods(http.MethodPost)
+	}
+	if a.CheckShared != nil {
+		m.Handle("/api/v1/shared/check", a.guarded(a.checkShared)).Methods(http.MethodPost)
 	}
 	if a.Settings != nil {
 		get("/api/v1/settings", a.checkHost(http.HandlerFunc(a.settings)))

@@ -97,6 +97,7 @@ func (d *Doctor) Examine(ctx context.Context) ([]Finding, error) {
 	d.checkRefusals()
 	d.checkDisk(stats.Store)
 	d.checkWarm(stats.Warm)
+	d.checkShared(ctx, stats.Shared)
 	if !reached && !sure {
 		d.noMirror(engine)
 	} else if reached {

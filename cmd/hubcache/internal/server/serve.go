@@ -35,7 +35,7 @@ func (srv *server) serveAll(ls []listener) {
 		Cache: srv.store, Forget: srv.forget, Unserved: srv.registry.Unserved, Images: srv.lister.List, Inspect: srv.lister.Inspect, Dashboard: srv.dashboard,
 		Token: srv.adminToken(), Log: srv.log, Totals: srv.totals.add, History: srv.history.Series,
 		Refused: srv.gate.refused.Load, Settings: func() admin.Settings { return *srv.shown.Load() },
-		Compat: bool(srv.settings.Metrics.Compat), Shared: srv.sharedStats,
+		Compat: bool(srv.settings.Metrics.Compat), Shared: srv.sharedStats, CheckShared: srv.checkShared(),
 	}
 	handlers := map[side]http.Handler{pullSide: srv.registry, adminSide: admin.New(o), metricsSide: admin.NewMetrics(o)}
 	for _, l := range ls {

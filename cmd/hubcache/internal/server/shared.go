@@ -114,6 +114,17 @@ func (srv *server) peer() func(string, digest.Digest) bool {
 	return srv.tier.Peer
 }
 
+// checkShared returns what tries bucket and leases, nil without any.
+func (srv *server) checkShared() func(context.Context) admin.SharedCheck {
+	if srv.tier == nil {
+		return nil
+	}
+	return func(ctx context.Context) (c admin.SharedCheck) {
+		c.Bucket, c.Lease = srv.tier.Check(ctx)
+		return c
+	}
+}
+
 // sharedStats is what the stats say of the shared tier.
 func (srv *server) sharedStats() admin.Shared {
 	if srv.tier == nil {
