@@ -40,8 +40,13 @@ func TestAnotherNodeGetsWhatIsHere(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	l.hub.ResetLedger()
+	before := l.reg.Stats().Blob
 	if w := get("blobs/"+string(cached), "right"); w.Code != http.StatusOK || digest.FromBytes(w.Body.Bytes()) != cached {
 		t.Errorf("what is cached: %d", w.Code)
+	}
+	get("blobs/"+string(digest.FromString("never")), "right")
+	if after := l.reg.Stats().Blob; after.Hit != before.Hit || after.Error != before.Error || after.Sent != before.Sent {
+		t.Errorf("requests of another node are counted as those of clients: %+v, then %+v", before, after)
 	}
 	for _, token := range []string{"wrong", "right "} {
 		if w := get("blobs/"+string(cached), token); w.Code != http.StatusNotFound {

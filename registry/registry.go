@@ -125,6 +125,7 @@ type result struct {
 
 	cause     cause     // of OutcomeError
 	first     time.Time // when the first byte of the body was written; zero: there was none, or nobody looked
+	peer      bool      // another node has asked, for a client of its own, who is counted there
 	ahead     bool      // what was sent had been read ahead for this request
 	aheadSent int64     // and so many bytes of it
 }
@@ -157,7 +158,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		res.status, res.outcome, res.cause = f.status, OutcomeError, causeOf(res.err)
 	}
 	end := time.Now()
-	if req.Method == http.MethodGet || req.Method == http.MethodHead {
+	if !res.peer && (req.Method == http.MethodGet || req.Method == http.MethodHead) {
 		first := res.first
 		if first.IsZero() {
 			first = end
@@ -168,7 +169,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if m != nil {
 		registry = m.name
 	}
-	r.noteFailure(registry, &q, &res, end)
+	if !res.peer {
+		r.noteFailure(registry, &q, &res, end)
+	}
 	r.access(req, registry, &q, &res, start, end)
 	if res.err != nil && (res.status < 400 || res.status == statusClientGone) {
 		panic(http.ErrAbortHandler) // cut the connection: what was sent is not the whole
@@ -219,7 +222,9 @@ func (r *Registry) serveKind(w http.ResponseWriter, req *http.Request, q *reques
 			return result{err: notForPeers}
 		}
 		bq := &blobRequest{repo: m.repository(req, a, q.name), digest: q.digest, w: w, req: req, peer: peer}
-		return bq.serve()
+		res := bq.serve()
+		res.peer = peer
+		return res
 	case tags, referrers:
 		return m.repository(req, a, q.name).serveList(w, req, q)
 	case catalog:
