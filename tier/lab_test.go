@@ -149,7 +149,8 @@ func (b memoryBlob) Open(ctx context.Context, p fetch.Part) (*fetch.Body, error)
 	return &fetch.Body{ReadCloser: io.NopCloser(body), From: p.From, To: p.To, Size: int64(len(all)), Ranged: true}, nil
 }
 
-// gated sends free bytes, and the others when the gate is open.
+// gated sends free bytes, and the others when the gate is open. Until then a few come twice a second: a
+// source that says nothing for seconds is given up.
 type gated struct {
 	ctx  context.Context
 	u    *memoryUpstream
@@ -163,6 +164,8 @@ func (g *gated) Read(p []byte) (int, error) {
 		select {
 		case <-g.gate:
 			g.gate = nil
+		case <-time.After(500 * time.Millisecond):
+			g.free = 16
 		case <-g.ctx.Done():
 			return 0, context.Cause(g.ctx)
 		}
