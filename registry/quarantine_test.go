@@ -205,7 +205,7 @@ func TestRelease(t *testing.T) {
 		}
 		first := l.pushed()
 		l.expectTag(nil)
-		if w := l.reg.Waiting("docker.io/"+heldImage, "1"); w == nil || w.Digest != first.Digest || w.Until.Sub(time.Now()).Round(time.Minute) != hold {
+		if w := l.reg.Waiting("docker.io/"+heldImage, "1"); w == nil || w.Digest != first.Digest || time.Until(w.Until).Round(time.Minute) != hold {
 			t.Errorf("waiting: %+v", w)
 		}
 		if got, err := l.reg.Release(t.Context(), ref); err != nil || got.Digest != first.Digest {
