@@ -184,6 +184,14 @@ func (b *Book) Refreshed(tag string) time.Time {
 	return e.Sightings[len(e.Sightings)-1].Named
 }
 
+// Moved reports whether a tag was last found to name another digest than d.
+func (b *Book) Moved(tag string, d digest.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.tags[tag]
+	return e != nil && len(e.Sightings) > 0 && e.Sightings[len(e.Sightings)-1].Digest != d
+}
+
 // Waiting is a digest that a tag names and that clients don't get yet.
 type Waiting struct {
 	Digest digest.Digest

@@ -270,7 +270,11 @@ func TestDeniedDigestsDontCountInQuarantine(t *testing.T) {
 		l.expectTag(good)
 		time.Sleep(hold + time.Minute)
 		l.expectTag(bad)
-		l.setPolicy(func(p *registry.Policy) { held(p); p.DenyDigests = []digest.Digest{bad.Digest} })
+		hour := time.Hour // within it the tag need not be asked for again
+		l.setPolicy(func(p *registry.Policy) {
+			held(p)
+			p.Tags[0].TTL, p.DenyDigests = &hour, []digest.Digest{bad.Digest}
+		})
 		l.expectTag(good, "quarantine")
 	})
 }

@@ -33,7 +33,7 @@ func (q *manifestRequest) byTag(ctx context.Context) (*found, error) {
 		}
 	}
 	age := time.Since(t.Checked)
-	fresh := age >= 0 && age < s.ttl // less than 0: the clock was set back
+	fresh := age >= 0 && age < s.ttl && !q.policy.denies(t.Digest) // less than 0: the clock was set back
 	if m != nil && fresh {
 		return q.freshTag(ctx, m, t, s)
 	}
@@ -62,6 +62,9 @@ func (q *manifestRequest) freshTag(ctx context.Context, m *storage.Manifest, t s
 		f.expires = t.Checked.Add(s.ttl)
 		if age < s.askAt() {
 			f.expires = t.Checked.Add(s.askAt())
+		}
+		if s.quarantine > 0 && q.m.quarantine.Moved(q.full+":"+q.ref, f.digest) {
+			f.outcome, f.expires = OutcomeQuarantine, time.Time{} // an answer from memory would be a hit
 		}
 	}
 	return f, err
@@ -280,11 +283,11 @@ var errNoneNewer = errors.New("no node has heard of the tag lately")
 // again, and named says when the upstream has named it. It is a copy because other requests may share f.
 func (q *manifestRequest) justChecked(f, named *found) *found {
 	g := *f
-	if named.held {
-		g.outcome = OutcomeQuarantine
-	}
 	g.checked = time.Time{}
 	g.expires = named.checkedAt().Add(q.policy.tag(q.name, q.ref).askAt())
+	if named.held {
+		g.outcome, g.expires = OutcomeQuarantine, time.Time{}
+	}
 	return &g
 }
 

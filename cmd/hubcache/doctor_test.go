@@ -342,6 +342,10 @@ func tokenStates() []doctorState {
 			e.config = "budget: 1GiB\nmin_free: 1MiB\nupstream: {url: '" + e.hub.RegistryURL() + "'}\n"
 		},
 			notes: map[string]string{"token": "anonymous"}},
+		{name: "a server that refuses images", before: func(e *examined) {
+			e.serves(e.hub.RegistryURL(), e.token(pat), "")
+			e.config += "tags: {rules: [{match: 'org/*:*', quarantine: 72h}]}\n"
+		}, notes: map[string]string{"refusals": "ask the registry itself"}},
 		{name: "a credential of systemd", before: func(e *examined) {
 			path := e.token(pat)
 			e.env = append(e.env, "CREDENTIALS_DIRECTORY="+filepath.Dir(path))
