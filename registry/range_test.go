@@ -78,8 +78,12 @@ func TestRangesAreAlikeOnMissSharedHitAndBypass(t *testing.T) {
 						return
 					}
 					l.blob("library/one", string(d))
-					if n := l.hub.Ledger().BlobBytes(); n != size {
-						t.Errorf("upstream sent %d bytes", n)
+					most := int64(size)
+					if when == "shared" { // the body that brings the whole may be cut where the range begins
+						most += size / 50
+					}
+					if n := l.hub.Ledger().BlobBytes(); n < size || n > most {
+						t.Errorf("upstream sent %d bytes of %d", n, size)
 					}
 				})
 			})
