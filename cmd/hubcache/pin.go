@@ -198,14 +198,8 @@ func printPins(out io.Writer, doc admin.Pins, now time.Time) error {
 // completePins returns the references of pinned images that begin with what is typed. Without a
 // server there are none.
 func completePins(ctx context.Context, find *adminclient.Finder, typed string) (refs []string) {
-	ctx, cancel := context.WithTimeout(ctx, completeWithin)
-	defer cancel()
-	c, err := find.Find()
-	if err != nil {
-		return nil
-	}
 	var doc admin.Pins
-	if c.Do(ctx, http.MethodGet, pinsPath, nil, &doc) != nil {
+	if !askForCompletion(ctx, find, pinsPath, &doc) {
 		return nil
 	}
 	for _, p := range doc.Pins {

@@ -52,15 +52,9 @@ func completeReferences(find *adminclient.Finder, most int) cobra.CompletionFunc
 // cachedReferences returns references of cached images that begin with what is typed, as people
 // write them if that is how it begins.
 func cachedReferences(ctx context.Context, find *adminclient.Finder, typed string) (refs []string) {
-	ctx, cancel := context.WithTimeout(ctx, completeWithin)
-	defer cancel()
-	c, err := find.Find()
-	if err != nil {
-		return nil
-	}
 	query := url.Values{"prefix": {typed}, "limit": {strconv.Itoa(completions)}}
 	var doc admin.Images
-	if c.Do(ctx, http.MethodGet, "/api/v1/images?"+query.Encode(), nil, &doc) != nil {
+	if !askForCompletion(ctx, find, "/api/v1/images?"+query.Encode(), &doc) {
 		return nil
 	}
 	for _, i := range doc.Images {
@@ -69,6 +63,15 @@ func cachedReferences(ctx context.Context, find *adminclient.Finder, typed strin
 		}
 	}
 	return refs
+}
+
+// askForCompletion reads a document of the running server for a completion, and reports whether it
+// came. It gives up after completeWithin, since a person waits at the prompt.
+func askForCompletion(ctx context.Context, find *adminclient.Finder, path string, doc any) bool {
+	ctx, cancel := context.WithTimeout(ctx, completeWithin)
+	defer cancel()
+	c, err := find.Find()
+	return err == nil && c.Do(ctx, http.MethodGet, path, nil, doc) == nil
 }
 
 // imageFlags are the flags of a command that takes references, or the images of compose files.
