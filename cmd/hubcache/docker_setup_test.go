@@ -2,15 +2,58 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+	"go.yaml.in/yaml/v3"
 )
 
 // shownCommand is a command in docs/use/clients.md, and the block behind it.
 var shownCommand = regexp.MustCompile("(?s)```sh\nhubcache (docker setup --for [^\n]*)\n```\n.*?\n```(?:toml|yaml)\n(.*?)```\n")
+
+// shownFile is a block with a file in docs/use/clients.md.
+var shownFile = regexp.MustCompile("(?s)```(toml|yaml|json)\n(.*?)```\n")
+
+// TestFilesOfTheClientsPageCanBeRead: each file on the page is well-formed, also those of clients that
+// no test runs.
+func TestFilesOfTheClientsPageCanBeRead(t *testing.T) {
+	page, err := os.ReadFile("../../docs/use/clients.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := shownFile.FindAllStringSubmatch(string(page), -1)
+	if len(shown) < 13 {
+		t.Fatalf("the page has %d files", len(shown))
+	}
+	for _, m := range shown {
+		kind, text := m[1], m[2]
+		err := error(nil)
+		switch kind {
+		case "toml":
+			err = toml.Unmarshal([]byte(text), &map[string]any{})
+		case "json":
+			err = json.Unmarshal([]byte(text), &map[string]any{})
+		case "yaml":
+			documents := yaml.NewDecoder(strings.NewReader(text))
+			for err == nil {
+				err = documents.Decode(&map[string]any{})
+			}
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+		}
+		if err != nil {
+			t.Errorf("%v in\n%s", err, text)
+		}
+	}
+}
 
 // TestClientsPageShowsWhatSetupWrites: each file on the page is what docker setup prints, or writes.
 func TestClientsPageShowsWhatSetupWrites(t *testing.T) {
