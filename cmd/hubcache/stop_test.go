@@ -203,10 +203,11 @@ func TestClosedTerminalStopsTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "the server has ended", func() bool {
-		_, err := os.Stat(sock)
-		return err != nil && !healthy()
-	})
+	// Its socket is gone before its last files are written.
+	eventually(t, "the server has ended", func() bool { return hasEnded(pid) })
+	if _, err := os.Stat(sock); err == nil || healthy() {
+		t.Error("its socket is still there")
+	}
 }
 
 // TestWarmEndsWithCtrlC: soon, with one clear line; the server stops its work, and the next warm goes
