@@ -36,7 +36,7 @@ func startMeasured(t *testing.T) (s *server, metrics string) {
 		// A shared tier that nobody answers for: its metrics are there, and the server goes on alone.
 		"HUBCACHE_SHARED_BUCKET_ENDPOINT=http://127.0.0.1:1", "HUBCACHE_SHARED_BUCKET_NAME=images",
 		"AWS_ACCESS_KEY_ID=nobody", "AWS_SECRET_ACCESS_KEY=nothing", // so that no metadata of an instance is asked
-		"HUBCACHE_SHARED_LEASE_REDIS=127.0.0.1:1", "HUBCACHE_SHARED_ADVERTISE=http://" + addr,
+		"HUBCACHE_SHARED_LEASE_REDIS=127.0.0.1:1", "HUBCACHE_SHARED_BUDGET=1TiB", "HUBCACHE_SHARED_ADVERTISE=http://" + addr,
 	}})
 	if err := pullImage(t.Context(), s.URL, hub.AddImage("library/app", "1", hubtest.ImageSpec{Layers: hubtest.Layers(2, 1<<20)}), ""); err != nil {
 		t.Fatal(err)

@@ -357,7 +357,7 @@ func checkInstalledPackage(t *testing.T, deb string) {
 
 	// The comments in config.yaml say to do this.
 	h.shell("echo " + token + " | $(sed -n 's/^# *\\(install .*\\)/\\1/p' /etc/hubcache/config.yaml)")
-	h.shell(`sed -i 's/^#\(upstream:\|  [a-z_]*:\)/\1/; s|^upstream:|&\n  url: http://127.0.0.1:5100|; s/^budget:.*/budget: 1GiB/' /etc/hubcache/config.yaml`)
+	h.shell(`sed -i '/^#upstream:/,/^$/s/^#//; s|^upstream:|&\n  url: http://127.0.0.1:5100|; s/^budget:.*/budget: 1GiB/' /etc/hubcache/config.yaml`)
 	h.run("hubcache", "config", "check")
 	h.run("systemctl", "restart", "hubcache.service")
 	h.write("/etc/docker/daemon.json", "0644", `{"registry-mirrors": ["http://127.0.0.1:5000"], "iptables": false, "bridge": "none"}`)
