@@ -121,7 +121,7 @@ func TestSilentEngineEndsTheRun(t *testing.T) {
 			}()
 			select {
 			case <-done:
-			case <-time.After(30 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("the run goes on for ever")
 			}
 			if deletions := len(e.log("DELETE")); e.imagesLeft() != "abcd" || deletions > 1 {

@@ -23,7 +23,7 @@ func holdByFlock(t *testing.T, h Holds, name string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	for range 500 {
+	for range 6000 {
 		if all, err := h.holdersOf(name); err != nil {
 			t.Fatal(err)
 		} else if len(all) > 0 {

@@ -174,18 +174,18 @@ func TestHoldStopsARun(t *testing.T) {
 	addOrphans(e, 3)
 	p := newPruner(t, e, c)
 	var hold *Hold
-	entered := make(chan error, 1)
+	entered, waits := make(chan error, 1), make(chan struct{})
 	e.before = func(request string) {
 		if strings.HasPrefix(request, "DELETE") {
 			go func() {
 				var err error
-				hold, err = p.Holds.Acquire(context.Background(), 10*time.Second, nil)
+				hold, err = p.Holds.Acquire(context.Background(), time.Minute, func() { close(waits) })
 				entered <- err
 			}()
 			e.mu.Lock()
 			e.before = nil
 			e.mu.Unlock()
-			time.Sleep(3 * lockPoll) // it waits, while the deletion goes on
+			<-waits // while the deletion goes on
 		}
 	}
 	wantDecision(t, mustRun(t, p, true), Deferred, "hold")
@@ -240,7 +240,7 @@ func waitGateClosed(t *testing.T, h Holds) {
 		t.Fatal(err)
 	}
 	defer gate.Close()
-	for range 500 {
+	for range 6000 {
 		if errors.Is(lock(gate, unix.LOCK_SH), ErrHeld) {
 			return
 		}
@@ -283,7 +283,7 @@ func TestStoppedProcessAtTheGateDefers(t *testing.T) {
 	if err := lock(gate, unix.LOCK_SH); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	r, err := p.Run(ctx, true)
 	if err != nil {

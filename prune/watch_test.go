@@ -266,7 +266,7 @@ func TestImageThatABuildUsedIsABase(t *testing.T) {
 		}
 		return s.Images[0].Base
 	}
-	for deadline := time.Now().Add(30 * time.Second); !isBase(); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !isBase(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the image that a build used is no base")
 		}

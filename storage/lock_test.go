@@ -171,7 +171,7 @@ func TestReadsOfTheIndexHoldNoLock(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", step.name, err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%s waits for the index", step.name)
 		}
 	}
@@ -214,7 +214,7 @@ func TestWritingRepositoryFilesWhileTheIndexGrows(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		s.catalogue.index = nil
 		pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
 		t.Fatal("the index is deadlocked")

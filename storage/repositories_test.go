@@ -19,7 +19,7 @@ import (
 	"github.com/hubcache/hubcache/index"
 )
 
-// eventually waits up to 20 s until done returns "". What it returns last is an error.
+// eventually waits up to two minutes until done returns "". What it returns last is an error.
 func eventually(t *testing.T, done func() string) {
 	t.Helper()
 	var why string
@@ -315,7 +315,7 @@ func TestFileOfARepositoryThatHangs(t *testing.T) {
 	go func() { s.Close(); close(closed) }()
 	select {
 	case <-closed:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("Close waits for the file of a repository")
 	}
 }

@@ -11,7 +11,16 @@ import (
 // TestOnlyListsMayTakeLong: an answer that begins late is given up, but for requests that may take
 // long.
 func TestOnlyListsMayTakeLong(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(500 * time.Millisecond) }))
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/late" {
+			select { // until the client has left
+			case <-r.Context().Done():
+			case <-time.After(time.Minute):
+			}
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}))
 	defer srv.Close()
 	base, err := url.Parse(srv.URL)
 	if err != nil {
@@ -23,7 +32,11 @@ func TestOnlyListsMayTakeLong(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp, err := transport.RoundTrip(req); err == nil {
+	late, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+"/late", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := transport.RoundTrip(late); err == nil {
 		resp.Body.Close()
 		t.Error("a late answer is waited for")
 	}

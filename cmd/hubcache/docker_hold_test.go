@@ -188,7 +188,11 @@ func TestKilledHoldEndsItsCommand(t *testing.T) {
 // TestKilledGuardLeavesTheHold: without its guard, the hold still has the lock.
 func TestKilledGuardLeavesTheHold(t *testing.T) {
 	holds, pidFile := newHolds(t), filepath.Join(t.TempDir(), "pid")
-	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; sleep 0.5")
+	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; read line; exit 0")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	start(t, cmd, pidFile)
 	out, err := exec.Command("pgrep", "-P", strconv.Itoa(cmd.Process.Pid), "-f", dockerhost.GuardCommand).Output()
 	if err != nil {
@@ -201,6 +205,7 @@ func TestKilledGuardLeavesTheHold(t *testing.T) {
 	if !held(t, holds) {
 		t.Error("the hold ended with its guard")
 	}
+	stdin.Close()
 	if code := exitCodeOf(t, cmd.Wait()); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -267,13 +272,18 @@ func TestHoldStartsAfterMaxWait(t *testing.T) {
 	eventually(t, "the gate closes", func() bool {
 		return exec.Command("flock", "--shared", "--nonblock", filepath.Join(holds.Dir, "gate"), "true").Run() != nil
 	})
-	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; sleep 0.5")
+	cmd := hold(t, holds, "sh", "-c", "echo $$ > "+pidFile+"; read line; exit 0")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	began := time.Now()
 	start(t, cmd, pidFile)
 	if waited := time.Since(began); waited < 300*time.Millisecond {
 		t.Errorf("it waited %v only", waited)
 	}
 	eventually(t, "the hold comes into force", func() bool { return held(t, holds) })
+	stdin.Close()
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}

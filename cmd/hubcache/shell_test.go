@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -87,12 +88,31 @@ func (s *shell) expectJob(state string) {
 	s.t.Fatalf("the shell never had a job that is %q:\n%s", state, s.text())
 }
 
-// foreground types fg and waits until the command should have the terminal.
+// shellPID finds what foreground has the shell say: the typed line has no digits there.
+var shellPID = regexp.MustCompile(`shell=([0-9]+)\.`)
+
+// foreground types fg and waits until another process group than the shell's has the terminal.
 func (s *shell) foreground() {
 	s.t.Helper()
+	s.send("echo shell=$$.\n")
+	var pid string
+	eventually(s.t, "the shell says its process ID", func() bool {
+		said := shellPID.FindStringSubmatch(s.text())
+		if said != nil {
+			pid = said[1]
+		}
+		return said != nil
+	})
 	s.send("fg\n")
-	s.expect("fg")
-	time.Sleep(500 * time.Millisecond)
+	eventually(s.t, "the command has the terminal", func() bool {
+		stat, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		group, terminal := strings.Fields(rest)[2], strings.Fields(rest)[5]
+		return group == pid && terminal != group
+	})
 }
 
 // text returns all that the terminal has shown.

@@ -104,7 +104,7 @@ func startDaemon(t *testing.T, config string, o daemonOptions) *fakeDaemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.cmd.Process.Kill(); _ = d.cmd.Wait() })
-	for range 500 {
+	for range 6000 {
 		if conn, err := net.Dial("unix", o.Socket); err == nil {
 			conn.Close()
 			return d

@@ -497,7 +497,7 @@ func TestDaemonBehindSystemd(t *testing.T) {
 	root := t.TempDir()
 	d := startDaemon(t, fmt.Sprintf(`{"data-root": %q}`, root), daemonOptions{Parent: "systemd", Info: system.Info{DockerRootDir: root}})
 	pidFile := filepath.Join(d.dir, "pid")
-	for range 500 {
+	for range 6000 {
 		if contentOf(t, pidFile) != "" {
 			break
 		}

@@ -285,7 +285,7 @@ func (c *client) reads(n int64) {
 // ends waits for the connection to end, and fails if what was on its way comes to its end.
 func (c *client) ends() {
 	c.t.Helper()
-	c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	var err error
 	if c.resp == nil || c.resp.Body == nil || c.resp.ContentLength == 0 {
 		if _, err = c.http.Get(c.base + "/"); err == nil {
